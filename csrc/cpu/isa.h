@@ -1,0 +1,42 @@
+#pragma once
+
+#include "dtype.h"
+
+namespace pyromancy {
+
+enum class Isa : int { baseline, avx2, avx512 };
+
+// The instruction set that every kernel of this process uses: the best one that was compiled in
+// and that the processor has, or a lower one that ATEN_CPU_CAPABILITY asks for.
+Isa isa();
+
+// Its name in ATen's vocabulary: "default", "avx2" or "avx512".
+const char* isa_name();
+
+} // namespace pyromancy
+
+// A kernel table holds one entry per dtype and exists once per instruction set, in a namespace
+// named after it. DECLARE goes into the header that the kernels share with their host functions,
+// SELECT into host functions only.
+#ifdef PYROMANCY_X86_ISAS
+#define PYROMANCY_DECLARE_KERNELS(Table, name)                                                     \
+  namespace baseline {                                                                             \
+  extern const Table name[kDTypes];                                                                \
+  }                                                                                                \
+  namespace avx2 {                                                                                 \
+  extern const Table name[kDTypes];                                                                \
+  }                                                                                                \
+  namespace avx512 {                                                                               \
+  extern const Table name[kDTypes];                                                                \
+  }
+#define PYROMANCY_SELECT_KERNELS(name, dtype)                                                      \
+  ((isa() == Isa::avx512 ? avx512::name                                                            \
+    : isa() == Isa::avx2 ? avx2::name                                                              \
+                         : baseline::name)[static_cast<int>(dtype)])
+#else
+#define PYROMANCY_DECLARE_KERNELS(Table, name)                                                     \
+  namespace baseline {                                                                             \
+  extern const Table name[kDTypes];                                                                \
+  }
+#define PYROMANCY_SELECT_KERNELS(name, dtype) (baseline::name[static_cast<int>(dtype)])
+#endif

@@ -1,0 +1,27 @@
+"""Predictive coding networks trained by expectation-maximization."""
+
+from . import backends, functional, nodes
+from .registration import (
+    eparameters,
+    get_estep_params,
+    get_mstep_params,
+    get_named_estep_params,
+    get_named_mstep_params,
+    mparameters,
+)
+from .shape import Shape
+from .version import __version__
+
+__all__ = [
+    "Shape",
+    "__version__",
+    "backends",
+    "eparameters",
+    "functional",
+    "get_estep_params",
+    "get_mstep_params",
+    "get_named_estep_params",
+    "get_named_mstep_params",
+    "mparameters",
+    "nodes",
+]

@@ -1,0 +1,301 @@
+"""The mathematics of Gaussian nodes as functions: checked, broadcast, differentiable.
+
+With a state z, a prediction mu and a covariance Sigma, a node's energy is the Gaussian negative log-density
+without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq. 13):
+
+    F = 1/2 [ (z - mu)^T Sigma^-1 (z - mu) + log|Sigma| ]     per sample
+
+Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
+and NaN or infinity, which propagate. Under `torch.func` transforms the eager reference runs, which they can see
+through; everywhere else the fused operators of ``torch.ops.pyromancy`` do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .ops import autograd, reference
+
+__all__ = [
+    "cholesky_factor",
+    "estep_",
+    "gaussian_energy",
+    "gaussian_error",
+    "multivariate_energy",
+    "multivariate_error",
+]
+
+_FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_transforming = torch._C._are_functorch_transforms_active
+_GaussianEnergy = super(autograd.Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
+_GaussianError = super(autograd.Function, autograd.GaussianError).apply
+_CholeskyFactor = super(autograd.Function, autograd.CholeskyFactor).apply
+_MultivariateEnergy = super(autograd.Function, autograd.MultivariateEnergy).apply
+_MultivariateError = super(autograd.Function, autograd.MultivariateError).apply
+
+
+def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -> Tensor:
+    """Energy of a Gaussian node with independent components, one number per sample.
+
+    Computes ``1/2 sum_i [ (value_i - pred_i)^2 / exp(logvar_i) + logvar_i ]`` over all node positions i; a
+    log-variance that several positions share counts at each of them.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: predictions, of the same shape or broadcasting with it.
+        logvar: log-variances, broadcasting against the node dimensions; None is unit variance.
+
+    Returns:
+        Energies in nats, ``[B]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    value, pred, logvar = _operands(value, pred, logvar)
+    if torch.compiler.is_compiling():
+        return ops.gaussian_energy(value, pred, logvar)
+    if _transforming():
+        return reference.gaussian_energy(value, pred, logvar)
+    return _GaussianEnergy(value, pred, logvar)
+
+
+def gaussian_error(
+    value: Tensor, pred: Tensor, logvar: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """Precision-weighted prediction error ``(value - pred) / exp(logvar)``: the gradient of the energy for `value`.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: predictions, of the same shape or broadcasting with it.
+        logvar: log-variances, broadcasting against the node dimensions; None is unit variance.
+        weight: one factor per sample, ``[B]``; None is 1.
+
+    Returns:
+        Errors, ``[B, *node]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    value, pred, logvar = _operands(value, pred, logvar)
+    if weight is not None:
+        if weight.shape != value.shape[:1]:
+            raise ValueError(f"weight must have shape ({value.shape[0]},), got {tuple(weight.shape)}")
+        weight = weight.to(value.dtype)
+    if torch.compiler.is_compiling():
+        return ops.gaussian_error(value, pred, logvar, weight)
+    if _transforming():
+        return reference.gaussian_error(value, pred, logvar, weight)
+    return _GaussianError(value, pred, logvar, weight)
+
+
+def cholesky_factor(logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = None) -> Tensor:
+    """Cholesky factor ``L = tril(offtril, -1) + diag(exp(logdiag))`` of the covariance ``L L^T``.
+
+    Args:
+        logdiag: logarithm of the diagonal, ``[n]``.
+        offtril: its strict lower triangle is used, ``[n, n]``; the rest may hold anything.
+        known: the factor of these very parameters where the caller has it: only the gradient is then set up.
+
+    Returns:
+        ``L``, ``[n, n]``, zero above the diagonal.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not fit.
+    """
+    _check_floating(logdiag=logdiag, offtril=offtril)
+    n = logdiag.shape[0] if logdiag.dim() == 1 else -1
+    if tuple(offtril.shape) != (n, n):
+        raise ValueError(
+            "logdiag must have shape (n,) and offtril (n, n), "
+            f"got {tuple(logdiag.shape)} and {tuple(offtril.shape)}"
+        )
+    if logdiag.dtype != offtril.dtype:
+        dtype = torch.promote_types(logdiag.dtype, offtril.dtype)
+        logdiag, offtril = logdiag.to(dtype), offtril.to(dtype)
+    if torch.compiler.is_compiling():
+        return ops.cholesky_factor(logdiag, offtril)
+    if _transforming():
+        return reference.cholesky_factor(logdiag, offtril)
+    return _CholeskyFactor(logdiag, offtril, known)
+
+
+def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
+    """Energy of a Gaussian node with a full covariance ``Sigma = L L^T``, one number per sample.
+
+    With ``u = L^-1 (value - pred)``, from one triangular solve, computes ``1/2 |u|^2 + sum_i log L_ii`` at every
+    position and sums over positions. Relative error of u: about n eps cond(L), as for any triangular solve.
+
+    Args:
+        value: states, ``[B, *positions, n]``; all positions share the covariance.
+        pred: predictions, of the same shape or broadcasting with it.
+        factor: the lower triangular ``L``, ``[n, n]``, as `cholesky_factor` makes it.
+
+    Returns:
+        Energies in nats, ``[B]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not fit, or devices differ.
+    """
+    value, pred, factor, _ = _multivariate_operands(value, pred, factor)
+    if torch.compiler.is_compiling():
+        return ops.multivariate_energy(value, pred, factor)[0]
+    if _transforming():
+        return reference.multivariate_energy(value, pred, factor)[0]
+    return _MultivariateEnergy(value, pred, factor)[0]
+
+
+def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
+    """Precision-weighted prediction error ``(L L^T)^-1 (value - pred)``, by two triangular solves.
+
+    Args:
+        value: states, ``[B, *positions, n]``; all positions share the covariance.
+        pred: predictions, of the same shape or broadcasting with it.
+        factor: the lower triangular ``L``, ``[n, n]``.
+
+    Returns:
+        Errors, of the shape of `value`.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not fit, or devices differ.
+    """
+    value, pred, factor, shape = _multivariate_operands(value, pred, factor)
+    if torch.compiler.is_compiling():
+        error = ops.multivariate_error(value, pred, factor)
+    elif _transforming():
+        error = reference.multivariate_error(value, pred, factor)
+    else:
+        error = _MultivariateError(value, pred, factor)
+    return error.reshape(shape)
+
+
+@torch.no_grad()
+def estep_(
+    value: Tensor,
+    error: Tensor,
+    feedback: Tensor | None = None,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    buffer: Tensor | None = None,
+) -> Tensor:
+    """One E-step in place: ``value <- value - lr (error - feedback)``.
+
+    `error` is the node's own precision-weighted error, `feedback` what the errors of the nodes it predicts send
+    back; their difference is the gradient of the free energy. With `buffer` the step has the momentum of
+    `torch.optim.SGD`: ``buffer <- momentum buffer + (1 - dampening) g``, and the step is along `buffer`, or with
+    `nesterov` along ``g + momentum buffer``.
+
+    Args:
+        value: states, ``[B, *node]``; overwritten.
+        error: errors, of the same shape.
+        feedback: of the same shape; None is zero.
+        lr: E-step rate.
+        momentum: momentum factor; needs `buffer` where it is not 0.
+        dampening: dampening of the momentum.
+        nesterov: Nesterov's variant.
+        buffer: velocity, of the same shape; overwritten. Start it as the first gradient, or as zeros.
+
+    Returns:
+        `value`.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes, dtypes or devices differ, or `momentum` comes without a `buffer`.
+    """
+    _check_floating(value=value, error=error, feedback=feedback, buffer=buffer)
+    for name, t in (("error", error), ("feedback", feedback), ("buffer", buffer)):
+        if t is not None and (t.shape != value.shape or t.dtype != value.dtype or t.device != value.device):
+            raise ValueError(f"{name} must be like value, {_describe(value)}, got {_describe(t)}")
+    if buffer is None:
+        if momentum:
+            raise ValueError(f"momentum={momentum} needs buffer, a tensor like value that keeps the velocity")
+        ops.estep_(value, error, feedback, lr)
+    else:
+        ops.estep_momentum_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
+    # operators defined through torch.library leave the version counters alone; autograd must see the change
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version((value,) if buffer is None else (value, buffer))
+    return value
+
+
+def _describe(t: Tensor) -> str:
+    return f"{tuple(t.shape)} {t.dtype} on {t.device}"
+
+
+def _check_floating(**tensors: Tensor | None) -> None:
+    for name, t in tensors.items():
+        if t is not None and t.dtype not in _FLOATING:
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def _operands(value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Broadcast to one shape and promote to one dtype, as ``(value - pred) / exp(logvar)`` would."""
+    if value.shape != pred.shape:
+        value, pred = _broadcast(value, pred)
+    elif value.dim() == 0:
+        raise ValueError("value must have a batch dimension, got shape ()")
+    dtype = value.dtype
+    if pred.dtype != dtype or dtype not in _FLOATING or (logvar is not None and logvar.dtype != dtype):
+        _check_floating(value=value, pred=pred, logvar=logvar)
+        dtype = torch.promote_types(dtype, pred.dtype)
+        if logvar is not None and logvar.dim() > 0:
+            dtype = torch.promote_types(dtype, logvar.dtype)
+        value, pred = value.to(dtype), pred.to(dtype)
+        logvar = None if logvar is None else logvar.to(dtype)
+    if pred.device != value.device or (logvar is not None and logvar.device != value.device):
+        others = pred.device if logvar is None else f"{pred.device} and {logvar.device}"
+        raise ValueError(f"pred and logvar must be on the device of value, {value.device}, got {others}")
+    if logvar is not None and (n := logvar.dim()) > 0:
+        node = value.shape[1:]
+        if n > len(node) or any(a not in (1, b) for a, b in zip(reversed(logvar.shape), reversed(node))):
+            raise ValueError(
+                f"logvar must broadcast against the node dimensions {tuple(node)}, got shape {tuple(logvar.shape)}"
+            )
+        if n < len(node):
+            logvar = logvar.reshape(*[1] * (len(node) - n), *logvar.shape)
+    return value, pred, logvar
+
+
+def _broadcast(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        value, pred = torch.broadcast_tensors(value, pred)
+    except RuntimeError as error:
+        raise ValueError(
+            f"pred must broadcast with value, of shape {tuple(value.shape)}, got shape {tuple(pred.shape)}"
+        ) from error
+    return value, pred
+
+
+def _multivariate_operands(
+    value: Tensor, pred: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+    """The operands as [B, P, n], and the shape to give an error back in."""
+    if value.shape != pred.shape:
+        value, pred = _broadcast(value, pred)
+    shape = value.shape
+    if len(shape) < 2 or tuple(factor.shape) != (shape[-1], shape[-1]):
+        raise ValueError(
+            f"value must have shape (B, *positions, n) and factor (n, n), got {tuple(shape)} and {tuple(factor.shape)}"
+        )
+    _check_floating(value=value, pred=pred, factor=factor)
+    if not value.device == pred.device == factor.device:
+        raise ValueError(
+            f"pred and factor must be on the device of value, {value.device}, got {pred.device} and {factor.device}"
+        )
+    dtype = torch.promote_types(torch.promote_types(value.dtype, pred.dtype), factor.dtype)
+    if not value.dtype == pred.dtype == factor.dtype:
+        value, pred, factor = value.to(dtype), pred.to(dtype), factor.to(dtype)
+    if len(shape) != 3:
+        positions = shape[1:-1].numel()  # a view wherever the strides allow one
+        value = value.reshape(shape[0], positions, shape[-1])
+        pred = pred.reshape(shape[0], positions, shape[-1])
+    return value, pred, factor, shape

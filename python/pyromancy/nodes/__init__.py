@@ -1,0 +1,25 @@
+"""Nodes of predictive coding networks."""
+
+from .base import Node, PredictiveNode, VariationalNode
+from .gaussian import (
+    AbstractGaussianNode,
+    FactorizedGaussianNode,
+    IsotropicGaussianNode,
+    MultivariateGaussianNode,
+    StandardGaussianNode,
+)
+from .special import BiasNode, FixedNode, FloatNode
+
+__all__ = [
+    "AbstractGaussianNode",
+    "BiasNode",
+    "FactorizedGaussianNode",
+    "FixedNode",
+    "FloatNode",
+    "IsotropicGaussianNode",
+    "MultivariateGaussianNode",
+    "Node",
+    "PredictiveNode",
+    "StandardGaussianNode",
+    "VariationalNode",
+]

@@ -1,0 +1,168 @@
+"""Base classes of nodes.
+
+A folder and not ``base.py``: where `pyromancy-ai` is installed over this package its files replace those of the same
+name, and Python still finds a folder first, so that the warning below is given in that case too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ...distributions import warn_if_shadowed
+from ...registration import eparameters, mparameters
+from ...shape import Shape
+
+__all__ = ["Node", "PredictiveNode", "StateNode", "VariationalNode"]
+
+warn_if_shadowed()
+
+
+@eparameters()
+@mparameters()
+class Node(nn.Module, ABC):
+    """Base class of nodes.
+
+    Args:
+        *shape: dimensions of the node without the batch dimension, which is prepended as a placeholder; each a
+            positive int, or None for a placeholder along which parameters are shared.
+    """
+
+    _shape: Shape
+
+    def __init__(self, *shape: int | None) -> None:
+        super().__init__()
+        self._shape = Shape(None, *shape)
+
+    @property
+    def shapeobj(self) -> Shape:
+        """Shape of the state, batch dimension included."""
+        return self._shape
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Dimensions of the node, placeholders being None."""
+        return self._shape.rshape[1:]
+
+    @property
+    def bshape(self) -> tuple[int, ...]:
+        """Dimensions of the node with 1 for each placeholder: the shape of parameters that broadcast."""
+        return self._shape.bshape[1:]
+
+    @property
+    def size(self) -> int:
+        """Product of the concrete dimensions."""
+        return self._shape.size
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the state of the last batch."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, **kwargs: Any) -> Tensor:
+        """The node's value, given its prediction."""
+
+
+class StateNode(Node):
+    """A node with a state: one row per sample, set by `init` for every batch and not saved with the model."""
+
+    value: Tensor
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Drop the state and the gradients of the node's parameters."""
+        self.zero_grad()
+        self.value.data = self.value.new_empty(0)
+
+    @torch.no_grad()
+    def init(self, value: Tensor) -> Any:
+        """Set the state, in the node's dtype and on its device, and clear its gradient.
+
+        Args:
+            value: ``[B, *node]``; copied.
+
+        Returns:
+            The state.
+
+        Raises:
+            TypeError: `value` is not a tensor.
+            ValueError: the shape does not fit the node, or the batch is empty.
+        """
+        if not isinstance(value, Tensor):
+            raise TypeError(f"value must be a tensor, got {type(value).__name__}")
+        if not self._shape.compat(*value.shape):
+            raise ValueError(f"value must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
+        state = self.value
+        state.grad = None
+        state.data = value.to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
+        torch.autograd.graph.increment_version(state)  # assigning `data` does not; graphs over the old state are void
+        return state
+
+    def forward(self, inputs: Tensor, **kwargs: Any) -> Tensor:
+        """In training mode, set the state to `inputs` and return it; in evaluation mode, return `inputs`."""
+        return self.init(inputs) if self.training else inputs
+
+    def _state(self, method: str) -> Tensor:
+        """The state, for `method` to use."""
+        value = self.value
+        if value.numel() == 0:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"{name}.{method}() needs a state and there is none: call {name}.init(value) first, "
+                "or the node itself in training mode"
+            )
+        return value
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}value", None)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        key = f"{prefix}value"
+        state_dict.pop(key, None)  # checkpoints of pyromancy-ai hold the states of their last batch
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in missing_keys:
+            missing_keys.remove(key)
+
+
+@eparameters("value")
+class PredictiveNode(StateNode):
+    """Base class of nodes whose state is predicted by others.
+
+    Attributes:
+        value: the state, ``[B, *node]``, an E-step parameter; empty before `init`.
+    """
+
+    value: nn.Parameter
+
+    def __init__(self, *shape: int | None) -> None:
+        super().__init__(*shape)
+        self.value = nn.Parameter(torch.empty(0))
+
+    def init(self, value: Tensor) -> nn.Parameter:  # noqa: D102 (as in StateNode; here the state is a parameter)
+        return super().init(value)
+
+    @abstractmethod
+    def error(self, pred: Tensor) -> Tensor:
+        """Precision-weighted error of a prediction, of the shape of the state."""
+
+    @abstractmethod
+    def energy(self, pred: Tensor) -> Tensor:
+        """Free energy of a prediction, one value per sample: ``[B]``."""
+
+
+class VariationalNode(PredictiveNode):
+    """Base class of nodes that model a distribution around their prediction."""
+
+    @abstractmethod
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A sample of the node's distribution around `value`."""

@@ -1,0 +1,30 @@
+"""The ``torch.ops.pyromancy`` operators: schemas, the eager reference, gradients, and native kernels where built."""
+
+from __future__ import annotations
+
+import torch
+
+from . import autograd, reference, schema
+from .. import native  # adds the compiled kernels to the operators that `schema` defined
+
+gaussian_energy = torch.ops.pyromancy.gaussian_energy.default
+gaussian_error = torch.ops.pyromancy.gaussian_error.default
+cholesky_factor = torch.ops.pyromancy.cholesky_factor.default
+multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
+multivariate_error = torch.ops.pyromancy.multivariate_error.default
+estep_ = torch.ops.pyromancy.estep_.default
+estep_momentum_ = torch.ops.pyromancy.estep_momentum_.default
+
+__all__ = [
+    "autograd",
+    "cholesky_factor",
+    "estep_",
+    "estep_momentum_",
+    "gaussian_energy",
+    "gaussian_error",
+    "multivariate_energy",
+    "multivariate_error",
+    "native",
+    "reference",
+    "schema",
+]

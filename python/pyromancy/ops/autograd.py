@@ -1,0 +1,193 @@
+"""Gradients of the operators, one boundary each.
+
+The same backward serves two ways in. `torch.ops.pyromancy.*` is differentiable through the dispatcher, which
+is also what `torch.compile` traces. `functional` takes the `torch.autograd.Function` below directly: half the
+overhead per call. A backward that is itself differentiated (``create_graph=True``) runs the reference formula.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import reference
+from .schema import NAMESPACE, library
+
+_ops = torch.ops.pyromancy
+_energy = _ops.gaussian_energy.default
+_energy_backward = _ops.gaussian_energy_backward.default
+_energy_backward_logvar = _ops.gaussian_energy_backward_logvar.default
+_error = _ops.gaussian_error.default
+_factor = _ops.cholesky_factor.default
+_factor_backward = _ops.cholesky_factor_backward.default
+_multivariate_energy = _ops.multivariate_energy.default
+_multivariate_energy_backward = _ops.multivariate_energy_backward.default
+_multivariate_energy_backward_factor = _ops.multivariate_energy_backward_factor.default
+_multivariate_error = _ops.multivariate_error.default
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def _runs(ctx: Any, index: int) -> bool:
+    """Whether this backward pass wants the gradient of input `index`.
+
+    ``needs_input_grad`` only says that the input requires one. `backward(inputs=...)` of an E-step leaves most
+    of them out, the covariance's among them, and computing those would cost as much as the E-step itself.
+    """
+    if not ctx.needs_input_grad[index]:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(ctx.next_functions[index][0])
+    except (AttributeError, RuntimeError, TypeError):  # not told while tracing, nor for a leaf in autograd.grad
+        return True
+
+
+class GaussianEnergy(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(value, pred, logvar)
+        with below_autograd():
+            return _energy(value, pred, logvar)
+
+    @staticmethod
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        value, pred, logvar = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            if logvar is not None and ctx.needs_input_grad[2]:
+                return reference.gaussian_energy_backward_logvar(grad, value, pred, logvar)
+            return *reference.gaussian_energy_backward(grad, value, pred, logvar), None
+        if logvar is not None and _runs(ctx, 2):
+            return _energy_backward_logvar(grad, value, pred, logvar)
+        for_value, for_pred = _runs(ctx, 0), _runs(ctx, 1)
+        if for_value and for_pred:
+            return *_energy_backward(grad, value, pred, logvar), None
+        if for_value:
+            return _error(value, pred, logvar, grad), None, None
+        if for_pred:  # the gradient for pred is the error with the two exchanged
+            return None, _error(pred, value, logvar, grad), None
+        return None, None, None
+
+
+class GaussianError(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(value, pred, logvar, weight)
+        with below_autograd():
+            return _error(value, pred, logvar, weight)
+
+    @staticmethod
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # linear in value and pred; made of differentiable operations, so it needs no second path
+        value, pred, logvar, weight = ctx.saved_tensors
+        grad_value = reference.gaussian_error(grad, torch.zeros_like(grad), logvar, weight)
+        grad_logvar = grad_weight = None
+        if logvar is not None and ctx.needs_input_grad[2]:
+            slope = -grad * reference.gaussian_error(value, pred, logvar, weight)
+            grad_logvar = slope.sum(0).sum_to_size(logvar.shape)
+        if weight is not None and ctx.needs_input_grad[3]:
+            grad_weight = reference._per_sample(grad * reference.gaussian_error(value, pred, logvar, None))
+        return grad_value, -grad_value, grad_logvar, grad_weight
+
+
+class CholeskyFactor(Function):
+    @staticmethod
+    def forward(ctx: Any, logdiag: Tensor, offtril: Tensor, known: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """`known`, where given, is the factor of these very parameters, computed before."""
+        if known is None:
+            with below_autograd():
+                known = _factor(logdiag, offtril)
+        else:
+            known = known.detach()  # an output may not be one of the inputs
+        ctx.save_for_backward(logdiag, offtril, known)
+        return known
+
+    @staticmethod
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logdiag, _, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            gradients = grad.diagonal() * logdiag.exp(), grad.tril(-1)
+        else:
+            gradients = _factor_backward(grad, factor)
+        return (*gradients, None)[: len(ctx.needs_input_grad)]
+
+
+class MultivariateEnergy(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        with below_autograd():
+            energy, whitened = _multivariate_energy(value, pred, factor)
+        MultivariateEnergy.setup(ctx, (value, pred, factor), (energy, whitened))
+        return energy, whitened
+
+    @staticmethod
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        value, pred, factor, whitened = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            whitened = reference._whiten(value - pred, factor)
+            gradients = reference.multivariate_energy_backward(grad, whitened, factor)
+            return *gradients, reference.multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
+        gradients = _multivariate_energy_backward(grad, whitened, factor)
+        if not _runs(ctx, 2):
+            return *gradients, None
+        return *gradients, _multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
+
+
+class MultivariateError(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(value, pred, factor)
+        with below_autograd():
+            return _multivariate_error(value, pred, factor)
+
+    @staticmethod
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # e = (L L^T)^-1 d: with h = (L L^T)^-1 grad, dL receives -(h (L^T e)^T + e (L^T h)^T)
+        value, pred, factor = ctx.saved_tensors
+        n = factor.shape[0]
+        h = reference.multivariate_error(grad, torch.zeros_like(grad), factor)
+        grad_factor = None
+        if ctx.needs_input_grad[2]:
+            e_rows = reference.multivariate_error(value, pred, factor).reshape(-1, n)
+            h_rows = h.reshape(-1, n)
+            grad_factor = -(h_rows.mT @ (e_rows @ factor) + e_rows.mT @ (h_rows @ factor)).tril()
+        return h, -h, grad_factor
+
+
+_DIFFERENTIABLE: dict[str, Any] = {
+    "gaussian_energy": GaussianEnergy,
+    "gaussian_error": GaussianError,
+    "cholesky_factor": CholeskyFactor,
+    "multivariate_energy": MultivariateEnergy,
+    "multivariate_error": MultivariateError,
+}
+
+for _name, _function in _DIFFERENTIABLE.items():
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{_name}", _function.backward, setup_context=_function.setup, lib=library
+    )
