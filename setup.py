@@ -109,7 +109,7 @@ class NinjaBuild(build_ext):
                     lines.append(f"  isa = {ninja_quote([f'-DPYROMANCY_ISA={isa}', *ISAS[isa]])}")
                 objects.append(ninja_path(obj))
         lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")
-        lines.append(f"  libs = {ninja_quote([f'-L{torch / "lib"}', '-ltorch_cpu'])}")
+        lines.append(f"  libs = {ninja_quote([f'-L{torch}/lib', '-ltorch_cpu'])}")
         (folder / "build.ninja").write_text("\n".join(lines) + "\n")
 
         jobs = os.environ.get("MAX_JOBS")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from . import ops
 from .ops import autograd, reference
@@ -29,11 +30,11 @@ __all__ = [
 
 _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _transforming = torch._C._are_functorch_transforms_active
-_GaussianEnergy = super(autograd.Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
-_GaussianError = super(autograd.Function, autograd.GaussianError).apply
-_CholeskyFactor = super(autograd.Function, autograd.CholeskyFactor).apply
-_MultivariateEnergy = super(autograd.Function, autograd.MultivariateEnergy).apply
-_MultivariateError = super(autograd.Function, autograd.MultivariateError).apply
+_GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
+_GaussianError = super(Function, autograd.GaussianError).apply
+_CholeskyFactor = super(Function, autograd.CholeskyFactor).apply
+_MultivariateEnergy = super(Function, autograd.MultivariateEnergy).apply
+_MultivariateError = super(Function, autograd.MultivariateError).apply
 
 
 def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -> Tensor:
@@ -62,9 +63,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     return _GaussianEnergy(value, pred, logvar)
 
 
-def gaussian_error(
-    value: Tensor, pred: Tensor, logvar: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
+def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
     """Precision-weighted prediction error ``(value - pred) / exp(logvar)``: the gradient of the energy for `value`.
 
     Args:
@@ -111,8 +110,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = 
     n = logdiag.shape[0] if logdiag.dim() == 1 else -1
     if tuple(offtril.shape) != (n, n):
         raise ValueError(
-            "logdiag must have shape (n,) and offtril (n, n), "
-            f"got {tuple(logdiag.shape)} and {tuple(offtril.shape)}"
+            f"logdiag must have shape (n,) and offtril (n, n), got {tuple(logdiag.shape)} and {tuple(offtril.shape)}"
         )
     if logdiag.dtype != offtril.dtype:
         dtype = torch.promote_types(logdiag.dtype, offtril.dtype)
@@ -256,7 +254,7 @@ def _operands(value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tenso
         raise ValueError(f"pred and logvar must be on the device of value, {value.device}, got {others}")
     if logvar is not None and (n := logvar.dim()) > 0:
         node = value.shape[1:]
-        if n > len(node) or any(a not in (1, b) for a, b in zip(reversed(logvar.shape), reversed(node))):
+        if n > len(node) or any(a not in (1, b) for a, b in zip(reversed(logvar.shape), reversed(node), strict=False)):
             raise ValueError(
                 f"logvar must broadcast against the node dimensions {tuple(node)}, got shape {tuple(logvar.shape)}"
             )
@@ -275,9 +273,7 @@ def _broadcast(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
     return value, pred
 
 
-def _multivariate_operands(
-    value: Tensor, pred: Tensor, factor: Tensor
-) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+def _multivariate_operands(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
     """The operands as [B, P, n], and the shape to give an error back in."""
     if value.shape != pred.shape:
         value, pred = _broadcast(value, pred)

@@ -178,7 +178,9 @@ def _select(
             raise TypeError(f"exclude must hold parameters and modules, got {type(item).__name__}")
 
     def matching() -> Iterator[tuple[str, nn.Parameter]]:
-        modules = module.named_modules(prefix=prefix, remove_duplicate=remove_duplicate) if recurse else [(prefix, module)]
+        modules = (
+            module.named_modules(prefix=prefix, remove_duplicate=remove_duplicate) if recurse else [(prefix, module)]
+        )
         for path, m in modules:
             mine, others = _declared(type(m), kind), _declared(type(m), other)
             _warn_of_missing(m, kind, mine)

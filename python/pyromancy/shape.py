@@ -58,7 +58,7 @@ class Shape:
     def __getitem__(self, index: int) -> int | None: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[int | None, ...]: ...
-    def __getitem__(self, index: int | slice) -> int | None | tuple[int | None, ...]:
+    def __getitem__(self, index: int | slice) -> int | tuple[int | None, ...] | None:
         return self._raw[index]
 
     @property

@@ -142,7 +142,7 @@ class IsotropicGaussianNode(AbstractGaussianNode):
 
     @property
     def covariance(self) -> Tensor:
-        """The variance times the identity, ``[size, size]``; set it from a scalar, or the mean of a vector or diagonal."""
+        """The variance times the identity, ``[size, size]``; set from a scalar, or the mean of a vector or diagonal."""
         return self.logvar.exp() * torch.eye(self.size, dtype=self.logvar.dtype, device=self.logvar.device)
 
     @covariance.setter
@@ -186,7 +186,7 @@ class FactorizedGaussianNode(AbstractGaussianNode):
 
     @property
     def covariance(self) -> Tensor:
-        """The diagonal covariance, ``[size, size]``; set it from a scalar, a vector of variances or a matrix's diagonal."""
+        """The diagonal covariance, ``[size, size]``; set from a scalar, a vector or a matrix's diagonal."""
         return torch.diag(self.logvar.exp())
 
     @covariance.setter

@@ -40,7 +40,7 @@ class BiasNode(Node):
         return self.bias - pred
 
     def forward(self, inputs: Tensor, **kwargs: Any) -> Tensor:
-        """The bias expanded to the shape of `inputs`, ``[B, *node]``, whose contents, dtype and device do not matter."""
+        """The bias expanded to the shape of `inputs`, ``[B, *node]``; nothing else of `inputs` matters."""
         return self.bias.unsqueeze(0).expand_as(inputs)
 
 

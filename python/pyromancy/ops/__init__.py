@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from . import autograd, reference, schema
 from .. import native  # adds the compiled kernels to the operators that `schema` defined
+from . import autograd, reference, schema
 
 gaussian_energy = torch.ops.pyromancy.gaussian_energy.default
 gaussian_error = torch.ops.pyromancy.gaussian_error.default

@@ -47,7 +47,7 @@ def _runs(ctx: Any, index: int) -> bool:
 
 class GaussianEnergy(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
         ctx.save_for_backward(value, pred, logvar)
         with below_autograd():
             return _energy(value, pred, logvar)
@@ -57,7 +57,7 @@ class GaussianEnergy(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, pred, logvar = ctx.saved_tensors
         if torch.is_grad_enabled():
             if logvar is not None and ctx.needs_input_grad[2]:
@@ -77,9 +77,7 @@ class GaussianEnergy(Function):
 
 class GaussianError(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
         ctx.save_for_backward(value, pred, logvar, weight)
         with below_autograd():
             return _error(value, pred, logvar, weight)
@@ -89,7 +87,7 @@ class GaussianError(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # linear in value and pred; made of differentiable operations, so it needs no second path
         value, pred, logvar, weight = ctx.saved_tensors
         grad_value = reference.gaussian_error(grad, torch.zeros_like(grad), logvar, weight)
@@ -104,7 +102,7 @@ class GaussianError(Function):
 
 class CholeskyFactor(Function):
     @staticmethod
-    def forward(ctx: Any, logdiag: Tensor, offtril: Tensor, known: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, logdiag: Tensor, offtril: Tensor, known: Tensor | None = None) -> Tensor:
         """`known`, where given, is the factor of these very parameters, computed before."""
         if known is None:
             with below_autograd():
@@ -119,7 +117,7 @@ class CholeskyFactor(Function):
         ctx.save_for_backward(*inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logdiag, _, factor = ctx.saved_tensors
         if torch.is_grad_enabled():
             gradients = grad.diagonal() * logdiag.exp(), grad.tril(-1)
@@ -130,7 +128,7 @@ class CholeskyFactor(Function):
 
 class MultivariateEnergy(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         with below_autograd():
             energy, whitened = _multivariate_energy(value, pred, factor)
         MultivariateEnergy.setup(ctx, (value, pred, factor), (energy, whitened))
@@ -142,7 +140,7 @@ class MultivariateEnergy(Function):
         ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         value, pred, factor, whitened = ctx.saved_tensors
         if torch.is_grad_enabled():
             whitened = reference._whiten(value - pred, factor)
@@ -156,7 +154,7 @@ class MultivariateEnergy(Function):
 
 class MultivariateError(Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
         ctx.save_for_backward(value, pred, factor)
         with below_autograd():
             return _multivariate_error(value, pred, factor)
@@ -166,7 +164,7 @@ class MultivariateError(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # e = (L L^T)^-1 d: with h = (L L^T)^-1 grad, dL receives -(h (L^T e)^T + e (L^T h)^T)
         value, pred, factor = ctx.saved_tensors
         n = factor.shape[0]

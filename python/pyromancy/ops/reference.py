@@ -50,9 +50,7 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None, weight: T
     return error.to(value.dtype)
 
 
-def gaussian_energy_backward(
-    grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def gaussian_energy_backward(grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
     grad_value = gaussian_error(value, pred, logvar, grad)
     return grad_value, -grad_value
 
@@ -78,13 +76,13 @@ def cholesky_factor_backward(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tens
 
 
 def _whiten(residual: Tensor, factor: Tensor) -> Tensor:
-    """u = L^-1 d for rows d of [B, P, n]."""
+    """Give u = L^-1 d for rows d of [B, P, n]."""
     rows = residual.reshape(-1, residual.shape[-1])
     return torch.linalg.solve_triangular(factor, rows.mT, upper=False).mT.reshape(residual.shape)
 
 
 def _unwhiten(whitened: Tensor, factor: Tensor) -> Tensor:
-    """L^-T u for rows u of [B, P, n]."""
+    """Give L^-T u for rows u of [B, P, n]."""
     rows = whitened.reshape(-1, whitened.shape[-1])
     return torch.linalg.solve_triangular(factor.mT, rows.mT, upper=True).mT.reshape(whitened.shape)
 
@@ -102,9 +100,7 @@ def multivariate_energy_backward(grad: Tensor, whitened: Tensor, factor: Tensor)
     return grad_value, -grad_value
 
 
-def multivariate_energy_backward_factor(
-    grad: Tensor, whitened: Tensor, grad_value: Tensor, factor: Tensor
-) -> Tensor:
+def multivariate_energy_backward_factor(grad: Tensor, whitened: Tensor, grad_value: Tensor, factor: Tensor) -> Tensor:
     # dE = u^T du with du = -L^-1 dL u, so dE/dL = -(L^-T u) u^T, and log|L| adds 1/L_ii per position
     wide, n = _wide(factor), factor.shape[0]
     quadratic = _wide(grad_value).reshape(-1, n).mT @ _wide(whitened).reshape(-1, n)

@@ -203,6 +203,8 @@ def _check_estep(value: Tensor, lr: float, **others: Tensor | None) -> None:
         if t is not None:
             _check(
                 t.shape == value.shape,
-                lambda name=name, t=t: f"{name} must have the shape of value {tuple(value.shape)}, got {tuple(t.shape)}",
+                lambda name=name, t=t: (
+                    f"{name} must have the shape of value {tuple(value.shape)}, got {tuple(t.shape)}"
+                ),
             )
             _check(t.dtype == value.dtype, lambda name=name, t=t: f"{name} must be {value.dtype}, got {t.dtype}")

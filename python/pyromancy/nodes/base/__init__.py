@@ -127,9 +127,7 @@ class StateNode(Node):
     ) -> None:  # fmt: skip
         key = f"{prefix}value"
         state_dict.pop(key, None)  # checkpoints of pyromancy-ai hold the states of their last batch
-        super()._load_from_state_dict(
-            state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if key in missing_keys:
             missing_keys.remove(key)
 
