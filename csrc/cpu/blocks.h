@@ -75,8 +75,7 @@ template <class T>
 class Input {
 public:
   Input(const void* data, const Layout& layout, int operand)
-      : data_(static_cast<const T*>(data)), layout_(layout), operand_(layout.operand[operand]) {
-  }
+      : data_(static_cast<const T*>(data)), layout_(layout), operand_(layout.operand[operand]) {}
 
   const T* block(int64_t row, int64_t begin, int64_t count) {
     const T* base = data_ + row * operand_.row;
@@ -98,8 +97,7 @@ template <class T>
 class Output {
 public:
   Output(void* data, const Layout& layout, int operand)
-      : data_(static_cast<T*>(data)), layout_(layout), operand_(layout.operand[operand]) {
-  }
+      : data_(static_cast<T*>(data)), layout_(layout), operand_(layout.operand[operand]) {}
 
   T* block(int64_t row, int64_t begin) {
     return operand_.dense ? data_ + row * operand_.row + begin : packed_;

@@ -7,7 +7,7 @@
 namespace pyromancy {
 namespace {
 
-// Whether dim a must lie outside dim b, judged by the first operand that tells them apart.
+// Whether dim a must lie inside dim b, judged by the first operand that tells them apart.
 bool is_inner(int64_t a, int64_t b, std::initializer_list<const int64_t*> strides) {
   for (const int64_t* s : strides)
     if (s[a] != 0 && s[b] != 0 && s[a] != s[b])

@@ -8,7 +8,11 @@
 #include <utility>
 
 #if defined(__AVX2__)
+// GCC takes the deliberately undefined operands inside its own intrinsics for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "dtype.h"
@@ -45,10 +49,8 @@ inline To bit_cast(const From& from) {
 
 template <class C>
 inline Vec<C> splat(C x) {
-  Vec<C> v;
-  for (int i = 0; i < kLanes<C>; ++i)
-    v[i] = x;
-  return v;
+  return x -
+         Vec<C>{}; // folds to one broadcast; a loop over the lanes may become one insertion each
 }
 
 // Raw holds as many elements of storage type T as fit one compute vector.
@@ -117,8 +119,8 @@ inline Floats widen(float16, Halves v) {
   const Words special = magnitude | 0x7f800000;
   // A subnormal m * 2^-24 becomes the mantissa of 2^-14 (1 + m / 2^10), less 2^-14.
   const Words offset = Words{} + (113u << 23);
-  const Words subnormal = bit_cast<Words>(bit_cast<Floats>(magnitude + (113u << 23)) -
-                                          bit_cast<Floats>(offset));
+  const Words subnormal =
+      bit_cast<Words>(bit_cast<Floats>(magnitude + (113u << 23)) - bit_cast<Floats>(offset));
   Words u = magnitude < (1u << 23) ? subnormal : normal;
   u = magnitude >= (31u << 23) ? special : u;
   return bit_cast<Floats>(u | ((h & 0x8000) << 16));

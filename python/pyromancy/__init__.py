@@ -1,6 +1,7 @@
 """Predictive coding networks trained by expectation-maximization."""
 
 from . import backends, functional, nodes
+from .inference import InferenceLoop
 from .registration import (
     eparameters,
     get_estep_params,
@@ -13,6 +14,7 @@ from .shape import Shape
 from .version import __version__
 
 __all__ = [
+    "InferenceLoop",
     "Shape",
     "__version__",
     "backends",

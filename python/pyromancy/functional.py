@@ -7,7 +7,8 @@ without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq
 
 Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
 and NaN or infinity, which propagate. Under `torch.func` transforms the eager reference runs, which they can see
-through; everywhere else the fused operators of ``torch.ops.pyromancy`` do.
+through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. Tensor subclasses and
+`torch.overrides.TorchFunctionMode` can override all but the in-place function.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import ops
 from .ops import autograd, reference
@@ -55,6 +57,8 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
         TypeError: a tensor is not of a floating-point dtype.
         ValueError: shapes do not broadcast, or devices differ.
     """
+    if has_torch_function_variadic(value, pred, logvar):
+        return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
     value, pred, logvar = _operands(value, pred, logvar)
     if torch.compiler.is_compiling():
         return ops.gaussian_energy(value, pred, logvar)
@@ -79,6 +83,8 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
         TypeError: a tensor is not of a floating-point dtype.
         ValueError: shapes do not broadcast, or devices differ.
     """
+    if has_torch_function_variadic(value, pred, logvar, weight):
+        return handle_torch_function(gaussian_error, (value, pred, logvar, weight), value, pred, logvar, weight)
     value, pred, logvar = _operands(value, pred, logvar)
     if weight is not None:
         if weight.shape != value.shape[:1]:
@@ -106,6 +112,8 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = 
         TypeError: a tensor is not of a floating-point dtype.
         ValueError: shapes do not fit.
     """
+    if has_torch_function_variadic(logdiag, offtril):
+        return handle_torch_function(cholesky_factor, (logdiag, offtril), logdiag, offtril, known=known)
     _check_floating(logdiag=logdiag, offtril=offtril)
     n = logdiag.shape[0] if logdiag.dim() == 1 else -1
     if tuple(offtril.shape) != (n, n):
@@ -140,6 +148,8 @@ def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
         TypeError: a tensor is not of a floating-point dtype.
         ValueError: shapes do not fit, or devices differ.
     """
+    if has_torch_function_variadic(value, pred, factor):
+        return handle_torch_function(multivariate_energy, (value, pred, factor), value, pred, factor)
     value, pred, factor, _ = _multivariate_operands(value, pred, factor)
     if torch.compiler.is_compiling():
         return ops.multivariate_energy(value, pred, factor)[0]
@@ -163,6 +173,8 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
         TypeError: a tensor is not of a floating-point dtype.
         ValueError: shapes do not fit, or devices differ.
     """
+    if has_torch_function_variadic(value, pred, factor):
+        return handle_torch_function(multivariate_error, (value, pred, factor), value, pred, factor)
     value, pred, factor, shape = _multivariate_operands(value, pred, factor)
     if torch.compiler.is_compiling():
         error = ops.multivariate_error(value, pred, factor)

@@ -31,6 +31,7 @@ class Shape:
         for d in shape:
             if not isinstance(d, int | None):
                 raise TypeError(f"every dimension of shape must be an int or None, got {d!r} in {shape}")
+        for d in shape:
             if d is not None and d <= 0:
                 raise ValueError(f"every dimension of shape must be positive, got {d} in {shape}")
         self._raw = tuple(None if d is None else int(d) for d in shape)
@@ -161,5 +162,6 @@ class Shape:
         for d in sizes:
             if not isinstance(d, int):
                 raise TypeError(f"every size in {name} must be an int, got {d!r} in {sizes}")
+        for d in sizes:
             if d <= 0:
                 raise ValueError(f"every size in {name} must be positive, got {d} in {tuple(sizes)}")

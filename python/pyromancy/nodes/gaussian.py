@@ -286,7 +286,9 @@ class MultivariateGaussianNode(AbstractGaussianNode):
         return (*self._shape._virtual, *self._shape._concrete)
 
     def _rows(self, t: Tensor) -> Tensor:
-        """A state as [B, positions, size]: a view wherever the strides allow one."""
+        """A state as [B, positions, size], or [B, size] as it is: a view wherever the strides allow one."""
+        if self._order() == (0, 1) and self._shape.nconcrete == 1:
+            return t
         return t.permute(self._order()).reshape(t.shape[0], -1, self.size)
 
 
@@ -301,16 +303,19 @@ class _KnownFactor:
 
     def forget(self) -> None:
         self._key: tuple[Any, ...] | None = None
+        self._made_of: tuple[Tensor, ...] = ()
         self._factor: Tensor | None = None
 
     def of(self, logdiag: nn.Parameter, offtril: nn.Parameter) -> Tensor:
         plain = type(logdiag) is nn.Parameter and type(offtril) is nn.Parameter
-        if torch.compiler.is_compiling() or not plain or torch._C._are_functorch_transforms_active():
+        observed = torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled()
+        if torch.compiler.is_compiling() or not plain or observed:
             return functional.cholesky_factor(logdiag, offtril)
         key = (logdiag.data_ptr(), logdiag._version, offtril.data_ptr(), offtril._version, logdiag.dtype)
         if key != self._key:
             with torch.no_grad():
                 self._key, self._factor = key, functional.cholesky_factor(logdiag, offtril)
+            self._made_of = logdiag.detach(), offtril.detach()  # keeps others from their memory: an address is a key
         factor = functional.cholesky_factor(logdiag, offtril, known=self._factor)
         if factor.requires_grad:
             factor.register_hook(self._on_gradient)

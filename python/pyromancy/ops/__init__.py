@@ -13,6 +13,7 @@ cholesky_factor = torch.ops.pyromancy.cholesky_factor.default
 multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
 multivariate_error = torch.ops.pyromancy.multivariate_error.default
 estep_ = torch.ops.pyromancy.estep_.default
+infer_chain_ = torch.ops.pyromancy.infer_chain_.default
 estep_momentum_ = torch.ops.pyromancy.estep_momentum_.default
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "estep_momentum_",
     "gaussian_energy",
     "gaussian_error",
+    "infer_chain_",
     "multivariate_energy",
     "multivariate_error",
     "native",

@@ -7,11 +7,13 @@ bfloat16 and float16 are computed in float32 and rounded once.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .chain import infer_chain_
 from .schema import library
 
 if TYPE_CHECKING:
@@ -113,7 +115,20 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     return _unwhiten(_whiten(_wide(value) - _wide(pred), wide), wide).to(value.dtype)
 
 
+def _check_written(lr: float, **tensors: Tensor) -> None:
+    torch._check(math.isfinite(lr), lambda: f"lr must be finite, got {lr}")
+    for name, t in tensors.items():
+        torch._check(
+            all(stride != 0 or size <= 1 for size, stride in zip(t.shape, t.stride(), strict=True)),
+            lambda name=name, t=t: (
+                f"{name} is written in place and must not be expanded, "
+                f"got strides {t.stride()} of shape {tuple(t.shape)}"
+            ),
+        )
+
+
 def estep_(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
+    _check_written(lr, value=value)
     descent = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
     value.copy_(_wide(value) - lr * descent)
 
@@ -128,6 +143,7 @@ def estep_momentum_(
     dampening: float,
     nesterov: bool,
 ) -> None:
+    _check_written(lr, value=value, buffer=buffer)
     descent = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
     velocity = momentum * _wide(buffer) + (1 - dampening) * descent
     buffer.copy_(velocity)
@@ -149,6 +165,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         multivariate_error,
         estep_,
         estep_momentum_,
+        infer_chain_,
     )
 }
 

@@ -49,6 +49,14 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!) value, Tensor(b!) buffer, Tensor error, Tensor? feedback, "
         "float lr, float momentum, float dampening, bool nesterov) -> ()"
     ),
+    # all E-steps of a chain of nodes [B, n], in place on the free states; see `infer_chain_` in chain.py.
+    # Returns the predictions that come from clamped states, which no step changes.
+    "infer_chain_": (
+        "(Tensor(a!)[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
+        "Tensor?[] grams, int[] activations, float[] parameters, bool[] predicted, bool[] free, int steps, float lr, "
+        "Tensor(b!)[] velocities, float momentum, float dampening, bool nesterov, bool resume, "
+        "Tensor(c!)? energies) -> Tensor[]"
+    ),
 }
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -208,3 +216,28 @@ def _check_estep(value: Tensor, lr: float, **others: Tensor | None) -> None:
                 ),
             )
             _check(t.dtype == value.dtype, lambda name=name, t=t: f"{name} must be {value.dtype}, got {t.dtype}")
+
+
+@torch.library.register_fake(f"{NAMESPACE}::infer_chain_", lib=library)
+def _(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    grams: list[Tensor | None],
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    free: list[bool],
+    *_: object,
+) -> list[Tensor]:
+    for i, weight in enumerate(weights):
+        expected = (states[i + 1].shape[1], states[i].shape[1])
+        _check(
+            tuple(weight.shape) == expected,
+            lambda i=i, weight=weight, expected=expected: (
+                f"weights[{i}] must have shape {expected}, got {tuple(weight.shape)}"
+            ),
+        )
+    return [torch.empty_like(states[i + 1]) for i in range(len(weights)) if predicted[i + 1] and not free[i]]

@@ -1,0 +1,125 @@
+#pragma once
+
+// Argument checks of the host functions. Every message names the argument, what it must be and
+// what it was. The success path makes no more calls into the library than it has to.
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <sstream>
+#include <string>
+
+#include "cpu/dtype.h"
+
+namespace pyromancy {
+
+using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+inline std::string to_string(Sizes sizes) {
+  std::ostringstream text;
+  text << '(';
+  for (size_t i = 0; i < sizes.size(); ++i)
+    text << (i ? ", " : "") << sizes[i];
+  text << (sizes.size() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+inline int32_t raw_dtype(const Tensor& t) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype;
+}
+
+inline DType dtype_of(const char* name, const Tensor& t) {
+  const int32_t dtype = raw_dtype(t);
+  if (dtype == aoti_torch_dtype_float32())
+    return DType::float32;
+  if (dtype == aoti_torch_dtype_float64())
+    return DType::float64;
+  if (dtype == aoti_torch_dtype_bfloat16())
+    return DType::bfloat16;
+  STD_TORCH_CHECK(dtype == aoti_torch_dtype_float16(), name,
+                  " must be float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  return DType::float16;
+}
+
+inline int64_t device_key(const Tensor& t) {
+  int32_t type, index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  return (static_cast<int64_t>(type) << 32) | static_cast<uint32_t>(index);
+}
+
+// dtype and device
+inline void check_like(const char* name, const Tensor& t, const char* like_name,
+                       const Tensor& like) {
+  STD_TORCH_CHECK(raw_dtype(t) == raw_dtype(like), name, " must have dtype ",
+                  torch::headeronly::toString(like.scalar_type()), " of ", like_name, ", got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(device_key(t) == device_key(like), name, " must be on the device of ", like_name);
+}
+
+inline void check_same(const char* name, const Tensor& t, const char* like_name,
+                       const Tensor& like) {
+  check_like(name, t, like_name, like);
+  const Sizes a = t.sizes(), b = like.sizes();
+  STD_TORCH_CHECK(a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin()), name,
+                  " must have the shape of ", like_name, " ", to_string(b), ", got ", to_string(a));
+}
+
+inline void check_state(const Tensor& value, const Tensor& pred) {
+  STD_TORCH_CHECK(value.dim() >= 1, "value must have a batch dimension, got shape ()");
+  check_same("pred", pred, "value", value);
+}
+
+// [] or broadcastable against the node dimensions of value
+inline void check_logvar(const Tensor& logvar, const Tensor& value) {
+  check_like("logvar", logvar, "value", value);
+  const Sizes shape = logvar.sizes(), sizes = value.sizes();
+  if (shape.size() == 0)
+    return;
+  bool broadcasts = shape.size() + 1 == sizes.size();
+  for (size_t i = 0; broadcasts && i < shape.size(); ++i)
+    broadcasts = shape[i] == 1 || shape[i] == sizes[i + 1];
+  STD_TORCH_CHECK(broadcasts, "logvar must broadcast against the node dimensions ",
+                  to_string(sizes.slice(1)), ", got shape ", to_string(shape));
+}
+
+// one number for each sample of `like`
+inline void check_batch(const char* name, const Tensor& t, const char* like_name,
+                        const Tensor& like) {
+  check_like(name, t, like_name, like);
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == like.size(0), name, " must have shape (",
+                  like.size(0), ",), got ", to_string(t.sizes()));
+}
+
+inline void check_square(const char* name, const Tensor& t, int64_t n) {
+  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == n && t.size(1) == n, name, " must have shape (", n,
+                  ", ", n, "), got ", to_string(t.sizes()));
+}
+
+// states [B, P, n] and their factor [n, n]
+inline void check_factor(const char* name, const Tensor& state, const Tensor& factor) {
+  STD_TORCH_CHECK(state.dim() == 3, name, " must have shape [B, P, n], got ",
+                  to_string(state.sizes()));
+  check_like("factor", factor, name, state);
+  check_square("factor", factor, state.size(2));
+}
+
+// What is written in place must not hold one element under two indices.
+inline void check_no_overlap(const char* name, const Tensor& t) {
+  const Sizes sizes = t.sizes(), strides = t.strides();
+  for (size_t i = 0; i < sizes.size(); ++i)
+    STD_TORCH_CHECK(strides[i] != 0 || sizes[i] <= 1, name,
+                    " is written in place and must not be expanded, got stride 0 in dimension ", i,
+                    " of shape ", to_string(sizes));
+}
+
+inline void check_finite(const char* name, double x) {
+  STD_TORCH_CHECK(std::isfinite(x), name, " must be finite, got ", x);
+}
+
+} // namespace pyromancy

@@ -1,0 +1,144 @@
+#pragma once
+
+#include "chain_kernel.h"
+#include "vec.h"
+
+namespace pyromancy::PYROMANCY_ISA {
+
+// e^x - 1 within 3 units in the last place: with x = k ln 2 + r it is 2^k (e^r - 1) + (2^k - 1),
+// where e^r - 1 comes from its series and so keeps its accuracy near 0.
+template <class C>
+inline Vec<C> expm1(Vec<C> x) {
+  using K = ExpConstants<C>;
+  using Ints = VecN<typename K::Int, kLanes<C>>;
+  x = x < C(-40) ? splat<C>(-40) : x;
+  x = x > K::highest - 2 ? splat<C>(K::highest - 2) : x;
+  const Vec<C> shifted = x * K::log2e + K::shift;
+  const Vec<C> k = shifted - K::shift;
+  const Vec<C> r = (x - k * K::ln2_high) - k * K::ln2_low;
+  Vec<C> series = splat<C>(1);
+  for (int i = K::terms; i > 1; --i)
+    series = series * r * (C(1) / C(i)) + C(1);
+  series *= r;
+  const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(splat<C>(K::shift));
+  const Vec<C> scale = bit_cast<Vec<C>>((exponent + K::bias) << K::mantissa);
+  return scale * series + (scale - C(1));
+}
+
+// log(1 + u) for u in [0, 1], within 3 units in the last place: 2 artanh(u / (2 + u)) by its
+// series.
+template <class C>
+inline Vec<C> log1p_unit(Vec<C> u) {
+  constexpr int terms = sizeof(C) == 4 ? 8 : 18; // (1/3)^(2 terms) is below the last place
+  const Vec<C> s = u / (u + C(2));
+  const Vec<C> square = s * s;
+  Vec<C> series = splat<C>(C(1) / C(2 * terms + 1));
+  for (int i = terms - 1; i >= 0; --i)
+    series = series * square + C(1) / C(2 * i + 1);
+  return C(2) * s * series;
+}
+
+// Within 4 units in the last place; exactly 1 in magnitude where the rounded result is.
+template <class C>
+inline Vec<C> tanh(Vec<C> x) {
+  constexpr C far = sizeof(C) == 4 ? 10 : 20;
+  const Vec<C> clamped = x < -far ? splat<C>(-far) : x > far ? splat<C>(far) : x;
+  const Vec<C> e = expm1<C>(clamped + clamped);
+  return e / (e + C(2));
+}
+
+template <class C>
+inline Vec<C> sigmoid(Vec<C> x) {
+  return C(1) / (exp<C>(-x) + C(1));
+}
+
+// float: Abramowitz and Stegun 7.1.26, absolute error 1.5e-7. double: the C library's, one at a
+// time.
+inline Vec<float> erf(Vec<float> x) {
+  const Vec<float> magnitude = x < 0.f ? -x : x;
+  const Vec<float> t = 1.f / (0.3275911f * magnitude + 1.f);
+  Vec<float> p = splat<float>(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const Vec<float> y = 1.f - p * t * exp<float>(-x * x);
+  return x < 0.f ? -y : y;
+}
+inline Vec<double> erf(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i)
+    x[i] = __builtin_erf(x[i]);
+  return x;
+}
+
+inline constexpr double kSqrtHalf = 0.70710678118654752440, kInvSqrt2Pi = 0.39894228040143267794;
+inline constexpr double kGeluScale = 0.79788456080286535588, kGeluCubic = 0.044715; // sqrt(2 / pi)
+
+template <class C>
+inline Vec<C> activate(Nonlinearity f, Vec<C> x) {
+  const C p = static_cast<C>(f.parameter);
+  switch (f.kind) {
+  case Activation::identity:
+    return x;
+  case Activation::relu:
+    return x < C(0) ? splat<C>(0) : x; // NaN stays
+  case Activation::leaky_relu:
+    return x > C(0) ? x : x * p;
+  case Activation::elu:
+    return x > C(0) ? x : p * expm1<C>(x);
+  case Activation::silu:
+    return x * sigmoid<C>(x);
+  case Activation::gelu:
+    return C(0.5) * x * (erf(x * C(kSqrtHalf)) + C(1));
+  case Activation::gelu_tanh:
+    return C(0.5) * x * (tanh<C>(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x)) + C(1));
+  case Activation::tanh:
+    return tanh<C>(x);
+  case Activation::sigmoid:
+    return sigmoid<C>(x);
+  case Activation::softplus: {
+    const Vec<C> y = x * p;
+    const Vec<C> soft =
+        ((y > C(0) ? y : splat<C>(0)) + log1p_unit<C>(exp<C>(y < C(0) ? y : -y))) / p;
+    return y > C(20) ? x : soft;
+  }
+  }
+  __builtin_unreachable();
+}
+
+// f'(x), given also y = f(x)
+template <class C>
+inline Vec<C> slope(Nonlinearity f, Vec<C> x, Vec<C> y) {
+  const C p = static_cast<C>(f.parameter);
+  const Vec<C> one = splat<C>(1), zero = splat<C>(0);
+  switch (f.kind) {
+  case Activation::identity:
+    return one;
+  case Activation::relu:
+    return y > C(0) ? one : zero;
+  case Activation::leaky_relu:
+    return x > C(0) ? one : splat<C>(p);
+  case Activation::elu:
+    return x > C(0) ? one : y + p;
+  case Activation::silu: {
+    const Vec<C> s = sigmoid<C>(x);
+    return s * (x * (C(1) - s) + C(1));
+  }
+  case Activation::gelu:
+    return C(0.5) * (erf(x * C(kSqrtHalf)) + C(1)) + x * C(kInvSqrt2Pi) * exp<C>(C(-0.5) * x * x);
+  case Activation::gelu_tanh: {
+    const Vec<C> t = tanh<C>(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x));
+    return C(0.5) * (t + C(1)) +
+           C(0.5) * x * (C(1) - t * t) * C(kGeluScale) * (C(3 * kGeluCubic) * x * x + C(1));
+  }
+  case Activation::tanh:
+    return C(1) - y * y;
+  case Activation::sigmoid:
+    return y * (C(1) - y);
+  case Activation::softplus:
+    return x * p > C(20) ? one : sigmoid<C>(x * p);
+  }
+  __builtin_unreachable();
+}
+
+} // namespace pyromancy::PYROMANCY_ISA

@@ -1,0 +1,30 @@
+#pragma once
+
+#include "isa.h"
+#include "layout.h"
+
+namespace pyromancy {
+
+// Operands of the E-step kernels in their layout, which is one row of all elements.
+enum EstepOperand : int { kState, kError, kFeedback, kVelocity };
+
+struct EstepArgs {
+  Layout layout;
+  void* state;
+  const void* error;
+  const void* feedback; // may be absent
+  void* velocity;       // momentum only
+  double lr;
+  double momentum, dampening;
+  bool nesterov;
+};
+
+struct EstepKernels {
+  // one gradient step at positions [begin, end)
+  void (*descend)(const EstepArgs& args, int64_t begin, int64_t end);
+  void (*descend_momentum)(const EstepArgs& args, int64_t begin, int64_t end);
+};
+
+PYROMANCY_DECLARE_KERNELS(EstepKernels, estep_kernels)
+
+} // namespace pyromancy

@@ -1,0 +1,5 @@
+"""The E-step loop below Python: `InferenceLoop`."""
+
+from .loop import InferenceLoop, Trace
+
+__all__ = ["InferenceLoop", "Trace"]

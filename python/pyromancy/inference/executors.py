@@ -1,0 +1,386 @@
+"""What runs the E-steps: the chain operator, a traced graph without autograd, or autograd itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .. import functional, ops
+from ..ops.activations import ACTIVATIONS
+from .lowering import Activation, Chain, Node, precision
+from .program import Program
+
+_FUNCTIONS = tuple(ACTIVATIONS.values())
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The rate and momentum of the E-step, as in `torch.optim.SGD`."""
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+
+
+class Executor(ABC):
+    """Runs E-steps of one captured energy."""
+
+    name: str
+
+    @abstractmethod
+    def run(
+        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
+    ) -> Tensor | None:
+        """Run steps on the free states, in place.
+
+        Returns:
+            With `record`, the energy of every term before every step, per sample: ``[steps, terms, B]``.
+        """
+
+    def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
+        """Gradients of the batch-mean energy, or why autograd has to compute them."""
+        del wanted
+        return "the executor has no gradients of its own"
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Lines for `InferenceLoop.explain`."""
+
+
+class ChainExecutor(Executor):
+    """Chains of Gaussian nodes on `infer_chain_`: all steps in one operator."""
+
+    name = "chain"
+
+    def __init__(self, program: Program, chains: list[Chain], states: Sequence[Tensor]) -> None:
+        self.program, self.chains = program, chains
+        self._order = {id(s): i for i, s in enumerate(states)}
+        self._notes: list[str] = []
+        self._known: dict[int, tuple[Any, Tensor]] = {}  # state slot -> what its prediction came from, and it
+        wanted = set[int]()
+        for chain in chains:
+            for node in chain.nodes:
+                wanted.update(s for s in (node.logvar, node.factor, node.prediction) if s is not None)
+            for edge in chain.edges:
+                wanted.update(s for s in (edge.weight, edge.bias) if s is not None)
+        self._wanted = sorted(wanted)
+
+    def _values(self) -> dict[int, Tensor]:
+        return dict(zip(self._wanted, self.program.evaluate(self._wanted), strict=True))
+
+    @torch.no_grad()
+    def run(
+        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
+    ) -> Tensor | None:
+        values, leaves = self._values(), self.program.leaves
+        recorded = self._constant_energies(steps) if record else None
+        self._notes = []
+        self._known = {}
+        for chain in self.chains:
+            nodes, edges = chain.nodes, chain.edges
+            states = [leaves[n.state].detach() for n in nodes]
+            batch = states[0].shape[0]
+            precisions = [precision(values, n, s) for n, s in zip(nodes, states, strict=True)]
+            weights = [values[e.weight] for e in edges]
+            biases = [None if e.bias is None else values[e.bias] for e in edges]
+            plain = 0 if record else steps  # with energies recorded the errors are needed, so no gram pays
+            grams = [self._gram(chain, i, weights, precisions, plain) for i in range(len(edges))]
+            head = nodes[0].prediction
+            prior = None if head is None else values[head].expand(batch, -1).contiguous()
+            energies = states[0].new_empty(steps, len(nodes), batch) if record else None
+            activations = [a for e in edges for a in (e.before, e.after)]
+            of_chain: list[Tensor] = []
+            for node, state in zip(nodes, states, strict=True) if velocities is not None else ():
+                assert velocities is not None
+                of_chain.append(velocities[self._order[id(leaves[node.state])]] if node.free else state)
+            predictions = ops.infer_chain_(
+                states, weights, biases, precisions, prior, grams,
+                [a.number for a in activations], [a.parameter for a in activations],
+                [n.term is not None for n in nodes], [n.free for n in nodes],
+                steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
+            )  # fmt: skip
+            torch.autograd.graph.increment_version([leaves[n.state] for n in nodes if n.free])
+            from_clamped = [i for i, n in enumerate(nodes[:-1]) if not n.free and nodes[i + 1].term is not None]
+            for i, prediction in zip(from_clamped, predictions, strict=True):
+                self._known[nodes[i + 1].state] = self._origin(chain, i), prediction
+            if recorded is not None and energies is not None:
+                for i, node in enumerate(nodes):
+                    if node.term is not None:
+                        recorded[:, node.term] = energies[:, i] + self._logdet(values, node, states[i])
+        return recorded
+
+    def _constant_energies(self, steps: int) -> Tensor:
+        """Room for the energies; those that no free state changes are filled in."""
+        program = self.program
+        constant = [(i, t) for i, t in enumerate(program.terms) if t.slot not in program.varying]
+        batch = program.stand_ins[program.result].shape[0]
+        result = program.leaves[next(iter(program.free))].new_zeros(steps, len(program.terms), batch)
+        values = program.evaluate([t.slot for _, t in constant])
+        for (i, term), value in zip(constant, values, strict=True):
+            result[:, i] = term.weight * value
+        return result
+
+    @staticmethod
+    def _logdet(values: dict[int, Tensor], node: Node, state: Tensor) -> Tensor | float:
+        if node.factor is not None:
+            return node.weight * values[node.factor].diagonal().log().sum()
+        if node.logvar is not None:
+            return 0.5 * node.weight * values[node.logvar].expand(state.shape[1]).sum()
+        return 0.0
+
+    def _gram(
+        self, chain: Chain, edge: int, weights: list[Tensor], precisions: list[Tensor | None], steps: int
+    ) -> Tensor | None:
+        """W^T P W of an edge to a clamped node, where the feedback costs less that way; multiply-adds decide."""
+        source, target = chain.nodes[edge], chain.nodes[edge + 1]
+        p = precisions[edge + 1]
+        if not source.free or target.free or target.term is None or chain.edges[edge].after != Activation():
+            return None
+        if p is not None and p.dim() == 2:
+            return None
+        out, width = weights[edge].shape
+        batch = self.program.leaves[source.state].shape[0]
+        direct = 2 * steps * batch * out * width
+        gram = width * width * out + batch * out * width + steps * batch * width * width
+        chosen = gram < direct
+        self._notes.append(
+            f"feedback from the clamped node of width {out}: W^T W {'chosen' if chosen else 'not chosen'}, "
+            f"{gram / 1e6:.1f} against {direct / 1e6:.1f} million multiply-adds a run"
+        )
+        if not chosen:
+            return None
+        w = weights[edge]
+        return w.mT @ (w if p is None else p.unsqueeze(1) * w)
+
+    def _origin(self, chain: Chain, edge: int) -> tuple[Any, ...]:
+        """Changes when a prediction from a clamped state does."""
+        slots = (chain.nodes[edge].state, chain.edges[edge].weight, chain.edges[edge].bias)
+        leaves = self.program.leaves
+        tensors = [leaves[s] for s in slots if s is not None and s < len(leaves)]
+        computed = any(s is not None and s >= len(leaves) for s in slots)
+        return (object(),) if computed else tuple((t.data_ptr(), t._version) for t in tensors)
+
+    @torch.no_grad()
+    def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
+        program, leaves = self.program, self.program.leaves
+        slot_of = {id(t): i for i, t in enumerate(leaves)}
+        found: dict[int, Tensor] = {}
+
+        def add(slot: int, gradient: Tensor) -> None:
+            found[slot] = found[slot] + gradient if slot in found else gradient
+
+        needed = {slot_of[id(t)] for t in wanted if id(t) in slot_of}
+        covered = set[int]()
+        for chain in self.chains:
+            covered.update(e.weight for e in chain.edges)
+            covered.update(e.bias for e in chain.edges if e.bias is not None)
+            covered.update(n.logvar for n in chain.nodes if n.logvar is not None)
+        reaches = {s for t in program.terms for s in program.ancestors(t.slot)}
+        if missing := (needed & reaches) - covered:
+            return f"the gradient of {program.leaf_name(min(missing))} is autograd's"
+        if any(t.slot not in program.varying for t in program.terms):
+            return "a term of the energy depends on no free state"
+        uses = program.uses()
+        if shared := [s for s in needed if uses.get(s, 0) > self._chain_uses(s)]:
+            return f"{program.leaf_name(shared[0])} is used outside the chain's edges too"
+
+        values = self._values()
+        for chain in self.chains:
+            states = [leaves[n.state].detach() for n in chain.nodes]
+            batch = states[0].shape[0]
+            for i, node in enumerate(chain.nodes):
+                if node.term is None:
+                    continue
+                edge = chain.edges[i - 1] if i > 0 else None
+                slope = inputs = None
+                if edge is None:
+                    assert node.prediction is not None
+                    prediction = values[node.prediction]
+                else:
+                    before, after = _FUNCTIONS[edge.before.number], _FUNCTIONS[edge.after.number]
+                    inputs = before[0](states[i - 1], edge.before.parameter)
+                    known = self._known.get(node.state)
+                    straight = edge.after == Activation()
+                    if straight and known is not None and known[0] == self._origin(chain, i - 1):
+                        prediction = known[1]
+                    else:
+                        bias = None if edge.bias is None else values[edge.bias]
+                        product = torch.nn.functional.linear(inputs, values[edge.weight], bias)
+                        prediction = product if straight else after[0](product, edge.after.parameter)
+                        slope = None if straight else after[1](product, edge.after.parameter)
+                residual = states[i] - prediction
+                p = precision(values, node, states[i])
+                error = residual if p is None else residual * p if p.dim() == 1 else residual @ p
+                if node.logvar in needed:
+                    assert node.logvar is not None
+                    shape = values[node.logvar].shape
+                    add(node.logvar, 0.5 * (node.weight - (residual * error).mean(0)).sum_to_size(shape))
+                if edge is None or inputs is None:
+                    continue
+                delta = error if slope is None else error * slope
+                if edge.weight in needed:
+                    add(edge.weight, (delta.mT @ inputs).mul_(-1 / batch))
+                if edge.bias in needed:
+                    assert edge.bias is not None
+                    add(edge.bias, delta.sum(0).mul_(-1 / batch))
+        return [found.get(slot_of.get(id(t), -1)) for t in wanted]
+
+    def _chain_uses(self, slot: int) -> int:
+        count = 0
+        for chain in self.chains:
+            count += sum((e.weight == slot) + (e.bias == slot) for e in chain.edges)
+            count += sum(n.logvar == slot for n in chain.nodes)
+        return count
+
+    def notes(self) -> list[str]:
+        lines = []
+        for chain in self.chains:
+            widths = "-".join(str(self.program.leaves[n.state].shape[1]) for n in chain.nodes)
+            hoisted = sum(not a.free and b.term is not None for a, b in zip(chain.nodes, chain.nodes[1:], strict=False))
+            lines.append(f"chain {widths}, {hoisted} edge(s) from clamped nodes computed once a run")
+        return lines + self._notes
+
+
+class GraphExecutor(Executor):
+    """Any captured energy: its gradient as a traced graph, run without autograd, invariant calls once a run."""
+
+    name = "graph"
+
+    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
+        self.program = program
+        slots = {id(t): i for i, t in enumerate(program.leaves)}
+        self._free = [slots[id(s)] for s in states]
+        self._once, self._step = _partition(program, self._free)
+
+    @torch.no_grad()
+    def run(
+        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
+    ) -> Tensor | None:
+        program = self.program
+        leaves = [t.detach() for t in program.leaves]
+        states = [leaves[i] for i in self._free]
+        invariant = self._once(*leaves)
+        recorded = []
+        for step in range(steps):
+            if record:
+                terms = program.evaluate([t.slot for t in program.terms])
+                recorded.append(torch.stack([t.weight * e for t, e in zip(program.terms, terms, strict=True)]))
+            gradients = self._step(*leaves, *invariant)
+            for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
+                if velocities is None:
+                    functional.estep_(state, gradient, lr=descent.lr)
+                    continue
+                momentum = descent.momentum
+                if step == 0 and not resume:  # the first gradient starts the velocity
+                    velocities[i].copy_(gradient)
+                    gradient = gradient * (1 + momentum) if descent.nesterov else gradient
+                    functional.estep_(state, gradient, lr=descent.lr)
+                else:
+                    functional.estep_(
+                        state, gradient, lr=descent.lr, momentum=momentum, dampening=descent.dampening,
+                        nesterov=descent.nesterov, buffer=velocities[i],
+                    )  # fmt: skip
+        torch.autograd.graph.increment_version([program.leaves[i] for i in self._free])
+        return torch.stack(recorded) if record else None
+
+    def notes(self) -> list[str]:
+        once = sum(n.op == "call_function" for n in self._once.graph.nodes)
+        every = sum(n.op == "call_function" for n in self._step.graph.nodes)
+        return [f"{every} operator calls at every step, {once} once a run"]
+
+
+def _partition(program: Program, free: list[int]) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The gradient for the free states as two graphs: what no state changes, and the rest.
+
+    The first takes the leaves; the second takes the leaves and the results of the first.
+    """
+
+    def gradient(*leaves: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            values = [t.detach() for t in leaves]
+            for i in free:
+                values[i].requires_grad_()
+            (energy,) = program.evaluate([program.result], values)
+            gradients = torch.autograd.grad(energy.sum(), [values[i] for i in free], allow_unused=True)
+        zeros = zip(gradients, free, strict=True)
+        return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
+
+    traced = make_fx(gradient)(*[t.detach() for t in program.leaves])
+    traced.graph.eliminate_dead_code()
+    nodes = list(traced.graph.nodes)
+    inputs = [n for n in nodes if n.op == "placeholder"]
+    (output,) = [n for n in nodes if n.op == "output"]
+    varying = {inputs[i] for i in free}
+    for n in nodes:
+        if varying.intersection(n.all_input_nodes):
+            varying.add(n)
+
+    once, step = fx.Graph(), fx.Graph()
+    in_once = {n: once.placeholder(n.name) for n in inputs}
+    in_step = {n: step.placeholder(n.name) for n in inputs}
+    for n in nodes:
+        if n.op in ("call_function", "get_attr") and n not in varying:
+            in_once[n] = once.node_copy(n, in_once.__getitem__)
+    passed = [
+        n
+        for n in nodes
+        if n.op in ("call_function", "get_attr")
+        and n not in varying
+        and any(u in varying or u is output for u in n.users)
+        and _gives_tensor(n)
+    ]
+    once.output(tuple(in_once[n] for n in passed))
+    for n in passed:
+        in_step[n] = step.placeholder(f"once_{n.name}")
+    for n in nodes:
+        if n.op == "call_function" and n in varying:
+            in_step[n] = step.node_copy(n, in_step.__getitem__)
+    step.output(fx.map_arg(output.args[0], in_step.__getitem__))
+    return fx.GraphModule(traced, once), fx.GraphModule(traced, step)
+
+
+def _gives_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor) or node.op == "get_attr"
+
+
+class AutogradExecutor(Executor):
+    """The loop users write: backward through the energy and an SGD step, T times."""
+
+    name = "autograd"
+
+    def __init__(self, energy: Callable[[], Tensor], states: Sequence[Tensor]) -> None:
+        self._energy, self._states = energy, list(states)
+
+    def run(
+        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
+    ) -> Tensor | None:
+        recorded = []
+        for step in range(steps):
+            with torch.enable_grad():
+                energy = self._energy()
+                gradients = torch.autograd.grad(energy.sum(), self._states, allow_unused=True)
+            if record:
+                recorded.append(energy.detach().unsqueeze(0))
+            with torch.no_grad():
+                for i, (state, gradient) in enumerate(zip(self._states, gradients, strict=True)):
+                    if gradient is None:
+                        continue
+                    if velocities is not None:
+                        if step == 0 and not resume:
+                            velocities[i].copy_(gradient)
+                        else:
+                            velocities[i].mul_(descent.momentum).add_(gradient, alpha=1 - descent.dampening)
+                        ahead = gradient.add(velocities[i], alpha=descent.momentum)
+                        gradient = ahead if descent.nesterov else velocities[i]
+                    state.sub_(gradient, alpha=descent.lr)
+        return torch.stack(recorded) if record else None
+
+    def notes(self) -> list[str]:
+        return []

@@ -1,0 +1,230 @@
+"""The inference loop as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .capture import NotCapturable, capture, same
+from .executors import AutogradExecutor, ChainExecutor, Descent, Executor, GraphExecutor
+from .lowering import NotAChain, lower
+from .program import Program
+
+EXECUTORS = ("chain", "graph", "autograd")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run did.
+
+    Attributes:
+        steps: number of E-steps.
+        energies: with ``record=True``, the energy of every term (node) before every step, reduced over the batch as
+            the loop's `reduction` says, ``[steps, terms]``; else None. Autograd records the total as one term.
+    """
+
+    steps: int
+    energies: Tensor | None = None
+
+
+class InferenceLoop:
+    """Runs E-steps of an energy without autograd, where it can, and says what it does.
+
+    ``run(T)`` computes what this loop computes, to rounding::
+
+        for _ in range(T):
+            optimizer.zero_grad()
+            energy().sum().backward(inputs=params)
+            optimizer.step()  # torch.optim.SGD(params, lr, momentum, dampening, nesterov=nesterov)
+
+    The energy is captured once: which states, parameters and operations make each prediction. Before every run a dry
+    run of the callable, which computes nothing, proves that it still does the same; otherwise it is captured again. So
+    changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all noticed.
+    A momentum's velocity starts anew when a state was set since the last run, as by `init`.
+
+    Args:
+        energy: zero-argument callable returning per-sample energies, ``[B]``.
+        params: the free states, as `pyromancy.get_estep_params` gives them.
+        lr: E-step rate.
+        momentum: as in `torch.optim.SGD`.
+        dampening: as in `torch.optim.SGD`.
+        nesterov: as in `torch.optim.SGD`.
+        reduction: "sum" descends the energy summed over the batch, "mean" its mean.
+        executor: "chain", "graph" or "autograd" to insist on one; None takes the fastest that can.
+
+    Raises:
+        TypeError: `energy` is not callable, or a parameter is not a tensor.
+        ValueError: no parameters, or another argument is out of range; the message says which.
+    """
+
+    def __init__(
+        self,
+        energy: Callable[[], Tensor],
+        params: Iterable[nn.Parameter],
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        reduction: str = "sum",
+        executor: str | None = None,
+    ) -> None:
+        if not callable(energy):
+            raise TypeError(f"energy must be callable, got {type(energy).__name__}")
+        if isinstance(params, Tensor):
+            raise TypeError("params must be an iterable of states, got a tensor")
+        self._params = list(params)
+        if not self._params:
+            raise ValueError("params must hold at least one state, got none")
+        for p in self._params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"params must hold tensors, got {type(p).__name__}")
+        if not lr >= 0 or lr == float("inf"):
+            raise ValueError(f"lr must be finite and not negative, got {lr}")
+        if not momentum >= 0:
+            raise ValueError(f"momentum must not be negative, got {momentum}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and no dampening")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        if executor is not None and executor not in EXECUTORS:
+            raise ValueError(f"executor must be one of {', '.join(EXECUTORS)} or None, got {executor!r}")
+        self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
+        self.reduction = reduction
+        self._energy, self._wanted = energy, executor
+        self._program: Program | None = None
+        self._executor: Executor | None = None
+        self._reasons: dict[str, str] = {}  # executor -> why it cannot run this energy
+        self._velocities: list[Tensor] | None = None
+        self._seen: list[tuple[int, int]] = []  # the states as the last run left them
+
+    @property
+    def program(self) -> Program | None:
+        """What was captured; None before the first run, and where the energy cannot be captured."""
+        return self._program
+
+    def run(self, steps: int, record: bool = False) -> Trace:
+        """Run E-steps in place on the states.
+
+        Args:
+            steps: how many.
+            record: whether to return the energies before every step.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ValueError: `steps` is negative.
+            RuntimeError: the executor that was insisted on cannot run this energy.
+        """
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"steps must be an int that is not negative, got {steps!r}")
+        executor = self._prepared()
+        batch = self._params[0].shape[0] if self.reduction == "mean" else 1
+        resume = self._velocities is not None and self._seen == self._identity()
+        if self.momentum and not resume:
+            self._velocities = [torch.zeros_like(p, requires_grad=False) for p in self._params]
+        descent = Descent(self.lr / batch, self.momentum, self.dampening, self.nesterov)
+        velocities = self._velocities if self.momentum else None
+        energies = executor.run(steps, descent, velocities, resume, record) if steps else None
+        self._seen = self._identity()
+        if not record:
+            return Trace(steps)
+        if energies is None:
+            energies = torch.zeros(0, len(self._program.terms) if self._program else 1, 1)
+        return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
+
+    def energy(self) -> Tensor:
+        """Energies of the states at hand, per sample, ``[B]``, without gradient."""
+        with torch.no_grad():
+            return self._energy()
+
+    def backward(self, params: Iterable[nn.Parameter]) -> None:
+        """Accumulate into ``.grad`` of parameters what ``energy().mean().backward(inputs=params)`` would.
+
+        Args:
+            params: M-step parameters, as `pyromancy.get_mstep_params` gives them.
+        """
+        wanted = list(params)
+        found = self._prepared().gradients(wanted)
+        if isinstance(found, str):
+            self._reasons["fused M-step gradients"] = found
+            with torch.enable_grad():
+                self._energy().mean().backward(inputs=wanted)
+            return
+        self._reasons.pop("fused M-step gradients", None)
+        for p, gradient in zip(wanted, found, strict=True):
+            if gradient is None or not p.requires_grad:
+                continue
+            if p.grad is None:
+                p.grad = gradient
+            else:
+                p.grad = p.grad + gradient
+
+    def explain(self) -> str:
+        """Which executor runs the steps, what it hoists, and what keeps a faster one from it."""
+        executor = self._prepared()
+        lines = [f"executor: {executor.name}", *(f"  {note}" for note in executor.notes())]
+        lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
+        return "\n".join(lines)
+
+    def _identity(self) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), p._version) for p in self._params]
+
+    def _prepared(self) -> Executor:
+        """An executor for the energy as it is now."""
+        if self._executor is not None and self._program is not None and same(self._energy, self._program):
+            return self._executor
+        if isinstance(self._executor, AutogradExecutor) and self._wanted == "autograd":
+            return self._executor
+        self._program, self._reasons = None, {}
+        self._executor = self._choose()
+        return self._executor
+
+    def _choose(self) -> Executor:
+        if self._wanted == "autograd":
+            return AutogradExecutor(self._energy, self._params)
+        try:
+            self._program = capture(self._energy, self._params)
+            self._program.names = _names(self._energy, self._program)
+        except NotCapturable as reason:
+            self._reasons["chain or graph"] = str(reason)
+            return self._instead(AutogradExecutor(self._energy, self._params))
+        missing = len(self._params) - len(self._program.free)
+        if missing:
+            self._reasons["chain or graph"] = f"{missing} of the states have no part in the energy"
+            return self._instead(AutogradExecutor(self._energy, self._params))
+        if self._wanted != "graph":
+            try:
+                return ChainExecutor(self._program, lower(self._program), self._params)
+            except NotAChain as reason:
+                self._reasons["chain"] = str(reason)
+        return self._instead(GraphExecutor(self._program, self._params))
+
+    def _instead(self, executor: Executor) -> Executor:
+        if self._wanted not in (None, executor.name):
+            reasons = "; ".join(self._reasons.values())
+            raise RuntimeError(f"executor {self._wanted!r} cannot run this energy: {reasons}")
+        return executor
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        return state | {"_program": None, "_executor": None, "_velocities": None, "_seen": []}
+
+
+def _names(energy: Callable[[], Tensor], program: Program) -> dict[int, str]:
+    """Names of the leaves, where the energy is a module's method."""
+    owner = getattr(energy, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        return {}
+    named = {id(t): name for name, t in [*owner.named_parameters(), *owner.named_buffers()]}
+    return {
+        i: f"{named[id(t)]} ({'free' if i in program.free else 'fixed'})"
+        for i, t in enumerate(program.leaves)
+        if id(t) in named
+    }

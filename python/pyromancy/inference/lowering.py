@@ -1,0 +1,229 @@
+"""Recognises chains: Gaussian nodes joined by (activation, Linear, activation) edges, for `infer_chain_`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..ops.activations import ACTIVATIONS
+from .program import Call, Program, Slot
+
+_NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
+
+
+class NotAChain(Exception):
+    """A program is no chain; the message says where."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation by its number in `ACTIVATIONS`, and its parameter."""
+
+    number: int = 0
+    parameter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``after(W before(z) + b)``, its weight and bias as slots."""
+
+    weight: int
+    bias: int | None
+    before: Activation
+    after: Activation
+
+
+@dataclass(frozen=True)
+class Node:
+    """A state, and what its energy is made of, as slots. `term` is None where it has no energy.
+
+    Attributes:
+        state: the leaf.
+        free: whether inference updates it.
+        term: index of its energy in the program's terms.
+        weight: of that term.
+        logvar: log-variances, None for 1.
+        factor: Cholesky factor of a full covariance.
+        prediction: a prediction that no chain edge makes, and no free state changes.
+    """
+
+    state: int
+    free: bool
+    term: int | None = None
+    weight: float = 1.0
+    logvar: int | None = None
+    factor: int | None = None
+    prediction: int | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Nodes in order, and the edges between them."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+
+def lower(program: Program) -> list[Chain]:
+    """The chains that make up a program's energy.
+
+    Terms that depend on no free state are left out: they do not move inference.
+
+    Raises:
+        NotAChain: something in the energy is no chain.
+    """
+    nodes: dict[int, Node] = {}
+    incoming: dict[int, tuple[int, Edge]] = {}  # target state -> source state, edge
+    outgoing: dict[int, int] = {}  # source state -> target state
+    for index, term in enumerate(program.terms):
+        if term.slot not in program.varying:
+            continue
+        call = program.producer.get(term.slot)
+        if call is None or call.function not in (functional.gaussian_energy, functional.multivariate_energy):
+            what = f"a term of the energy is {call.name}" if call else "a term of the energy is a bare tensor"
+            raise NotAChain(f"{what}, not the energy of a Gaussian node")
+        state, pred, spread = (*call.args, None)[:3]
+        assert isinstance(state, Slot)
+        assert isinstance(pred, Slot)
+        _check_state(program, state.index)
+        if state.index in nodes:
+            raise NotAChain(f"state %{state.index} has two energies")
+        if isinstance(spread, Slot) and spread.index in program.varying:
+            raise NotAChain(f"the covariance of state %{state.index} depends on a free state")
+        full = call.function is functional.multivariate_energy
+        spread_slot = spread.index if isinstance(spread, Slot) else None
+        source, edge = _trace(program, pred.index)
+        if source in outgoing:
+            if source in program.free:
+                raise NotAChain(f"state %{source} predicts two nodes")
+            source = edge = None  # from a clamped state any number of predictions may come: they do not change
+        nodes[state.index] = Node(
+            state.index,
+            state.index in program.free,
+            index,
+            term.weight,
+            None if full else spread_slot,
+            spread_slot if full else None,
+            pred.index if edge is None else None,
+        )
+        if source is not None and edge is not None:
+            outgoing[source], incoming[state.index] = state.index, (source, edge)
+    for source in outgoing:
+        nodes.setdefault(source, Node(source, source in program.free))
+        _check_state(program, source)
+    for slot in program.free:
+        nodes.setdefault(slot, Node(slot, True))
+
+    chains = []
+    heads = [slot for slot in nodes if slot not in incoming]
+    reached = set[int]()
+    for head in heads:
+        path, edges = [head], []
+        while path[-1] in outgoing:
+            target = outgoing[path[-1]]
+            edges.append(incoming[target][1])
+            path.append(target)
+        reached.update(path)
+        chain = Chain(tuple(nodes[s] for s in path), tuple(edges))
+        for node in chain.nodes[1:]:
+            assert node.prediction is None
+        if any(node.free for node in chain.nodes):
+            chains.append(chain)
+    if len(reached) < len(nodes):
+        raise NotAChain("states predict one another in a circle")
+    return chains
+
+
+def _check_state(program: Program, slot: int) -> None:
+    if slot >= len(program.leaves):
+        raise NotAChain(f"%{slot}, which has an energy or predicts, is not a state but computed")
+    state = program.leaves[slot]
+    if state.dim() != 2 or state.dtype not in (torch.float32, torch.float64):
+        raise NotAChain(
+            f"state %{slot} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]"
+        )
+
+
+def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
+    """The source state and the edge that make a prediction; no edge where only constants do."""
+    after, before = Activation(), Activation()
+    call = program.producer.get(slot)
+    activation = _activation(call)
+    if call is not None and activation is not None:
+        after = activation
+        slot = _input(call)
+        call = program.producer.get(slot)
+    if call is None or call.name != "linear":
+        if slot in program.varying:
+            raise NotAChain(f"a prediction comes from {call.name if call else 'a state as it is'}, not from a Linear")
+        return None, None
+    tensors = [*call.args, call.kwargs.get("bias")]
+    source, weight = tensors[0], tensors[1] if len(tensors) > 2 else call.kwargs.get("weight")
+    bias = tensors[2] if len(tensors) > 2 else None
+    if not (isinstance(source, Slot) and isinstance(weight, Slot)):
+        raise NotAChain("a Linear is called in an unusual way")
+    if weight.index in program.varying or (isinstance(bias, Slot) and bias.index in program.varying):
+        raise NotAChain("a weight depends on a free state")
+    slot = source.index
+    call = program.producer.get(slot)
+    activation = _activation(call)
+    if call is not None and activation is not None:
+        before = activation
+        slot = _input(call)
+    if slot >= len(program.leaves):
+        if slot in program.varying:
+            inner = program.producer[slot]
+            raise NotAChain(f"a Linear takes the result of {inner.name}, not a state")
+        return None, None
+    if program.leaves[slot].dim() != 2:
+        return (None, None) if slot not in program.varying else _raise(f"state %{slot} is not of shape [B, n]")
+    return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
+
+
+def _raise(message: str) -> tuple[None, None]:
+    raise NotAChain(message)
+
+
+def _input(call: Call) -> int:
+    first = call.args[0] if call.args else call.kwargs["input"]
+    assert isinstance(first, Slot)
+    return first.index
+
+
+def _activation(call: Call | None) -> Activation | None:
+    if call is None or len(call.inputs) != 1:
+        return None
+    rest = list(call.args[1:])
+    options = {k: v for k, v in call.kwargs.items() if k not in ("inplace", "input")}
+
+    def option(name: str, default: float) -> float:
+        return float(rest[0] if rest else options.get(name, default))
+
+    match call.name:
+        case "relu" | "tanh" | "sigmoid" | "silu" if not rest and not options:
+            return Activation(_NUMBER[call.name])
+        case "gelu" if not rest:
+            approximate = options.get("approximate", "none")
+            return Activation(_NUMBER["gelu_tanh" if approximate == "tanh" else "gelu"])
+        case "leaky_relu":
+            return Activation(_NUMBER["leaky_relu"], option("negative_slope", 0.01))
+        case "elu":
+            return Activation(_NUMBER["elu"], option("alpha", 1.0))
+        case "softplus":
+            threshold = rest[1] if len(rest) > 1 else options.get("threshold", 20.0)
+            return Activation(_NUMBER["softplus"], option("beta", 1.0)) if threshold == 20.0 else None
+    return None
+
+
+def precision(program_values: dict[int, Tensor], node: Node, like: Tensor) -> Tensor | None:
+    """A node's precision times its weight: None for 1, a diagonal ``[n]`` or a matrix ``[n, n]``."""
+    if node.factor is not None:
+        inverse = torch.cholesky_inverse(program_values[node.factor])
+        return inverse if node.weight == 1.0 else node.weight * inverse
+    if node.logvar is None:
+        return None if node.weight == 1.0 else like.new_full((like.shape[1],), node.weight)
+    diagonal = torch.exp(-program_values[node.logvar]) * node.weight
+    return diagonal.expand(like.shape[1]).contiguous()

@@ -1,0 +1,183 @@
+"""What an energy computes, as a list of calls: captured by `capture`, read by the executors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import resolve_name
+
+from .. import functional
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for a tensor in the arguments of a call."""
+
+    index: int
+
+    def __repr__(self) -> str:
+        return f"%{self.index}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function call: `outputs` are the slots of the tensors it returned."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    single: bool  # whether it returned a tensor and not a sequence of them
+
+    @property
+    def name(self) -> str:
+        """The function's name without its module: ``linear``, ``relu``, ``add``."""
+        full = resolve_name(self.function) or getattr(self.function, "__name__", repr(self.function))
+        return full.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand of the energy: `weight` times what the slot holds, one value per sample."""
+
+    slot: int
+    weight: float
+
+
+ENERGIES = frozenset((functional.gaussian_energy, functional.multivariate_energy))
+
+
+@dataclass
+class Program:
+    """The calls between an energy's leaves and its result, in order.
+
+    Attributes:
+        leaves: the tensors the energy reads: states, parameters, buffers. They take the first slots.
+        free: slots of the leaves that inference updates.
+        calls: what is computed, in order.
+        result: slot of the energy, ``[B]``.
+        names: what to call leaves when printed.
+        stand_ins: for every slot a tensor of its shape and dtype that takes no memory.
+    """
+
+    leaves: list[Tensor]
+    free: frozenset[int]
+    calls: list[Call]
+    result: int
+    names: dict[int, str] = field(default_factory=dict)
+    stand_ins: list[Tensor] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self.producer: dict[int, Call] = {}
+        for call in self.calls:
+            for slot in call.outputs:
+                if slot >= len(self.leaves):
+                    self.producer.setdefault(slot, call)
+        varying = set(self.free)
+        for call in self.calls:
+            if varying.intersection(call.inputs):
+                varying.update(call.outputs)
+        self.varying = frozenset(varying)
+        self.terms = self._terms()
+
+    def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """The values of slots, computing what they need and nothing else.
+
+        Args:
+            wanted: slots.
+            leaves: values for the leaves; None takes the leaves themselves.
+        """
+        needed = set[int]().union(*map(self.ancestors, wanted))
+        values: dict[int, Tensor] = dict(enumerate(self.leaves if leaves is None else leaves))
+        for call in self.calls:
+            if needed.isdisjoint(call.outputs):
+                continue
+            result = call.function(*_fill(call.args, values), **_fill(call.kwargs, values))
+            results = (result,) if call.single else tuple(t for t in result if isinstance(t, Tensor))
+            values.update(zip(call.outputs, results, strict=True))
+        return [values[s] for s in wanted]
+
+    def ancestors(self, slot: int) -> set[int]:
+        """Slots that a slot is computed from, itself included."""
+        found, stack = set[int](), [slot]
+        while stack:
+            s = stack.pop()
+            if s not in found:
+                found.add(s)
+                if s in self.producer:
+                    stack.extend(self.producer[s].inputs)
+        return found
+
+    def uses(self) -> dict[int, int]:
+        """How many times calls that lead to the energy take each slot."""
+        reached, count = self.ancestors(self.result), dict[int, int]()
+        for call in self.calls:
+            if not reached.isdisjoint(call.outputs):
+                for slot in call.inputs:
+                    count[slot] = count.get(slot, 0) + 1
+        return count
+
+    def leaf_name(self, slot: int) -> str:
+        """What to call a leaf in a message."""
+        return self.names.get(slot, f"%{slot}")
+
+    def _terms(self) -> list[Term]:
+        """The result as a weighted sum, taken apart through additions and scalings of per-sample values."""
+        terms: list[Term] = []
+
+        def split(slot: int, weight: float) -> None:
+            call = self.producer.get(slot)
+            operands: tuple[Any, ...] = (
+                call.args if call is not None and not call.kwargs and len(call.args) == 2 else ()
+            )
+            tensors = [a for a in operands if isinstance(a, Slot)]
+            scalars = [a for a in operands if isinstance(a, int | float) and not isinstance(a, bool)]
+            name = call.name if call is not None else ""
+            if name in ("add", "__radd__", "__add__", "radd") and len(tensors) == 2:
+                split(tensors[0].index, weight)
+                split(tensors[1].index, weight)
+            elif name in ("add", "__radd__", "__add__", "radd") and tensors and scalars == [0]:
+                split(tensors[0].index, weight)
+            elif name in ("mul", "__rmul__", "__mul__", "rmul") and tensors and len(scalars) == 1:
+                split(tensors[0].index, weight * scalars[0])
+            elif name in ("div", "true_divide", "__truediv__") and tensors and len(scalars) == 1 and operands[1] != 0:
+                split(tensors[0].index, weight / scalars[0])
+            else:
+                terms.append(Term(slot, weight))
+
+        split(self.result, 1.0)
+        return terms
+
+    def __str__(self) -> str:
+        lines = []
+        for i, leaf in enumerate(self.leaves):
+            role = "free state" if i in self.free else "clamped or parameter"
+            lines.append(
+                f"%{i}: {self.names.get(i, role)} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+            )
+        for call in self.calls:
+            outputs = ", ".join(f"%{s}" for s in call.outputs)
+            arguments = ", ".join([*map(_show, call.args), *(f"{k}={_show(v)}" for k, v in call.kwargs.items())])
+            when = "every step" if self.varying.intersection(call.outputs) else "once a run"
+            lines.append(f"{outputs} = {call.name}({arguments})  # {when}")
+        lines.append(f"energy = %{self.result}")
+        return "\n".join(lines)
+
+
+def _fill(tree: Any, values: dict[int, Tensor]) -> Any:
+    if isinstance(tree, Slot):
+        return values[tree.index]
+    if isinstance(tree, dict):
+        return {k: _fill(v, values) for k, v in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(_fill(v, values) for v in tree)
+    return tree
+
+
+def _show(argument: Any) -> str:
+    return str(argument) if isinstance(argument, torch.dtype | torch.device) else repr(argument)

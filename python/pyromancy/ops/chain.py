@@ -1,0 +1,132 @@
+"""Eager reference of `infer_chain_`: all E-steps of a chain of nodes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import ACTIVATIONS
+
+_BY_NUMBER = tuple(ACTIVATIONS.values())
+
+
+def infer_chain_(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    grams: list[Tensor | None],
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    free: list[bool],
+    steps: int,
+    lr: float,
+    velocities: list[Tensor],
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    resume: bool,
+    energies: Tensor | None,
+) -> list[Tensor]:
+    """All E-steps of a chain of nodes, in place on the free states.
+
+    Edge l predicts node l + 1 as ``mu = after(W before(z_l) + b)``. With errors ``e_l = P_l (z_l - mu_l)`` a step
+    is ``z_l <- z_l - lr (e_l - before'(z_l) W^T (after' e_{l+1}))``, on all free nodes at once, with the momentum of
+    `torch.optim.SGD` where there are velocities.
+
+    Args:
+        states: ``[B, n_l]`` each, contiguous.
+        weights: W of every edge.
+        biases: b of every edge.
+        precisions: P of every node: None for 1, its diagonal ``[n]``, or the matrix ``[n, n]``, symmetric.
+        prior: constant prediction of node 0, ``[1 or B, n_0]``.
+        grams: of an edge from a free to a clamped node, ``W^T P W`` where the feedback is to be computed as
+            ``W^T P (z - b) - (W^T P W) before(z)``.
+        activations: before and after of every edge, as numbers in `ACTIVATIONS`.
+        parameters: the parameters of these.
+        predicted: whether a node has an energy.
+        free: whether a node's state is updated.
+        steps: number of E-steps.
+        lr: their rate.
+        velocities: like `states`, or empty for no momentum.
+        momentum: as in `torch.optim.SGD`.
+        dampening: as in `torch.optim.SGD`.
+        nesterov: as in `torch.optim.SGD`.
+        resume: whether `velocities` hold those of earlier steps; else the first gradient starts them.
+        energies: ``[steps, nodes, B]``, set to the nodes' energies before each step, without log-determinants.
+
+    Returns:
+        The predictions ``[B, n_{l+1}]`` that come from clamped nodes, in the order of the edges.
+    """
+    count = len(states)
+    functions = [(_BY_NUMBER[k], p) for k, p in zip(activations, parameters, strict=True)]
+
+    def predict(edge: int) -> tuple[Tensor, Tensor]:
+        """The product and the prediction."""
+        (before, p), (after, q) = functions[2 * edge : 2 * edge + 2]
+        product = F.linear(before[0](states[edge], p), weights[edge], biases[edge])
+        return product, after[0](product, q)
+
+    def weigh(node: int, residual: Tensor) -> Tensor:
+        precision = precisions[node]
+        if precision is None:
+            return residual
+        return residual * precision if precision.dim() == 1 else residual @ precision
+
+    constant = {i + 1: predict(i)[1] for i in range(count - 1) if predicted[i + 1] and not free[i]}
+    if prior is not None:
+        constant[0] = prior.expand_as(states[0])
+    drives: dict[int, tuple[Tensor, Tensor]] = {}  # W^T P (z - b) and W^T P W, where that serves
+    for i, matrix in enumerate(grams):
+        if matrix is not None:
+            bias = biases[i]
+            drives[i] = weigh(i + 1, states[i + 1] if bias is None else states[i + 1] - bias) @ weights[i], matrix
+    for step in range(steps):
+        errors: list[Tensor | None] = [None] * count
+        feedback: list[Tensor | None] = [None] * count
+        for i in range(count):
+            if not predicted[i]:
+                continue
+            if i - 1 in drives:
+                before, p = functions[2 * (i - 1)]
+                drive, gram = drives[i - 1]
+                feedback[i - 1] = drive - before[0](states[i - 1], p) @ gram
+                continue
+            product: Tensor | None = None
+            if i in constant:
+                prediction = constant[i]
+            else:
+                product, prediction = predict(i - 1)
+            residual = states[i] - prediction
+            error = errors[i] = weigh(i, residual)
+            if energies is not None:
+                energies[step, i] = 0.5 * (residual * error).sum(1)
+            if product is not None:
+                after, q = functions[2 * (i - 1) + 1]
+                feedback[i - 1] = (error * after[1](product, q)) @ weights[i - 1]
+        for i in range(count):
+            if not free[i]:
+                continue
+            gradient = torch.zeros_like(states[i])
+            if (own := errors[i]) is not None:
+                gradient += own
+            if (back := feedback[i]) is not None:
+                before, p = functions[2 * i]
+                gradient -= before[1](states[i], p) * back
+            if velocities:
+                if step == 0 and not resume:
+                    velocities[i].copy_(gradient)
+                else:
+                    velocities[i].mul_(momentum).add_(gradient, alpha=1 - dampening)
+            step_along = gradient
+            if velocities:
+                step_along = gradient + momentum * velocities[i] if nesterov else velocities[i]
+            states[i].sub_(step_along, alpha=lr)
+    if energies is not None:
+        for i in range(count):
+            if not predicted[i]:
+                energies[:, i] = 0
+    return [constant[i] for i in sorted(constant) if i > 0]
