@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..ops import autograd
 from .program import Call, Program, Slot
 
 
@@ -69,10 +70,12 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
         NotCapturable: the energy depends on more than PyTorch calls on fixed tensors.
     """
     recorder = _Recorder()
-    with torch.no_grad(), recorder:
+    with torch.enable_grad(), recorder:
         result = energy()
     if not isinstance(result, Tensor) or id(result) not in recorder.slots:
         raise NotCapturable("the energy is not the result of a PyTorch function")
+    if own := _own_function(result):
+        raise NotCapturable(f"{own} is an autograd function with a backward of its own")
     program = recorder.program(result, free)
     try:
         check(energy, program)
@@ -105,6 +108,21 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
         raise _Changed(f"{type(error).__name__}: {error}") from error
     if checker.position != len(program.calls) or checker.slots.get(id(result)) != program.result:
         raise _Changed("it ends earlier, or with another result")
+
+
+def _own_function(result: Tensor) -> str | None:
+    """A `torch.autograd.Function` of the user's in a graph: its forward was seen, its backward cannot be."""
+    seen, stack = set[Any](), [result.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        forward = getattr(node, "_forward_cls", None)
+        if forward is not None and forward.__module__ != autograd.__name__:
+            return str(forward.__name__)
+        stack.extend(following for following, _ in node.next_functions)
+    return None
 
 
 def _is_metadata(name: str | None) -> bool:
@@ -214,7 +232,7 @@ class _Recorder(TorchFunctionMode):
         # Stand-ins take no memory: one element, expanded.
         by_new = {renumber[s]: t for s, t in enumerate(self.kept)}
         program.stand_ins = [
-            torch.empty(1, dtype=t.dtype, device=t.device).expand(t.shape) for _, t in sorted(by_new.items())
+            torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape) for _, t in sorted(by_new.items())
         ]
         return program
 

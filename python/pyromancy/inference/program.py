@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
-from .. import functional
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -49,7 +47,11 @@ class Term:
     weight: float
 
 
-ENERGIES = frozenset((functional.gaussian_energy, functional.multivariate_energy))
+# Functions that take only the form of some of their tensors: how many of them, from the first on, they read.
+_VALUES_FROM = {
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as", "type_as"), 1),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), 0),
+}
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Program:
                     self.producer.setdefault(slot, call)
         varying = set(self.free)
         for call in self.calls:
-            if varying.intersection(call.inputs):
+            if varying.intersection(call.inputs[: _VALUES_FROM.get(call.name)]):
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
         self.terms = self._terms()
