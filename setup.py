@@ -81,6 +81,7 @@ class NinjaBuild(build_ext):
         ]  # fmt: skip
         flags = [
             *COMMON, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-DPYROMANCY_X86_ISAS={int(x86)}",
+            f"-ffile-prefix-map={ROOT}/=",  # error messages name source files, not where they were built
             f"-I{includes[0]}", *(f"-isystem{i}" for i in includes[1:]),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
         ]  # fmt: skip

@@ -5,6 +5,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <sstream>
@@ -28,7 +31,7 @@ inline std::string to_string(Sizes sizes) {
 
 inline int32_t raw_dtype(const Tensor& t) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   return dtype;
 }
 
@@ -48,8 +51,8 @@ inline DType dtype_of(const char* name, const Tensor& t) {
 
 inline int64_t device_key(const Tensor& t) {
   int32_t type, index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
   return (static_cast<int64_t>(type) << 32) | static_cast<uint32_t>(index);
 }
 

@@ -192,7 +192,6 @@ void energy(const GaussianArgs& a, double* sums, int64_t begin, int64_t end) {
   }
 }
 
-// Without a precision of its own to load, "none" is a scalar 1.
 template <class T>
 void residual(const GaussianArgs& a, void* residual, void* negative, int64_t begin, int64_t end) {
   switch (a.precision_kind) {

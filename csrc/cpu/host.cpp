@@ -22,11 +22,11 @@ void advise_huge_pages(const Tensor& t, int64_t bytes) {
 
 Tensor empty_strided(Sizes sizes, const int64_t* strides, const Tensor& like) {
   int32_t type, index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
   const int32_t dtype = raw_dtype(like);
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, dtype, type, index, &handle));
   Tensor t(handle);
   advise_huge_pages(t, t.numel() * aoti_torch_dtype_element_size(dtype));

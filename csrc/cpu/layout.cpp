@@ -1,7 +1,5 @@
 #include "layout.h"
 
-#include <utility>
-
 #include "../check.h"
 
 namespace pyromancy {

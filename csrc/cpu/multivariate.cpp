@@ -16,6 +16,11 @@ using torch::stable::parallel_for;
 // Multiply-adds that are worth waking another thread for.
 constexpr int64_t kSolveGrain = 1 << 20;
 
+// The type that a tensor is computed in.
+DType compute_dtype(const Tensor& t) {
+  return dtype_of("value", t) == DType::float64 ? DType::float64 : DType::float32;
+}
+
 bool is_half(const Tensor& t) {
   const DType dtype = dtype_of("value", t);
   return dtype == DType::bfloat16 || dtype == DType::float16;
@@ -43,7 +48,7 @@ Tensor as_rows(const Tensor& t) {
 // f(element) with a zero of the type that the widened tensors have.
 template <class F>
 void with_element(const Tensor& t, F f) {
-  if (dtype_of("value", t) == DType::float64)
+  if (compute_dtype(t) == DType::float64)
     f(double());
   else
     f(float());
@@ -54,8 +59,8 @@ class Call {
 public:
   // The right-hand side is value - pred, or value alone.
   Call(const Tensor& value, const Tensor* pred, const Tensor& factor)
-      : value_(as_rows(value)), factor_(packed(widened(factor))),
-        kernels(PYROMANCY_SELECT_KERNELS(multivariate_kernels, dtype_of("value", value_))),
+      : kernels(PYROMANCY_SELECT_KERNELS(multivariate_kernels, compute_dtype(value))),
+        value_(as_rows(value)), factor_(packed(widened(factor))),
         reciprocal_(value.size(2) * value_.element_size()) {
     args.positions = value.size(1);
     args.rows = value.size(0) * args.positions;
@@ -100,15 +105,12 @@ public:
                  });
   }
 
+  const MultivariateKernels& kernels;
+  MultivariateArgs args;
+
 private:
   Tensor value_, factor_;
   std::optional<Tensor> pred_;
-
-public:
-  MultivariateArgs args;
-  const MultivariateKernels& kernels;
-
-private:
   Scratch reciprocal_;
 };
 
@@ -189,7 +191,7 @@ Tensor multivariate_energy_backward_factor(const Tensor& grad, const Tensor& whi
   with_element(out, [&](auto zero) {
     using T = decltype(zero);
     const MultivariateKernels& kernels =
-        PYROMANCY_SELECT_KERNELS(multivariate_kernels, dtype_of("whitened", out));
+        PYROMANCY_SELECT_KERNELS(multivariate_kernels, compute_dtype(out));
     const int64_t batch = whitened.size(0), positions = whitened.size(1), n = whitened.size(2);
     const int64_t rows = batch * positions;
     // Where the matrix is too small to share out, the rows are cut into segments, each with a sum

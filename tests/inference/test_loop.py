@@ -408,6 +408,33 @@ def test_dropout_in_training_mode_is_left_to_autograd():
     assert loop.explain().startswith("executor: graph")
 
 
+@pytest.mark.parametrize(
+    "total",
+    [
+        lambda terms: sum(terms),
+        lambda terms: terms[0] + terms[1] + terms[2],
+        lambda terms: torch.stack(terms).sum(0),
+        lambda terms: torch.stack(terms, dim=0).sum(dim=0),
+        lambda terms: 2 * terms[0] + terms[1] / 2 + terms[2] * 0.5,
+    ],
+    ids=["sum", "add", "stack", "stack-dim", "weighted"],
+)
+def test_every_way_to_add_up_is_a_chain(total):
+    class Summed(Chain):
+        def energy(self):
+            above, terms = self.nodes[0].value, []
+            for edge, node in zip(self.edges, self.nodes[1:], strict=True):
+                terms.append(node.energy(self.predict(above, edge)))
+                above = node.value
+            return total(terms)
+
+    network = Summed(KINDS, (6, 9, 8, 5))
+    randomize(network, 4)
+    loop = assert_same_inference(network, states_of(network, (0, 3)), list(pyro.get_mstep_params(network)), 20)
+    assert loop.explain().startswith("executor: chain")
+    assert len(loop.program.terms) == 3
+
+
 class Changing:
     """A network and its twin that go through the same changes; the twin runs the plain loop."""
 

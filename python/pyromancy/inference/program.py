@@ -134,26 +134,35 @@ class Program:
 
         def split(slot: int, weight: float) -> None:
             call = self.producer.get(slot)
-            operands: tuple[Any, ...] = (
-                call.args if call is not None and not call.kwargs and len(call.args) == 2 else ()
-            )
-            tensors = [a for a in operands if isinstance(a, Slot)]
-            scalars = [a for a in operands if isinstance(a, int | float) and not isinstance(a, bool)]
-            name = call.name if call is not None else ""
-            if name in ("add", "__radd__", "__add__", "radd") and len(tensors) == 2:
-                split(tensors[0].index, weight)
-                split(tensors[1].index, weight)
-            elif name in ("add", "__radd__", "__add__", "radd") and tensors and scalars == [0]:
-                split(tensors[0].index, weight)
-            elif name in ("mul", "__rmul__", "__mul__", "rmul") and tensors and len(scalars) == 1:
-                split(tensors[0].index, weight * scalars[0])
-            elif name in ("div", "true_divide", "__truediv__") and tensors and len(scalars) == 1 and operands[1] != 0:
-                split(tensors[0].index, weight / scalars[0])
-            else:
+            parts = [] if call is None else self._summands(call)
+            for part, factor in parts:
+                split(part, weight * factor)
+            if not parts:
                 terms.append(Term(slot, weight))
 
         split(self.result, 1.0)
         return terms
+
+    def _summands(self, call: Call) -> list[tuple[int, float]]:
+        """The slots that a call adds up, and the number it multiplies each with; empty where it does neither."""
+        tensors = [a.index for a in call.args if isinstance(a, Slot)]
+        scalars = [a for a in call.args if isinstance(a, int | float) and not isinstance(a, bool)]
+        name = call.name.strip("_")
+        if name == "sum" and len(tensors) == 1 and [*scalars, *call.kwargs.values()] == [0]:
+            stack = self.producer.get(tensors[0])
+            if stack is not None and stack.name == "stack" and [*stack.args[1:], *stack.kwargs.values()] in ([], [0]):
+                return [(s, 1.0) for s in stack.inputs]
+        if call.kwargs or len(call.args) != 2:
+            return []
+        if name in ("add", "radd") and len(tensors) == 2:
+            return [(s, 1.0) for s in tensors]
+        if name in ("add", "radd") and tensors and scalars == [0]:
+            return [(tensors[0], 1.0)]
+        if name in ("mul", "rmul") and tensors and scalars:
+            return [(tensors[0], float(scalars[0]))]
+        if name in ("div", "truediv", "true_divide") and tensors and scalars and call.args[1] == scalars[0] != 0:
+            return [(tensors[0], 1 / float(scalars[0]))]
+        return []
 
     def __str__(self) -> str:
         lines = []

@@ -154,6 +154,7 @@ def _(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         factor.dim() == 2 and factor.shape == grad.shape,
         lambda: f"grad must have the shape of factor {tuple(factor.shape)}, got {tuple(grad.shape)}",
     )
+    _check(grad.dtype == factor.dtype, lambda: f"expected dtype {factor.dtype} of factor, got {grad.dtype}")
     return factor.new_empty(factor.shape[:1]), factor.new_empty(factor.shape)
 
 
@@ -166,6 +167,7 @@ def _(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake(f"{NAMESPACE}::multivariate_energy_backward", lib=library)
 def _(grad: Tensor, whitened: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    _check_state(whitened, whitened, factor, grad)
     _check_factor(whitened, factor)
     _check_batch("grad", grad, whitened)
     return whitened.new_empty(whitened.shape), whitened.new_empty(whitened.shape)
