@@ -85,7 +85,8 @@ class NinjaBuild(build_ext):
             f"-I{includes[0]}", *(f"-isystem{i}" for i in includes[1:]),
             *shlex.split(os.environ.get("CXXFLAGS", "")),
         ]  # fmt: skip
-        folder = Path(self.build_temp).resolve()
+        # Not pip's temporary folder: ninja compiles again only what has changed since the last build.
+        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
