@@ -1,0 +1,463 @@
+"""Train a predictive coding network to read digits, by inference learning.
+
+    python examples/train_digits.py                      # the 8 x 8 digits that come with scikit-learn, offline
+    python examples/train_digits.py --data DIR           # MNIST, from its IDX files in DIR, gzipped or not
+    python examples/train_digits.py --help
+
+For every batch the image and its label are clamped, the hidden states start from a forward sweep, T E-steps move them
+down the energy summed over the batch, and one M-step moves the weights down its mean. A prediction is a forward sweep
+with no label in sight. The same seed gives the same result on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import math
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn as nn
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+import pyromancy as pyro
+from pyromancy.nodes import FixedNode, StandardGaussianNode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+IDX_FILES = {
+    "training images": "train-images-idx3-ubyte",
+    "training labels": "train-labels-idx1-ubyte",
+    "test images": "t10k-images-idx3-ubyte",
+    "test labels": "t10k-labels-idx1-ubyte",
+}
+
+
+class PCN(nn.Module):
+    """A hierarchical predictive coding network from images to labels.
+
+    Every node but the input is Gaussian with unit variance. An edge predicts the next node's state from the
+    activation of this one's, ``mu = W f(z) + b``; the input goes in as it is.
+
+    Args:
+        sizes: widths of the nodes, input and output included.
+        activation: f.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.nodes = nn.ModuleList([FixedNode(sizes[0]), *(StandardGaussianNode(n) for n in sizes[1:])])
+        self.edges = nn.ModuleList([nn.Linear(sizes[0], sizes[1])])
+        for a, b in itertools.pairwise(sizes[1:]):
+            self.edges.append(nn.Sequential(activation(), nn.Linear(a, b)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sweep from the input to the output's prediction; in training mode this also sets every node's state."""
+        z: Tensor = self.nodes[0](x)
+        for edge, node in zip(self.edges, self.nodes[1:], strict=True):
+            z = node(edge(z))
+        return z
+
+    @torch.no_grad()
+    def init_xy(self, x: Tensor, y: Tensor) -> None:
+        """Clamp input and target, and start the hidden states at their predictions."""
+        self.train()
+        self(x)
+        self.nodes[-1].init(y)
+
+    def node_energies(self) -> Tensor:
+        """Energy of every predicted node for every sample, ``[nodes, B]``."""
+        chain = zip(self.nodes[:-1], self.edges, self.nodes[1:], strict=True)
+        return torch.stack([node.energy(edge(below.value)) for below, edge, node in chain])
+
+    def energy(self) -> Tensor:
+        """Energy of the network for every sample, ``[B]``."""
+        return self.node_energies().sum(0)
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, labels: Tensor) -> float:
+        """Fraction of images whose largest output is at their label."""
+        self.eval()
+        return (self(x).argmax(1) == labels).double().mean().item()
+
+
+class Trainer:
+    """Inference learning, with `pyromancy.InferenceLoop` or the plain autograd loop that it stands for.
+
+    Args:
+        pcn: the network.
+        steps: E-steps per batch, T.
+        e_lr: rate of the E-steps, gradient descent on the states.
+        m_lr: rate of the M-steps, Adam on the weights.
+        incremental: an M-step after every E-step, and not only after the last.
+        plain: infer with autograd.
+    """
+
+    def __init__(
+        self, pcn: PCN, steps: int, e_lr: float, m_lr: float, incremental: bool = False, plain: bool = False
+    ) -> None:
+        self.pcn, self.steps, self.incremental = pcn, steps, incremental
+        self.e_params = list(pyro.get_estep_params(pcn, exclude=(pcn.nodes[-1],)))  # the output is clamped
+        self.m_params = list(pyro.get_mstep_params(pcn))
+        self.m_opt = torch.optim.Adam(self.m_params, lr=m_lr)
+        self.e_opt = torch.optim.SGD(self.e_params, lr=e_lr)
+        self.loop = None if plain else pyro.InferenceLoop(pcn.energy, self.e_params, lr=e_lr)
+
+    def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from one batch.
+
+        Returns:
+            Energy of every predicted node before inference and at the last M-step, ``[nodes, B]`` each.
+        """
+        self.pcn.init_xy(x, y)
+        with torch.no_grad():
+            before = self.pcn.node_energies()
+        if self.incremental:
+            for _ in range(self.steps):
+                self.infer(1)
+                after = self.learn()
+        else:
+            self.infer(self.steps)
+            after = self.learn()
+        return before, after
+
+    def infer(self, steps: int) -> None:
+        """E-steps. On the sum over the batch: each sample is its own problem, whatever the batch size."""
+        if self.loop is not None:
+            self.loop.run(steps)
+            return
+        for _ in range(steps):
+            self.e_opt.zero_grad()
+            self.pcn.energy().sum().backward(inputs=self.e_params)
+            self.e_opt.step()
+
+    def learn(self) -> Tensor:
+        """An M-step, on the mean over the batch."""
+        with torch.no_grad():
+            energies = self.pcn.node_energies()
+        self.m_opt.zero_grad()
+        if self.loop is not None:
+            self.loop.backward(self.m_params)
+        else:
+            self.pcn.energy().mean().backward(inputs=self.m_params)
+        self.m_opt.step()
+        return energies
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch gave. Energies are means over its samples, in nats, one per predicted node."""
+
+    before: list[float]
+    after: list[float]
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images as rows of numbers in [0, 1], and their labels."""
+
+    train_x: Tensor
+    train_labels: Tensor
+    test_x: Tensor
+    test_labels: Tensor
+    name: str
+
+    def to(self, device: torch.device) -> Data:
+        """The same data on a device."""
+        return Data(
+            self.train_x.to(device),
+            self.train_labels.to(device),
+            self.test_x.to(device),
+            self.test_labels.to(device),
+            self.name,
+        )
+
+
+def load_digits() -> Data:
+    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn, every fifth of each kind for testing."""
+    from sklearn import datasets, model_selection  # here, because MNIST needs neither
+
+    digits = datasets.load_digits()
+    split = model_selection.train_test_split(
+        digits.data / 16, digits.target, test_size=0.2, random_state=0, stratify=digits.target
+    )
+    train_x, test_x, train_labels, test_labels = map(torch.from_numpy, split)
+    return Data(train_x.float(), train_labels.long(), test_x.float(), test_labels.long(), "scikit-learn's digits")
+
+
+def load_idx(folder: Path) -> Data:
+    """MNIST, or anything else in its four files.
+
+    Args:
+        folder: where the files of `IDX_FILES` are, each with or without ``.gz``.
+
+    Raises:
+        FileNotFoundError: one is missing; the message lists the names looked for.
+        ValueError: one is not what its name says, or they do not fit together.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; it should hold the files {', '.join(IDX_FILES.values())}")
+    parts = [read_idx(find_idx(folder, name)) for name in IDX_FILES.values()]
+    for (what, name), part in zip(IDX_FILES.items(), parts, strict=True):
+        dims = 3 if "images" in what else 1
+        if part.dim() != dims:
+            raise ValueError(f"{name} in {folder}: {what} must have {dims} dimensions, got {tuple(part.shape)}")
+        if part.numel() == 0:
+            raise ValueError(f"{name} in {folder}: there are no {what}, the shape is {tuple(part.shape)}")
+    train_x, train_labels, test_x, test_labels = parts
+    for what, x, labels in (("training", train_x, train_labels), ("test", test_x, test_labels)):
+        if len(x) != len(labels):
+            raise ValueError(f"{folder} has {len(x)} {what} images, but {len(labels)} {what} labels")
+    if train_x.shape[1:] != test_x.shape[1:]:
+        raise ValueError(
+            f"{folder} has training images of {tuple(train_x.shape[1:])} and test images of {tuple(test_x.shape[1:])}"
+        )
+    if test_labels.max() > train_labels.max():
+        raise ValueError(f"{folder} has the test label {test_labels.max()}, which no training image has")
+    x, test_x = (images.flatten(1).float() / 255 for images in (train_x, test_x))
+    return Data(x, train_labels.long(), test_x, test_labels.long(), str(folder))
+
+
+def find_idx(folder: Path, name: str) -> Path:
+    """The file of that name, or its gzipped twin.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    candidates = [folder / name, folder / f"{name}.gz"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no {' or '.join(p.name for p in candidates)} in {folder}")
+
+
+def read_idx(path: Path) -> Tensor:
+    """An IDX file of unsigned bytes, gzipped or not, as a uint8 tensor.
+
+    The format: two zero bytes, 8 for unsigned bytes, the number of dimensions; each dimension as a big-endian 32-bit
+    number; then the bytes themselves, last dimension fastest.
+
+    Raises:
+        ValueError: it is no such file, or its size is not what its header says.
+    """
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is gzipped, but damaged: {error}") from error
+    if content[:3] != b"\0\0\x08" or len(content) < 4:
+        raise ValueError(
+            f"{path} is not an IDX file of unsigned bytes: it must begin with the bytes 00 00 08, "
+            f"got {content[:3].hex(' ') or 'an empty file'}"
+        )
+    start = 4 + 4 * content[3]
+    if content[3] == 0 or len(content) < start:
+        raise ValueError(f"{path} must have a header of {max(start, 8)} bytes with its dimensions, got {len(content)}")
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    if len(content) != start + math.prod(shape):
+        raise ValueError(
+            f"{path} must have {start + math.prod(shape)} bytes for its shape {tuple(shape)}, got {len(content)}"
+        )
+    if math.prod(shape) == 0:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)
+
+
+def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, seed: int, out: Console) -> list[Epoch]:
+    """Train for some epochs, showing progress and a line per epoch.
+
+    Args:
+        pcn: the network.
+        data: on the network's device.
+        trainer: learns from a batch.
+        epochs: passes over the training images.
+        batch_size: images per batch; the last batch of an epoch holds what is left.
+        seed: of the order of the images.
+        out: where to print.
+
+    Returns:
+        What each epoch gave.
+    """
+    classes = pcn.nodes[-1].size
+    generator = torch.Generator().manual_seed(seed)
+    images = len(data.train_x)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    history = []
+    out.print("epoch   energy before   after inference   test accuracy   seconds")
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+        task = progress.add_task("", total=epochs * math.ceil(images / batch_size))
+        for number in range(1, epochs + 1):
+            progress.update(task, description=f"epoch {number}/{epochs}")
+            start = time.perf_counter()
+            before = after = torch.zeros(len(pcn.edges), device=data.train_x.device)
+            for rows in torch.randperm(images, generator=generator).to(data.train_x.device).split(batch_size):
+                y = nn.functional.one_hot(data.train_labels[rows], classes).float()
+                energies = trainer.batch(data.train_x[rows], y)
+                before, after = (total + e.sum(1) for total, e in zip((before, after), energies, strict=True))
+                progress.advance(task)
+            before, after = before / images, after / images
+            if not after.isfinite().all():
+                raise FloatingPointError(f"energy {after.sum().item()} in epoch {number}; lower --e-lr or --m-lr")
+            accuracy = pcn.accuracy(data.test_x, data.test_labels)
+            history.append(Epoch(before.tolist(), after.tolist(), accuracy, time.perf_counter() - start))
+            out.print(
+                f"{number:5}   {before.sum().item():13.5f}   {after.sum().item():15.5f}   {accuracy:13.2%}   "
+                f"{history[-1].seconds:7.2f}",
+            )
+    return history
+
+
+def plot(history: list[Epoch], path: Path) -> None:
+    """Draw the energies per epoch, of the network and of each node, and the test accuracy.
+
+    Args:
+        history: what `train` returned.
+        path: where to; its ending is the format.
+    """
+    epochs = range(1, len(history) + 1)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    energies, accuracies = figure.subplots(1, 2, width_ratios=(3, 2))
+    energies.plot(epochs, [sum(e.before) for e in history], "o-", color="0.6", label="all nodes, before inference")
+    energies.plot(epochs, [sum(e.after) for e in history], "o-", color="black", label="all nodes, after inference")
+    for i, name in enumerate([*(f"hidden {i + 1}" for i in range(len(history[0].after) - 1)), "output"]):
+        energies.plot(epochs, [e.after[i] for e in history], ".--", label=f"{name}, after inference")
+    energies.set(xlabel="epoch", ylabel="energy per sample (nats)", yscale="log", title="Training energy")
+    energies.legend(fontsize="small")
+    accuracies.plot(epochs, [100 * e.accuracy for e in history], "o-", color="black")
+    accuracies.set(xlabel="epoch", ylabel="%", title=f"Test accuracy: {history[-1].accuracy:.2%}")
+    for axes in (energies, accuracies):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=150)
+
+
+def positive_int(text: str) -> int:
+    """An argument that must be 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argument that must be a positive number."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argument that PyTorch takes as a seed."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2**63 - 1, got {text}")
+    return value
+
+
+def device(text: str) -> torch.device:
+    """An argument that names a device which works here."""
+    try:
+        return torch.empty(0, device=text).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot be used here: {text}: {str(error).splitlines()[0]}") from error
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        description="Train a predictive coding network to read digits, by inference learning.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+    )
+    p.add_argument("--data", type=Path, metavar="DIR", help="MNIST's IDX files, gzipped or not (scikit-learn's digits)")
+    p.add_argument("--epochs", type=positive_int, help="passes over the training images (10; 6 with --data)")
+    p.add_argument("--batch-size", type=positive_int, help="images per batch (100; 500 with --data)")
+    p.add_argument("--steps", type=positive_int, default=20, metavar="T", help="E-steps per batch (20)")
+    p.add_argument("--e-lr", type=positive_float, default=0.1, help="rate of the E-steps (0.1)")
+    p.add_argument("--m-lr", type=positive_float, default=1e-3, help="rate of the M-steps, Adam's (0.001)")
+    p.add_argument(
+        "--hidden", type=positive_int, nargs="+", default=[256, 256], metavar="N", help="hidden nodes' widths (256 256)"
+    )
+    p.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="of the hidden states (relu)")
+    p.add_argument("--incremental", action="store_true", help="an M-step after every E-step, not only after the last")
+    p.add_argument("--plain", action="store_true", help="infer with the plain autograd loop, not InferenceLoop")
+    p.add_argument("--seed", type=seed, default=0, help="of the weights and the order of the images (0)")
+    p.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
+    p.add_argument("--threads", type=positive_int, help="threads on the CPU (PyTorch's own choice)")
+    p.add_argument("--plot", type=Path, default=Path("energies.png"), metavar="FILE", help="(energies.png)")
+    p.add_argument("--no-plot", action="store_const", const=None, dest="plot", help="write no plot")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> list[Epoch]:
+    """Run the command line.
+
+    Returns:
+        What each epoch gave.
+    """
+    p = parser()
+    args = p.parse_args(argv)
+    if args.plot is not None:
+        formats = Figure().canvas.get_supported_filetypes()
+        if args.plot.suffix.lstrip(".") not in formats:
+            p.error(f"argument --plot: {args.plot} must end in one of {', '.join('.' + f for f in sorted(formats))}")
+        if not args.plot.parent.is_dir():
+            p.error(f"argument --plot: {args.plot.parent} is not a folder")
+    try:
+        data = load_digits() if args.data is None else load_idx(args.data)
+    except (OSError, ValueError) as error:
+        p.error(f"argument --data: {error}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data = data.to(args.device)
+    out = Console(highlight=False, soft_wrap=True)
+
+    torch.manual_seed(args.seed)
+    classes = int(data.train_labels.max()) + 1
+    sizes = [data.train_x.shape[1], *args.hidden, classes]
+    pcn = PCN(sizes, ACTIVATIONS[args.activation]).to(args.device)
+    trainer = Trainer(pcn, args.steps, args.e_lr, args.m_lr, args.incremental, args.plain)
+    epochs = args.epochs or (10 if args.data is None else 6)
+    batch_size = args.batch_size or (100 if args.data is None else 500)
+
+    served = {s.backend for s in pyro.backends.report() if s.device == args.device.type}
+    out.print(
+        f"{data.name}: {len(data.train_x):,} images to learn from, {len(data.test_x):,} to test on\n"
+        f"network {'-'.join(map(str, sizes))} {args.activation}, batch {batch_size}, T {args.steps}, seed {args.seed}; "
+        f"{args.device}, {torch.get_num_threads()} threads\n"
+        f"inference: {'plain autograd loop' if args.plain else 'InferenceLoop'}, "
+        f"{' and '.join(sorted(served))} operators",
+    )
+    start = time.perf_counter()
+    try:
+        history = train(pcn, data, trainer, epochs, batch_size, args.seed, out)
+    except FloatingPointError as error:
+        raise SystemExit(f"training diverged: {error}") from error
+    out.print(f"test accuracy {history[-1].accuracy:.2%} in {time.perf_counter() - start:.1f} s")
+    if trainer.loop is not None:
+        out.print(trainer.loop.explain())
+    if args.plot is not None:
+        plot(history, args.plot)
+        out.print(f"energies per epoch: {args.plot}")
+    return history
+
+
+if __name__ == "__main__":
+    main()
