@@ -4,13 +4,14 @@ import copy
 import pickle
 import threading
 
-import pyromancy as pyro
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import pyromancy as pyro
 from networks import KINDS, Chain, covariance_of
 from pyromancy.nodes import BiasNode, FactorizedGaussianNode, FixedNode, FloatNode, StandardGaussianNode
 

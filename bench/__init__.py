@@ -1,0 +1,1 @@
+"""Benchmarks: ``pytest bench`` measures, ``python bench/report.py`` draws."""

@@ -1,0 +1,55 @@
+"""Fixtures that every test may ask for, and the poison in uninitialised memory that every test gets."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: on a busy machine spinning costs most
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from pyromancy import backends
+
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+BACKENDS = [name for name in backends.BACKENDS if backends.available(name)[0]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def poison():
+    """Fill what `torch.empty` returns with NaN: who forgets to write an element is found out.
+
+    Compiled kernels allocate through aten as well, so the switch of PyTorch reaches them.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(7).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers for every test, whatever ran before it."""
+    torch.manual_seed(20)
+    return 20
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
+def backend(request):
+    """Every backend that runs on this machine, each for all tests of a module that ask."""
+    with backends.use(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def native_backend():
+    """The compiled kernels; tests of what only they promise are skipped without them."""
+    works, reason = backends.available("native")
+    if not works:
+        pytest.skip(f"no compiled kernels: {reason}")
+    with backends.use("native"):
+        yield

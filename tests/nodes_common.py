@@ -1,0 +1,13 @@
+"""Nodes of every kind, by class name."""
+
+from pyromancy import nodes
+
+GAUSSIAN = {
+    "standard": nodes.StandardGaussianNode,
+    "isotropic": nodes.IsotropicGaussianNode,
+    "factorized": nodes.FactorizedGaussianNode,
+    "multivariate": nodes.MultivariateGaussianNode,
+}
+LEARNED = {k: v for k, v in GAUSSIAN.items() if k != "standard"}
+STATEFUL = {**GAUSSIAN, "float": nodes.FloatNode, "fixed": nodes.FixedNode}
+EVERY = {**STATEFUL, "bias": nodes.BiasNode}

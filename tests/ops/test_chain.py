@@ -1,0 +1,123 @@
+"""`infer_chain_` against autograd on the energy written out, with the steps taken by `torch.optim.SGD`."""
+
+import inspect
+
+import pytest
+import torch
+
+from chains import FUNCTIONS, STEPS, descend, operator, problem, to
+from numerics import FLOATS, assert_near, name, same_bits
+from pyromancy.ops import activations, schema
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def check(arguments):
+    length = STEPS * max(z.shape[1] for z in arguments["states"])
+    clamped = [z.clone() for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
+    expected, energies, fixed, velocities = descend(arguments)
+    returned = operator(**arguments)
+    for z, e in zip(arguments["states"], expected, strict=True):
+        assert_near(z, e, length)
+    for mu, e in zip(returned, fixed, strict=True):
+        assert_near(mu, e, length)
+    if arguments["energies"] is not None:
+        assert_near(arguments["energies"], energies, length**2)
+    for v, e in zip(arguments["velocities"], velocities, strict=False):
+        if e is not None:
+            assert_near(v, e, length)
+    untouched = [z for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
+    assert all(same_bits(a, b) for a, b in zip(clamped, untouched, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("batch", [0, 1, 3, 129])
+@pytest.mark.parametrize(
+    "widths", [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)], ids=lambda w: "-".join(map(str, w))
+)
+def test_sizes(widths, batch, dtype):
+    check(problem(widths, batch, "tanh", prior=len(widths) == 2, clamped=(-1,) if len(widths) == 2 else (0, -1),
+                  record=True, dtype=dtype))  # fmt: skip
+
+
+def test_every_activation_has_a_number():
+    assert [*activations.ACTIVATIONS] == [*FUNCTIONS]
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_activations(activation, side):
+    for dtype in FLOATS:
+        check(problem((5, 33, 7, 3), 17, **{side: activation}, dtype=dtype))
+
+
+OPTIONS = {
+    "no-bias": {"biases": False},
+    "prior": {"prior": "one", "clamped": (-1,)},
+    "prior-per-sample": {"prior": "batch", "clamped": (-1,)},
+    "all-free": {"prior": "one", "clamped": ()},
+    "clamped-within": {"clamped": (0, 2, -1)},
+    "open-end": {"clamped": (0,)},
+    "covariances": {"covariances": True, "prior": "batch", "clamped": (-1,)},
+    "momentum": {"momentum": {"momentum": 0.8, "dampening": 0.3}},
+    "nesterov": {"momentum": {"momentum": 0.8, "nesterov": True}},
+    "everything": {
+        "covariances": True, "prior": "one", "clamped": (-1,), "momentum": {"momentum": 0.8},
+        "before": "relu", "after": "tanh",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options(option, dtype):
+    check(problem((5, 33, 7, 6, 3), 17, record=True, dtype=dtype, **OPTIONS[option]))
+
+
+@pytest.mark.parametrize("precision", ["unit", "diagonal"])
+def test_grams_change_the_order_of_products_only(precision):
+    arguments = problem((5, 7, 63), 17, "tanh")
+    if precision == "diagonal":
+        arguments["precisions"][-1] = torch.rand(63, dtype=torch.float64) + 0.5
+    w, p = arguments["weights"][-1], arguments["precisions"][-1]
+    arguments["grams"][-1] = w.T @ (w if p is None else p[:, None] * w)
+    check(arguments)
+
+
+def test_no_steps():
+    arguments = problem((5, 7, 3), 4) | {"steps": 0}
+    before = to(arguments["states"], torch.float64)
+    operator(**arguments)
+    assert all(same_bits(a, b) for a, b in zip(arguments["states"], before, strict=True))
+
+
+def test_resumes_with_its_velocities():
+    whole = problem((5, 7, 3), 4, "tanh", momentum={"momentum": 0.8})
+    halves = {k: to(x, torch.float64) for k, x in whole.items()}
+    operator(**whole)
+    operator(**halves | {"steps": STEPS // 2})
+    operator(**halves | {"steps": STEPS // 2, "resume": True})
+    for a, b in zip(whole["states"], halves["states"], strict=True):
+        assert_near(a, b, 50)
+
+
+def test_weights_of_any_layout():
+    arguments = problem((5, 33, 7), 17)
+    arguments["weights"] = [w.T.contiguous().T for w in arguments["weights"]]
+    arguments["biases"] = [torch.stack([b, b], 1)[:, 0] for b in arguments["biases"]]
+    check(arguments)
+
+
+@pytest.mark.parametrize("option", ["prior", "everything"])
+def test_opcheck(option):
+    # AOTAutograd takes no operator that writes to lists and returns one; the loop is not for `torch.compile`
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = problem((5, 7, 6, 3), 4, record=True, dtype=torch.float32, **OPTIONS[option])
+    torch.library.opcheck(operator, (), arguments, test_utils=checks)
+
+
+def test_signature_is_the_references():
+    from pyromancy.ops import chain
+
+    assert [*inspect.signature(chain.infer_chain_).parameters] == [a.name for a in operator._schema.arguments]
+    assert "infer_chain_" in schema.SCHEMAS

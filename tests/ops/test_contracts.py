@@ -1,0 +1,200 @@
+"""What is asked of every operator whatever it computes: registered everywhere, repeatable, honest about writes."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import operators
+from numerics import DENSE, FLOATS, LOW, name, same_bits, sliced, transposed
+from operators import CASES, DIFFERENTIABLE, ELSEWHERE, LAYOUT_CASES, MUTATES, OPERATORS
+from pyromancy import ops
+from pyromancy.ops import reference, schema
+
+ROOT = Path(__file__).parents[2]
+# of every operator the call with the most tensors in it
+FIRST = {
+    name: max(
+        (case for case in LAYOUT_CASES if case.operator == name),
+        key=lambda case: sum(isinstance(x, torch.Tensor) and x.dim() > 0 for x in case.inputs.values()),
+    )
+    for name in OPERATORS
+}
+
+
+def operator(name):
+    return getattr(torch.ops.pyromancy, name).default
+
+
+def has_kernel(name, key):
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"pyromancy::{name}", key)
+
+
+def case_id(case):
+    return f"{case.operator}-{case.id}"
+
+
+class TestEveryOperator:
+    def test_has_cases_here(self):
+        assert {*OPERATORS, *ELSEWHERE} == set(schema.SCHEMAS)
+        assert all((Path(__file__).parent / file).exists() for file in ELSEWHERE.values())
+        assert {case.operator for case in CASES} == {case.operator for case in LAYOUT_CASES} == set(OPERATORS)
+
+    @pytest.mark.parametrize("name", schema.SCHEMAS)
+    def test_has_a_reference_for_every_device(self, name):
+        assert name in reference.KERNELS
+        assert has_kernel(name, "CompositeExplicitAutograd")
+
+    @pytest.mark.parametrize("name", OPERATORS)
+    def test_has_a_fake(self, name):
+        arguments = FIRST[name].arguments(torch.float32)
+        with FakeTensorMode() as mode:
+            fakes = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+            operator(name)(**fakes)  # raises where there is no fake: the reference would look at the data
+
+    @pytest.mark.parametrize("name", DIFFERENTIABLE)
+    def test_has_gradients(self, name):
+        assert has_kernel(name, "Autograd")
+        arguments = FIRST[name].arguments()
+        tensors = [t.requires_grad_() for t in arguments.values() if isinstance(t, torch.Tensor)]
+        output = operators.run(FIRST[name], arguments)[0]
+        gradients = torch.autograd.grad(output.nansum(), tensors)
+        assert all(g is not None for g in gradients)
+
+    @pytest.mark.parametrize("name", sorted(set(OPERATORS) - set(DIFFERENTIABLE) - set(MUTATES)))
+    def test_is_a_gradient_itself_otherwise(self, name):
+        assert "backward" in name
+        assert name.split("_backward")[0] in DIFFERENTIABLE
+
+    def test_has_a_benchmark(self, monkeypatch):
+        if not (ROOT / "bench" / "test_operators.py").exists():
+            pytest.skip("this copy has no benchmarks")
+        pytest.importorskip("pytest_benchmark")
+        monkeypatch.syspath_prepend(ROOT)
+        benchmarks = importlib.import_module("bench.test_operators").OPERATORS
+        assert [name for name in schema.SCHEMAS if not benchmarks.get(name)] == []
+
+    def test_is_bound_once(self):
+        for bound in (*DIFFERENTIABLE, *MUTATES):
+            assert getattr(ops, bound) is operator(bound)
+
+
+@pytest.mark.usefixtures("backend")
+class TestSchema:
+    @pytest.mark.parametrize("case", LAYOUT_CASES, ids=case_id)
+    def test_written_arguments_are_marked(self, case):
+        signature = operator(case.operator)._schema
+        written = {a.name for a in signature.arguments if a.alias_info is not None and a.alias_info.is_write}
+        assert written == set(MUTATES.get(case.operator, ()))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+    @pytest.mark.parametrize("layout", DENSE, ids=lambda f: f.__name__)
+    @pytest.mark.parametrize("case", [*FIRST.values(), *CASES[::11]], ids=case_id)
+    def test_fake_foretells_shape_strides_and_dtype(self, case, layout, dtype):
+        arguments = case.arguments(dtype, layout)
+        with FakeTensorMode() as mode:
+            fakes = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+            foretold = operators.run(case, fakes)
+        for fake, real in zip(foretold, operators.run(case, arguments), strict=True):
+            assert fake.shape == real.shape
+            assert fake.dtype == real.dtype
+            strides = zip(real.shape, fake.stride(), real.stride(), strict=True)
+            assert real.numel() == 0 or all(a == b for size, a, b in strides if size > 1)
+
+    @pytest.mark.parametrize("name", OPERATORS)
+    def test_opcheck(self, name):
+        arguments = FIRST[name].arguments(torch.float32)
+        for key, x in arguments.items():
+            if isinstance(x, torch.Tensor):
+                arguments[key] = x.nan_to_num().requires_grad_(name in DIFFERENTIABLE)
+        torch.library.opcheck(operator(name), (), arguments)
+
+    @pytest.mark.parametrize("name", MUTATES)
+    def test_opcheck_of_strided_writes(self, name):
+        torch.library.opcheck(operator(name), (), FIRST[name].arguments(torch.float32, (sliced, transposed)))
+
+
+@pytest.mark.usefixtures("backend")
+class TestGradients:
+    """Through the dispatcher; test_functional.py has the other way in."""
+
+    @pytest.mark.parametrize("name", DIFFERENTIABLE)
+    def test_first_and_second_derivatives(self, name):
+        arguments = FIRST[name].arguments()
+        keys = [k for k, x in arguments.items() if isinstance(x, torch.Tensor)]
+        leaves = [arguments[k].nan_to_num().requires_grad_() for k in keys]
+
+        def call(*tensors):
+            return operators.run(FIRST[name], arguments | dict(zip(keys, tensors, strict=True)))[0]
+
+        assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+
+
+@pytest.mark.usefixtures("backend")
+class TestRepeats:
+    @pytest.mark.parametrize("dtype", [*FLOATS, *LOW], ids=name)
+    @pytest.mark.parametrize("case", LAYOUT_CASES, ids=case_id)
+    def test_to_the_last_bit(self, case, dtype):
+        first, second = (operators.run(case, case.arguments(dtype)) for _ in range(2))
+        assert all(same_bits(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.usefixtures("backend")
+class TestWritesInPlace:
+    @pytest.mark.parametrize("name", MUTATES)
+    @pytest.mark.parametrize("rate", [float("nan"), float("inf")], ids=str)
+    def test_rate_must_be_finite(self, name, rate):
+        with pytest.raises(RuntimeError, match="lr must be finite, got"):
+            operators.run(FIRST[name], FIRST[name].arguments() | {"lr": rate})
+
+    @pytest.mark.parametrize("name", MUTATES)
+    def test_expanded_targets_are_refused(self, name):
+        for key in MUTATES[name]:
+            arguments = FIRST[name].arguments()
+            arguments[key] = arguments[key][:1].expand_as(arguments[key])
+            before = arguments[key].clone()
+            with pytest.raises(RuntimeError, match=f"{key} is written in place and must not be expanded"):
+                operators.run(FIRST[name], arguments)
+            assert torch.equal(arguments[key], before)
+
+
+def wrong(case, key, change):
+    arguments = case.arguments(torch.float32)
+    arguments[key] = change(arguments[key])
+    return arguments
+
+
+WRONG = {
+    "longer": lambda t: torch.cat([t, t[:1]]),
+    "more-dimensions": lambda t: t[None, None],
+    "complex": lambda t: t.to(torch.complex64),
+    "integer": lambda t: t.to(torch.int32),
+    "other-float": lambda t: t.double(),
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+@pytest.mark.parametrize("name", OPERATORS)
+class TestWrongArguments:
+    """One argument at a time is spoilt."""
+
+    def spoilt(self, name, change):
+        case = FIRST[name]
+        keys = [k for k, v in case.inputs.items() if isinstance(v, torch.Tensor)]
+        return [(case, key) for key in keys if len(keys) > 1]
+
+    def test_native_refuses(self, native_backend, name, change):
+        for case, key in self.spoilt(name, change):
+            with pytest.raises(RuntimeError, match=r"must (have|be|broadcast)"):
+                operators.run(case, wrong(case, key, WRONG[change]))
+
+    def test_fake_refuses(self, name, change):
+        for case, key in self.spoilt(name, change):
+            arguments = wrong(case, key, WRONG[change])
+            with FakeTensorMode() as mode:
+                fakes = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+                with pytest.raises(RuntimeError, match=r"must (have|be|broadcast)|expected dtype"):
+                    operators.run(case, fakes)

@@ -1,0 +1,88 @@
+"""What only the compiled kernels promise: bits that depend on neither threads nor neighbours, and 64-bit counts."""
+
+import itertools
+
+import pytest
+import torch
+
+import operators
+from chains import operator, problem, to
+from numerics import FLOATS, LOW, name, same_bits
+from pyromancy import ops
+
+pytestmark = pytest.mark.usefixtures("native_backend")
+
+
+def case_id(case):
+    return f"{case.operator}-{case.id}"
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *LOW], ids=name)
+@pytest.mark.parametrize("case", operators.large_cases(), ids=case_id)
+def test_thread_count_changes_no_bit(case, dtype):
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(operators.run(case, case.arguments(dtype)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *LOW], ids=name)
+@pytest.mark.parametrize("node", [(5,), (63,), (129,), (3, 5, 7), (2000,)], ids=operators.size)
+def test_energy_of_a_sample_ignores_its_neighbours(node, dtype):
+    value, pred = torch.randn(2, 37, *node).to(dtype)
+    for logvar in operators.logvars(node).values():
+        logvar = None if logvar is None else logvar.to(dtype)
+        together = ops.gaussian_energy(value, pred, logvar)
+        for i, j in ((0, 1), (36, 37), (3, 20)):
+            alone = ops.gaussian_energy(value[i:j].clone(), pred[i:j].clone(), logvar)
+            assert same_bits(together[i:j], alone)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *LOW], ids=name)
+@pytest.mark.parametrize("shape", [(37, 1, 3), (37, 1, 63), (37, 3, 17), (70, 1, 129)], ids=operators.size)
+def test_multivariate_results_of_a_sample_ignore_their_neighbours(shape, dtype):
+    value, pred = torch.randn(2, *shape).to(dtype)
+    factor = operators.factor(shape[-1]).to(dtype)
+    together = (*ops.multivariate_energy(value, pred, factor), ops.multivariate_error(value, pred, factor))
+    for i, j in ((0, 1), (shape[0] - 1, shape[0]), (3, 20)):
+        part = value[i:j].clone(), pred[i:j].clone(), factor
+        alone = (*ops.multivariate_energy(*part), ops.multivariate_error(*part))
+        assert all(same_bits(a[i:j], b) for a, b in zip(together, alone, strict=True))
+
+
+def test_a_sample_ignores_its_neighbours():
+    for dtype, activation in itertools.product(FLOATS, ("identity", "leaky_relu", "tanh")):
+        together = problem((40, 129, 65, 3), 130, activation, dtype=dtype)
+        alone = {k: to(x, dtype) for k, x in together.items()}
+        alone["states"] = [z[77:78].clone() for z in alone["states"]]
+        operator(**together)
+        operator(**alone)
+        assert all(same_bits(a[77:78], b) for a, b in zip(together["states"], alone["states"], strict=True))
+
+
+def test_threads_change_no_bit():
+    threads, results = torch.get_num_threads(), []
+    first = problem((40, 129, 65, 3), 500, "relu", dtype=torch.float32)
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            arguments = {k: to(x, torch.float32) for k, x in first.items()}
+            operator(**arguments)
+            results.append(arguments["states"])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_more_than_2_31_elements():
+    # one element in memory; a 32-bit count would be off by 2^32 or negative
+    count = 2**31 + 11
+    value, pred = torch.full((1, 1), 3.0), torch.ones(1, 1)
+    energy = ops.gaussian_energy(value.expand(1, count), pred.expand(1, count), None)
+    assert energy.item() == pytest.approx(2.0 * count, rel=1e-5)
