@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that a wheel runs with
 
 COMMON = [
-    "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra",
+    "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wextra",
 ]  # fmt: skip
 ISAS = {
     "baseline": [],

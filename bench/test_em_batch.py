@@ -124,7 +124,7 @@ def test_em_batch(
         if oracle is not None:
             exact, theirs = (their_deviation(oracle, work, dtype) for dtype in (torch.float64, torch.float32))
             assert exact <= 1e-10, f"pyromancy-ai is off by {exact:.2g} in float64, so it does other work: not timed"
-            # float32 sums over the widest node may round in another order, and theirs shows how that grows over the steps
+            # sums over the widest node may round in another order; theirs shows how rounding grows over the steps
             allowed = 8 * torch.finfo(torch.float32).eps * max(work.sizes) ** 0.5 + 2 * theirs
         assert rounding <= allowed, f"states or gradients are off by {rounding:.2g}, allowed {allowed:.2g}: not timed"
 

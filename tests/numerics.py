@@ -1,6 +1,7 @@
 """How close is close, and the memory layouts that tensors come in."""
 
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -41,6 +42,16 @@ def assert_as_good_as_eager(actual, eager, exact):
     theirs = (eager.double() - exact).abs().max()
     floor = torch.finfo(actual.dtype).eps * exact.abs().max()
     assert mine <= 2 * theirs + floor, f"error {mine:.3g}, eager's {theirs:.3g}, floor {floor:.3g}"
+
+
+@contextmanager
+def saying(what):
+    """Add to an error what was being tried."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"with {what}")
+        raise
 
 
 def same_bits(a, b):

@@ -11,15 +11,29 @@ HELPERS = Path(__file__).parent
 PACKAGE = Path(pyromancy.__file__).parent
 
 
-def python(*arguments, path=(), expect=0, **environment):
-    """Run Python and return what it printed, both streams; `path` goes before everything else."""
+def start(*arguments, path=(), **environment):
+    """Start Python; `path` goes before everything else."""
     variables = {k: v for k, v in os.environ.items() if k not in ("PYROMANCY_NATIVE", "ATEN_CPU_CAPABILITY")}
     search = os.pathsep.join(map(str, (*path, PACKAGE.parent, HELPERS)))
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env={**variables, "PYTHONPATH": search, "OMP_WAIT_POLICY": "passive", **environment},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, expect=0):
+    """Wait for it and return what it printed."""
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == expect, output
     return output
+
+
+def python(*arguments, expect=0, **options):
+    """Run Python and return what it printed."""
+    return finish(start(*arguments, **options), expect)

@@ -154,10 +154,14 @@ class TestDescription:
         assert "cpu:" in text
         assert "cuda" in text
 
-    def test_without_a_compiled_module(self):
-        text = processes.python("-m", "pyromancy", PYROMANCY_NATIVE="0")
-        assert "compiled module: none (PYROMANCY_NATIVE=0 is set)" in text
-        assert "native" not in text.split("cpu:")[1].lower().replace("pyromancy_native", "")
+    def test_without_a_compiled_module(self, monkeypatch):
+        monkeypatch.setattr(native, "MODULE", None)
+        monkeypatch.setattr(native, "REASON", "no reason")
+        monkeypatch.setattr(backends, "_has_kernel", lambda operator, device: False)
+        assert "compiled module: none (no reason)" in backends.describe()
+        assert backends.available("native") == (False, "no reason")
+        with pytest.raises(RuntimeError, match="backend 'native' cannot run here: no reason"), backends.use("native"):
+            pass
 
     def test_of_a_compiled_module(self, monkeypatch):
         info = {"compiler": "gcc 12", "instruction_sets": ["default", "avx2"], "cuda": None}

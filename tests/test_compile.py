@@ -44,14 +44,12 @@ def network(kind, batch=4):
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestNetwork:
-    def test_energy(self, kind):
-        pcn = network(kind)
-        assert_near(compiled(pcn.energy)(), pcn.energy(), 50)
-
-    def test_backward_outside(self, kind):
+    def test_energy_and_backward_outside(self, kind):
         pcn = network(kind)
         parameters = [*pcn.parameters()]
-        compiled(pcn.energy)().sum().backward()
+        energy = compiled(pcn.energy)()
+        assert_near(energy, pcn.energy(), 50)
+        energy.sum().backward()
         for p, expected in zip(parameters, torch.autograd.grad(pcn.energy().sum(), parameters), strict=True):
             assert_near(p.grad, expected, 200)
 
@@ -73,9 +71,8 @@ class TestNetwork:
         assert_near(compiled(node.error)(pred), node.error(pred), 50)
 
 
-@pytest.mark.parametrize("kind", ["FactorizedGaussianNode", "MultivariateGaussianNode"])
-def test_follows_parameters_batches_and_backends(kind):
-    pcn = network(kind)
+def test_follows_parameters_batches_and_backends():
+    pcn = network("MultivariateGaussianNode")
     energy = compiled(pcn.energy)
     for batch in (4, 3, 9):
         pcn.init(torch.randn(batch, 5, dtype=torch.float64), torch.randn(batch, 3, dtype=torch.float64))

@@ -17,8 +17,25 @@ def test_either_a_module_or_a_reason():
     assert (native.MODULE is None) == bool(native.REASON)
 
 
-def test_everything_works_on_the_reference():
-    text = processes.python(BATTERY, PYROMANCY_NATIVE="0").splitlines()
+SETS = ("default", "avx2", "avx512")
+
+
+@pytest.fixture(scope="module")
+def batteries():
+    """Every operator in every setting, all of them at once."""
+    settings = {"reference": {"PYROMANCY_NATIVE": "0", "OMP_NUM_THREADS": "1"}}
+    if native.MODULE is not None:
+        settings |= {name: {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"} for name in SETS}
+    running = {name: processes.start(BATTERY, **variables) for name, variables in settings.items()}
+    yield running
+    for process in running.values():
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_everything_works_on_the_reference(batteries):
+    text = processes.finish(batteries["reference"]).splitlines()
     assert int(text[0]) > 500
     assert text[1:] == ["reference PYROMANCY_NATIVE=0 is set"]
 
@@ -59,11 +76,11 @@ class TestCompiled:
     def test_has_a_kernel_for_every_operator(self, name):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pyromancy::{name}", "CPU")
 
-    @pytest.mark.parametrize("wanted", ["default", "avx2", "avx512"])
-    def test_instruction_sets_agree_with_float64(self, wanted):
+    @pytest.mark.parametrize("wanted", SETS)
+    def test_instruction_sets_agree_with_float64(self, batteries, wanted):
         if wanted not in native.MODULE.build_info()["instruction_sets"]:
             pytest.skip(f"not built for {wanted}")
-        text = processes.python(BATTERY, ATEN_CPU_CAPABILITY=wanted).splitlines()
+        text = processes.finish(batteries[wanted]).splitlines()
         assert int(text[0]) > 500
         if wanted != "default" and wanted not in text[1]:
             pytest.skip(f"this processor has no {wanted}; ran on {text[1]}")

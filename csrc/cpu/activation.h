@@ -13,16 +13,16 @@ inline Vec<C> expm1(Vec<C> x) {
   using Ints = VecN<typename K::Int, kLanes<C>>;
   x = x < C(-40) ? splat<C>(-40) : x;
   x = x > K::highest - 2 ? splat<C>(K::highest - 2) : x;
-  const Vec<C> shifted = x * K::log2e + K::shift;
+  const Vec<C> shifted = fma(x, splat<C>(K::log2e), splat<C>(K::shift));
   const Vec<C> k = shifted - K::shift;
-  const Vec<C> r = (x - k * K::ln2_high) - k * K::ln2_low;
+  const Vec<C> r = fma(-k, splat<C>(K::ln2_low), fma(-k, splat<C>(K::ln2_high), x));
   Vec<C> series = splat<C>(1);
   for (int i = K::terms; i > 1; --i)
-    series = series * r * (C(1) / C(i)) + C(1);
+    series = fma(series * r, splat<C>(C(1) / C(i)), splat<C>(1));
   series *= r;
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(splat<C>(K::shift));
   const Vec<C> scale = bit_cast<Vec<C>>((exponent + K::bias) << K::mantissa);
-  return scale * series + (scale - C(1));
+  return fma(scale, series, scale - C(1));
 }
 
 // log(1 + u) for u in [0, 1], within 3 units in the last place: 2 artanh(u / (2 + u)) by its
@@ -34,7 +34,7 @@ inline Vec<C> log1p_unit(Vec<C> u) {
   const Vec<C> square = s * s;
   Vec<C> series = splat<C>(C(1) / C(2 * terms + 1));
   for (int i = terms - 1; i >= 0; --i)
-    series = series * square + C(1) / C(2 * i + 1);
+    series = fma(series, square, splat<C>(C(1) / C(2 * i + 1)));
   return C(2) * s * series;
 }
 
@@ -58,10 +58,10 @@ inline Vec<float> erf(Vec<float> x) {
   const Vec<float> magnitude = x < 0.f ? -x : x;
   const Vec<float> t = 1.f / (0.3275911f * magnitude + 1.f);
   Vec<float> p = splat<float>(1.061405429f);
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
+  p = fma(p, t, splat<float>(-1.453152027f));
+  p = fma(p, t, splat<float>(1.421413741f));
+  p = fma(p, t, splat<float>(-0.284496736f));
+  p = fma(p, t, splat<float>(0.254829592f));
   const Vec<float> y = 1.f - p * t * exp<float>(-x * x);
   return x < 0.f ? -y : y;
 }

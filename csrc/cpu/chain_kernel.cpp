@@ -57,10 +57,10 @@ inline __attribute__((always_inline)) void panel_product(const C* a, int64_t i, 
       b[v] = load(x + (k * V + v) * kLanes<C>);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const C w = a[k * R + r];
+      const Vec<C> w = splat<C>(a[k * R + r]);
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v)
-        c[r][v] += w * b[v];
+        c[r][v] = fma(w, b[v], c[r][v]);
     }
   }
   // By way of memory, so that f is compiled once and not R times.
@@ -351,13 +351,14 @@ struct Tile {
         else if (b.mu)
           g = diagonal(node, i) * (z - load(b.mu + at));
         if (out)
-          g -= slope<C>(out->before, z, load(b.a + at)) * feedback;
+          g = fma(-slope<C>(out->before, z, load(b.a + at)), feedback, g);
         if (b.velocity) {
-          const Vec<C> velocity = fresh ? g : momentum * load(b.velocity + at) + keep * g;
+          const Vec<C> velocity =
+              fresh ? g : fma(splat<C>(momentum), load(b.velocity + at), keep * g);
           store(b.velocity + at, velocity);
-          g = args.nesterov ? g + momentum * velocity : velocity;
+          g = args.nesterov ? fma(splat<C>(momentum), velocity, g) : velocity;
         }
-        const Vec<C> next = z - lr * g;
+        const Vec<C> next = fma(splat<C>(-lr), g, z);
         store(b.z + at, next);
         if (activations != b.z)
           store(activations + at, activate<C>(args.edge[l].before, next));

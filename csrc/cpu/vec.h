@@ -53,6 +53,28 @@ inline Vec<C> splat(C x) {
          Vec<C>{}; // folds to one broadcast; a loop over the lanes may become one insertion each
 }
 
+// a b + c, rounded once where the instruction set can. The compiler contracts nothing by itself
+// (-ffp-contract=off): it would here and there, as it inlines, and a sample's last bit would depend
+// on the tile that it is computed in.
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Raw holds as many elements of storage type T as fit one compute vector.
 template <class T>
 struct RawOf {
@@ -320,12 +342,12 @@ inline Vec<C> exp(Vec<C> x) {
   using Ints = VecN<typename K::Int, kLanes<C>>;
   x = x < K::lowest ? splat<C>(K::lowest) : x;
   x = x > K::highest ? splat<C>(K::highest) : x;
-  const Vec<C> shifted = x * K::log2e + K::shift;
+  const Vec<C> shifted = fma(x, splat<C>(K::log2e), splat<C>(K::shift));
   const Vec<C> k = shifted - K::shift;
-  const Vec<C> r = (x - k * K::ln2_high) - k * K::ln2_low;
+  const Vec<C> r = fma(-k, splat<C>(K::ln2_low), fma(-k, splat<C>(K::ln2_high), x));
   Vec<C> e = splat<C>(1);
   for (int i = K::terms; i > 0; --i)
-    e = e * r * (C(1) / C(i)) + C(1);
+    e = fma(e * r, splat<C>(C(1) / C(i)), splat<C>(1));
   // 2^k in two factors, each a normal number even where the result is not.
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(splat<C>(K::shift));
   const Ints half = exponent >> 1;

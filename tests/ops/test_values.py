@@ -4,7 +4,18 @@ import pytest
 import torch
 
 import operators
-from numerics import DENSE, FLOATS, LOW, OVERLAPPING, assert_as_good_as_eager, assert_near, contiguous, name, transposed
+from numerics import (
+    DENSE,
+    FLOATS,
+    LOW,
+    OVERLAPPING,
+    assert_as_good_as_eager,
+    assert_near,
+    contiguous,
+    name,
+    saying,
+    transposed,
+)
 from operators import CASES, LAYOUT_CASES, MUTATES, NO_HALF_SOLVER
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -35,10 +46,11 @@ def test_value(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=name)
-@pytest.mark.parametrize("layout", DENSE[1:] + OVERLAPPING, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", LAYOUT_CASES, ids=case_id)
-def test_layout(case, layout, dtype):
-    check(case, dtype, layout)
+def test_layouts(case, dtype):
+    for layout in DENSE[1:] + OVERLAPPING:
+        with saying(layout.__name__):
+            check(case, dtype, layout)
 
 
 @pytest.mark.parametrize("case", LAYOUT_CASES, ids=case_id)

@@ -49,8 +49,7 @@ def train(pcn, package, data, incremental=False):
     return history
 
 
-@pytest.mark.parametrize("activation", [tanh, relu], ids=["tanh", "relu"])
-@pytest.mark.parametrize("incremental", [False, True], ids=["il", "incremental-il"])
+@pytest.mark.parametrize(("incremental", "activation"), [(False, relu), (True, tanh)], ids=["il", "incremental-il"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_parameters_stay_the_same(kind, incremental, activation):
     kinds = ("StandardGaussianNode", kind, kind, kind)
