@@ -29,6 +29,7 @@ _multivariate_energy_backward_factor = _ops.multivariate_energy_backward_factor.
 _multivariate_error = _ops.multivariate_error.default
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_WORTH_ASKING = 1 << 15  # elements of a gradient from which computing it costs more than asking whether it is wanted
 
 
 def _runs(ctx: Any, index: int) -> bool:
@@ -63,15 +64,17 @@ class GaussianEnergy(Function):
             if logvar is not None and ctx.needs_input_grad[2]:
                 return reference.gaussian_energy_backward_logvar(grad, value, pred, logvar)
             return *reference.gaussian_energy_backward(grad, value, pred, logvar), None
-        if logvar is not None and _runs(ctx, 2):
+        both = value.numel() < _WORTH_ASKING
+        if logvar is not None and ctx.needs_input_grad[2] and (both or _runs(ctx, 2)):
             return _energy_backward_logvar(grad, value, pred, logvar)
-        for_value, for_pred = _runs(ctx, 0), _runs(ctx, 1)
+        for_value, for_pred = both or _runs(ctx, 0), both or _runs(ctx, 1)
         if for_value and for_pred:
             return *_energy_backward(grad, value, pred, logvar), None
-        if for_value:
-            return _error(value, pred, logvar, grad), None, None
-        if for_pred:  # the gradient for pred is the error with the two exchanged
-            return None, _error(pred, value, logvar, grad), None
+        with below_autograd():
+            if for_value:
+                return _error(value, pred, logvar, grad), None, None
+            if for_pred:  # the gradient for pred is the error with the two exchanged
+                return None, _error(pred, value, logvar, grad), None
         return None, None, None
 
 
