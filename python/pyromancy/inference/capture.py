@@ -69,6 +69,11 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     Raises:
         NotCapturable: the energy depends on more than PyTorch calls on fixed tensors.
     """
+    if torch.is_autocast_enabled(free[0].device.type):
+        raise NotCapturable("autocast is on, and chooses dtypes call by call")
+    for t in free:
+        if has_hooks(t):
+            raise NotCapturable("a state has a gradient hook")
     recorder = _Recorder()
     with torch.enable_grad(), recorder:
         result = energy()
@@ -77,11 +82,19 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     if own := _own_function(result):
         raise NotCapturable(f"{own} is an autograd function with a backward of its own")
     program = recorder.program(result, free)
+    storages = [t.untyped_storage().data_ptr() for t in program.leaves]
+    if any(storages.count(storages[i]) > 1 for i in program.free):
+        raise NotCapturable("a state shares its memory with another tensor")
     try:
         check(energy, program)
     except _Changed as change:
         raise NotCapturable(f"two runs of the energy differ: {change}") from change
     return program
+
+
+def has_hooks(t: Tensor) -> bool:
+    """Whether something wants to see, or change, a tensor's gradient."""
+    return bool(t._backward_hooks or getattr(t, "_post_accumulate_grad_hooks", None))
 
 
 def same(energy: Callable[[], Tensor], program: Program) -> bool:
@@ -95,6 +108,9 @@ def same(energy: Callable[[], Tensor], program: Program) -> bool:
 
 def check(energy: Callable[[], Tensor], program: Program) -> None:
     """Run an energy dry against a program."""
+    states = [program.leaves[i] for i in program.free]
+    if torch.is_autocast_enabled(states[0].device.type) or any(map(has_hooks, states)):
+        raise _Changed("autocast, or a hook on a state")
     for leaf, stand_in in zip(program.leaves, program.stand_ins, strict=False):
         if leaf.shape != stand_in.shape or leaf.dtype != stand_in.dtype or leaf.device != stand_in.device:
             raise _Changed(f"a tensor of shape {tuple(stand_in.shape)} now is {tuple(leaf.shape)} {leaf.dtype}")
@@ -223,18 +239,15 @@ class _Recorder(TorchFunctionMode):
             for c in self.calls
         ]
         identities = {id(t) for t in free}
-        program = Program(
+        # Stand-ins take no memory: one element, expanded.
+        by_new = sorted(((renumber[s], t) for s, t in enumerate(self.kept)), key=lambda pair: pair[0])
+        return Program(
             leaves,
             frozenset(i for i, t in enumerate(leaves) if id(t) in identities),
             calls,
             renumber[self.slots[id(result)]],
+            stand_ins=[torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape) for _, t in by_new],
         )
-        # Stand-ins take no memory: one element, expanded.
-        by_new = {renumber[s]: t for s, t in enumerate(self.kept)}
-        program.stand_ins = [
-            torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape) for _, t in sorted(by_new.items())
-        ]
-        return program
 
 
 class _Checker(TorchFunctionMode):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .. import functional, ops
 from ..ops.activations import ACTIVATIONS
+from .capture import has_hooks
 from .lowering import Activation, Chain, Node, precision
 from .program import Program
 
@@ -63,7 +63,6 @@ class ChainExecutor(Executor):
         self.program, self.chains = program, chains
         self._order = {id(s): i for i, s in enumerate(states)}
         self._notes: list[str] = []
-        self._known: dict[int, tuple[Any, Tensor]] = {}  # state slot -> what its prediction came from, and it
         wanted = set[int]()
         for chain in chains:
             for node in chain.nodes:
@@ -82,10 +81,9 @@ class ChainExecutor(Executor):
         values, leaves = self._values(), self.program.leaves
         recorded = self._constant_energies(steps) if record else None
         self._notes = []
-        self._known = {}
         for chain in self.chains:
             nodes, edges = chain.nodes, chain.edges
-            states = [leaves[n.state].detach() for n in nodes]
+            states = [leaves[n.state].detach().contiguous() for n in nodes]
             batch = states[0].shape[0]
             precisions = [precision(values, n, s) for n, s in zip(nodes, states, strict=True)]
             weights = [values[e.weight] for e in edges]
@@ -100,16 +98,16 @@ class ChainExecutor(Executor):
             for node, state in zip(nodes, states, strict=True) if velocities is not None else ():
                 assert velocities is not None
                 of_chain.append(velocities[self._order[id(leaves[node.state])]] if node.free else state)
-            predictions = ops.infer_chain_(
+            ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams,
                 [a.number for a in activations], [a.parameter for a in activations],
                 [n.term is not None for n in nodes], [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
             )  # fmt: skip
+            for node, state in zip(nodes, states, strict=True):
+                if node.free and not leaves[node.state].is_contiguous():
+                    leaves[node.state].copy_(state)
             torch.autograd.graph.increment_version([leaves[n.state] for n in nodes if n.free])
-            from_clamped = [i for i, n in enumerate(nodes[:-1]) if not n.free and nodes[i + 1].term is not None]
-            for i, prediction in zip(from_clamped, predictions, strict=True):
-                self._known[nodes[i + 1].state] = self._origin(chain, i), prediction
             if recorded is not None and energies is not None:
                 for i, node in enumerate(nodes):
                     if node.term is not None:
@@ -159,14 +157,6 @@ class ChainExecutor(Executor):
         w = weights[edge]
         return w.mT @ (w if p is None else p.unsqueeze(1) * w)
 
-    def _origin(self, chain: Chain, edge: int) -> tuple[Any, ...]:
-        """Changes when a prediction from a clamped state does."""
-        slots = (chain.nodes[edge].state, chain.edges[edge].weight, chain.edges[edge].bias)
-        leaves = self.program.leaves
-        tensors = [leaves[s] for s in slots if s is not None and s < len(leaves)]
-        computed = any(s is not None and s >= len(leaves) for s in slots)
-        return (object(),) if computed else tuple((t.data_ptr(), t._version) for t in tensors)
-
     @torch.no_grad()
     def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
         program, leaves = self.program, self.program.leaves
@@ -176,6 +166,8 @@ class ChainExecutor(Executor):
         def add(slot: int, gradient: Tensor) -> None:
             found[slot] = found[slot] + gradient if slot in found else gradient
 
+        if any(map(has_hooks, wanted)):
+            return "a parameter has a gradient hook"
         needed = {slot_of[id(t)] for t in wanted if id(t) in slot_of}
         covered = set[int]()
         for chain in self.chains:
@@ -206,15 +198,11 @@ class ChainExecutor(Executor):
                 else:
                     before, after = _FUNCTIONS[edge.before.number], _FUNCTIONS[edge.after.number]
                     inputs = before[0](states[i - 1], edge.before.parameter)
-                    known = self._known.get(node.state)
+                    bias = None if edge.bias is None else values[edge.bias]
+                    product = torch.nn.functional.linear(inputs, values[edge.weight], bias)
                     straight = edge.after == Activation()
-                    if straight and known is not None and known[0] == self._origin(chain, i - 1):
-                        prediction = known[1]
-                    else:
-                        bias = None if edge.bias is None else values[edge.bias]
-                        product = torch.nn.functional.linear(inputs, values[edge.weight], bias)
-                        prediction = product if straight else after[0](product, edge.after.parameter)
-                        slope = None if straight else after[1](product, edge.after.parameter)
+                    prediction = product if straight else after[0](product, edge.after.parameter)
+                    slope = None if straight else after[1](product, edge.after.parameter)
                 residual = states[i] - prediction
                 p = precision(values, node, states[i])
                 error = residual if p is None else residual * p if p.dim() == 1 else residual @ p
@@ -363,9 +351,12 @@ class AutogradExecutor(Executor):
     ) -> Tensor | None:
         recorded = []
         for step in range(steps):
+            for state in self._states:
+                state.grad = None
             with torch.enable_grad():
                 energy = self._energy()
-                gradients = torch.autograd.grad(energy.sum(), self._states, allow_unused=True)
+                energy.sum().backward(inputs=self._states)
+            gradients = [state.grad for state in self._states]
             if record:
                 recorded.append(energy.detach().unsqueeze(0))
             with torch.no_grad():

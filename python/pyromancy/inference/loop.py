@@ -45,6 +45,9 @@ class InferenceLoop:
     The energy is captured once: which states, parameters and operations make each prediction. Before every run a dry
     run of the callable, which computes nothing, proves that it still does the same; otherwise it is captured again. So
     changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all noticed.
+    The callable may run more often than there are steps, so it must be free of side effects. What the check cannot see
+    are hooks on modules that are registered after the first run.
+
     A momentum's velocity starts anew when a state was set since the last run, as by `init`.
 
     Args:
@@ -84,6 +87,8 @@ class InferenceLoop:
         for p in self._params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"params must hold tensors, got {type(p).__name__}")
+            if not p.requires_grad:
+                raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
         if not lr >= 0 or lr == float("inf"):
             raise ValueError(f"lr must be finite and not negative, got {lr}")
         if not momentum >= 0:
@@ -125,7 +130,7 @@ class InferenceLoop:
         if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps must be an int that is not negative, got {steps!r}")
         executor = self._prepared()
-        batch = self._params[0].shape[0] if self.reduction == "mean" else 1
+        batch = self._batch() if self.reduction == "mean" else 1
         resume = self._velocities is not None and self._seen == self._identity()
         if self.momentum and not resume:
             self._velocities = [torch.zeros_like(p, requires_grad=False) for p in self._params]
@@ -148,9 +153,9 @@ class InferenceLoop:
         """Accumulate into ``.grad`` of parameters what ``energy().mean().backward(inputs=params)`` would.
 
         Args:
-            params: M-step parameters, as `pyromancy.get_mstep_params` gives them.
+            params: M-step parameters, as `pyromancy.get_mstep_params` gives them; what is frozen is passed over.
         """
-        wanted = list(params)
+        wanted = list({id(p): p for p in params}.values())
         found = self._prepared().gradients(wanted)
         if isinstance(found, str):
             self._reasons["fused M-step gradients"] = found
@@ -164,7 +169,8 @@ class InferenceLoop:
             if p.grad is None:
                 p.grad = gradient
             else:
-                p.grad = p.grad + gradient
+                with torch.no_grad():
+                    p.grad.add_(gradient)
 
     def explain(self) -> str:
         """Which executor runs the steps, what it hoists, and what keeps a faster one from it."""
@@ -172,6 +178,9 @@ class InferenceLoop:
         lines = [f"executor: {executor.name}", *(f"  {note}" for note in executor.notes())]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
         return "\n".join(lines)
+
+    def _batch(self) -> int:
+        return (self._program.stand_ins[self._program.result] if self._program else self.energy()).numel()
 
     def _identity(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self._params]

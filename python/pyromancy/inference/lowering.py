@@ -89,6 +89,8 @@ def lower(program: Program) -> list[Chain]:
         assert isinstance(state, Slot)
         assert isinstance(pred, Slot)
         _check_state(program, state.index)
+        if program.stand_ins[pred.index].shape != program.leaves[state.index].shape:
+            raise NotAChain(f"the prediction of state %{state.index} broadcasts")
         if state.index in nodes:
             raise NotAChain(f"state %{state.index} has two energies")
         if isinstance(spread, Slot) and spread.index in program.varying:
@@ -141,6 +143,9 @@ def _check_state(program: Program, slot: int) -> None:
     if slot >= len(program.leaves):
         raise NotAChain(f"%{slot}, which has an energy or predicts, is not a state but computed")
     state = program.leaves[slot]
+    batch = program.stand_ins[program.result].shape
+    if len(batch) != 1 or state.dim() == 0 or state.shape[0] != batch[0]:
+        raise NotAChain(f"state %{slot} is {tuple(state.shape)}, but the energy {tuple(batch)}, not one per sample")
     if state.dim() != 2 or state.dtype not in (torch.float32, torch.float64):
         raise NotAChain(
             f"state %{slot} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]"
@@ -160,13 +165,16 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
         if slot in program.varying:
             raise NotAChain(f"a prediction comes from {call.name if call else 'a state as it is'}, not from a Linear")
         return None, None
-    tensors = [*call.args, call.kwargs.get("bias")]
-    source, weight = tensors[0], tensors[1] if len(tensors) > 2 else call.kwargs.get("weight")
-    bias = tensors[2] if len(tensors) > 2 else None
+    bound = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
+    source, weight, bias = (bound.get(name) for name in ("input", "weight", "bias"))
     if not (isinstance(source, Slot) and isinstance(weight, Slot)):
         raise NotAChain("a Linear is called in an unusual way")
     if weight.index in program.varying or (isinstance(bias, Slot) and bias.index in program.varying):
         raise NotAChain("a weight depends on a free state")
+    if program.stand_ins[weight.index].dim() != 2 or (
+        isinstance(bias, Slot) and program.stand_ins[bias.index].shape != program.stand_ins[weight.index].shape[:1]
+    ):
+        raise NotAChain("a Linear's weight or bias broadcasts")
     slot = source.index
     call = program.producer.get(slot)
     activation = _activation(call)

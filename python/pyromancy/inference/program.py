@@ -154,6 +154,9 @@ class Program:
                 return [(s, 1.0) for s in stack.inputs]
         if call.kwargs or len(call.args) != 2:
             return []
+        whole = self.stand_ins[call.outputs[0]].shape
+        if any(self.stand_ins[s].shape != whole for s in tensors):
+            return []  # what broadcasts counts more than once
         if name in ("add", "radd") and len(tensors) == 2:
             return [(s, 1.0) for s in tensors]
         if name in ("add", "radd") and tensors and scalars == [0]:
