@@ -31,7 +31,7 @@ subtract_product(Vec<T> (&c)[R][V], const T* a, int64_t a_pitch, const T* b, int
       const Vec<T> x = splat<T>(transposed ? a[k * a_pitch + i] : a[i * a_pitch + k]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
-        c[i][v] = fma(-x, row[v], c[i][v]);
+        c[i][v] = fnma(x, row[v], c[i][v]);
     }
   }
 }
@@ -141,7 +141,7 @@ struct Panel {
           const Vec<T> l = splat<T>(transposed ? triangle[q * n + p] : triangle[p * n + q]);
 #pragma GCC unroll 4
           for (int v = 0; v < V; ++v)
-            c[p][v] = fma(-l, c[q][v], c[p][v]);
+            c[p][v] = fnma(l, c[q][v], c[p][v]);
         }
       }
     }
