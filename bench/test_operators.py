@@ -83,18 +83,32 @@ def chain(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, 
         z2.sub_(e2 - (1 - a2 * a2) * (e3 @ w3), alpha=RATE)
 
 
-def our_chain(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> None:
+def mstep(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+    gradients = []
+    for z, target, w in ((x, z1, w1), (z1, z2, w2), (z2, y, w3)):
+        a = torch.tanh(z)
+        gradients.append((a @ w.T - target).T @ a / len(z))
+    return torch.stack(gradients)
+
+
+def our_operands(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> dict[str, Any]:
     numbers = list(ACTIVATIONS)
+    return {
+        "states": [x, z1, z2, y],
+        "weights": [w1, w2, w3],
+        "biases": [None] * 3,
+        "precisions": [None] * 4,
+        "prior": None,
+        "activations": [numbers.index("tanh"), numbers.index("identity")] * 3,
+        "parameters": [0.0] * 6,
+        "predicted": [False, True, True, True],
+    }
+
+
+def our_chain(*tensors: Tensor) -> None:
     torch.ops.pyromancy.infer_chain_(
-        states=[x, z1, z2, y],
-        weights=[w1, w2, w3],
-        biases=[None] * 3,
-        precisions=[None] * 4,
-        prior=None,
+        **our_operands(*tensors),
         grams=[None] * 3,
-        activations=[numbers.index("tanh"), numbers.index("identity")] * 3,
-        parameters=[0.0] * 6,
-        predicted=[False, True, True, True],
         free=[False, True, True, False],
         steps=CHAIN_STEPS,
         lr=RATE,
@@ -105,6 +119,11 @@ def our_chain(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tens
         resume=False,
         energies=None,
     )
+
+
+def our_mstep(*tensors: Tensor) -> Tensor:
+    wanted = {"for_weight": [True] * 3, "for_bias": [False] * 3, "for_precision": [False] * 4}
+    return torch.stack(torch.ops.pyromancy.chain_mstep(**our_operands(*tensors), **wanted))
 
 
 def normal(batch: int, width: int, count: int) -> list[Tensor]:
@@ -211,6 +230,7 @@ CASES = [
         "infer_chain_, tanh", ("infer_chain_",), chain, our_chain, chain_tensors, MATRIX,
         flops=2 * (1 + 4 * CHAIN_STEPS), in_place=2,
     ),
+    Case("chain_mstep, tanh", ("chain_mstep",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
 ]  # fmt: skip
 
 BY_NAME = {case.name: case for case in CASES}

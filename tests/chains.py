@@ -9,6 +9,7 @@ from networks import covariance_of
 from pyromancy.ops import activations
 
 operator = torch.ops.pyromancy.infer_chain_.default
+mstep = torch.ops.pyromancy.chain_mstep.default
 # the activations by name, from PyTorch; the second number is their parameter
 FUNCTIONS = {
     "identity": (lambda x, _: x, 0.0),
@@ -63,39 +64,72 @@ def to(x, dtype):
 
 
 def descend(a):
-    """States, energies by step and node, and the predictions of clamped nodes, in float64 by autograd."""
+    """States, energies by step and node, and velocities, in float64 by autograd."""
     a = {k: to(x, torch.float64) for k, x in a.items()}
-    names = [*activations.ACTIVATIONS]
-    functions = [
-        lambda x, f=FUNCTIONS[names[k]][0], p=p: f(x, p) for k, p in zip(a["activations"], a["parameters"], strict=True)
-    ]
     states = [z.requires_grad_(is_free) for z, is_free in zip(a["states"], a["free"], strict=True)]
-
-    def predictions():
-        mu = [a["prior"]]
-        for i, (w, b) in enumerate(zip(a["weights"], a["biases"], strict=True)):
-            mu.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
-        return mu
-
-    def energies():
-        for z, mu, precision, predicted in zip(states, predictions(), a["precisions"], a["predicted"], strict=True):
-            if not predicted:
-                yield torch.zeros(z.shape[0], dtype=torch.float64)
-                continue
-            d = z - mu
-            p = torch.eye(z.shape[1], dtype=torch.float64) if precision is None else precision
-            p = p.diag() if p.dim() == 1 else p
-            yield 0.5 * torch.einsum("bi,ij,bj->b", d, p, d)
-
     options = {k: a[k] for k in ("momentum", "dampening", "nesterov")}
     sgd = torch.optim.SGD([z for z in states if z.requires_grad], lr=a["lr"], **options)
     record = []
     for _ in range(a["steps"]):
         sgd.zero_grad()
-        by_node = torch.stack([*energies()])
+        by_node = torch.stack(energies(a))
         record.append(by_node.detach())
         by_node.sum().backward()
         sgd.step()
-    fixed = [mu.detach() for i, mu in enumerate(predictions()[1:]) if not a["free"][i]]
     velocities = [sgd.state[z].get("momentum_buffer") if z.requires_grad else None for z in states]
-    return [z.detach() for z in states], torch.stack(record), fixed, velocities
+    return [z.detach() for z in states], torch.stack(record), velocities
+
+
+def energies(a):
+    """Energies of the nodes per sample, without log-determinants, written out: differentiable."""
+    names = [*activations.ACTIVATIONS]
+    functions = [
+        lambda x, f=FUNCTIONS[names[k]][0], p=p: f(x, p) for k, p in zip(a["activations"], a["parameters"], strict=True)
+    ]
+    states, predictions = a["states"], [a["prior"]]
+    for i, (w, b) in enumerate(zip(a["weights"], a["biases"], strict=True)):
+        predictions.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
+    result = []
+    for z, mu, precision, predicted in zip(states, predictions, a["precisions"], a["predicted"], strict=True):
+        if not predicted:
+            result.append(z.new_zeros(z.shape[0]))
+            continue
+        d = z - mu
+        p = torch.eye(z.shape[1], dtype=z.dtype) if precision is None else precision
+        result.append(0.5 * torch.einsum("bi,ij,bj->b", d, p.diag() if p.dim() == 1 else p, d))
+    return result
+
+
+def everything_wanted(a):
+    """Arguments of `chain_mstep` for all that there is, from those of `infer_chain_`."""
+    names = ("states", "weights", "biases", "precisions", "prior", "activations", "parameters", "predicted")
+    edges = len(a["weights"])
+    return {k: a[k] for k in names} | {
+        "for_weight": [True] * edges,
+        "for_bias": [True] * edges,
+        "for_precision": [*a["predicted"]],
+    }
+
+
+def mstep_by_autograd(a):
+    """What `chain_mstep` must return, in float64: a precision's second moment is twice the energy's slope there.
+
+    For a matrix P it is P (that slope) P, since e = P (z - mu).
+    """
+    a = {k: to(x, torch.float64) for k, x in a.items()}
+    n = a["states"][0].shape[0]
+    biases = [torch.zeros(w.shape[0], dtype=w.dtype) if b is None else b
+              for w, b in zip(a["weights"], a["biases"], strict=True)]  # fmt: skip
+    ones = [torch.ones(z.shape[1], dtype=z.dtype) if p is None else p
+            for z, p in zip(a["states"], a["precisions"], strict=True)]  # fmt: skip
+    inputs = [*a["weights"], *biases, *ones]
+    for t in inputs:
+        t.requires_grad_()
+    total = torch.stack(energies(a | {"biases": biases, "precisions": ones})).sum() / max(n, 1)
+    found = torch.autograd.grad(total, inputs, allow_unused=True)
+    edges = len(biases)
+    moments = []
+    for p, g, predicted in zip(ones, found[2 * edges :], a["predicted"], strict=True):
+        if predicted:
+            moments.append(2 * (p * g if p.dim() == 1 else p @ g @ p).detach())
+    return [*found[: 2 * edges], *moments]

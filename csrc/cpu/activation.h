@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "chain_kernel.h"
 #include "vec.h"
 
@@ -15,11 +17,8 @@ inline Vec<C> expm1(Vec<C> x) {
   x = x > K::highest - 2 ? splat<C>(K::highest - 2) : x;
   const Vec<C> shifted = fma(x, splat<C>(K::log2e), splat<C>(K::shift));
   const Vec<C> k = shifted - K::shift;
-  const Vec<C> r = fma(-k, splat<C>(K::ln2_low), fma(-k, splat<C>(K::ln2_high), x));
-  Vec<C> series = splat<C>(1);
-  for (int i = K::terms; i > 1; --i)
-    series = fma(series * r, splat<C>(C(1) / C(i)), splat<C>(1));
-  series *= r;
+  const Vec<C> r = fnma(k, splat<C>(K::ln2_low), fnma(k, splat<C>(K::ln2_high), x));
+  const Vec<C> series = r * exponential_series<C>(r, 1, K::terms);
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(splat<C>(K::shift));
   const Vec<C> scale = bit_cast<Vec<C>>((exponent + K::bias) << K::mantissa);
   return fma(scale, series, scale - C(1));
@@ -30,7 +29,7 @@ inline Vec<C> expm1(Vec<C> x) {
 template <class C>
 inline Vec<C> log1p_unit(Vec<C> u) {
   constexpr int terms = sizeof(C) == 4 ? 8 : 18; // (1/3)^(2 terms) is below the last place
-  const Vec<C> s = u / (u + C(2));
+  const Vec<C> s = divide(u, u + C(2));
   const Vec<C> square = s * s;
   Vec<C> series = splat<C>(C(1) / C(2 * terms + 1));
   for (int i = terms - 1; i >= 0; --i)
@@ -44,19 +43,21 @@ inline Vec<C> tanh(Vec<C> x) {
   constexpr C far = sizeof(C) == 4 ? 10 : 20;
   const Vec<C> clamped = x < -far ? splat<C>(-far) : x > far ? splat<C>(far) : x;
   const Vec<C> e = expm1<C>(clamped + clamped);
-  return e / (e + C(2));
+  return divide(e, e + C(2));
 }
 
 template <class C>
 inline Vec<C> sigmoid(Vec<C> x) {
-  return C(1) / (exp<C>(-x) + C(1));
+  const Vec<C> e = exp<C>(x < C(0) ? x : -x);
+  return divide(x < C(0) ? e : splat<C>(1), e + C(1));
 }
 
 // float: Abramowitz and Stegun 7.1.26, absolute error 1.5e-7. double: the C library's, one at a
 // time.
 inline Vec<float> erf(Vec<float> x) {
-  const Vec<float> magnitude = x < 0.f ? -x : x;
-  const Vec<float> t = 1.f / (0.3275911f * magnitude + 1.f);
+  Vec<float> magnitude = x < 0.f ? -x : x;
+  magnitude = magnitude > 10.f ? splat(10.f) : magnitude;
+  const Vec<float> t = divide(splat(1.f), 0.3275911f * magnitude + 1.f);
   Vec<float> p = splat<float>(1.061405429f);
   p = fma(p, t, splat<float>(-1.453152027f));
   p = fma(p, t, splat<float>(1.421413741f));
@@ -75,7 +76,7 @@ inline constexpr double kSqrtHalf = 0.70710678118654752440, kInvSqrt2Pi = 0.3989
 inline constexpr double kGeluScale = 0.79788456080286535588, kGeluCubic = 0.044715; // sqrt(2 / pi)
 
 template <class C>
-inline Vec<C> activate(Nonlinearity f, Vec<C> x) {
+__attribute__((always_inline)) inline Vec<C> activate(Nonlinearity f, Vec<C> x) {
   const C p = static_cast<C>(f.parameter);
   switch (f.kind) {
   case Activation::identity:
@@ -108,7 +109,7 @@ inline Vec<C> activate(Nonlinearity f, Vec<C> x) {
 
 // f'(x), given also y = f(x)
 template <class C>
-inline Vec<C> slope(Nonlinearity f, Vec<C> x, Vec<C> y) {
+__attribute__((always_inline)) inline Vec<C> slope(Nonlinearity f, Vec<C> x, Vec<C> y) {
   const C p = static_cast<C>(f.parameter);
   const Vec<C> one = splat<C>(1), zero = splat<C>(0);
   switch (f.kind) {
@@ -139,6 +140,56 @@ inline Vec<C> slope(Nonlinearity f, Vec<C> x, Vec<C> y) {
     return x * p > C(20) ? one : sigmoid<C>(x * p);
   }
   __builtin_unreachable();
+}
+
+// f(kind), with the kind a constant of the compiler's
+template <class F>
+inline void with_kind(Activation kind, F f) {
+  using enum Activation;
+  switch (kind) {
+  case identity:
+    return f(std::integral_constant<Activation, identity>{});
+  case relu:
+    return f(std::integral_constant<Activation, relu>{});
+  case leaky_relu:
+    return f(std::integral_constant<Activation, leaky_relu>{});
+  case elu:
+    return f(std::integral_constant<Activation, elu>{});
+  case silu:
+    return f(std::integral_constant<Activation, silu>{});
+  case gelu:
+    return f(std::integral_constant<Activation, gelu>{});
+  case gelu_tanh:
+    return f(std::integral_constant<Activation, gelu_tanh>{});
+  case tanh:
+    return f(std::integral_constant<Activation, tanh>{});
+  case sigmoid:
+    return f(std::integral_constant<Activation, sigmoid>{});
+  case softplus:
+    return f(std::integral_constant<Activation, softplus>{});
+  }
+}
+
+// y = f(x), for so many vectors
+template <class C>
+__attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, int64_t vectors) {
+  with_kind(f.kind, [&](auto kind) {
+    if (kind != Activation::identity || x != y)
+      for (int64_t q = 0; q < vectors; ++q)
+        store(y + q * kLanes<C>, activate<C>({kind, f.parameter}, load(x + q * kLanes<C>)));
+  });
+}
+
+// slopes = f'(x), given also y = f(x); may overwrite x
+template <class C>
+__attribute__((noinline)) void slope_all(Nonlinearity f, const C* x, const C* y, C* slopes,
+                                         int64_t vectors) {
+  with_kind(f.kind, [&](auto kind) {
+    for (int64_t q = 0; q < vectors; ++q) {
+      const int64_t at = q * kLanes<C>;
+      store(slopes + at, slope<C>({kind, f.parameter}, load(x + at), load(y + at)));
+    }
+  });
 }
 
 } // namespace pyromancy::PYROMANCY_ISA

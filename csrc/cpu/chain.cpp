@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
+#include <deque>
 #include <vector>
 
 #include "host.h"
@@ -11,152 +13,183 @@ namespace pyromancy {
 namespace {
 
 using torch::stable::parallel_for;
+using Tensors = std::vector<Tensor>;
 using MaybeTensors = std::vector<std::optional<Tensor>>;
 
-// Operands of the call, checked, in the kernel's terms; matrices are packed for it.
+// f(scratch, task) for every task, each thread taking the next one as it comes free. Every thread
+// has `bytes` of scratch memory. The tasks must not depend on one another.
+template <class F>
+void share_out(int64_t tasks, int64_t bytes, F f) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+  const auto work = [&](int64_t, int64_t) {
+    Scratch scratch(bytes);
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      f(scratch.as<void>(), task);
+  };
+  if (threads > 1)
+    parallel_for(0, threads, 1, work);
+  else if (tasks > 0)
+    work(0, 1);
+}
+
+// Operands of a call, checked, in the kernel's terms; matrices are packed for it.
 class Chain {
 public:
-  Chain(const std::vector<Tensor>& states, const std::vector<Tensor>& weights,
-        const MaybeTensors& biases, const MaybeTensors& precisions,
-        const std::optional<Tensor>& prior, const MaybeTensors& grams,
+  Chain(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
+        const MaybeTensors& precisions, const std::optional<Tensor>& prior,
         const std::vector<int64_t>& activations, const std::vector<double>& parameters,
-        const std::vector<bool>& predicted, const std::vector<bool>& free,
-        const std::vector<Tensor>& velocities)
-      : states_(states), weights_(weights), kernels_(select(states)) {
+        const std::vector<bool>& predicted)
+      : kernels(select(states)), states_(states), weights_(weights) {
     const int64_t count = static_cast<int64_t>(states.size());
-    const auto check_length = [&](const char* name, size_t length, int64_t expected) {
-      STD_TORCH_CHECK(static_cast<int64_t>(length) == expected, name, " must have ", expected,
-                      " entries for ", count, " states, got ", length);
-    };
     check_length("weights", weights.size(), count - 1);
     check_length("biases", biases.size(), count - 1);
-    check_length("grams", grams.size(), count - 1);
     check_length("activations", activations.size(), 2 * (count - 1));
     check_length("parameters", parameters.size(), 2 * (count - 1));
     check_length("precisions", precisions.size(), count);
     check_length("predicted", predicted.size(), count);
-    check_length("free", free.size(), count);
-    if (!velocities.empty())
-      check_length("velocities", velocities.size(), count);
 
     const Tensor& first = states.front();
     args.batch = first.size(0);
     args.nodes = count;
     nodes_.resize(count);
     edges_.resize(count - 1);
+    args.node = nodes_.data();
+    args.edge = edges_.data();
+    kind = choose_kind();
     for (int64_t l = 0; l < count; ++l) {
       const Tensor& state = states[l];
       STD_TORCH_CHECK(state.dim() == 2 && state.size(0) == args.batch && state.is_contiguous(),
                       "states[", l, "] must be contiguous with shape (", args.batch, ", n), got ",
                       to_string(state.sizes()));
       check_like("states", state, "states[0]", first);
-      ChainNode& node = nodes_[l];
-      node = {state.size(1), free[l], predicted[l], state.data_ptr(), nullptr, nullptr, nullptr};
-      if (!velocities.empty() && free[l]) {
-        check_same("velocities", velocities[l], "their states", state);
-        STD_TORCH_CHECK(velocities[l].is_contiguous(), "velocities must be contiguous");
-        node.velocity = velocities[l].data_ptr();
-      }
-    }
-    for (int64_t l = 0; l < count; ++l) {
+      ChainNode& node = args.node[l];
+      node.n = state.size(1);
+      node.predicted = predicted[l];
+      node.state = state.data_ptr();
       if (!precisions[l])
         continue;
       const Tensor& p = *precisions[l];
-      const int64_t n = nodes_[l].n;
       check_like("precisions", p, "states[0]", first);
       if (p.dim() == 1) {
-        STD_TORCH_CHECK(p.size(0) == n, "precisions[", l, "] must have shape (", n, ",) or (", n,
-                        ", ", n, "), got ", to_string(p.sizes()));
-        nodes_[l].precision = keep(p).data_ptr();
+        STD_TORCH_CHECK(p.size(0) == node.n, "precisions[", l, "] must have shape (", node.n,
+                        ",) or (", node.n, ", ", node.n, "), got ", to_string(p.sizes()));
+        node.precision = pad(&p, node.n);
       } else {
-        check_square("precisions", p, n);
-        nodes_[l].full_precision = pack(p, false);
+        check_square("precisions", p, node.n);
+        node.full_precision = pack(p, false);
       }
     }
     for (int64_t l = 0; l + 1 < count; ++l) {
-      ChainEdge& edge = edges_[l];
-      const int64_t in = nodes_[l].n, out = nodes_[l + 1].n;
+      ChainEdge& edge = args.edge[l];
+      const int64_t in = args.node[l].n, out = args.node[l + 1].n;
       const Tensor& weight = weights[l];
       check_like("weights", weight, "states[0]", first);
       STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == out && weight.size(1) == in,
                       "weights[", l, "] must have shape (", out, ", ", in, "), got ",
                       to_string(weight.sizes()));
-      edge = {};
       if (biases[l]) {
         check_like("biases", *biases[l], "states[0]", first);
         STD_TORCH_CHECK(biases[l]->dim() == 1 && biases[l]->size(0) == out, "biases[", l,
                         "] must have shape (", out, ",), got ", to_string(biases[l]->sizes()));
-        edge.bias = keep(*biases[l]).data_ptr();
       }
+      edge.bias = pad(biases[l] ? &*biases[l] : nullptr, out);
       edge.before = nonlinearity(activations[2 * l], parameters[2 * l]);
       edge.after = nonlinearity(activations[2 * l + 1], parameters[2 * l + 1]);
-      if (!nodes_[l + 1].predicted)
-        continue;
-      if (grams[l]) {
-        check_like("grams", *grams[l], "states[0]", first);
-        check_square("grams", *grams[l], in);
-        STD_TORCH_CHECK(free[l] && !free[l + 1] && edge.after.kind == Activation::identity &&
-                            !nodes_[l + 1].full_precision,
-                        "grams[", l,
-                        "] needs a free source, a clamped target with a diagonal "
-                        "precision, and no activation after the product");
-        edge.gram = pack(*grams[l], false);
-      } else {
-        edge.weight = pack(weight, false);
-      }
-      if (free[l])
-        edge.transposed = pack(weight, true);
-      else
-        edge.prediction =
-            predictions.emplace_back(allocate(states[l + 1].sizes(), first)).data_ptr();
     }
     if (prior) {
       check_like("prior", *prior, "states[0]", first);
       const Tensor& p = keep(*prior);
       STD_TORCH_CHECK(p.dim() == 2 && (p.size(0) == 1 || p.size(0) == args.batch) &&
-                          p.size(1) == nodes_[0].n,
-                      "prior must have shape (1 or ", args.batch, ", ", nodes_[0].n, "), got ",
+                          p.size(1) == args.node[0].n,
+                      "prior must have shape (1 or ", args.batch, ", ", args.node[0].n, "), got ",
                       to_string(p.sizes()));
       args.prior = p.data_ptr();
-      args.prior_stride = p.size(0) == 1 ? 0 : nodes_[0].n;
+      args.prior_stride = p.size(0) == 1 ? 0 : args.node[0].n;
     }
     STD_TORCH_CHECK(predicted[0] == prior.has_value(),
                     "predicted[0] must be true exactly where there is a prior");
-    args.node = nodes_.data();
-    args.edge = edges_.data();
   }
 
-  // Every tile runs all its steps on one thread. A sample's result depends neither on the width of
-  // its tile nor on the samples beside it.
-  void run() const {
-    if (args.batch == 0)
-      return;
-    const int64_t threads = torch::stable::get_num_threads();
-    const auto rounds = [&](int vectors) {
-      return ceil_div(ceil_div(args.batch, vectors * kernels_.lanes), threads);
-    };
-    // A narrow tile keeps the multipliers less busy, but shares out a small batch more evenly.
-    const int widest = kernels_.max_vectors;
-    const int vectors = 8 * rounds(1) < 7 * widest * rounds(widest) ? 1 : widest;
-    const int64_t bytes = kernels_.workspace_size(args, vectors);
-    parallel_for(0, ceil_div(args.batch, vectors * kernels_.lanes), 1,
-                 [&](int64_t begin, int64_t end) {
-                   Scratch workspace(bytes);
-                   kernels_.run(args, vectors, workspace.as<void>(), begin, end);
-                 });
+  void check_length(const char* name, size_t length, int64_t expected) const {
+    STD_TORCH_CHECK(static_cast<int64_t>(length) == expected, name, " must have ", expected,
+                    " entries for ", states_.size(), " states, got ", length);
   }
 
+  // Packs the matrices that inference needs, once it is known which nodes are free.
+  void pack_for_inference(const MaybeTensors& grams) {
+    for (int64_t l = 0; l + 1 < args.nodes; ++l) {
+      ChainEdge& edge = args.edge[l];
+      const ChainNode &source = args.node[l], &target = args.node[l + 1];
+      if (!target.predicted)
+        continue;
+      if (grams[l]) {
+        check_like("grams", *grams[l], "states[0]", states_.front());
+        check_square("grams", *grams[l], source.n);
+        STD_TORCH_CHECK(source.free && !target.free && edge.after.kind == Activation::identity &&
+                            !target.full_precision,
+                        "grams[", l,
+                        "] needs a free source, a clamped target with a diagonal "
+                        "precision, and no activation after the product");
+        edge.gram = pack(*grams[l], false);
+      } else {
+        edge.weight = pack(weights_[l], false);
+      }
+      if (source.free)
+        edge.transposed = pack(weights_[l], true);
+    }
+  }
+
+  void pack_for_errors() {
+    for (int64_t l = 0; l + 1 < args.nodes; ++l)
+      if (args.node[l + 1].predicted)
+        args.edge[l].weight = pack(weights_[l], false);
+  }
+
+  // Every tile runs on one thread. A sample's result depends neither on the kind of its tile nor
+  // on the samples beside it.
+  template <class F>
+  void for_each_tile(F f) const {
+    const int64_t samples = kernels.samples[static_cast<int>(kind)];
+    share_out(ceil_div(args.batch, samples), kernels.workspace_size(args, kind),
+              [&](void* workspace, int64_t tile) { f(args, kind, workspace, tile); });
+  }
+
+  // Of `like`'s dtype, for as long as the chain lives.
+  void* scratch(int64_t elements) {
+    elements = std::max<int64_t>(1, elements);
+    return kept_.emplace_back(allocate({&elements, 1}, states_.front())).data_ptr();
+  }
+
+  const ChainKernels& kernels;
   ChainArgs args{};
-  std::vector<Tensor> predictions;
+  TileKind kind;
 
 private:
-  static const ChainKernels& select(const std::vector<Tensor>& states) {
+  static const ChainKernels& select(const Tensors& states) {
     STD_TORCH_CHECK(!states.empty(), "states must not be empty");
     const DType dtype = dtype_of("states", states.front());
     STD_TORCH_CHECK(dtype == DType::float32 || dtype == DType::float64,
                     "states must be float32 or float64, got ",
                     torch::headeronly::toString(states.front().scalar_type()));
     return PYROMANCY_SELECT_KERNELS(chain_kernels, dtype);
+  }
+
+  // The kind with which the busiest thread is done first. Narrow tiles keep the multipliers less
+  // busy, but share out a small batch more evenly.
+  TileKind choose_kind() const {
+    constexpr double per_sample[kTileKinds] = {1, 1.12, 1.25, 2.2};
+    const int64_t threads = torch::stable::get_num_threads();
+    int best = 0;
+    double least = 0;
+    for (int k = 0; k < kTileKinds; ++k) {
+      const int64_t samples = kernels.samples[k];
+      const double cost =
+          ceil_div(ceil_div(args.batch, samples), threads) * samples * per_sample[k];
+      if (k == 0 || cost < least)
+        best = k, least = cost;
+    }
+    return static_cast<TileKind>(best);
   }
 
   static Nonlinearity nonlinearity(int64_t kind, double parameter) {
@@ -170,36 +203,56 @@ private:
     return kept_.emplace_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
   }
 
-  const void* pack(const Tensor& matrix, bool transposed) {
-    const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
-    const int64_t elements = std::max<int64_t>(1, kernels_.packed_size(rows, depth));
-    const Tensor& packed = kept_.emplace_back(allocate({&elements, 1}, matrix));
-    kernels_.pack(matrix.data_ptr(), rows, depth, matrix.stride(transposed),
-                  matrix.stride(!transposed), packed.data_ptr());
-    return packed.data_ptr();
+  // The n elements of t, or zeros, and zeros up to a whole vector.
+  const void* pad(const Tensor* t, int64_t n) {
+    const int64_t bytes = states_.front().element_size();
+    const int64_t padded = ceil_div(n, kernels.lanes) * kernels.lanes;
+    char* const copy = static_cast<char*>(scratch(padded));
+    std::fill(copy, copy + padded * bytes, 0);
+    if (t) {
+      const char* from = static_cast<const char*>(keep(*t).data_ptr());
+      std::copy(from, from + n * bytes, copy);
+    }
+    return copy;
   }
 
-  const std::vector<Tensor>&states_, &weights_;
-  const ChainKernels& kernels_;
+  PackedMatrix pack(const Tensor& matrix, bool transposed) {
+    const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
+    return kernels.pack(kind, matrix.data_ptr(), rows, depth, matrix.stride(transposed),
+                        matrix.stride(!transposed),
+                        scratch(kernels.packed_size(kind, rows, depth)));
+  }
+
+  const Tensors &states_, &weights_;
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
-  std::vector<Tensor> kept_;
+  std::deque<Tensor> kept_;
 };
 
-std::vector<Tensor> infer_chain_(const std::vector<Tensor>& states,
-                                 const std::vector<Tensor>& weights, const MaybeTensors& biases,
-                                 const MaybeTensors& precisions, const std::optional<Tensor>& prior,
-                                 const MaybeTensors& grams, const std::vector<int64_t>& activations,
-                                 const std::vector<double>& parameters,
-                                 const std::vector<bool>& predicted, const std::vector<bool>& free,
-                                 int64_t steps, double lr, const std::vector<Tensor>& velocities,
-                                 double momentum, double dampening, bool nesterov, bool resume,
-                                 const std::optional<Tensor>& energies) {
+void infer_chain_(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
+                  const MaybeTensors& precisions, const std::optional<Tensor>& prior,
+                  const MaybeTensors& grams, const std::vector<int64_t>& activations,
+                  const std::vector<double>& parameters, const std::vector<bool>& predicted,
+                  const std::vector<bool>& free, int64_t steps, double lr,
+                  const Tensors& velocities, double momentum, double dampening, bool nesterov,
+                  bool resume, const std::optional<Tensor>& energies) {
   check_finite("lr", lr);
   STD_TORCH_CHECK(steps >= 0, "steps must not be negative, got ", steps);
-  Chain chain(states, weights, biases, precisions, prior, grams, activations, parameters, predicted,
-              free, velocities);
+  Chain chain(states, weights, biases, precisions, prior, activations, parameters, predicted);
   ChainArgs& args = chain.args;
+  chain.check_length("grams", grams.size(), args.nodes - 1);
+  chain.check_length("free", free.size(), args.nodes);
+  if (!velocities.empty())
+    chain.check_length("velocities", velocities.size(), args.nodes);
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    args.node[l].free = free[l];
+    if (velocities.empty() || !free[l])
+      continue;
+    check_same("velocities", velocities[l], "their states", states[l]);
+    STD_TORCH_CHECK(velocities[l].is_contiguous(), "velocities must be contiguous");
+    args.node[l].velocity = velocities[l].data_ptr();
+  }
+  chain.pack_for_inference(grams);
   args.steps = steps;
   args.lr = lr;
   args.momentum = momentum;
@@ -214,13 +267,93 @@ std::vector<Tensor> infer_chain_(const std::vector<Tensor>& states,
                     "energies must be contiguous with shape (", steps, ", ", args.nodes, ", ",
                     args.batch, "), got ", to_string(energies->sizes()));
     args.energies = energies->data_ptr();
+    args.every_error = true;
   }
-  chain.run();
-  return chain.predictions;
+  chain.for_each_tile(chain.kernels.run);
+}
+
+Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
+                    const MaybeTensors& precisions, const std::optional<Tensor>& prior,
+                    const std::vector<int64_t>& activations, const std::vector<double>& parameters,
+                    const std::vector<bool>& predicted, const std::vector<bool>& for_weight,
+                    const std::vector<bool>& for_bias, const std::vector<bool>& for_precision) {
+  Chain chain(states, weights, biases, precisions, prior, activations, parameters, predicted);
+  ChainArgs& args = chain.args;
+  const ChainKernels& kernels = chain.kernels;
+  chain.check_length("for_weight", for_weight.size(), args.nodes - 1);
+  chain.check_length("for_bias", for_bias.size(), args.nodes - 1);
+  chain.check_length("for_precision", for_precision.size(), args.nodes);
+  args.every_error = true;
+  const auto needs_delta = [&](int64_t edge) { return for_weight[edge] || for_bias[edge]; };
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    ChainNode& node = args.node[l];
+    node.free = true; // of which nothing but the predictions' treatment follows here
+    if (l > 0 && needs_delta(l - 1)) {
+      STD_TORCH_CHECK(node.predicted, "for_weight and for_bias need predicted nodes, and node ", l,
+                      " is not");
+      node.delta = chain.scratch(args.batch * node.n);
+    }
+    if (l + 1 < args.nodes && for_weight[l])
+      node.activation = args.edge[l].before.kind == Activation::identity
+                            ? nullptr // the state itself
+                            : chain.scratch(args.batch * node.n);
+    if (!for_precision[l])
+      continue;
+    STD_TORCH_CHECK(node.predicted, "for_precision needs predicted nodes, and node ", l, " is not");
+    (node.full_precision ? node.error : node.square) = chain.scratch(args.batch * node.n);
+  }
+  chain.pack_for_errors();
+  chain.for_each_tile(kernels.errors);
+
+  // out = scale a^T b, by column panels; or out = scale * the sum of a's rows, where b is null
+  struct Task {
+    const void *a, *b;
+    int64_t m, n;
+    double scale;
+    int64_t begin, end;
+    void* out;
+  };
+  std::vector<Task> tasks;
+  Tensors results;
+  const double mean = args.batch ? 1.0 / static_cast<double>(args.batch) : 0;
+  const auto add = [&](const void* a, const void* b, int64_t m, int64_t n, double scale) {
+    const int64_t sizes[] = {m, n};
+    const Tensor& out =
+        results.emplace_back(allocate(b ? Sizes(sizes, 2) : Sizes(sizes, 1), states.front()));
+    if (b)
+      for (int64_t j = 0; j < n; j += kernels.columns)
+        tasks.push_back({a, b, m, n, scale, j, std::min(n, j + kernels.columns), out.data_ptr()});
+    else
+      tasks.push_back({a, b, m, n, scale, 0, m, out.data_ptr()});
+  };
+  for (int64_t l = 0; l + 1 < args.nodes; ++l)
+    if (const ChainNode &source = args.node[l], &target = args.node[l + 1]; for_weight[l])
+      add(target.delta, source.activation ? source.activation : source.state, target.n, source.n,
+          -mean);
+  for (int64_t l = 0; l + 1 < args.nodes; ++l)
+    if (for_bias[l])
+      add(args.node[l + 1].delta, nullptr, args.node[l + 1].n, 1, -mean);
+  for (int64_t l = 0; l < args.nodes; ++l)
+    if (const ChainNode& node = args.node[l]; for_precision[l]) {
+      if (node.full_precision)
+        add(node.error, node.error, node.n, node.n, mean);
+      else
+        add(node.square, nullptr, node.n, 1, mean);
+    }
+  const int64_t bytes = kernels.panel * states.front().element_size();
+  share_out(static_cast<int64_t>(tasks.size()), bytes, [&](void* panel, int64_t task) {
+    const Task& t = tasks[task];
+    if (t.b)
+      kernels.outer(t.a, t.b, args.batch, t.m, t.n, t.scale, t.begin, t.end, panel, t.out);
+    else
+      kernels.sum_rows(t.a, args.batch, t.m, t.scale, t.out);
+  });
+  return results;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyromancy, CPU, m) {
   m.impl("infer_chain_", TORCH_BOX(&infer_chain_));
+  m.impl("chain_mstep", TORCH_BOX(&chain_mstep));
 }
 
 } // namespace

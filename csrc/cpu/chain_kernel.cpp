@@ -6,11 +6,10 @@
 namespace pyromancy::PYROMANCY_ISA {
 namespace {
 
-// A register tile of kRows x kVectors accumulators. A matrix's last panel has fewer rows, but a
-// multiple of kStep.
-constexpr int kVectors = 2;
-constexpr int kRows = kVectorBytes == 64 ? 12 : 6;
-constexpr int kStep = kRows / 3;
+// A register tile has at most kTile accumulators.
+constexpr int kTile = kVectorBytes == 64 ? 24 : 12;
+constexpr int kRows = kTile / 2; // of one that is two vectors wide
+constexpr int kStep = kRows / 3; // a matrix's last panel has a multiple of these
 
 int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
@@ -20,73 +19,243 @@ int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-int64_t packed_size(int64_t rows, int64_t depth) {
-  return round_up(rows, kStep) * depth;
-}
-
-// Panels of kRows rows, in each of which the elements of a column lie side by side.
+// Element (i, k) of a matrix is at w[i * row_stride + k * depth_stride].
 template <class C>
-void pack(const void* matrix, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride,
-          void* packed) {
-  const C* w = static_cast<const C*>(matrix);
-  C* out = static_cast<C*>(packed);
-  for (int64_t i = 0; i < rows; i += kRows) {
-    const int64_t height = smaller(kRows, round_up(rows - i, kStep));
-    const int64_t filled = smaller(height, rows - i);
-    for (int64_t k = 0; k < depth; ++k, out += height) {
-      const C* column = w + i * row_stride + k * depth_stride;
-      for (int64_t r = 0; r < height; ++r)
-        out[r] = r < filled ? column[r * row_stride] : C(0);
-    }
+struct Strided {
+  const C* w;
+  int64_t row_stride, depth_stride;
+};
+
+// Copies `height` rows from row i on, those from `filled` on being zero, so that the elements of a
+// column lie side by side and columns `stride` apart.
+template <class C>
+void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t depth, C* out,
+               int64_t stride) {
+  constexpr int w = kLanes<C>;
+  for (int64_t r = 0; r < height; r += w) {
+    const int rows = static_cast<int>(smaller(w, height - r));
+    const int from = static_cast<int>(smaller(rows, filled > r ? filled - r : 0));
+    const C* top = m.w + (i + r) * m.row_stride;
+    int64_t k = 0;
+    if (m.row_stride == 1)
+      for (; k < depth; ++k)
+        store(out + k * stride + r, load(top + k * m.depth_stride, First{from}), First{rows});
+    else if (m.depth_stride == 1)
+      for (; k + w <= depth; k += w) {
+        Vec<C> square[w] = {};
+        for (int q = 0; q < from; ++q)
+          square[q] = load(top + q * m.row_stride + k);
+        transpose<C>(square);
+        for (int q = 0; q < w; ++q)
+          store(out + (k + q) * stride + r, square[q], First{rows});
+      }
+    for (; k < depth; ++k)
+      for (int q = 0; q < rows; ++q)
+        out[k * stride + r + q] = q < from ? top[q * m.row_stride + k * m.depth_stride] : C(0);
   }
 }
 
+// A tile whose vectors hold one neuron of `w` samples. Buffers are [n, V vectors].
 template <class C, int V>
-using Lanes = Vec<C>[V];
+struct Wide {
+  static constexpr int w = kLanes<C>, width = V, samples = V * w;
 
-// f(i, (A x)[i]) for the rows i of a packed matrix A [rows, depth]; x [depth, lanes]. Every element
-// of the product is one chain of multiply-adds over k, whatever the tile around it.
-template <class C, int V, int R, class F>
-inline __attribute__((always_inline)) void panel_product(const C* a, int64_t i, int64_t rows,
-                                                         int64_t depth, const C* x, F f) {
-  Vec<C> c[R][V] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<C> b[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v)
-      b[v] = load(x + (k * V + v) * kLanes<C>);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      const Vec<C> w = splat<C>(a[k * R + r]);
+  static int64_t rows(int64_t n) {
+    return n;
+  }
+  static Vec<C> constant(const void* values, int64_t i) {
+    return splat(static_cast<const C*>(values)[i]);
+  }
+
+  static int64_t packed_size(int64_t rows, int64_t depth) {
+    return round_up(rows, kStep) * depth;
+  }
+
+  // Panels of kRows rows, in each of which the elements of a column lie side by side.
+  static PackedMatrix pack(Strided<C> m, int64_t rows, int64_t depth, C* packed) {
+    for (int64_t i = 0; i < rows; i += kRows) {
+      const int64_t height = smaller(kRows, round_up(rows - i, kStep));
+      pack_rows(m, i, smaller(height, rows - i), height, depth, packed + i * depth, height);
+    }
+    return {packed, 0};
+  }
+
+  // f(i, count, sums): rows i to i + count of A x, for x [depth, V vectors]. Every element of the
+  // product is one chain of multiply-adds over k, whatever the tile around it.
+  template <class F>
+  static void product(PackedMatrix matrix, int64_t rows, int64_t depth, const C* x, F f) {
+    const C* a = static_cast<const C*>(matrix.data);
+    int64_t i = 0;
+    Vec<C> sums[kRows * V];
+    for (; i + kRows <= round_up(rows, kStep); i += kRows) {
+      panel<kRows>(a + i * depth, depth, x, sums);
+      f(i, smaller(kRows, rows - i), sums);
+    }
+    if (i >= rows)
+      return;
+    if (i + 2 * kStep <= round_up(rows, kStep))
+      panel<2 * kStep>(a + i * depth, depth, x, sums);
+    else
+      panel<kStep>(a + i * depth, depth, x, sums);
+    f(i, rows - i, sums);
+  }
+
+  template <int R>
+  static void panel(const C* a, int64_t depth, const C* x, Vec<C>* sums) {
+    Vec<C> c[R][V] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      Vec<C> b[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v)
-        c[r][v] = fma(w, b[v], c[r][v]);
+        b[v] = load(x + (k * V + v) * w);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const Vec<C> weight = splat<C>(a[k * R + r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          c[r][v] = fma(weight, b[v], c[r][v]);
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v)
+        sums[r * V + v] = c[r][v];
+  }
+
+  // Samples [*, n], `stride` apart, into a buffer; those beyond `count` read zero.
+  static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {
+    for (int v = 0; v < V; ++v) {
+      const int rows = static_cast<int>(smaller(w, count > v * w ? count - v * w : 0));
+      const C* row = from + v * w * stride;
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        Vec<C> square[w] = {};
+        for (int r = 0; r < rows; ++r)
+          square[r] = load(row + r * stride + j, extent);
+        transpose<C>(square);
+        for (int q = 0; q < w && j + q < n; ++q)
+          store(to + ((j + q) * V + v) * w, square[q]);
+      });
     }
   }
-  // By way of memory, so that f is compiled once and not R times.
-  Vec<C> sums[R][V];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v)
-      sums[r][v] = c[r][v];
-  for (int64_t r = 0; r < smaller(R, rows - i); ++r)
-    f(i + r, sums[r]);
-}
 
-template <class C, int V, class F>
-void product(const void* packed, int64_t rows, int64_t depth, const C* x, F f) {
-  const C* a = static_cast<const C*>(packed);
-  int64_t i = 0;
-  for (; i + kRows <= round_up(rows, kStep); i += kRows)
-    panel_product<C, V, kRows>(a + i * depth, i, rows, depth, x, f);
-  if (i + 2 * kStep <= round_up(rows, kStep))
-    panel_product<C, V, 2 * kStep>(a + i * depth, i, rows, depth, x, f);
-  else if (i < rows)
-    panel_product<C, V, kStep>(a + i * depth, i, rows, depth, x, f);
-}
+  static void store_samples(const C* from, int64_t n, int64_t count, C* to) {
+    for (int v = 0; v < V; ++v) {
+      const int rows = static_cast<int>(smaller(w, count > v * w ? count - v * w : 0));
+      C* row = to + v * w * n;
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        Vec<C> square[w] = {};
+        for (int q = 0; q < w && j + q < n; ++q)
+          square[q] = load(from + ((j + q) * V + v) * w);
+        transpose<C>(square);
+        for (int r = 0; r < rows; ++r)
+          store(row + r * n + j, square[r], extent);
+      });
+    }
+  }
 
-// What a tile keeps for a node, each [n, lanes]; null where the chain never needs it.
+  // total[sample] += the products of a and b, carried in double, neuron after neuron
+  static void dot(const C* a, const C* b, int64_t n, double* total) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int v = 0; v < V; ++v)
+        add_to(total + v * w, load(a + (i * V + v) * w) * load(b + (i * V + v) * w));
+  }
+};
+
+// A tile whose vectors hold `w` neurons of one sample. Buffers are [n / w, S vectors]; what lies in
+// the lanes beyond n is never used.
+template <class C, int S>
+struct Thin {
+  static constexpr int w = kLanes<C>, width = S, samples = S;
+  static constexpr int blocks = S == 1 ? 8 : kVectorBytes == 64 ? 6 : 2; // of a register tile
+
+  static int64_t rows(int64_t n) {
+    return (n + w - 1) / w;
+  }
+  static Vec<C> constant(const void* values, int64_t i) {
+    return load(static_cast<const C*>(values) + i * w);
+  }
+
+  static int64_t packed_size(int64_t rows, int64_t depth) {
+    return round_up(rows, w) * depth;
+  }
+
+  static PackedMatrix pack(Strided<C> m, int64_t rows, int64_t depth, C* packed) {
+    if (m.row_stride == 1 && rows % w == 0)
+      return {m.w, m.depth_stride};
+    const int64_t stride = round_up(rows, w);
+    pack_rows(m, 0, rows, stride, depth, packed, stride);
+    return {packed, stride};
+  }
+
+  template <class F>
+  static void product(PackedMatrix matrix, int64_t n, int64_t depth, const C* x, F f) {
+    const C* a = static_cast<const C*>(matrix.data);
+    Vec<C> sums[blocks * S];
+    int64_t i = 0;
+    for (; i + blocks <= rows(n); i += blocks) {
+      panel<blocks>(a + i * w, matrix.stride, depth, x, sums);
+      f(i, blocks, sums);
+    }
+    if constexpr (blocks > 4)
+      for (; i + 4 <= rows(n); i += 4) {
+        panel<4>(a + i * w, matrix.stride, depth, x, sums);
+        f(i, 4, sums);
+      }
+    for (; i < rows(n); ++i) {
+      panel<1>(a + i * w, matrix.stride, depth, x, sums);
+      f(i, 1, sums);
+    }
+  }
+
+  template <int R>
+  static void panel(const C* a, int64_t stride, int64_t depth, const C* x, Vec<C>* sums) {
+    Vec<C> c[R][S] = {};
+    for (int64_t block = 0; block < depth; block += w, x += S * w)
+      for (int64_t k = 0; k < smaller(w, depth - block); ++k, a += stride) {
+        Vec<C> each[S];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s)
+          each[s] = splat<C>(x[s * w + k]);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const Vec<C> weights = load(a + r * w);
+#pragma GCC unroll 4
+          for (int s = 0; s < S; ++s)
+            c[r][s] = fma(weights, each[s], c[r][s]);
+        }
+      }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s)
+        sums[r * S + s] = c[r][s];
+  }
+
+  static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {
+    for (int s = 0; s < S; ++s)
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        store(to + (j / w * S + s) * w, s < count ? load(from + s * stride + j, extent) : Vec<C>{});
+      });
+  }
+
+  static void store_samples(const C* from, int64_t n, int64_t count, C* to) {
+    for (int s = 0; s < smaller(S, count); ++s)
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        store(to + s * n + j, load(from + (j / w * S + s) * w), extent);
+      });
+  }
+
+  static void dot(const C* a, const C* b, int64_t n, double* total) {
+    for (int s = 0; s < S; ++s)
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = (i / w * S + s) * w + i % w;
+        total[s] += static_cast<double>(a[at] * b[at]);
+      }
+  }
+};
+
+// What a tile keeps for a node, each [rows(n), width vectors]; null where the chain never needs it.
 template <class C>
 struct Buffers {
   C* z;
@@ -97,7 +266,7 @@ struct Buffers {
   C* error;    // P (z - mu)
   C* delta;    // after' times error; the error itself where that is the identity
   C* slope;    // after', where a full precision comes between
-  C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
+  C* drive;    // W^T P W z' - W^T P b from the clamped node that this one predicts
   C* velocity;
 };
 
@@ -106,8 +275,8 @@ bool predicts_freely(const ChainArgs& args, int64_t l) {
 }
 
 // Hands out the buffers of every node from `base` on and returns how many elements they take.
-template <class C>
-int64_t lay_out(const ChainArgs& args, int64_t lanes, C* base, Buffers<C>* buffers) {
+template <class C, class Layout>
+int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
   int64_t used = 0;
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
@@ -117,7 +286,7 @@ int64_t lay_out(const ChainArgs& args, int64_t lanes, C* base, Buffers<C>* buffe
       if (!wanted)
         return nullptr;
       C* p = base + used;
-      used += node.n * lanes;
+      used += Layout::rows(node.n) * Layout::width * kLanes<C>;
       return p;
     };
     const bool gram = out && out->gram;
@@ -129,8 +298,8 @@ int64_t lay_out(const ChainArgs& args, int64_t lanes, C* base, Buffers<C>* buffe
     b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
-    b.residual = take(node.predicted && (full || args.energies));
-    b.error = take(varies || full || (node.predicted && args.energies));
+    b.residual = take(node.predicted && (full || args.every_error));
+    b.error = take(varies || full || (node.predicted && args.every_error));
     b.delta = bent ? take(true) : b.error;
     b.slope = take(bent && full);
     b.drive = take(gram);
@@ -141,88 +310,69 @@ int64_t lay_out(const ChainArgs& args, int64_t lanes, C* base, Buffers<C>* buffe
   return used;
 }
 
-template <class C>
-int64_t workspace_size(const ChainArgs& args, int vectors) {
-  return lay_out<C>(args, vectors * kLanes<C>, nullptr, nullptr) * int64_t(sizeof(C)) +
-         args.nodes * int64_t(sizeof(Buffers<C>));
-}
-
-template <class C, int V>
+template <class C, class Layout>
 struct Tile {
-  static constexpr int w = kLanes<C>;
-  static constexpr int64_t lanes = V * w;
+  static constexpr int w = Layout::w, width = Layout::width;
+  static constexpr int64_t row = width * w; // elements
 
   const ChainArgs& args;
-  const Buffers<C>* buffers;
+  Buffers<C>* const buffers;
   const int64_t first; // sample
 
-  int count(int v) const {
-    const int64_t left = args.batch - first - v * w;
-    return static_cast<int>(smaller(w, left > 0 ? left : 0));
+  int64_t count() const {
+    return smaller(Layout::samples, args.batch - first);
   }
 
-  // Samples [B, n] into lanes; lanes without a sample read zero.
   void load_samples(const void* from, int64_t stride, int64_t n, C* to) const {
-    for (int v = 0; v < V; ++v) {
-      const int rows = count(v);
-      const C* row = static_cast<const C*>(from) + (first + v * w) * stride;
-      for_vectors<C>(n, [&](int64_t j, auto extent) {
-        Vec<C> square[w] = {};
-        for (int r = 0; r < rows; ++r)
-          square[r] = load(row + r * stride + j, extent);
-        transpose<C>(square);
-        for (int q = 0; q < w && j + q < n; ++q)
-          store(to + (j + q) * lanes + v * w, square[q]);
-      });
-    }
+    Layout::load_samples(static_cast<const C*>(from) + first * stride, stride, n, count(), to);
   }
 
   void store_samples(const C* from, int64_t n, void* to) const {
-    for (int v = 0; v < V; ++v) {
-      const int rows = count(v);
-      C* row = static_cast<C*>(to) + (first + v * w) * n;
-      for_vectors<C>(n, [&](int64_t j, auto extent) {
-        Vec<C> square[w] = {};
-        for (int q = 0; q < w && j + q < n; ++q)
-          square[q] = load(from + (j + q) * lanes + v * w);
-        transpose<C>(square);
-        for (int r = 0; r < rows; ++r)
-          store(row + r * n + j, square[r], extent);
-      });
-    }
+    if (to)
+      Layout::store_samples(from, n, count(), static_cast<C*>(to) + first * n);
   }
 
-  // f(i, v, offset) over the vectors of a buffer [n, lanes]
+  // sums (+)= or (*)= a constant per row; f(sum, constant)
   template <class F>
-  static void for_each(int64_t n, F f) {
-    for (int64_t i = 0; i < n; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v)
-        f(i, v, i * lanes + v * w);
-  }
-
-  static Vec<C> diagonal(const ChainNode& node, int64_t i) {
-    return splat<C>(node.precision ? static_cast<const C*>(node.precision)[i] : C(1));
-  }
-
-  static Vec<C> bias(const ChainEdge& edge, int64_t i) {
-    return splat<C>(edge.bias ? static_cast<const C*>(edge.bias)[i] : C(0));
+  static void with_constants(const void* constants, int64_t i, int64_t rows, Vec<C>* sums, F f) {
+    for (int64_t r = 0; r < rows; ++r, sums += width) {
+      const Vec<C> each = Layout::constant(constants, i + r);
+#pragma GCC unroll 4
+      for (int v = 0; v < width; ++v)
+        sums[v] = f(sums[v], each);
+    }
   }
 
   void run() {
     prepare();
     for (int64_t t = 0; t < args.steps; ++t) {
-      predict(t);
+      predict();
       if (args.energies)
         record(t);
       descend(t == 0 && !args.resume);
     }
     for (int64_t l = 0; l < args.nodes; ++l)
-      if (args.node[l].free) {
-        store_samples(buffers[l].z, args.node[l].n, args.node[l].state);
-        if (buffers[l].velocity)
-          store_samples(buffers[l].velocity, args.node[l].n, args.node[l].velocity);
+      if (const ChainNode& node = args.node[l]; node.free) {
+        store_samples(buffers[l].z, node.n, node.state);
+        store_samples(buffers[l].velocity, node.n, node.velocity);
       }
+  }
+
+  void errors() {
+    prepare();
+    predict();
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const ChainNode& node = args.node[l];
+      const Buffers<C>& b = buffers[l];
+      store_samples(b.a, node.n, node.activation);
+      store_samples(b.error, node.n, node.error);
+      store_samples(b.delta, node.n, node.delta);
+      if (!node.square)
+        continue;
+      for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
+        store(b.residual + at, load(b.residual + at) * load(b.error + at));
+      store_samples(b.residual, node.n, node.square);
+    }
   }
 
   // Loads the states and computes what no E-step changes.
@@ -234,9 +384,7 @@ struct Tile {
       if (b.velocity && args.resume)
         load_samples(node.velocity, node.n, node.n, b.velocity);
       if (b.a != b.z)
-        for_each(node.n, [&](int64_t, int, int64_t at) {
-          store(b.a + at, activate<C>(args.edge[l].before, load(b.z + at)));
-        });
+        activate_all<C>(args.edge[l].before, b.z, b.a, Layout::rows(node.n) * width);
       if (l == 0 && b.mu)
         load_samples(args.prior, args.prior_stride, node.n, b.mu);
     }
@@ -244,30 +392,41 @@ struct Tile {
       const ChainEdge& edge = args.edge[l];
       const ChainNode& target = args.node[l + 1];
       const Buffers<C>&from = buffers[l], &to = buffers[l + 1];
-      if (to.mu) {
-        product<C, V>(
-            edge.weight, target.n, args.node[l].n, from.a, [&](int64_t i, Lanes<C, V>& c) {
-              for (int v = 0; v < V; ++v)
-                store(to.mu + i * lanes + v * w, activate<C>(edge.after, c[v] + bias(edge, i)));
-            });
-        if (edge.prediction)
-          store_samples(to.mu, target.n, edge.prediction);
-      }
+      if (to.mu)
+        Layout::product(edge.weight, target.n, args.node[l].n, from.a,
+                        [&](int64_t i, int64_t rows, Vec<C>* c) {
+                          with_constants(edge.bias, i, rows, c, plus);
+                          C* mu = to.mu + i * row;
+                          for (int64_t q = 0; q < rows * width; ++q)
+                            store(mu + q * w, c[q]);
+                          activate_all<C>(edge.after, mu, mu, rows * width);
+                        });
       if (edge.gram) { // the error buffer is free to hold P (z' - b), for this once
-        for_each(target.n, [&](int64_t i, int, int64_t at) {
-          store(to.error + at, diagonal(target, i) * (load(to.z + at) - bias(edge, i)));
-        });
-        product<C, V>(edge.transposed, args.node[l].n, target.n, to.error,
-                      [&](int64_t i, Lanes<C, V>& c) {
-                        for (int v = 0; v < V; ++v)
-                          store(from.drive + i * lanes + v * w, c[v]);
-                      });
+        const int64_t rows = Layout::rows(target.n);
+        for (int64_t i = 0; i < rows; ++i)
+          for (int v = 0; v < width; ++v) {
+            const int64_t at = i * row + v * w;
+            const Vec<C> d = load(to.z + at) - Layout::constant(edge.bias, i);
+            store(to.error + at, target.precision ? Layout::constant(target.precision, i) * d : d);
+          }
+        Layout::product(edge.transposed, args.node[l].n, target.n, to.error,
+                        [&](int64_t i, int64_t rows, Vec<C>* c) {
+                          for (int64_t q = 0; q < rows * width; ++q)
+                            store(from.drive + i * row + q * w, c[q]);
+                        });
       }
     }
   }
 
+  static Vec<C> plus(Vec<C> a, Vec<C> b) {
+    return a + b;
+  }
+  static Vec<C> times(Vec<C> a, Vec<C> b) {
+    return a * b;
+  }
+
   // Errors of all nodes whose error the step needs.
-  void predict(int64_t) {
+  void predict() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<C>& b = buffers[l];
@@ -275,138 +434,292 @@ struct Tile {
         continue;
       if (b.mu) {
         if (b.residual)
-          for_each(node.n, [&](int64_t i, int, int64_t at) {
-            const Vec<C> d = load(b.z + at) - load(b.mu + at);
-            store(b.residual + at, d);
-            if (b.error)
-              store(b.error + at, diagonal(node, i) * d);
-          });
-      } else if (!args.edge[l - 1].gram) {
-        const ChainEdge& edge = args.edge[l - 1];
-        product<C, V>(edge.weight, node.n, args.node[l - 1].n, buffers[l - 1].a,
-                      [&](int64_t i, Lanes<C, V>& c) {
-                        const Vec<C> offset = bias(edge, i), p = diagonal(node, i);
-                        for (int v = 0; v < V; ++v) {
-                          const int64_t at = i * lanes + v * w;
-                          const Vec<C> h = c[v] + offset;
-                          const Vec<C> mu = activate<C>(edge.after, h);
-                          const Vec<C> d = load(b.z + at) - mu;
-                          if (b.residual)
-                            store(b.residual + at, d);
-                          if (b.slope)
-                            store(b.slope + at, slope<C>(edge.after, h, mu));
-                          if (!node.full_precision) {
-                            store(b.error + at, p * d);
-                            if (b.delta != b.error)
-                              store(b.delta + at, p * d * slope<C>(edge.after, h, mu));
-                          }
-                        }
-                      });
+          for (int64_t i = 0; i < Layout::rows(node.n); ++i)
+            for (int v = 0; v < width; ++v) {
+              const int64_t at = i * row + v * w;
+              const Vec<C> d = load(b.z + at) - load(b.mu + at);
+              store(b.residual + at, d);
+              if (b.error)
+                store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
+            }
+      } else if (const ChainEdge& edge = args.edge[l - 1]; !edge.gram) {
+        Layout::product(edge.weight, node.n, args.node[l - 1].n, buffers[l - 1].a,
+                        [&](int64_t i, int64_t rows, Vec<C>* c) { err(l, i, rows, c); });
       }
       if (node.full_precision)
-        product<C, V>(node.full_precision, node.n, node.n, b.residual,
-                      [&](int64_t i, Lanes<C, V>& c) {
-                        for (int v = 0; v < V; ++v) {
-                          const int64_t at = i * lanes + v * w;
-                          store(b.error + at, c[v]);
-                          if (b.slope)
-                            store(b.delta + at, c[v] * load(b.slope + at));
-                        }
-                      });
+        Layout::product(node.full_precision, node.n, node.n, b.residual,
+                        [&](int64_t i, int64_t rows, Vec<C>* c) {
+                          for (int64_t q = 0; q < rows * width; ++q) {
+                            const int64_t at = i * row + q * w;
+                            store(b.error + at, c[q]);
+                            if (b.slope)
+                              store(b.delta + at, c[q] * load(b.slope + at));
+                          }
+                        });
     }
+  }
+
+  // Rows i to i + rows of node l's error, given those of the product that predicts it.
+  void err(int64_t l, int64_t i, int64_t rows, Vec<C>* c) {
+    const ChainNode& node = args.node[l];
+    const ChainEdge& edge = args.edge[l - 1];
+    const Buffers<C>& b = buffers[l];
+    const int64_t at = i * row, vectors = rows * width;
+    with_constants(edge.bias, i, rows, c, plus);
+    const bool bent = b.delta != b.error;
+    if (bent) { // c is the product, and its buffers have room for it and for the prediction
+      C* const product = b.slope ? b.slope + at : b.delta + at;
+      C* const prediction = b.error + at;
+      for (int64_t q = 0; q < vectors; ++q)
+        store(product + q * w, c[q]);
+      activate_all<C>(edge.after, product, prediction, vectors);
+      for (int64_t q = 0; q < vectors; ++q)
+        c[q] = load(prediction + q * w);
+      slope_all<C>(edge.after, product, prediction, product, vectors);
+    }
+    for (int64_t q = 0; q < vectors; ++q)
+      c[q] = load(b.z + at + q * w) - c[q];
+    if (b.residual)
+      for (int64_t q = 0; q < vectors; ++q)
+        store(b.residual + at + q * w, c[q]);
+    if (node.full_precision)
+      return;
+    if (node.precision)
+      with_constants(node.precision, i, rows, c, times);
+    for (int64_t q = 0; q < vectors; ++q)
+      store(b.error + at + q * w, c[q]);
+    if (bent)
+      for (int64_t q = 0; q < vectors; ++q)
+        store(b.delta + at + q * w, c[q] * load(b.delta + at + q * w));
   }
 
   // 1/2 (z - mu)^T P (z - mu) per sample
   void record(int64_t t) {
     for (int64_t l = 0; l < args.nodes; ++l) {
       C* out = static_cast<C*>(args.energies) + (t * args.nodes + l) * args.batch + first;
-      double total[lanes] = {};
+      double total[Layout::samples] = {};
       if (args.node[l].predicted)
-        for_each(args.node[l].n, [&](int64_t, int v, int64_t at) {
-          add_to(total + v * w, load(buffers[l].residual + at) * load(buffers[l].error + at));
-        });
-      for (int64_t r = 0; r < smaller(lanes, args.batch - first); ++r)
+        Layout::dot(buffers[l].residual, buffers[l].error, args.node[l].n, total);
+      for (int64_t r = 0; r < count(); ++r)
         out[r] = static_cast<C>(0.5 * total[r]);
     }
   }
 
   void descend(bool fresh) {
-    const C lr = static_cast<C>(args.lr), momentum = static_cast<C>(args.momentum);
-    const C keep = static_cast<C>(1 - args.dampening);
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
-      const Buffers<C>& b = buffers[l];
+      Buffers<C>& b = buffers[l];
       if (!node.free)
         continue;
       const ChainEdge* out =
           l + 1 < args.nodes && args.node[l + 1].predicted ? args.edge + l : nullptr;
-      C* const activations = b.next ? b.next : b.a;
-      // z <- z - lr (error - feedback), and its activation
-      const auto update = [&](int64_t i, int v, Vec<C> feedback) {
-        const int64_t at = i * lanes + v * w;
-        const Vec<C> z = load(b.z + at);
-        Vec<C> g = splat<C>(0);
-        if (b.error)
-          g = load(b.error + at);
-        else if (b.mu)
-          g = diagonal(node, i) * (z - load(b.mu + at));
-        if (out)
-          g = fma(-slope<C>(out->before, z, load(b.a + at)), feedback, g);
-        if (b.velocity) {
-          const Vec<C> velocity =
-              fresh ? g : fma(splat<C>(momentum), load(b.velocity + at), keep * g);
-          store(b.velocity + at, velocity);
-          g = args.nesterov ? fma(splat<C>(momentum), velocity, g) : velocity;
-        }
-        const Vec<C> next = fma(splat<C>(-lr), g, z);
-        store(b.z + at, next);
-        if (activations != b.z)
-          store(activations + at, activate<C>(args.edge[l].before, next));
+      const auto step = [&](int64_t i, int64_t rows, Vec<C>* feedback) {
+        if (out && out->gram)
+          for (int64_t q = 0; q < rows * width; ++q)
+            feedback[q] = load(b.drive + i * row + q * w) - feedback[q];
+        update(l, i, rows, out ? feedback : nullptr, fresh);
       };
-      if (!out)
-        for_each(node.n, [&](int64_t i, int v, int64_t) { update(i, v, splat<C>(0)); });
-      else if (out->gram)
-        product<C, V>(out->gram, node.n, node.n, b.a, [&](int64_t i, Lanes<C, V>& c) {
-          for (int v = 0; v < V; ++v)
-            update(i, v, load(b.drive + i * lanes + v * w) - c[v]);
-        });
+      if (out && out->gram)
+        Layout::product(out->gram, node.n, node.n, b.a, step);
+      else if (out)
+        Layout::product(out->transposed, node.n, args.node[l + 1].n, buffers[l + 1].delta, step);
       else
-        product<C, V>(out->transposed, node.n, args.node[l + 1].n, buffers[l + 1].delta,
-                      [&](int64_t i, Lanes<C, V>& c) {
-                        for (int v = 0; v < V; ++v)
-                          update(i, v, c[v]);
-                      });
-      if (b.next)
-        swap_activations(l);
+        for (int64_t i = 0; i < Layout::rows(node.n); i += kTile / width)
+          step(i, smaller(kTile / width, Layout::rows(node.n) - i), nullptr);
+      if (b.next) {
+        C* const a = b.a;
+        b.a = b.next;
+        b.next = a;
+      }
     }
   }
 
-  void swap_activations(int64_t l) {
-    Buffers<C>& b = const_cast<Buffers<C>&>(buffers[l]);
-    C* const a = b.a;
-    b.a = b.next;
-    b.next = a;
+  // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
+  void update(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback, bool fresh) {
+    const ChainNode& node = args.node[l];
+    const Buffers<C>& b = buffers[l];
+    const int64_t at = i * row, vectors = rows * width;
+    C* const z = b.z + at;
+    Vec<C> g[kTile] = {};
+    if (b.error) {
+      for (int64_t q = 0; q < vectors; ++q)
+        g[q] = load(b.error + at + q * w);
+    } else if (b.mu) {
+      for (int64_t q = 0; q < vectors; ++q)
+        g[q] = load(z + q * w) - load(b.mu + at + q * w);
+      if (node.precision)
+        with_constants(node.precision, i, rows, g, times);
+    }
+    const Nonlinearity before = feedback ? args.edge[l].before : Nonlinearity{};
+    if (before.kind != Activation::identity) {
+      C slopes[kTile * w];
+      slope_all<C>(before, z, b.a + at, slopes, vectors);
+      for (int64_t q = 0; q < vectors; ++q)
+        g[q] = fnma(load(slopes + q * w), feedback[q], g[q]);
+    } else if (feedback) {
+      for (int64_t q = 0; q < vectors; ++q)
+        g[q] = g[q] - feedback[q];
+    }
+    if (b.velocity) {
+      const Vec<C> momentum = splat(static_cast<C>(args.momentum));
+      const Vec<C> fraction = splat(static_cast<C>(1 - args.dampening));
+      for (int64_t q = 0; q < vectors; ++q) {
+        C* const v = b.velocity + at + q * w;
+        const Vec<C> velocity = fresh ? g[q] : fma(momentum, load(v), fraction * g[q]);
+        store(v, velocity);
+        g[q] = args.nesterov ? fma(momentum, velocity, g[q]) : velocity;
+      }
+    }
+    const Vec<C> lr = splat(static_cast<C>(args.lr));
+    for (int64_t q = 0; q < vectors; ++q)
+      store(z + q * w, fnma(lr, g[q], load(z + q * w)));
+    if (C* const activations = b.next ? b.next : b.a; activations != b.z)
+      activate_all<C>(args.edge[l].before, z, activations + at, vectors);
   }
 };
 
+// f(layout) for the layout of a kind of tile
+template <class C, class F>
+auto with_layout(TileKind kind, F f) {
+  switch (kind) {
+  case TileKind::wide2:
+    return f(Wide<C, 2>{});
+  case TileKind::wide1:
+    return f(Wide<C, 1>{});
+  case TileKind::thin4:
+    return f(Thin<C, 4>{});
+  case TileKind::thin1:
+    return f(Thin<C, 1>{});
+  }
+  __builtin_unreachable();
+}
+
 template <class C>
-void run(const ChainArgs& args, int vectors, void* workspace, int64_t begin, int64_t end) {
-  const int64_t lanes = vectors * kLanes<C>;
-  C* base = static_cast<C*>(workspace);
-  const int64_t elements = lay_out<C>(args, lanes, base, nullptr);
-  auto* buffers = reinterpret_cast<Buffers<C>*>(base + elements);
-  for (int64_t tile = begin; tile < end; ++tile) {
-    lay_out<C>(args, lanes, base, buffers);
-    if (vectors == 1)
-      Tile<C, 1>{args, buffers, tile * lanes}.run();
-    else
-      Tile<C, kVectors>{args, buffers, tile * lanes}.run();
+int64_t packed_size(TileKind kind, int64_t rows, int64_t depth) {
+  return with_layout<C>(kind, [&](auto layout) { return layout.packed_size(rows, depth); });
+}
+
+template <class C>
+PackedMatrix pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,
+                  int64_t row_stride, int64_t depth_stride, void* packed) {
+  const Strided<C> m{static_cast<const C*>(matrix), row_stride, depth_stride};
+  return with_layout<C>(
+      kind, [&](auto layout) { return layout.pack(m, rows, depth, static_cast<C*>(packed)); });
+}
+
+template <class C>
+int64_t workspace_size(const ChainArgs& args, TileKind kind) {
+  return with_layout<C>(kind, [&](auto layout) {
+    return lay_out<C, decltype(layout)>(args, nullptr, nullptr) * int64_t(sizeof(C)) +
+           args.nodes * int64_t(sizeof(Buffers<C>));
+  });
+}
+
+template <class C, class F>
+void with_tile(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile, F f) {
+  with_layout<C>(kind, [&](auto layout) {
+    using Layout = decltype(layout);
+    C* base = static_cast<C*>(workspace);
+    auto* buffers = reinterpret_cast<Buffers<C>*>(base + lay_out<C, Layout>(args, base, nullptr));
+    lay_out<C, Layout>(args, base, buffers);
+    Tile<C, Layout> it{args, buffers, tile * Layout::samples};
+    f(it);
+  });
+}
+
+template <class C>
+void run(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
+  with_tile<C>(args, kind, workspace, tile, [](auto& it) { it.run(); });
+}
+
+template <class C>
+void errors(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
+  with_tile<C>(args, kind, workspace, tile, [](auto& it) { it.errors(); });
+}
+
+constexpr int64_t kDepth = 256; // samples of a panel, which stays in the first-level cache
+
+// Adds rows i to i + R of scale a^T b to `out`, for a panel of b's columns.
+template <class C, int R>
+void outer_rows(const C* a, const C* panel, int64_t batch, int64_t m, int64_t i, C scale, C* out,
+                int64_t n, int64_t columns, bool add) {
+  constexpr int w = kLanes<C>;
+  Vec<C> c[R][2] = {};
+  for (int64_t k = 0; k < batch; ++k) {
+    const Vec<C> low = load(panel + k * 2 * w), high = load(panel + (k * 2 + 1) * w);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const Vec<C> each = splat<C>(a[k * m + i + r]);
+      c[r][0] = fma(each, low, c[r][0]);
+      c[r][1] = fma(each, high, c[r][1]);
+    }
+  }
+  Vec<C> sums[R][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+    sums[r][0] = c[r][0], sums[r][1] = c[r][1];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < 2 && v * w < columns; ++v) {
+      C* const to = out + (i + r) * n + v * w;
+      const auto finish = [&](auto extent) {
+        store(to, add ? fma(splat(scale), sums[r][v], load(to, extent)) : scale * sums[r][v],
+              extent);
+      };
+      if (columns - v * w >= w)
+        finish(Whole{});
+      else
+        finish(First{static_cast<int>(columns - v * w)});
+    }
+}
+
+template <class C>
+void outer(const void* a, const void* b, int64_t batch, int64_t m, int64_t n, double scale,
+           int64_t begin, int64_t end, void* panel, void* out) {
+  constexpr int w = kLanes<C>;
+  const C s = static_cast<C>(scale);
+  C* const packed = static_cast<C*>(panel);
+  for (int64_t j = begin; j < end; j += 2 * w) {
+    const int64_t columns = smaller(2 * w, end - j);
+    C* const to = static_cast<C*>(out) + j;
+    for (int64_t k = 0; k < batch || k == 0; k += kDepth) {
+      const int64_t depth = smaller(kDepth, batch - k);
+      const C* const rows = static_cast<const C*>(a) + k * m;
+      pack_rows<C>({static_cast<const C*>(b) + k * n + j, 1, n}, 0, columns, 2 * w, depth, packed,
+                   2 * w);
+      int64_t i = 0;
+      for (; i + kRows <= m; i += kRows)
+        outer_rows<C, kRows>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
+      for (; i + kStep <= m; i += kStep)
+        outer_rows<C, kStep>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
+      for (; i < m; ++i)
+        outer_rows<C, 1>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
+    }
   }
 }
 
 template <class C>
+void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) {
+  for_vectors<C>(n, [&](int64_t j, auto extent) {
+    Vec<C> total{};
+    for (int64_t k = 0; k < batch; ++k)
+      total += load(static_cast<const C*>(a) + k * n + j, extent);
+    store(static_cast<C*>(out) + j, static_cast<C>(scale) * total, extent);
+  });
+}
+
+template <class C>
 constexpr ChainKernels table() {
-  return {kLanes<C>, kVectors, packed_size, pack<C>, workspace_size<C>, run<C>};
+  return {kLanes<C>,
+          {2 * kLanes<C>, kLanes<C>, 4, 1},
+          packed_size<C>,
+          pack<C>,
+          workspace_size<C>,
+          run<C>,
+          errors<C>,
+          2 * kLanes<C>,
+          2 * kLanes<C> * kDepth,
+          outer<C>,
+          sum_rows<C>};
 }
 
 } // namespace

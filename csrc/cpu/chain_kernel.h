@@ -23,25 +23,39 @@ struct Nonlinearity {
   double parameter = 0;
 };
 
+// A matrix in the form that a tile's products read; the rows of a thin tile's are `stride` apart.
+struct PackedMatrix {
+  const void* data = nullptr;
+  int64_t stride = 0;
+  explicit operator bool() const {
+    return data != nullptr;
+  }
+};
+
 // A chain of nodes 0 .. nodes-1, edge l going from node l to node l + 1:
 //   mu[l+1] = after(W before(z[l]) + b),   e[l] = P (z[l] - mu[l]),
 // and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T (after' e[l+1])) on the free nodes, all at once.
 struct ChainNode {
   int64_t n;
   bool free, predicted;
-  void* state;                // [B, n], contiguous; overwritten where free
-  void* velocity;             // [B, n] where there is momentum and the node is free, else null
-  const void* precision;      // the diagonal of P [n]; null is 1
-  const void* full_precision; // P [n, n] packed, or null
+  void* state;                 // [B, n], contiguous; overwritten where free
+  void* velocity;              // [B, n] where there is momentum and the node is free, else null
+  const void* precision;       // the diagonal of P [n], padded with zeros; null is 1
+  PackedMatrix full_precision; // P [n, n], or null
+
+  // What the M-step wants of this node, each [B, n], or null.
+  void* activation; // before(z)
+  void* error;      // e
+  void* delta;      // after' e: minus the energy's gradient for W before(z) + b
+  void* square;     // e (z - mu), element by element
 };
 
 struct ChainEdge {
-  const void* weight;     // W packed
-  const void* transposed; // W^T packed; null where its source is clamped, or the gram serves
-  const void* gram;       // W^T P W packed, for a clamped target: its feedback is drive - gram f(z)
-  const void* bias;       // [out] or null
+  PackedMatrix weight;     // W
+  PackedMatrix transposed; // W^T; null where its source is clamped
+  PackedMatrix gram;       // W^T P W, for a clamped target: its feedback is drive - gram f(z)
+  const void* bias;        // [out], padded with zeros
   Nonlinearity before, after;
-  void* prediction; // [B, out], written where the source is clamped
 };
 
 struct ChainArgs {
@@ -53,20 +67,38 @@ struct ChainArgs {
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov;
-  bool resume;    // velocities hold those of steps before
-  void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
+  bool resume;      // velocities hold those of steps before
+  bool every_error; // keep residual and error of every node
+  void* energies;   // [steps, nodes, B] before each step, without log-determinants; or null
 };
 
+// How a tile keeps its samples. Wide tiles have a sample per lane; thin ones a neuron per lane.
+// No sample's result depends on the choice, in any bit.
+enum class TileKind : int { wide2, wide1, thin4, thin1 };
+inline constexpr int kTileKinds = 4;
+
 struct ChainKernels {
-  int lanes, max_vectors; // of a tile, whose samples lie side by side in vectors * lanes lanes
-  // Elements of a matrix with this many rows and columns, packed.
-  int64_t (*packed_size)(int64_t rows, int64_t depth);
-  // Element (i, k) of the matrix is w[i * row_stride + k * depth_stride].
-  void (*pack)(const void* w, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride,
-               void* packed);
-  int64_t (*workspace_size)(const ChainArgs& args, int vectors);
-  // All steps for the samples of tiles [begin, end).
-  void (*run)(const ChainArgs& args, int vectors, void* workspace, int64_t begin, int64_t end);
+  int lanes;               // of a vector; biases and precisions are padded to a multiple of it
+  int samples[kTileKinds]; // of a tile
+  // Elements that a matrix with this many rows and columns takes, packed.
+  int64_t (*packed_size)(TileKind kind, int64_t rows, int64_t depth);
+  // Element (i, k) of the matrix is w[i * row_stride + k * depth_stride]. `packed` may stay unused:
+  // thin tiles read some matrices as they are.
+  PackedMatrix (*pack)(TileKind kind, const void* w, int64_t rows, int64_t depth,
+                       int64_t row_stride, int64_t depth_stride, void* packed);
+  int64_t (*workspace_size)(const ChainArgs& args, TileKind kind);
+  // All steps for the samples of one tile.
+  void (*run)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  // What the M-step wants, for the samples of one tile.
+  void (*errors)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  int64_t columns; // of b that `outer` takes at a time
+  int64_t panel;   // elements of its scratch memory
+  // out[m, n] = scale a^T b for columns [begin, end) of b; a [batch, m] and b [batch, n]
+  // contiguous.
+  void (*outer)(const void* a, const void* b, int64_t batch, int64_t m, int64_t n, double scale,
+                int64_t begin, int64_t end, void* panel, void* out);
+  // out[n] = scale * the sum of the rows of a [batch, n]
+  void (*sum_rows)(const void* a, int64_t batch, int64_t n, double scale, void* out);
 };
 
 // float32 and float64 only

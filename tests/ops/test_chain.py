@@ -1,11 +1,21 @@
-"""`infer_chain_` against autograd on the energy written out, with the steps taken by `torch.optim.SGD`."""
+"""`infer_chain_` and `chain_mstep` against autograd on the energy written out, in float64."""
 
 import inspect
 
 import pytest
 import torch
 
-from chains import FUNCTIONS, STEPS, descend, operator, problem, to
+from chains import (
+    FUNCTIONS,
+    STEPS,
+    descend,
+    everything_wanted,
+    mstep,
+    mstep_by_autograd,
+    operator,
+    problem,
+    to,
+)
 from numerics import FLOATS, assert_near, name, same_bits
 from pyromancy.ops import activations, schema
 
@@ -15,12 +25,10 @@ pytestmark = pytest.mark.usefixtures("backend")
 def check(arguments):
     length = STEPS * max(z.shape[1] for z in arguments["states"])
     clamped = [z.clone() for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
-    expected, energies, fixed, velocities = descend(arguments)
-    returned = operator(**arguments)
+    expected, energies, velocities = descend(arguments)
+    operator(**arguments)
     for z, e in zip(arguments["states"], expected, strict=True):
         assert_near(z, e, length)
-    for mu, e in zip(returned, fixed, strict=True):
-        assert_near(mu, e, length)
     if arguments["energies"] is not None:
         assert_near(arguments["energies"], energies, length**2)
     for v, e in zip(arguments["velocities"], velocities, strict=False):
@@ -106,6 +114,60 @@ def test_weights_of_any_layout():
     arguments["weights"] = [w.T.contiguous().T for w in arguments["weights"]]
     arguments["biases"] = [torch.stack([b, b], 1)[:, 0] for b in arguments["biases"]]
     check(arguments)
+
+
+def check_mstep(arguments):
+    batch, widest = arguments["states"][0].shape[0], max(z.shape[1] for z in arguments["states"])
+    wanted = everything_wanted(arguments)
+    exact = mstep_by_autograd(arguments)
+    found = mstep(**wanted)
+    for f, e in zip(found, exact, strict=True):
+        assert_near(f, e, max(1, batch) * widest)
+    # one at a time, and nothing
+    edges = len(arguments["weights"])
+    names = ("for_weight", "for_bias", "for_precision")
+    nothing = {k: [False] * len(wanted[k]) for k in names}
+    assert mstep(**wanted | nothing) in ([], ())
+    where = [(k, i) for k in names for i, want in enumerate(wanted[k]) if want]
+    for at in (0, edges - 1, edges, len(where) - 1):
+        k, i = where[at]
+        (alone,) = mstep(**wanted | nothing | {k: [j == i for j in range(len(wanted[k]))]})
+        assert same_bits(alone, found[at])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("batch", [0, 1, 3, 17, 300])
+@pytest.mark.parametrize(
+    "widths", [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)], ids=lambda w: "-".join(map(str, w))
+)
+def test_mstep_sizes(widths, batch, dtype):
+    check_mstep(problem(widths, batch, "tanh", prior=True, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("option", [o for o in OPTIONS if "momentum" not in OPTIONS[o]])
+def test_mstep_options(option, dtype):
+    check_mstep(problem((5, 33, 7, 6, 3), 17, dtype=dtype, **OPTIONS[option]))
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_mstep_activations(activation, side):
+    for dtype in FLOATS:
+        check_mstep(problem((5, 33, 7, 3), 17, **{side: activation}, dtype=dtype))
+
+
+def test_mstep_leaves_its_operands_alone():
+    arguments = everything_wanted(problem((5, 33, 7, 3), 17, "relu", dtype=torch.float32))
+    before = {k: to(x, torch.float32) for k, x in arguments.items()}
+    mstep(**arguments)
+    for k in ("states", "weights", "biases"):
+        assert all(same_bits(a, b) for a, b in zip(arguments[k], before[k], strict=True))
+
+
+def test_mstep_opcheck():
+    arguments = everything_wanted(problem((5, 7, 6, 3), 4, dtype=torch.float32, covariances=True, prior="one"))
+    torch.library.opcheck(mstep, (), arguments)
 
 
 @pytest.mark.parametrize("option", ["prior", "everything"])

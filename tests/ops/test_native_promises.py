@@ -1,12 +1,10 @@
 """What only the compiled kernels promise: bits that depend on neither threads nor neighbours, and 64-bit counts."""
 
-import itertools
-
 import pytest
 import torch
 
 import operators
-from chains import operator, problem, to
+from chains import everything_wanted, mstep, operator, problem, to
 from numerics import FLOATS, LOW, name, same_bits
 from pyromancy import ops
 
@@ -55,25 +53,44 @@ def test_multivariate_results_of_a_sample_ignore_their_neighbours(shape, dtype):
         assert all(same_bits(a[i:j], b) for a, b in zip(together, alone, strict=True))
 
 
-def test_a_sample_ignores_its_neighbours():
-    for dtype, activation in itertools.product(FLOATS, ("identity", "leaky_relu", "tanh")):
-        together = problem((40, 129, 65, 3), 130, activation, dtype=dtype)
-        alone = {k: to(x, dtype) for k, x in together.items()}
-        alone["states"] = [z[77:78].clone() for z in alone["states"]]
-        operator(**together)
-        operator(**alone)
-        assert all(same_bits(a[77:78], b) for a, b in zip(together["states"], alone["states"], strict=True))
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("option", ["plain", "after", "covariances", "momentum", "gram"])
+def test_a_sample_ignores_its_neighbours(option, dtype):
+    # batches of these sizes run in every kind of tile, on one thread and on more
+    options = {
+        "plain": {"before": "relu"},
+        "after": {"before": "leaky_relu", "after": "tanh"},
+        "covariances": {"covariances": True, "prior": "one", "clamped": (-1,), "after": "sigmoid"},
+        "momentum": {"momentum": {"momentum": 0.8, "nesterov": True}, "before": "gelu"},
+        "gram": {"before": "tanh"},
+    }[option]
+    record = option != "gram"
+    whole = problem((40, 129, 65, 3), 130, dtype=dtype, record=record, **options)
+    if option == "gram":
+        w = whole["weights"][-1]
+        whole["grams"][-1] = w.T @ w
+    samples = ("states", "velocities")
+    together = {k: to(x, dtype) for k, x in whole.items()}
+    operator(**together)
+    for i, j in ((77, 78), (3, 5), (0, 9), (100, 117), (61, 96), (0, 129)):
+        part = {k: [t[i:j].clone() for t in x] if k in samples else to(x, dtype) for k, x in whole.items()}
+        if record:
+            part["energies"] = whole["energies"][..., i:j].clone()
+        operator(**part)
+        for a, b in zip(together["states"], part["states"], strict=True):
+            assert same_bits(a[i:j], b)
+        assert not record or same_bits(together["energies"][..., i:j], part["energies"])
 
 
 def test_threads_change_no_bit():
     threads, results = torch.get_num_threads(), []
-    first = problem((40, 129, 65, 3), 500, "relu", dtype=torch.float32)
+    first = problem((40, 129, 65, 3), 300, "relu", dtype=torch.float32)
     try:
-        for n in (1, 2, 3):
+        for n in (1, 2, 3, 7, 64):
             torch.set_num_threads(n)
             arguments = {k: to(x, torch.float32) for k, x in first.items()}
             operator(**arguments)
-            results.append(arguments["states"])
+            results.append([*arguments["states"], *mstep(**everything_wanted(arguments))])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .. import functional, ops
-from ..ops.activations import ACTIVATIONS
 from .capture import has_hooks
 from .lowering import Activation, Chain, Node, precision
-from .program import Program
-
-_FUNCTIONS = tuple(ACTIVATIONS.values())
+from .program import Program, Slot
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,39 @@ class Executor(ABC):
         """Lines for `InferenceLoop.explain`."""
 
 
+class _Operands(NamedTuple):
+    """What `infer_chain_` and `chain_mstep` both take of a chain, in their order."""
+
+    states: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    precisions: list[Tensor | None]
+    prior: Tensor | None
+    activations: list[int]
+    parameters: list[float]
+    predicted: list[bool]
+
+
+def _covariance_gradients(node: Node, values: dict[int, Tensor], moment: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a node's mean energy for its log-variance, or its Cholesky factor's log-diagonal and triangle.
+
+    Args:
+        node: its energy being ``weight [1/2 r^T Sigma^-1 r + 1/2 log|Sigma|]``.
+        values: of the program's slots.
+        moment: as `chain_mstep` returns it, with e = weight Sigma^-1 r.
+    """
+    if node.logvar is not None:
+        return ((0.5 * (node.weight - moment)).sum_to_size(values[node.logvar].shape),)
+    assert node.factor is not None
+    factor = values[node.factor]
+    if node.weight == 0:
+        return torch.zeros_like(factor.diagonal()), torch.zeros_like(factor)
+    slope = moment @ factor / -node.weight  # and weight / L_ii on the diagonal
+    return node.weight + slope.diagonal() * factor.diagonal(), slope.tril(-1)
+
+
 class ChainExecutor(Executor):
-    """Chains of Gaussian nodes on `infer_chain_`: all steps in one operator."""
+    """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
     name = "chain"
 
@@ -70,9 +100,25 @@ class ChainExecutor(Executor):
             for edge in chain.edges:
                 wanted.update(s for s in (edge.weight, edge.bias) if s is not None)
         self._wanted = sorted(wanted)
+        self._obstacles: dict[frozenset[int], str | None] = {}  # leaves -> why autograd has to serve them
 
     def _values(self) -> dict[int, Tensor]:
         return dict(zip(self._wanted, self.program.evaluate(self._wanted), strict=True))
+
+    def _operands(self, chain: Chain, values: dict[int, Tensor]) -> _Operands:
+        states = [self.program.leaves[n.state].detach().contiguous() for n in chain.nodes]
+        head = chain.nodes[0].prediction
+        activations = [a for e in chain.edges for a in (e.before, e.after)]
+        return _Operands(
+            states,
+            [values[e.weight] for e in chain.edges],
+            [None if e.bias is None else values[e.bias] for e in chain.edges],
+            [precision(values, n, s) for n, s in zip(chain.nodes, states, strict=True)],
+            None if head is None else values[head].expand(states[0].shape[0], -1).contiguous(),
+            [a.number for a in activations],
+            [a.parameter for a in activations],
+            [n.term is not None for n in chain.nodes],
+        )
 
     @torch.no_grad()
     def run(
@@ -82,26 +128,17 @@ class ChainExecutor(Executor):
         recorded = self._constant_energies(steps) if record else None
         self._notes = []
         for chain in self.chains:
-            nodes, edges = chain.nodes, chain.edges
-            states = [leaves[n.state].detach().contiguous() for n in nodes]
-            batch = states[0].shape[0]
-            precisions = [precision(values, n, s) for n, s in zip(nodes, states, strict=True)]
-            weights = [values[e.weight] for e in edges]
-            biases = [None if e.bias is None else values[e.bias] for e in edges]
+            nodes = chain.nodes
+            states, weights, biases, precisions, prior, *activations, predicted = self._operands(chain, values)
             plain = 0 if record else steps  # with energies recorded the errors are needed, so no gram pays
-            grams = [self._gram(chain, i, weights, precisions, plain) for i in range(len(edges))]
-            head = nodes[0].prediction
-            prior = None if head is None else values[head].expand(batch, -1).contiguous()
-            energies = states[0].new_empty(steps, len(nodes), batch) if record else None
-            activations = [a for e in edges for a in (e.before, e.after)]
+            grams = [self._gram(chain, i, weights, precisions, plain) for i in range(len(chain.edges))]
+            energies = states[0].new_empty(steps, len(nodes), states[0].shape[0]) if record else None
             of_chain: list[Tensor] = []
             for node, state in zip(nodes, states, strict=True) if velocities is not None else ():
                 assert velocities is not None
                 of_chain.append(velocities[self._order[id(leaves[node.state])]] if node.free else state)
             ops.infer_chain_(
-                states, weights, biases, precisions, prior, grams,
-                [a.number for a in activations], [a.parameter for a in activations],
-                [n.term is not None for n in nodes], [n.free for n in nodes],
+                states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
             )  # fmt: skip
             for node, state in zip(nodes, states, strict=True):
@@ -159,73 +196,70 @@ class ChainExecutor(Executor):
 
     @torch.no_grad()
     def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
-        program, leaves = self.program, self.program.leaves
-        slot_of = {id(t): i for i, t in enumerate(leaves)}
-        found: dict[int, Tensor] = {}
-
-        def add(slot: int, gradient: Tensor) -> None:
-            found[slot] = found[slot] + gradient if slot in found else gradient
-
         if any(map(has_hooks, wanted)):
             return "a parameter has a gradient hook"
-        needed = {slot_of[id(t)] for t in wanted if id(t) in slot_of}
-        covered = set[int]()
-        for chain in self.chains:
-            covered.update(e.weight for e in chain.edges)
-            covered.update(e.bias for e in chain.edges if e.bias is not None)
-            covered.update(n.logvar for n in chain.nodes if n.logvar is not None)
-        reaches = {s for t in program.terms for s in program.ancestors(t.slot)}
-        if missing := (needed & reaches) - covered:
-            return f"the gradient of {program.leaf_name(min(missing))} is autograd's"
-        if any(t.slot not in program.varying for t in program.terms):
-            return "a term of the energy depends on no free state"
-        uses = program.uses()
-        if shared := [s for s in needed if uses.get(s, 0) > self._chain_uses(s)]:
-            return f"{program.leaf_name(shared[0])} is used outside the chain's edges too"
+        slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
+        needed = frozenset(slot_of[id(t)] for t in wanted if id(t) in slot_of)
+        if needed not in self._obstacles:
+            self._obstacles[needed] = self._obstacle(needed)
+        if reason := self._obstacles[needed]:
+            return reason
+        found: dict[int, Tensor] = {}
+
+        def add(slot: int | None, gradient: Tensor) -> None:
+            assert slot is not None
+            found[slot] = found[slot] + gradient if slot in found else gradient
 
         values = self._values()
         for chain in self.chains:
-            states = [leaves[n.state].detach() for n in chain.nodes]
-            batch = states[0].shape[0]
-            for i, node in enumerate(chain.nodes):
-                if node.term is None:
+            reached = [n.term is not None for n in chain.nodes[1:]]
+            for_weight = [r and e.weight in needed for r, e in zip(reached, chain.edges, strict=True)]
+            for_bias = [r and e.bias in needed for r, e in zip(reached, chain.edges, strict=True)]
+            spreads = [self._spread(n) for n in chain.nodes]
+            for_precision = [not needed.isdisjoint(s) for s in spreads]
+            results = iter(ops.chain_mstep(*self._operands(chain, values), for_weight, for_bias, for_precision))
+            for edge, want in zip(chain.edges, for_weight, strict=True):
+                if want:
+                    add(edge.weight, next(results))
+            for edge, want in zip(chain.edges, for_bias, strict=True):
+                if want:
+                    add(edge.bias, next(results))
+            for node, slots, want in zip(chain.nodes, spreads, for_precision, strict=True):
+                if not want:
                     continue
-                edge = chain.edges[i - 1] if i > 0 else None
-                slope = inputs = None
-                if edge is None:
-                    assert node.prediction is not None
-                    prediction = values[node.prediction]
-                else:
-                    before, after = _FUNCTIONS[edge.before.number], _FUNCTIONS[edge.after.number]
-                    inputs = before[0](states[i - 1], edge.before.parameter)
-                    bias = None if edge.bias is None else values[edge.bias]
-                    product = torch.nn.functional.linear(inputs, values[edge.weight], bias)
-                    straight = edge.after == Activation()
-                    prediction = product if straight else after[0](product, edge.after.parameter)
-                    slope = None if straight else after[1](product, edge.after.parameter)
-                residual = states[i] - prediction
-                p = precision(values, node, states[i])
-                error = residual if p is None else residual * p if p.dim() == 1 else residual @ p
-                if node.logvar in needed:
-                    assert node.logvar is not None
-                    shape = values[node.logvar].shape
-                    add(node.logvar, 0.5 * (node.weight - (residual * error).mean(0)).sum_to_size(shape))
-                if edge is None or inputs is None:
-                    continue
-                delta = error if slope is None else error * slope
-                if edge.weight in needed:
-                    add(edge.weight, (delta.mT @ inputs).mul_(-1 / batch))
-                if edge.bias in needed:
-                    assert edge.bias is not None
-                    add(edge.bias, delta.sum(0).mul_(-1 / batch))
+                for slot, gradient in zip(slots, _covariance_gradients(node, values, next(results)), strict=True):
+                    if slot in needed:
+                        add(slot, gradient)
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
 
-    def _chain_uses(self, slot: int) -> int:
-        count = 0
+    def _spread(self, node: Node) -> tuple[int, ...]:
+        """The leaves that make a node's covariance: a log-variance, or a Cholesky factor's two parts."""
+        if node.term is None:
+            return ()
+        if node.logvar is not None:
+            return (node.logvar,)
+        call = self.program.producer.get(node.factor) if node.factor is not None else None
+        if call is None or call.function is not functional.cholesky_factor:
+            return ()
+        logdiag, offtril = call.args[:2]
+        return (logdiag.index, offtril.index) if isinstance(logdiag, Slot) and isinstance(offtril, Slot) else ()
+
+    def _obstacle(self, needed: frozenset[int]) -> str | None:
+        """Why autograd has to compute the gradients of these leaves, if it has to."""
+        program = self.program
+        if any(t.slot not in program.varying for t in program.terms):
+            return "a term of the energy depends on no free state"
+        chain_uses: Counter[int] = Counter()
         for chain in self.chains:
-            count += sum((e.weight == slot) + (e.bias == slot) for e in chain.edges)
-            count += sum(n.logvar == slot for n in chain.nodes)
-        return count
+            chain_uses.update(s for e in chain.edges for s in (e.weight, e.bias) if s is not None)
+            chain_uses.update(s for n in chain.nodes for s in self._spread(n))
+        reaches = {s for t in program.terms for s in program.ancestors(t.slot)}
+        if missing := (needed & reaches) - chain_uses.keys():
+            return f"the gradient of {program.leaf_name(min(missing))} is autograd's"
+        uses = program.uses()
+        if shared := [s for s in needed if uses.get(s, 0) > chain_uses[s]]:
+            return f"{program.leaf_name(shared[0])} is used outside the chain's edges too"
+        return None
 
     def notes(self) -> list[str]:
         lines = []

@@ -85,6 +85,9 @@ class Program:
             if varying.intersection(call.inputs[: _VALUES_FROM.get(call.name)]):
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
+        self.forms = [(t.shape, t.dtype, t.device) for t in self.stand_ins[: len(self.leaves)]]
+        self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
+        self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self.terms = self._terms()
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -94,15 +97,32 @@ class Program:
             wanted: slots.
             leaves: values for the leaves; None takes the leaves themselves.
         """
-        needed = set[int]().union(*map(self.ancestors, wanted))
+        schedule = self._schedules.get(tuple(wanted))
+        if schedule is None:
+            needed = set[int]().union(*map(self.ancestors, wanted))
+            schedule = [call for call in self.calls if not needed.isdisjoint(call.outputs)]
+            self._schedules[tuple(wanted)] = schedule
         values: dict[int, Tensor] = dict(enumerate(self.leaves if leaves is None else leaves))
-        for call in self.calls:
-            if needed.isdisjoint(call.outputs):
-                continue
+        for call in schedule:
             result = call.function(*_fill(call.args, values), **_fill(call.kwargs, values))
             results = (result,) if call.single else tuple(t for t in result if isinstance(t, Tensor))
             values.update(zip(call.outputs, results, strict=True))
         return [values[s] for s in wanted]
+
+    @property
+    def dry_result(self) -> Tensor:
+        """What a dry run returns."""
+        return self.stand_ins[self.result] if self.result >= len(self.leaves) else self.leaves[self.result]
+
+    def dry_calls(self) -> list[tuple[Call, Any, Any, Any]]:
+        """Every call with the arguments and results it has where leaves are themselves and results stand-ins."""
+        if not self._dry_calls:
+            values = dict(enumerate([*self.leaves, *self.stand_ins[len(self.leaves) :]]))
+            for call in self.calls:
+                outputs = tuple(values[s] for s in call.outputs)
+                filled = _fill(call.args, values), _fill(call.kwargs, values)
+                self._dry_calls.append((call, *filled, outputs[0] if call.single else outputs))
+        return self._dry_calls
 
     def ancestors(self, slot: int) -> set[int]:
         """Slots that a slot is computed from, itself included."""

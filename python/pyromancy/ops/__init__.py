@@ -13,11 +13,13 @@ cholesky_factor = torch.ops.pyromancy.cholesky_factor.default
 multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
 multivariate_error = torch.ops.pyromancy.multivariate_error.default
 estep_ = torch.ops.pyromancy.estep_.default
+chain_mstep = torch.ops.pyromancy.chain_mstep.default
 infer_chain_ = torch.ops.pyromancy.infer_chain_.default
 estep_momentum_ = torch.ops.pyromancy.estep_momentum_.default
 
 __all__ = [
     "autograd",
+    "chain_mstep",
     "cholesky_factor",
     "estep_",
     "estep_momentum_",

@@ -1,4 +1,4 @@
-"""Eager reference of `infer_chain_`: all E-steps of a chain of nodes."""
+"""Eager references of `infer_chain_`, all E-steps of a chain of nodes, and `chain_mstep`, its gradients after them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def infer_chain_(
     nesterov: bool,
     resume: bool,
     energies: Tensor | None,
-) -> list[Tensor]:
+) -> None:
     """All E-steps of a chain of nodes, in place on the free states.
 
     Edge l predicts node l + 1 as ``mu = after(W before(z_l) + b)``. With errors ``e_l = P_l (z_l - mu_l)`` a step
@@ -57,24 +57,13 @@ def infer_chain_(
         nesterov: as in `torch.optim.SGD`.
         resume: whether `velocities` hold those of earlier steps; else the first gradient starts them.
         energies: ``[steps, nodes, B]``, set to the nodes' energies before each step, without log-determinants.
-
-    Returns:
-        The predictions ``[B, n_{l+1}]`` that come from clamped nodes, in the order of the edges.
     """
     count = len(states)
-    functions = [(_BY_NUMBER[k], p) for k, p in zip(activations, parameters, strict=True)]
-
-    def predict(edge: int) -> tuple[Tensor, Tensor]:
-        """The product and the prediction."""
-        (before, p), (after, q) = functions[2 * edge : 2 * edge + 2]
-        product = F.linear(before[0](states[edge], p), weights[edge], biases[edge])
-        return product, after[0](product, q)
+    edges = _Edges(states, weights, biases, activations, parameters)
+    predict, functions = edges.predict, edges.functions
 
     def weigh(node: int, residual: Tensor) -> Tensor:
-        precision = precisions[node]
-        if precision is None:
-            return residual
-        return residual * precision if precision.dim() == 1 else residual @ precision
+        return _weigh(precisions[node], residual)
 
     constant = {i + 1: predict(i)[1] for i in range(count - 1) if predicted[i + 1] and not free[i]}
     if prior is not None:
@@ -129,4 +118,93 @@ def infer_chain_(
         for i in range(count):
             if not predicted[i]:
                 energies[:, i] = 0
-    return [constant[i] for i in sorted(constant) if i > 0]
+
+
+def chain_mstep(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    for_weight: list[bool],
+    for_bias: list[bool],
+    for_precision: list[bool],
+) -> list[Tensor]:
+    """Gradients of a chain's batch-mean energy for its weights and biases, from the states at hand.
+
+    With the errors of `infer_chain_` and ``d = after' e`` they are ``-mean(d before(z)^T)`` and ``-mean(d)``.
+
+    Args:
+        states: as for `infer_chain_`, like all up to `predicted`.
+        weights: W of every edge.
+        biases: b of every edge.
+        precisions: P of every node.
+        prior: constant prediction of node 0.
+        activations: before and after of every edge.
+        parameters: the parameters of these.
+        predicted: whether a node has an energy.
+        for_weight: the edges whose weight's gradient is wanted.
+        for_bias: the edges whose bias's gradient is wanted.
+        for_precision: the nodes whose second moment is wanted: of a diagonal precision ``mean(e (z - mu))``,
+            elementwise, and of a matrix ``mean(e e^T)``.
+
+    Returns:
+        What is wanted, for the weights, the biases and the precisions in this order.
+    """
+    edges = _Edges(states, weights, biases, activations, parameters)
+    batch = max(1, states[0].shape[0])
+    for_weights, for_biases, moments = [], [], []
+    for i, state in enumerate(states):
+        if not predicted[i]:
+            continue
+        product: Tensor | None = None
+        if i == 0:
+            assert prior is not None
+            residual = state - prior
+        else:
+            product, prediction = edges.predict(i - 1)
+            residual = state - prediction
+        error = _weigh(precisions[i], residual)
+        if for_precision[i]:
+            precision = precisions[i]
+            full = precision is not None and precision.dim() == 2
+            moments.append((error.mT @ error if full else (error * residual).sum(0)) / batch)
+        if product is None or not (for_weight[i - 1] or for_bias[i - 1]):
+            continue
+        (before, p), (after, q) = edges.functions[2 * (i - 1) : 2 * i]
+        delta = error * after[1](product, q)
+        if for_weight[i - 1]:
+            for_weights.append(delta.mT @ before[0](states[i - 1], p) / -batch)
+        if for_bias[i - 1]:
+            for_biases.append(delta.sum(0) / -batch)
+    return [*for_weights, *for_biases, *moments]
+
+
+class _Edges:
+    """The predictions of a chain's edges."""
+
+    def __init__(
+        self,
+        states: list[Tensor],
+        weights: list[Tensor],
+        biases: list[Tensor | None],
+        activations: list[int],
+        parameters: list[float],
+    ) -> None:
+        self.states, self.weights, self.biases = states, weights, biases
+        self.functions = [(_BY_NUMBER[k], p) for k, p in zip(activations, parameters, strict=True)]
+
+    def predict(self, edge: int) -> tuple[Tensor, Tensor]:
+        """The product and the prediction."""
+        (before, p), (after, q) = self.functions[2 * edge : 2 * edge + 2]
+        product = F.linear(before[0](self.states[edge], p), self.weights[edge], self.biases[edge])
+        return product, after[0](product, q)
+
+
+def _weigh(precision: Tensor | None, residual: Tensor) -> Tensor:
+    if precision is None:
+        return residual
+    return residual * precision if precision.dim() == 1 else residual @ precision

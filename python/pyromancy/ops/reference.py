@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .chain import infer_chain_
+from .chain import chain_mstep, infer_chain_
 from .schema import library
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         estep_,
         estep_momentum_,
         infer_chain_,
+        chain_mstep,
     )
 }
 

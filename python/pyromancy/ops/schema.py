@@ -49,13 +49,18 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!) value, Tensor(b!) buffer, Tensor error, Tensor? feedback, "
         "float lr, float momentum, float dampening, bool nesterov) -> ()"
     ),
-    # all E-steps of a chain of nodes [B, n], in place on the free states; see `infer_chain_` in chain.py.
-    # Returns the predictions that come from clamped states, which no step changes.
+    # all E-steps of a chain of nodes [B, n], in place on the free states; see `infer_chain_` in chain.py
     "infer_chain_": (
         "(Tensor(a!)[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
         "Tensor?[] grams, int[] activations, float[] parameters, bool[] predicted, bool[] free, int steps, float lr, "
         "Tensor(b!)[] velocities, float momentum, float dampening, bool nesterov, bool resume, "
-        "Tensor(c!)? energies) -> Tensor[]"
+        "Tensor(c!)? energies) -> ()"
+    ),
+    # gradients of the chain's batch-mean energy for weights and biases, and what those for variances are made of
+    "chain_mstep": (
+        "(Tensor[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
+        "int[] activations, float[] parameters, bool[] predicted, "
+        "bool[] for_weight, bool[] for_bias, bool[] for_precision) -> Tensor[]"
     ),
 }
 
@@ -220,20 +225,7 @@ def _check_estep(value: Tensor, lr: float, **others: Tensor | None) -> None:
             _check(t.dtype == value.dtype, lambda name=name, t=t: f"{name} must be {value.dtype}, got {t.dtype}")
 
 
-@torch.library.register_fake(f"{NAMESPACE}::infer_chain_", lib=library)
-def _(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    grams: list[Tensor | None],
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    free: list[bool],
-    *_: object,
-) -> list[Tensor]:
+def _check_chain(states: list[Tensor], weights: list[Tensor]) -> None:
     for i, weight in enumerate(weights):
         expected = (states[i + 1].shape[1], states[i].shape[1])
         _check(
@@ -242,4 +234,32 @@ def _(
                 f"weights[{i}] must have shape {expected}, got {tuple(weight.shape)}"
             ),
         )
-    return [torch.empty_like(states[i + 1]) for i in range(len(weights)) if predicted[i + 1] and not free[i]]
+
+
+@torch.library.register_fake(f"{NAMESPACE}::infer_chain_", lib=library)
+def _(states: list[Tensor], weights: list[Tensor], *_: object) -> None:
+    _check_chain(states, weights)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::chain_mstep", lib=library)
+def _(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    for_weight: list[bool],
+    for_bias: list[bool],
+    for_precision: list[bool],
+) -> list[Tensor]:
+    _check_chain(states, weights)
+    results = [w.new_empty(w.shape) for w, wanted in zip(weights, for_weight, strict=True) if wanted]
+    results += [w.new_empty(w.shape[0]) for w, wanted in zip(weights, for_bias, strict=True) if wanted]
+    for state, precision, wanted in zip(states, precisions, for_precision, strict=True):
+        if wanted:
+            full = precision is not None and precision.dim() == 2
+            results.append(state.new_empty(state.shape[1:] * (2 if full else 1)))
+    return results
