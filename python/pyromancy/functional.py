@@ -13,6 +13,10 @@ through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. Tens
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -31,6 +35,10 @@ __all__ = [
 ]
 
 _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+# With so few elements Python costs more than arithmetic, and a unit-variance energy is two of PyTorch's own operators,
+# whose backward passes run without it: Huber's loss with its bend at infinity is 1/2 (value - pred)^2.
+_SMALL = 1 << 14
+_half_square: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
 _transforming = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
 _GaussianError = super(Function, autograd.GaussianError).apply
@@ -59,8 +67,11 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
+    compiling = torch.compiler.is_compiling()
+    if logvar is None and not compiling and _is_small(value, pred):
+        return _half_square(value, pred, 0, math.inf).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
-    if torch.compiler.is_compiling():
+    if compiling:
         return ops.gaussian_energy(value, pred, logvar)
     if _transforming():
         return reference.gaussian_energy(value, pred, logvar)
@@ -97,13 +108,16 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
     return _GaussianError(value, pred, logvar, weight)
 
 
-def cholesky_factor(logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = None) -> Tensor:
+def cholesky_factor(
+    logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = None, notify: Callable[[], None] | None = None
+) -> Tensor:
     """Cholesky factor ``L = tril(offtril, -1) + diag(exp(logdiag))`` of the covariance ``L L^T``.
 
     Args:
         logdiag: logarithm of the diagonal, ``[n]``.
         offtril: its strict lower triangle is used, ``[n, n]``; the rest may hold anything.
         known: the factor of these very parameters where the caller has it: only the gradient is then set up.
+        notify: called when a backward pass computes the gradient.
 
     Returns:
         ``L``, ``[n, n]``, zero above the diagonal.
@@ -113,7 +127,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = 
         ValueError: shapes do not fit.
     """
     if has_torch_function_variadic(logdiag, offtril):
-        return handle_torch_function(cholesky_factor, (logdiag, offtril), logdiag, offtril, known=known)
+        return handle_torch_function(cholesky_factor, (logdiag, offtril), logdiag, offtril, known=known, notify=notify)
     _check_floating(logdiag=logdiag, offtril=offtril)
     n = logdiag.shape[0] if logdiag.dim() == 1 else -1
     if tuple(offtril.shape) != (n, n):
@@ -127,7 +141,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = 
         return ops.cholesky_factor(logdiag, offtril)
     if _transforming():
         return reference.cholesky_factor(logdiag, offtril)
-    return _CholeskyFactor(logdiag, offtril, known)
+    return _CholeskyFactor(logdiag, offtril, known, notify)
 
 
 def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
@@ -150,7 +164,10 @@ def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred, factor):
         return handle_torch_function(multivariate_energy, (value, pred, factor), value, pred, factor)
-    value, pred, factor, _ = _multivariate_operands(value, pred, factor)
+    value, pred, factor, shape = _multivariate_operands(value, pred, factor)
+    if len(shape) == 2 and not (torch.compiler.is_compiling() or _transforming()):
+        return _MultivariateEnergy(value, pred, factor)[0]
+    value, pred = _as_positions(value, shape), _as_positions(pred, shape)
     if torch.compiler.is_compiling():
         return ops.multivariate_energy(value, pred, factor)[0]
     if _transforming():
@@ -176,6 +193,7 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     if has_torch_function_variadic(value, pred, factor):
         return handle_torch_function(multivariate_error, (value, pred, factor), value, pred, factor)
     value, pred, factor, shape = _multivariate_operands(value, pred, factor)
+    value, pred = _as_positions(value, shape), _as_positions(pred, shape)
     if torch.compiler.is_compiling():
         error = ops.multivariate_error(value, pred, factor)
     elif _transforming():
@@ -237,6 +255,19 @@ def estep_(
     return value
 
 
+def _is_small(value: Tensor, pred: Tensor) -> bool:
+    dtype = value.dtype
+    return (
+        value.is_cpu
+        and pred.is_cpu
+        and value.dim() == 2
+        and value.numel() < _SMALL
+        and (dtype is torch.float32 or dtype is torch.float64)
+        and dtype is pred.dtype
+        and value.shape == pred.shape
+    )
+
+
 def _describe(t: Tensor) -> str:
     return f"{tuple(t.shape)} {t.dtype} on {t.device}"
 
@@ -286,7 +317,7 @@ def _broadcast(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _multivariate_operands(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
-    """The operands as [B, P, n], and the shape to give an error back in."""
+    """The operands, of one shape and dtype, and that shape."""
     if value.shape != pred.shape:
         value, pred = _broadcast(value, pred)
     shape = value.shape
@@ -302,8 +333,9 @@ def _multivariate_operands(value: Tensor, pred: Tensor, factor: Tensor) -> tuple
     dtype = torch.promote_types(torch.promote_types(value.dtype, pred.dtype), factor.dtype)
     if not value.dtype == pred.dtype == factor.dtype:
         value, pred, factor = value.to(dtype), pred.to(dtype), factor.to(dtype)
-    if len(shape) != 3:
-        positions = shape[1:-1].numel()  # a view wherever the strides allow one
-        value = value.reshape(shape[0], positions, shape[-1])
-        pred = pred.reshape(shape[0], positions, shape[-1])
     return value, pred, factor, shape
+
+
+def _as_positions(t: Tensor, shape: torch.Size) -> Tensor:
+    """[B, *positions, n] as [B, P, n]: a view wherever the strides allow one."""
+    return t if len(shape) == 3 else t.reshape(shape[0], shape[1:-1].numel(), shape[-1])

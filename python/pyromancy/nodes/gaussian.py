@@ -316,10 +316,5 @@ class _KnownFactor:
             with torch.no_grad():
                 self._key, self._factor = key, functional.cholesky_factor(logdiag, offtril)
             self._made_of = logdiag.detach(), offtril.detach()  # keeps others from their memory: an address is a key
-        factor = functional.cholesky_factor(logdiag, offtril, known=self._factor)
-        if factor.requires_grad:
-            factor.register_hook(self._on_gradient)
-        return factor
-
-    def _on_gradient(self, _: Tensor) -> None:
-        self.forget()  # whoever asks for the parameters' gradient is about to change them
+        # whoever asks for the parameters' gradient is about to change them
+        return functional.cholesky_factor(logdiag, offtril, known=self._factor, notify=self.forget)

@@ -7,6 +7,7 @@ overhead per call. A backward that is itself differentiated (``create_graph=True
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,8 +106,18 @@ class GaussianError(Function):
 
 class CholeskyFactor(Function):
     @staticmethod
-    def forward(ctx: Any, logdiag: Tensor, offtril: Tensor, known: Tensor | None = None) -> Tensor:
-        """`known`, where given, is the factor of these very parameters, computed before."""
+    def forward(
+        ctx: Any,
+        logdiag: Tensor,
+        offtril: Tensor,
+        known: Tensor | None = None,
+        notify: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """`known`, where given, is the factor of these very parameters, computed before.
+
+        `notify` is called when their gradient is.
+        """
+        ctx.notify = notify
         if known is None:
             with below_autograd():
                 known = _factor(logdiag, offtril)
@@ -122,16 +133,22 @@ class CholeskyFactor(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logdiag, _, factor = ctx.saved_tensors
+        if notify := getattr(ctx, "notify", None):
+            notify()
         if torch.is_grad_enabled():
             gradients = grad.diagonal() * logdiag.exp(), grad.tril(-1)
         else:
             gradients = _factor_backward(grad, factor)
-        return (*gradients, None)[: len(ctx.needs_input_grad)]
+        return (*gradients, None, None)[: len(ctx.needs_input_grad)]
 
 
 class MultivariateEnergy(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """States may come as [B, n] too: a view made here costs no node in the graph."""
+        ctx.flat = value.dim() == 2
+        if ctx.flat:
+            value, pred = value.unsqueeze(1), pred.unsqueeze(1)
         with below_autograd():
             energy, whitened = _multivariate_energy(value, pred, factor)
         MultivariateEnergy.setup(ctx, (value, pred, factor), (energy, whitened))
@@ -140,19 +157,26 @@ class MultivariateEnergy(Function):
     @staticmethod
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # or the engine fills a tensor with zeros for the second output
         ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None
         value, pred, factor, whitened = ctx.saved_tensors
+        grad_factor = None
         if torch.is_grad_enabled():
             whitened = reference._whiten(value - pred, factor)
             gradients = reference.multivariate_energy_backward(grad, whitened, factor)
-            return *gradients, reference.multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
-        gradients = _multivariate_energy_backward(grad, whitened, factor)
-        if not _runs(ctx, 2):
-            return *gradients, None
-        return *gradients, _multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
+            grad_factor = reference.multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
+        else:
+            gradients = _multivariate_energy_backward(grad, whitened, factor)
+            if _runs(ctx, 2):
+                grad_factor = _multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
+        if getattr(ctx, "flat", False):
+            gradients = gradients[0].squeeze(1), gradients[1].squeeze(1)
+        return *gradients, grad_factor
 
 
 class MultivariateError(Function):
