@@ -337,6 +337,48 @@ def test_programs(program):
     assert "energy = %" in str(loop.program)
 
 
+class Viewing(Convolutional):
+    """Takes a view of an image that only exists where its channels come first."""
+
+    def energy(self):
+        x, a, b, y = self.nodes
+        pooled = F.max_pool2d(self.second(F.relu(a.value)), 2)
+        first, second = a.energy(self.first(F.relu(x.value))), b.energy(pooled)
+        return first + second + y.energy(self.third(b.value.view(b.value.shape[0], 48)))
+
+
+@pytest.mark.parametrize("momentum", [{}, {"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=str)
+@pytest.mark.parametrize("kind", [Convolutional, Viewing])
+def test_convolutions(kind, momentum):
+    network, clamped, _ = convolutional()
+    network.__class__ = kind
+    for node in network.nodes:
+        node.init(torch.randn(3, *[8 if d is None else d for d in node.shape], dtype=torch.float64))
+    states, before = states_of(network, clamped), [n.value.detach().clone() for n in network.nodes]
+    loop = pyro.InferenceLoop(network.energy, states, lr=0.02, **momentum)
+    energies = loop.run(7, record=True).energies
+    loop.run(6)  # with the velocities of the first run
+    assert ("channels last" in loop.explain()) == (kind is Convolutional)
+    found = [z.detach().clone() for z in states]
+    for node, z in zip(network.nodes, before, strict=True):
+        node.init(z)
+    expected = autograd_loop(network.energy, states, 13, 0.02, **momentum)
+    for a, b in zip(found, states, strict=True):
+        assert a.stride() == b.stride()
+        torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(energies.sum(1), torch.stack(expected).sum(1)[:7], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mstep_of_a_chain_needs_no_autograd(kind):
+    network = Chain(["StandardGaussianNode", kind, kind], (4, 6, 3))
+    randomize(network, 5)
+    learned = list(pyro.get_mstep_params(network))
+    loop = assert_same_inference(network, states_of(network, (0, 2)), learned, 10)
+    assert loop.explain().startswith("executor: chain")
+    assert "M-step" not in loop.explain()
+
+
 def test_invariant_calls_are_hoisted():
     network, clamped, _ = convolutional()
     for node in network.nodes:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
 
 from .. import functional, ops
 from .capture import has_hooks
+from .graph import partition
 from .lowering import Activation, Chain, Node, precision
 from .program import Program, Slot
+
+# With channels last the library of convolutions need not reorder its operands, and pooling takes whole vectors.
+_CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
 
 
 @dataclass(frozen=True)
@@ -279,20 +282,34 @@ class GraphExecutor(Executor):
         self.program = program
         slots = {id(t): i for i, t in enumerate(program.leaves)}
         self._free = [slots[id(s)] for s in states]
-        self._once, self._step = _partition(program, self._free)
+        self._channels_last = any(call.name in _CONVOLUTIONS for call in program.calls)
+        if self._channels_last:
+            try:
+                self._once, self._step = partition(program, self._free, self._leaves())
+            except RuntimeError:  # the energy takes views that only the usual layout allows
+                self._channels_last = False
+        if not self._channels_last:
+            self._once, self._step = partition(program, self._free, self._leaves())
+
+    def _leaves(self) -> list[Tensor]:
+        """The leaves as the graphs take them."""
+        leaves = [t.detach() for t in self.program.leaves]
+        if not self._channels_last:
+            return leaves
+        return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in leaves]
 
     @torch.no_grad()
     def run(
         self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
     ) -> Tensor | None:
         program = self.program
-        leaves = [t.detach() for t in program.leaves]
+        leaves = self._leaves()
         states = [leaves[i] for i in self._free]
         invariant = self._once(*leaves)
         recorded = []
         for step in range(steps):
             if record:
-                terms = program.evaluate([t.slot for t in program.terms])
+                terms = program.evaluate([t.slot for t in program.terms], leaves)
                 recorded.append(torch.stack([t.weight * e for t, e in zip(program.terms, terms, strict=True)]))
             gradients = self._step(*leaves, *invariant)
             for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
@@ -309,67 +326,17 @@ class GraphExecutor(Executor):
                         state, gradient, lr=descent.lr, momentum=momentum, dampening=descent.dampening,
                         nesterov=descent.nesterov, buffer=velocities[i],
                     )  # fmt: skip
+        for i, state in zip(self._free, states, strict=True):
+            if state.data_ptr() != program.leaves[i].data_ptr():
+                program.leaves[i].copy_(state)
         torch.autograd.graph.increment_version([program.leaves[i] for i in self._free])
         return torch.stack(recorded) if record else None
 
     def notes(self) -> list[str]:
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
         every = sum(n.op == "call_function" for n in self._step.graph.nodes)
-        return [f"{every} operator calls at every step, {once} once a run"]
-
-
-def _partition(program: Program, free: list[int]) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The gradient for the free states as two graphs: what no state changes, and the rest.
-
-    The first takes the leaves; the second takes the leaves and the results of the first.
-    """
-
-    def gradient(*leaves: Tensor) -> list[Tensor]:
-        with torch.enable_grad():
-            values = [t.detach() for t in leaves]
-            for i in free:
-                values[i].requires_grad_()
-            (energy,) = program.evaluate([program.result], values)
-            gradients = torch.autograd.grad(energy.sum(), [values[i] for i in free], allow_unused=True)
-        zeros = zip(gradients, free, strict=True)
-        return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
-
-    traced = make_fx(gradient)(*[t.detach() for t in program.leaves])
-    traced.graph.eliminate_dead_code()
-    nodes = list(traced.graph.nodes)
-    inputs = [n for n in nodes if n.op == "placeholder"]
-    (output,) = [n for n in nodes if n.op == "output"]
-    varying = {inputs[i] for i in free}
-    for n in nodes:
-        if varying.intersection(n.all_input_nodes):
-            varying.add(n)
-
-    once, step = fx.Graph(), fx.Graph()
-    in_once = {n: once.placeholder(n.name) for n in inputs}
-    in_step = {n: step.placeholder(n.name) for n in inputs}
-    for n in nodes:
-        if n.op in ("call_function", "get_attr") and n not in varying:
-            in_once[n] = once.node_copy(n, in_once.__getitem__)
-    passed = [
-        n
-        for n in nodes
-        if n.op in ("call_function", "get_attr")
-        and n not in varying
-        and any(u in varying or u is output for u in n.users)
-        and _gives_tensor(n)
-    ]
-    once.output(tuple(in_once[n] for n in passed))
-    for n in passed:
-        in_step[n] = step.placeholder(f"once_{n.name}")
-    for n in nodes:
-        if n.op == "call_function" and n in varying:
-            in_step[n] = step.node_copy(n, in_step.__getitem__)
-    step.output(fx.map_arg(output.args[0], in_step.__getitem__))
-    return fx.GraphModule(traced, once), fx.GraphModule(traced, step)
-
-
-def _gives_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor) or node.op == "get_attr"
+        layout = ["images with their channels last"] if self._channels_last else []
+        return [f"{every} operator calls at every step, {once} once a run", *layout]
 
 
 class AutogradExecutor(Executor):

@@ -1,0 +1,112 @@
+"""The gradient of any captured energy as a traced graph, split into what runs once and what runs at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .program import Program
+
+aten = torch.ops.aten
+
+
+def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The gradient of the energy, summed over the batch, for the free states.
+
+    Args:
+        program: the energy.
+        free: slots of the states, in the order of the gradients.
+        leaves: tensors to trace with: the graphs are good for others of these shapes, dtypes and strides.
+
+    Returns:
+        A graph of what no state changes, which takes the leaves, and one of the rest, which takes the leaves and the
+        results of the first.
+    """
+
+    def gradient(*leaves: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            values = [t.detach() for t in leaves]
+            for i in free:
+                values[i].requires_grad_()
+            (energy,) = program.evaluate([program.result], values)
+            # ones made from the shape alone, so that the gradient does not depend on the energy's value
+            ones = torch.ones(energy.shape, dtype=energy.dtype, device=energy.device)
+            gradients = torch.autograd.grad(energy, [values[i] for i in free], ones, allow_unused=True)
+        zeros = zip(gradients, free, strict=True)
+        return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
+
+    traced = make_fx(gradient)(*leaves)
+    _drop_aliases(traced.graph)
+    _fuse_sums(traced.graph)
+    traced.graph.eliminate_dead_code()
+    return _split(traced, free)
+
+
+def _drop_aliases(graph: fx.Graph) -> None:
+    """Without autograd a detached tensor is the tensor."""
+    for n in list(graph.nodes):
+        if n.op == "call_function" and n.target in (aten.detach.default, aten.alias.default):
+            n.replace_all_uses_with(n.args[0])
+            graph.erase_node(n)
+
+
+def _fuse_sums(graph: fx.Graph) -> None:
+    """``x + a @ b`` as one call, where nothing else reads the product."""
+    for n in list(graph.nodes):
+        if n.target is not aten.add.Tensor or n.kwargs or len(n.args) != 2:
+            continue
+        for product, other in (n.args, n.args[::-1]):
+            if (
+                isinstance(product, fx.Node)
+                and isinstance(other, fx.Node)
+                and product.target is aten.mm.default
+                and len(product.users) == 1
+                and _form(product) == _form(other) == _form(n)
+                and product is not other
+            ):
+                with graph.inserting_before(n):
+                    fused = graph.call_function(aten.addmm.default, (other, *product.args))
+                fused.meta = n.meta
+                n.replace_all_uses_with(fused)
+                graph.erase_node(n)
+                graph.erase_node(product)
+                break
+
+
+def _form(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta.get("val")
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else (node,)
+
+
+def _split(traced: fx.GraphModule, free: Sequence[int]) -> tuple[fx.GraphModule, fx.GraphModule]:
+    nodes = list(traced.graph.nodes)
+    inputs = [n for n in nodes if n.op == "placeholder"]
+    (output,) = [n for n in nodes if n.op == "output"]
+    varying = {inputs[i] for i in free}
+    for n in nodes:
+        if varying.intersection(n.all_input_nodes):
+            varying.add(n)
+
+    once, step = fx.Graph(), fx.Graph()
+    in_once = {n: once.placeholder(n.name) for n in inputs}
+    in_step = {n: step.placeholder(n.name) for n in inputs}
+    fixed = [n for n in nodes if n.op in ("call_function", "get_attr") and n not in varying]
+    for n in fixed:
+        in_once[n] = once.node_copy(n, in_once.__getitem__)
+    passed = [n for n in fixed if _gives_tensor(n) and any(u in varying or u is output for u in n.users)]
+    once.output(tuple(in_once[n] for n in passed))
+    for n in passed:
+        in_step[n] = step.placeholder(f"once_{n.name}")
+    for n in nodes:
+        if n.op == "call_function" and n in varying:
+            in_step[n] = step.node_copy(n, in_step.__getitem__)
+    step.output(fx.map_arg(output.args[0], in_step.__getitem__))
+    return fx.GraphModule(traced, once), fx.GraphModule(traced, step)
+
+
+def _gives_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor) or node.op == "get_attr"
