@@ -122,7 +122,7 @@ def our_chain(*tensors: Tensor) -> None:
 
 
 def our_mstep(*tensors: Tensor) -> Tensor:
-    wanted = {"for_weight": [True] * 3, "for_bias": [False] * 3, "for_precision": [False] * 4}
+    wanted = {"for_weight": [True] * 3, "for_bias": [False] * 3, "for_precision": [False] * 4, "known": []}
     return torch.stack(torch.ops.pyromancy.chain_mstep(**our_operands(*tensors), **wanted))
 
 

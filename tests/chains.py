@@ -108,6 +108,7 @@ def everything_wanted(a):
         "for_weight": [True] * edges,
         "for_bias": [True] * edges,
         "for_precision": [*a["predicted"]],
+        "known": [],
     }
 
 

@@ -14,6 +14,7 @@ namespace {
 
 using torch::stable::parallel_for;
 using Tensors = std::vector<Tensor>;
+constexpr auto kStampType = torch::headeronly::ScalarType::Long;
 using MaybeTensors = std::vector<std::optional<Tensor>>;
 
 // f(scratch, task) for every task, each thread taking the next one as it comes free. Every thread
@@ -116,6 +117,47 @@ public:
                     " entries for ", states_.size(), " states, got ", length);
   }
 
+  // The edges from clamped nodes whose prediction an M-step can take over as it is.
+  bool keeps_prediction(int64_t edge) const {
+    return !args.node[edge].free && args.node[edge + 1].predicted && stampable(edge) &&
+           args.edge[edge].after.kind == Activation::identity;
+  }
+
+  // Of what the predictions of these edges are made of, contents included.
+  void stamp(const std::vector<int64_t>& edges, int64_t* stamps) const {
+    struct Piece {
+      const char* bytes;
+      int64_t count;
+      size_t edge;
+    };
+    constexpr int64_t kPiece = 1 << 16;
+    const int64_t size = states_.front().element_size();
+    std::vector<Piece> pieces;
+    for (size_t e = 0; e < edges.size(); ++e) {
+      const int64_t l = edges[e];
+      const auto add = [&](const void* data, int64_t elements) {
+        const char* bytes = static_cast<const char*>(data);
+        for (int64_t at = 0; at < elements * size; at += kPiece)
+          pieces.push_back({bytes + at, std::min(kPiece, elements * size - at), e});
+      };
+      add(states_[l].data_ptr(), states_[l].numel());
+      add(weights_[l].data_ptr(), weights_[l].numel());
+      add(args.edge[l].bias, args.node[l + 1].n);
+    }
+    std::vector<uint64_t> parts(pieces.size());
+    share_out(static_cast<int64_t>(pieces.size()), 0, [&](void*, int64_t i) {
+      parts[i] = kernels.stamp(pieces[i].bytes, pieces[i].count, static_cast<uint64_t>(i));
+    });
+    for (size_t e = 0; e < edges.size(); ++e) {
+      std::vector<uint64_t> own{static_cast<uint64_t>(args.edge[edges[e]].before.kind)};
+      for (size_t i = 0; i < pieces.size(); ++i)
+        if (pieces[i].edge == e)
+          own.push_back(parts[i]);
+      stamps[e] = static_cast<int64_t>(
+          kernels.stamp(own.data(), static_cast<int64_t>(own.size() * sizeof own[0]), 0));
+    }
+  }
+
   // Packs the matrices that inference needs, once it is known which nodes are free.
   void pack_for_inference(const MaybeTensors& grams) {
     for (int64_t l = 0; l + 1 < args.nodes; ++l) {
@@ -142,7 +184,7 @@ public:
 
   void pack_for_errors() {
     for (int64_t l = 0; l + 1 < args.nodes; ++l)
-      if (args.node[l + 1].predicted)
+      if (args.node[l + 1].predicted && !args.node[l + 1].prediction_known)
         args.edge[l].weight = pack(weights_[l], false);
   }
 
@@ -150,15 +192,19 @@ public:
   // on the samples beside it.
   template <class F>
   void for_each_tile(F f) const {
+    pack_panels();
     const int64_t samples = kernels.samples[static_cast<int>(kind)];
     share_out(ceil_div(args.batch, samples), kernels.workspace_size(args, kind),
               [&](void* workspace, int64_t tile) { f(args, kind, workspace, tile); });
   }
 
-  // Of `like`'s dtype, for as long as the chain lives.
+  const Tensor& state(int64_t node) const {
+    return states_[node];
+  }
+
+  // Elements of the states' dtype, for as long as the chain lives.
   void* scratch(int64_t elements) {
-    elements = std::max<int64_t>(1, elements);
-    return kept_.emplace_back(allocate({&elements, 1}, states_.front())).data_ptr();
+    return scratch_.emplace_back(elements * states_.front().element_size()).as<void>();
   }
 
   const ChainKernels& kernels;
@@ -192,6 +238,10 @@ private:
     return static_cast<TileKind>(best);
   }
 
+  bool stampable(int64_t edge) const {
+    return weights_[edge].is_contiguous();
+  }
+
   static Nonlinearity nonlinearity(int64_t kind, double parameter) {
     STD_TORCH_CHECK(kind >= 0 && kind < kActivations, "activations must be from 0 to ",
                     kActivations - 1, ", got ", kind);
@@ -218,24 +268,46 @@ private:
 
   PackedMatrix pack(const Tensor& matrix, bool transposed) {
     const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
-    return kernels.pack(kind, matrix.data_ptr(), rows, depth, matrix.stride(transposed),
-                        matrix.stride(!transposed),
-                        scratch(kernels.packed_size(kind, rows, depth)));
+    const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
+    char* const to = static_cast<char*>(scratch(kernels.packed_size(kind, rows, depth)));
+    const char* const from = static_cast<const char*>(matrix.data_ptr());
+    if (kind == TileKind::thin1 || kind == TileKind::thin4)
+      return kernels.pack(kind, from, rows, depth, row, column, to);
+    const int64_t size = matrix.element_size();
+    for (int64_t i = 0; i < rows; i += kernels.panel_rows)
+      packing_.push_back({from + i * row * size, std::min(kernels.panel_rows, rows - i), depth, row,
+                          column, to + kernels.packed_size(kind, i, depth) * size});
+    return {to, 0};
   }
+
+  void pack_panels() const {
+    share_out(static_cast<int64_t>(packing_.size()), 0, [&](void*, int64_t i) {
+      const Packing& p = packing_[i];
+      kernels.pack(kind, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.to);
+    });
+  }
+
+  struct Packing {
+    const void* from;
+    int64_t rows, depth, row_stride, depth_stride;
+    void* to;
+  };
 
   const Tensors &states_, &weights_;
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
+  std::vector<Packing> packing_;
   std::deque<Tensor> kept_;
+  std::deque<Scratch> scratch_;
 };
 
-void infer_chain_(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
-                  const MaybeTensors& precisions, const std::optional<Tensor>& prior,
-                  const MaybeTensors& grams, const std::vector<int64_t>& activations,
-                  const std::vector<double>& parameters, const std::vector<bool>& predicted,
-                  const std::vector<bool>& free, int64_t steps, double lr,
-                  const Tensors& velocities, double momentum, double dampening, bool nesterov,
-                  bool resume, const std::optional<Tensor>& energies) {
+Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
+                     const MaybeTensors& precisions, const std::optional<Tensor>& prior,
+                     const MaybeTensors& grams, const std::vector<int64_t>& activations,
+                     const std::vector<double>& parameters, const std::vector<bool>& predicted,
+                     const std::vector<bool>& free, int64_t steps, double lr,
+                     const Tensors& velocities, double momentum, double dampening, bool nesterov,
+                     bool resume, const std::optional<Tensor>& energies) {
   check_finite("lr", lr);
   STD_TORCH_CHECK(steps >= 0, "steps must not be negative, got ", steps);
   Chain chain(states, weights, biases, precisions, prior, activations, parameters, predicted);
@@ -269,14 +341,64 @@ void infer_chain_(const Tensors& states, const Tensors& weights, const MaybeTens
     args.energies = energies->data_ptr();
     args.every_error = true;
   }
+  std::vector<int64_t> edges;
+  Tensors kept;
+  for (int64_t l = 0; l + 1 < args.nodes; ++l)
+    if (chain.keeps_prediction(l)) {
+      edges.push_back(l);
+      args.node[l + 1].prediction =
+          kept.emplace_back(allocate(states[l + 1].sizes(), states.front())).data_ptr();
+    }
   chain.for_each_tile(chain.kernels.run);
+  const int64_t count = static_cast<int64_t>(edges.size());
+  std::vector<int64_t> stamps(edges.size());
+  chain.stamp(edges, stamps.data());
+  const int64_t sizes[] = {count, 2};
+  const Tensor& table = kept.emplace_back(
+      torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes, 2), kStampType));
+  for (int64_t e = 0; e < count; ++e) {
+    data<int64_t>(table)[2 * e] = edges[e];
+    data<int64_t>(table)[2 * e + 1] = stamps[e];
+  }
+  return kept;
+}
+
+// Uses the predictions that `infer_chain_` returned where what they were made of is still the same.
+void take_known_predictions(Chain& chain, const Tensors& known) {
+  if (known.empty())
+    return;
+  ChainArgs& args = chain.args;
+  const Tensor& stamps = known.back();
+  const int64_t count = static_cast<int64_t>(known.size()) - 1;
+  STD_TORCH_CHECK(stamps.dim() == 2 && stamps.size(0) == count && stamps.size(1) == 2 &&
+                      stamps.is_contiguous() && stamps.scalar_type() == kStampType,
+                  "known must be what infer_chain_ returned");
+  const int64_t* then = data<const int64_t>(stamps);
+  std::vector<int64_t> edges, now(count);
+  for (int64_t e = 0; e < count; ++e) {
+    const int64_t l = then[2 * e];
+    if (l < 0 || l + 1 >= args.nodes || !chain.keeps_prediction(l))
+      return; // another chain's
+    edges.push_back(l);
+  }
+  chain.stamp(edges, now.data());
+  for (int64_t e = 0; e < count; ++e) {
+    if (now[e] != then[2 * e + 1])
+      continue;
+    ChainNode& target = args.node[edges[e] + 1];
+    check_same("known", known[e], "their states", chain.state(edges[e] + 1));
+    STD_TORCH_CHECK(known[e].is_contiguous(), "known must be contiguous");
+    target.prediction = known[e].data_ptr();
+    target.prediction_known = true;
+  }
 }
 
 Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
                     const MaybeTensors& precisions, const std::optional<Tensor>& prior,
                     const std::vector<int64_t>& activations, const std::vector<double>& parameters,
                     const std::vector<bool>& predicted, const std::vector<bool>& for_weight,
-                    const std::vector<bool>& for_bias, const std::vector<bool>& for_precision) {
+                    const std::vector<bool>& for_bias, const std::vector<bool>& for_precision,
+                    const Tensors& known) {
   Chain chain(states, weights, biases, precisions, prior, activations, parameters, predicted);
   ChainArgs& args = chain.args;
   const ChainKernels& kernels = chain.kernels;
@@ -284,19 +406,17 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
   chain.check_length("for_bias", for_bias.size(), args.nodes - 1);
   chain.check_length("for_precision", for_precision.size(), args.nodes);
   args.every_error = true;
+  take_known_predictions(chain, known);
   const auto needs_delta = [&](int64_t edge) { return for_weight[edge] || for_bias[edge]; };
   for (int64_t l = 0; l < args.nodes; ++l) {
     ChainNode& node = args.node[l];
-    node.free = true; // of which nothing but the predictions' treatment follows here
+    // nothing follows from this here but that its prediction is computed as one that varies
+    node.free = l + 1 == args.nodes || !args.node[l + 1].prediction_known;
     if (l > 0 && needs_delta(l - 1)) {
       STD_TORCH_CHECK(node.predicted, "for_weight and for_bias need predicted nodes, and node ", l,
                       " is not");
       node.delta = chain.scratch(args.batch * node.n);
     }
-    if (l + 1 < args.nodes && for_weight[l])
-      node.activation = args.edge[l].before.kind == Activation::identity
-                            ? nullptr // the state itself
-                            : chain.scratch(args.batch * node.n);
     if (!for_precision[l])
       continue;
     STD_TORCH_CHECK(node.predicted, "for_precision needs predicted nodes, and node ", l, " is not");
@@ -305,9 +425,10 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
   chain.pack_for_errors();
   chain.for_each_tile(kernels.errors);
 
-  // out = scale a^T b, by column panels; or out = scale * the sum of a's rows, where b is null
+  // out = scale a^T f(b), by column panels; or out = scale * the sum of a's rows, where n is -1
   struct Task {
     const void *a, *b;
+    Nonlinearity f;
     int64_t m, n;
     double scale;
     int64_t begin, end;
@@ -316,35 +437,35 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
   std::vector<Task> tasks;
   Tensors results;
   const double mean = args.batch ? 1.0 / static_cast<double>(args.batch) : 0;
-  const auto add = [&](const void* a, const void* b, int64_t m, int64_t n, double scale) {
+  const auto add = [&](const void* a, const void* b, Nonlinearity f, int64_t m, int64_t n,
+                       double scale) {
     const int64_t sizes[] = {m, n};
-    const Tensor& out =
-        results.emplace_back(allocate(b ? Sizes(sizes, 2) : Sizes(sizes, 1), states.front()));
-    if (b)
+    const Tensor& out = results.emplace_back(allocate(Sizes(sizes, n < 0 ? 1 : 2), states.front()));
+    if (n >= 0)
       for (int64_t j = 0; j < n; j += kernels.columns)
-        tasks.push_back({a, b, m, n, scale, j, std::min(n, j + kernels.columns), out.data_ptr()});
+        tasks.push_back(
+            {a, b, f, m, n, scale, j, std::min(n, j + kernels.columns), out.data_ptr()});
     else
-      tasks.push_back({a, b, m, n, scale, 0, m, out.data_ptr()});
+      tasks.push_back({a, b, f, m, n, scale, 0, m, out.data_ptr()});
   };
   for (int64_t l = 0; l + 1 < args.nodes; ++l)
     if (const ChainNode &source = args.node[l], &target = args.node[l + 1]; for_weight[l])
-      add(target.delta, source.activation ? source.activation : source.state, target.n, source.n,
-          -mean);
+      add(target.delta, source.state, args.edge[l].before, target.n, source.n, -mean);
   for (int64_t l = 0; l + 1 < args.nodes; ++l)
     if (for_bias[l])
-      add(args.node[l + 1].delta, nullptr, args.node[l + 1].n, 1, -mean);
+      add(args.node[l + 1].delta, nullptr, {}, args.node[l + 1].n, -1, -mean);
   for (int64_t l = 0; l < args.nodes; ++l)
     if (const ChainNode& node = args.node[l]; for_precision[l]) {
       if (node.full_precision)
-        add(node.error, node.error, node.n, node.n, mean);
+        add(node.error, node.error, {}, node.n, node.n, mean);
       else
-        add(node.square, nullptr, node.n, 1, mean);
+        add(node.square, nullptr, {}, node.n, -1, mean);
     }
   const int64_t bytes = kernels.panel * states.front().element_size();
   share_out(static_cast<int64_t>(tasks.size()), bytes, [&](void* panel, int64_t task) {
     const Task& t = tasks[task];
-    if (t.b)
-      kernels.outer(t.a, t.b, args.batch, t.m, t.n, t.scale, t.begin, t.end, panel, t.out);
+    if (t.n >= 0)
+      kernels.outer(t.a, t.b, t.f, args.batch, t.m, t.n, t.scale, t.begin, t.end, panel, t.out);
     else
       kernels.sum_rows(t.a, args.batch, t.m, t.scale, t.out);
   });

@@ -277,7 +277,7 @@ bool predicts_freely(const ChainArgs& args, int64_t l) {
 // Hands out the buffers of every node from `base` on and returns how many elements they take.
 template <class C, class Layout>
 int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
-  int64_t used = 0;
+  int64_t taken = 0;
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
     const ChainEdge* in = l > 0 ? args.edge + l - 1 : nullptr;
@@ -285,8 +285,8 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
     const auto take = [&](bool wanted) -> C* {
       if (!wanted)
         return nullptr;
-      C* p = base + used;
-      used += Layout::rows(node.n) * Layout::width * kLanes<C>;
+      C* p = base + taken;
+      taken += Layout::rows(node.n) * Layout::width * kLanes<C>;
       return p;
     };
     const bool gram = out && out->gram;
@@ -294,8 +294,10 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
     const bool bent = varies && in->after.kind != Activation::identity;
     const bool full = node.predicted && node.full_precision;
     Buffers<C> b{};
-    b.z = take(true);
-    b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
+    // Of a clamped node whose prediction is known, nothing is needed.
+    const bool used = node.predicted || node.free || !out || !args.node[l + 1].prediction_known;
+    b.z = take(used);
+    b.a = used && out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
     b.residual = take(node.predicted && (full || args.every_error));
@@ -307,7 +309,7 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
     if (buffers)
       buffers[l] = b;
   }
-  return used;
+  return taken;
 }
 
 template <class C, class Layout>
@@ -364,7 +366,6 @@ struct Tile {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<C>& b = buffers[l];
-      store_samples(b.a, node.n, node.activation);
       store_samples(b.error, node.n, node.error);
       store_samples(b.delta, node.n, node.delta);
       if (!node.square)
@@ -380,7 +381,8 @@ struct Tile {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<C>& b = buffers[l];
-      load_samples(node.state, node.n, node.n, b.z);
+      if (b.z)
+        load_samples(node.state, node.n, node.n, b.z);
       if (b.velocity && args.resume)
         load_samples(node.velocity, node.n, node.n, b.velocity);
       if (b.a != b.z)
@@ -392,7 +394,9 @@ struct Tile {
       const ChainEdge& edge = args.edge[l];
       const ChainNode& target = args.node[l + 1];
       const Buffers<C>&from = buffers[l], &to = buffers[l + 1];
-      if (to.mu)
+      if (to.mu && target.prediction_known)
+        load_samples(target.prediction, target.n, target.n, to.mu);
+      else if (to.mu)
         Layout::product(edge.weight, target.n, args.node[l].n, from.a,
                         [&](int64_t i, int64_t rows, Vec<C>* c) {
                           with_constants(edge.bias, i, rows, c, plus);
@@ -401,6 +405,8 @@ struct Tile {
                             store(mu + q * w, c[q]);
                           activate_all<C>(edge.after, mu, mu, rows * width);
                         });
+      if (to.mu && !target.prediction_known)
+        store_samples(to.mu, target.n, target.prediction);
       if (edge.gram) { // the error buffer is free to hold P (z' - b), for this once
         const int64_t rows = Layout::rows(target.n);
         for (int64_t i = 0; i < rows; ++i)
@@ -673,8 +679,8 @@ void outer_rows(const C* a, const C* panel, int64_t batch, int64_t m, int64_t i,
 }
 
 template <class C>
-void outer(const void* a, const void* b, int64_t batch, int64_t m, int64_t n, double scale,
-           int64_t begin, int64_t end, void* panel, void* out) {
+void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
+           double scale, int64_t begin, int64_t end, void* panel, void* out) {
   constexpr int w = kLanes<C>;
   const C s = static_cast<C>(scale);
   C* const packed = static_cast<C*>(panel);
@@ -686,6 +692,7 @@ void outer(const void* a, const void* b, int64_t batch, int64_t m, int64_t n, do
       const C* const rows = static_cast<const C*>(a) + k * m;
       pack_rows<C>({static_cast<const C*>(b) + k * n + j, 1, n}, 0, columns, 2 * w, depth, packed,
                    2 * w);
+      activate_all<C>(f, packed, packed, 2 * depth);
       int64_t i = 0;
       for (; i + kRows <= m; i += kRows)
         outer_rows<C, kRows>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
@@ -707,19 +714,51 @@ void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) 
   });
 }
 
+// Four chains of (h ^ word) * odd side by side, each step of which is a bijection of h.
+uint64_t stamp(const void* bytes, int64_t count, uint64_t seed) {
+  constexpr int w = kVectorBytes / 8, chains = 4;
+  using Words64 = VecN<uint64_t, w>;
+  constexpr uint64_t odd = 0x9e3779b97f4a7c15; // 2^64 over the golden ratio
+  const char* p = static_cast<const char*>(bytes);
+  Words64 h[chains];
+  for (int c = 0; c < chains; ++c)
+    for (int i = 0; i < w; ++i)
+      h[c][i] = seed + odd * (c * w + i + 1);
+  const auto mix = [&](Words64& x, const char* from) {
+    Words64 word;
+    __builtin_memcpy(&word, from, sizeof word);
+    x = (x ^ word) * odd;
+    x ^= x >> 32;
+  };
+  int64_t at = 0;
+  for (; at + chains * kVectorBytes <= count; at += chains * kVectorBytes)
+    for (int c = 0; c < chains; ++c)
+      mix(h[c], p + at + c * kVectorBytes);
+  uint64_t result = seed ^ static_cast<uint64_t>(count);
+  const auto fold = [&](uint64_t word) {
+    result = (result ^ word) * odd;
+    result ^= result >> 32;
+  };
+  for (; at < count; at += 8) {
+    uint64_t word = 0;
+    __builtin_memcpy(&word, p + at, smaller(8, count - at));
+    fold(word);
+  }
+  for (int c = 0; c < chains; ++c)
+    for (int i = 0; i < w; ++i)
+      fold(h[c][i]);
+  return result;
+}
+
 template <class C>
 constexpr ChainKernels table() {
-  return {kLanes<C>,
-          {2 * kLanes<C>, kLanes<C>, 4, 1},
-          packed_size<C>,
-          pack<C>,
-          workspace_size<C>,
-          run<C>,
-          errors<C>,
-          2 * kLanes<C>,
-          2 * kLanes<C> * kDepth,
-          outer<C>,
-          sum_rows<C>};
+  return {kLanes<C>,     {2 * kLanes<C>, kLanes<C>, 4, 1},
+          4 * kRows,     packed_size<C>,
+          pack<C>,       workspace_size<C>,
+          run<C>,        errors<C>,
+          2 * kLanes<C>, 2 * kLanes<C> * kDepth,
+          outer<C>,      sum_rows<C>,
+          stamp};
 }
 
 } // namespace

@@ -43,11 +43,14 @@ struct ChainNode {
   const void* precision;       // the diagonal of P [n], padded with zeros; null is 1
   PackedMatrix full_precision; // P [n, n], or null
 
+  // [B, n]: the prediction from a clamped node. E-steps write it, for the M-step to read; or null.
+  void* prediction;
+  bool prediction_known;
+
   // What the M-step wants of this node, each [B, n], or null.
-  void* activation; // before(z)
-  void* error;      // e
-  void* delta;      // after' e: minus the energy's gradient for W before(z) + b
-  void* square;     // e (z - mu), element by element
+  void* error;  // e
+  void* delta;  // after' e: minus the energy's gradient for W before(z) + b
+  void* square; // e (z - mu), element by element
 };
 
 struct ChainEdge {
@@ -80,6 +83,7 @@ inline constexpr int kTileKinds = 4;
 struct ChainKernels {
   int lanes;               // of a vector; biases and precisions are padded to a multiple of it
   int samples[kTileKinds]; // of a tile
+  int64_t panel_rows; // into panels of which matrices for wide tiles are cut, one after the other
   // Elements that a matrix with this many rows and columns takes, packed.
   int64_t (*packed_size)(TileKind kind, int64_t rows, int64_t depth);
   // Element (i, k) of the matrix is w[i * row_stride + k * depth_stride]. `packed` may stay unused:
@@ -93,12 +97,15 @@ struct ChainKernels {
   void (*errors)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory
-  // out[m, n] = scale a^T b for columns [begin, end) of b; a [batch, m] and b [batch, n]
+  // out[m, n] = scale a^T f(b) for columns [begin, end) of b; a [batch, m], b [batch, n]
   // contiguous.
-  void (*outer)(const void* a, const void* b, int64_t batch, int64_t m, int64_t n, double scale,
-                int64_t begin, int64_t end, void* panel, void* out);
+  void (*outer)(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
+                double scale, int64_t begin, int64_t end, void* panel, void* out);
   // out[n] = scale * the sum of the rows of a [batch, n]
   void (*sum_rows)(const void* a, int64_t batch, int64_t n, double scale, void* out);
+  // A number that any change of one 8-byte word changes, and any other change with probability
+  // 1 - 2^-64.
+  uint64_t (*stamp)(const void* bytes, int64_t count, uint64_t seed);
 };
 
 // float32 and float64 only

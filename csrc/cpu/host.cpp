@@ -1,5 +1,10 @@
 #include "host.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -33,7 +38,66 @@ Tensor empty_strided(Sizes sizes, const int64_t* strides, const Tensor& like) {
   return t;
 }
 
+// Memory that a thread has given back and will want again.
+class Store {
+public:
+  ~Store() {
+    for (const Block& block : blocks_)
+      std::free(block.data);
+  }
+
+  void* take(int64_t& bytes) {
+    // the smallest that is large enough, but not so large that another call misses it
+    auto best = blocks_.end();
+    for (auto it = blocks_.begin(); it != blocks_.end(); ++it)
+      if (it->bytes >= bytes && it->bytes <= 2 * bytes &&
+          (best == blocks_.end() || it->bytes < best->bytes))
+        best = it;
+    if (best == blocks_.end()) {
+      bytes = ceil_div(bytes, 4096) * 4096;
+      return std::aligned_alloc(4096, bytes);
+    }
+    const Block block = *best;
+    blocks_.erase(best);
+    kept_ -= block.bytes;
+    bytes = block.bytes;
+    return block.data;
+  }
+
+  void keep(void* data, int64_t bytes) {
+    blocks_.push_back({data, bytes});
+    kept_ += bytes;
+    while (kept_ > kMost) { // the oldest goes
+      std::free(blocks_.front().data);
+      kept_ -= blocks_.front().bytes;
+      blocks_.erase(blocks_.begin());
+    }
+  }
+
+private:
+  static constexpr int64_t kMost = 32 << 20;
+  struct Block {
+    void* data;
+    int64_t bytes;
+  };
+  std::vector<Block> blocks_;
+  int64_t kept_ = 0;
+};
+
+thread_local Store store;
+
 } // namespace
+
+void* Scratch::borrow(int64_t& bytes) {
+  void* const data = store.take(bytes);
+  if (!data)
+    throw std::bad_alloc();
+  return data;
+}
+
+void Scratch::give_back(void* data, int64_t bytes) {
+  store.keep(data, bytes);
+}
 
 Tensor allocate(Sizes sizes, const Tensor& like) {
   int64_t strides[64];

@@ -157,6 +157,32 @@ def test_mstep_activations(activation, side):
         check_mstep(problem((5, 33, 7, 3), 17, **{side: activation}, dtype=dtype))
 
 
+@pytest.mark.parametrize("batch", [1, 3, 17, 64])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_mstep_takes_over_known_predictions_unless_something_changed(batch, dtype):
+    arguments = problem((5, 33, 7, 3), batch, "tanh", dtype=dtype)
+    *predictions, table = operator(**arguments)
+    assert table[:, 0].tolist() == [0]
+    x, w, b = arguments["states"][0], arguments["weights"][0], arguments["biases"][0]
+    assert_near(predictions[0], torch.tanh(x.double()) @ w.double().T + b.double(), 5)
+    known, exact = [*predictions, table], mstep_by_autograd(arguments)
+    wanted = everything_wanted(arguments)
+    for f, e in zip(mstep(**wanted | {"known": known}), exact, strict=True):
+        assert_near(f, e, 33 * batch)
+    for changed in (x, w, b):  # by a way that leaves no trace but the contents
+        changed.data.view(-1)[-1] += 0.5
+        for f, e in zip(mstep(**wanted | {"known": known}), mstep_by_autograd(arguments), strict=True):
+            assert_near(f, e, 33 * batch)
+        changed.data.view(-1)[-1] -= 0.5
+
+
+def test_known_predictions_of_another_chain_are_left_alone():
+    known = operator(**problem((5, 33, 7, 3), 17))
+    other = problem((4, 6, 3), 5)
+    for f, e in zip(mstep(**everything_wanted(other) | {"known": known}), mstep_by_autograd(other), strict=True):
+        assert_near(f, e, 33)
+
+
 def test_mstep_leaves_its_operands_alone():
     arguments = everything_wanted(problem((5, 33, 7, 3), 17, "relu", dtype=torch.float32))
     before = {k: to(x, torch.float32) for k, x in arguments.items()}

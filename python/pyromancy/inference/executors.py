@@ -103,6 +103,7 @@ class ChainExecutor(Executor):
             for edge in chain.edges:
                 wanted.update(s for s in (edge.weight, edge.bias) if s is not None)
         self._wanted = sorted(wanted)
+        self._known: list[list[Tensor]] = []  # of every chain, what the last run leaves for the M-step
         self._obstacles: dict[frozenset[int], str | None] = {}  # leaves -> why autograd has to serve them
 
     def _values(self) -> dict[int, Tensor]:
@@ -129,7 +130,7 @@ class ChainExecutor(Executor):
     ) -> Tensor | None:
         values, leaves = self._values(), self.program.leaves
         recorded = self._constant_energies(steps) if record else None
-        self._notes = []
+        self._notes, self._known = [], []
         for chain in self.chains:
             nodes = chain.nodes
             states, weights, biases, precisions, prior, *activations, predicted = self._operands(chain, values)
@@ -140,10 +141,11 @@ class ChainExecutor(Executor):
             for node, state in zip(nodes, states, strict=True) if velocities is not None else ():
                 assert velocities is not None
                 of_chain.append(velocities[self._order[id(leaves[node.state])]] if node.free else state)
-            ops.infer_chain_(
+            known = ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
             )  # fmt: skip
+            self._known.append(known)
             for node, state in zip(nodes, states, strict=True):
                 if node.free and not leaves[node.state].is_contiguous():
                     leaves[node.state].copy_(state)
@@ -214,13 +216,14 @@ class ChainExecutor(Executor):
             found[slot] = found[slot] + gradient if slot in found else gradient
 
         values = self._values()
-        for chain in self.chains:
+        for chain, known in zip(self.chains, self._known or [[]] * len(self.chains), strict=True):
             reached = [n.term is not None for n in chain.nodes[1:]]
             for_weight = [r and e.weight in needed for r, e in zip(reached, chain.edges, strict=True)]
             for_bias = [r and e.bias in needed for r, e in zip(reached, chain.edges, strict=True)]
             spreads = [self._spread(n) for n in chain.nodes]
             for_precision = [not needed.isdisjoint(s) for s in spreads]
-            results = iter(ops.chain_mstep(*self._operands(chain, values), for_weight, for_bias, for_precision))
+            wants = for_weight, for_bias, for_precision
+            results = iter(ops.chain_mstep(*self._operands(chain, values), *wants, known))
             for edge, want in zip(chain.edges, for_weight, strict=True):
                 if want:
                     add(edge.weight, next(results))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import ACTIVATIONS
+from .schema import kept_predictions
 
 _BY_NUMBER = tuple(ACTIVATIONS.values())
 
@@ -30,7 +31,7 @@ def infer_chain_(
     nesterov: bool,
     resume: bool,
     energies: Tensor | None,
-) -> None:
+) -> list[Tensor]:
     """All E-steps of a chain of nodes, in place on the free states.
 
     Edge l predicts node l + 1 as ``mu = after(W before(z_l) + b)``. With errors ``e_l = P_l (z_l - mu_l)`` a step
@@ -57,6 +58,10 @@ def infer_chain_(
         nesterov: as in `torch.optim.SGD`.
         resume: whether `velocities` hold those of earlier steps; else the first gradient starts them.
         energies: ``[steps, nodes, B]``, set to the nodes' energies before each step, without log-determinants.
+
+    Returns:
+        What `chain_mstep` may reuse: the predictions ``[B, n]`` that `kept_predictions` names, and a table ``[*, 2]``
+        of their edges and of a hash of what they were made of. The reference, which reuses nothing, has no hash.
     """
     count = len(states)
     edges = _Edges(states, weights, biases, activations, parameters)
@@ -118,6 +123,9 @@ def infer_chain_(
         for i in range(count):
             if not predicted[i]:
                 energies[:, i] = 0
+    kept = kept_predictions(weights, activations, predicted, free)
+    table = torch.tensor([[edge, 0] for edge in kept], dtype=torch.int64, device=states[0].device).reshape(-1, 2)
+    return [*(constant[edge + 1] for edge in kept), table]
 
 
 def chain_mstep(
@@ -132,6 +140,7 @@ def chain_mstep(
     for_weight: list[bool],
     for_bias: list[bool],
     for_precision: list[bool],
+    known: list[Tensor],
 ) -> list[Tensor]:
     """Gradients of a chain's batch-mean energy for its weights and biases, from the states at hand.
 
@@ -150,6 +159,8 @@ def chain_mstep(
         for_bias: the edges whose bias's gradient is wanted.
         for_precision: the nodes whose second moment is wanted: of a diagonal precision ``mean(e (z - mu))``,
             elementwise, and of a matrix ``mean(e e^T)``.
+        known: what `infer_chain_` returned, or empty: predictions that are taken over where states, weights and biases
+            that they were made of have the same contents still.
 
     Returns:
         What is wanted, for the weights, the biases and the precisions in this order.

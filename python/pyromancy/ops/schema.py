@@ -54,13 +54,13 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!)[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
         "Tensor?[] grams, int[] activations, float[] parameters, bool[] predicted, bool[] free, int steps, float lr, "
         "Tensor(b!)[] velocities, float momentum, float dampening, bool nesterov, bool resume, "
-        "Tensor(c!)? energies) -> ()"
+        "Tensor(c!)? energies) -> Tensor[]"
     ),
     # gradients of the chain's batch-mean energy for weights and biases, and what those for variances are made of
     "chain_mstep": (
         "(Tensor[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
         "int[] activations, float[] parameters, bool[] predicted, "
-        "bool[] for_weight, bool[] for_bias, bool[] for_precision) -> Tensor[]"
+        "bool[] for_weight, bool[] for_bias, bool[] for_precision, Tensor[] known) -> Tensor[]"
     ),
 }
 
@@ -237,8 +237,34 @@ def _check_chain(states: list[Tensor], weights: list[Tensor]) -> None:
 
 
 @torch.library.register_fake(f"{NAMESPACE}::infer_chain_", lib=library)
-def _(states: list[Tensor], weights: list[Tensor], *_: object) -> None:
+def _(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    grams: list[Tensor | None],
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    free: list[bool],
+    *_: object,
+) -> list[Tensor]:
     _check_chain(states, weights)
+    kept = kept_predictions(weights, activations, predicted, free)
+    table = torch.empty(len(kept), 2, dtype=torch.int64, device=states[0].device)
+    return [*(torch.empty_like(states[edge + 1]) for edge in kept), table]
+
+
+def kept_predictions(
+    weights: list[Tensor], activations: list[int], predicted: list[bool], free: list[bool]
+) -> list[int]:
+    """The edges whose prediction `infer_chain_` returns: from clamped nodes, with no activation after the product."""
+    return [
+        edge
+        for edge, weight in enumerate(weights)
+        if predicted[edge + 1] and not free[edge] and activations[2 * edge + 1] == 0 and weight.is_contiguous()
+    ]
 
 
 @torch.library.register_fake(f"{NAMESPACE}::chain_mstep", lib=library)
@@ -254,6 +280,7 @@ def _(
     for_weight: list[bool],
     for_bias: list[bool],
     for_precision: list[bool],
+    known: list[Tensor],
 ) -> list[Tensor]:
     _check_chain(states, weights)
     results = [w.new_empty(w.shape) for w, wanted in zip(weights, for_weight, strict=True) if wanted]
