@@ -161,7 +161,7 @@ class NinjaBuild(build_ext):
                 "rule link",
                 "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out $libs",
             ]
-            libs += ["-Xlinker", "--no-as-needed", "-ltorch"]
+            libs += ["-Xlinker", "--push-state,--no-as-needed", "-ltorch", "-Xlinker", "--pop-state"]
         else:
             lines += ["rule link", "  command = $cxx -shared $in -o $out $libs"]
         objects = []
