@@ -77,8 +77,8 @@ def contenders() -> list[str]:
     return ["eager", COMPILED, *(n for n in backends.BACKENDS if backends.available(n, "cuda")[0])]
 
 
-def measure(elements: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """All figures; what failed is in there too, with the reason."""
+def measure(elements: int, log: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All figures, saved after every case; what failed is in there too, with the reason."""
     from . import test_operators as suite  # which needs pytest-benchmark
 
     sizes = [(name, (elements // WIDTH, WIDTH)) for name in STREAMING] + [(name, MATRIX_SIZE) for name in MATRICES]
@@ -90,7 +90,10 @@ def measure(elements: int, log: Callable[[str], None]) -> dict[str, Any]:
         return target.copy_(source)
 
     seconds(copy, 5)
-    rows, failures, copies = [], [], []
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    copies: list[float] = []
+    result: dict[str, Any] = {}
     for name, size in sizes:
         case = suite.BY_NAME[name]
         timed, failed = race(suite, case, size, copy)
@@ -115,17 +118,18 @@ def measure(elements: int, log: Callable[[str], None]) -> dict[str, Any]:
                 }
             )
             log(f"{name} {who}: {typical * 1e3:.3f} ms")
+        rate = copy_bytes / statistics.median(copies) / 1e9
+        for row in rows:
+            row["fraction"] = row["rate"] / rate if row["unit"] == "GB/s" else None
+        result = {
+            "machine": machine() | {"copy_gb_per_s": rate},
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "rows": rows,
+            "failures": failures,
+        }
+        save(result)
         torch.cuda.empty_cache()
-    rate = copy_bytes / statistics.median(copies) / 1e9
-    for row in rows:
-        if row["unit"] == "GB/s":
-            row["fraction"] = row["rate"] / rate
-    return {
-        "machine": machine() | {"copy_gb_per_s": rate},
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "rows": rows,
-        "failures": failures,
-    }
+    return result
 
 
 def race(
@@ -133,7 +137,7 @@ def race(
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of each round by contender, the copy among them, and why the others did not run."""
     inputs = [t.to(DEVICE) for t in case.inputs(*size)]
-    expected = [t.cpu() for t in suite.results(case, case.formula, [t.double() for t in inputs])]
+    expected = suite.results(case, case.formula, [t.double() for t in inputs])
     runs: dict[str, tuple[Callable[[], object], Callable[[], Any]]] = {"copy": (copy, nullcontext)}
     failed: dict[str, str] = {}
     for who in contenders():
@@ -145,8 +149,7 @@ def race(
                 torch._dynamo.reset()
                 function = torch.compile(case.formula, fullgraph=True, dynamic=False)
             with choice():
-                got = [t.cpu() for t in suite.results(case, function, inputs)]
-                suite.check(got, expected, max(size))
+                suite.check(suite.results(case, function, inputs), expected, max(size))
                 call = suite.bind(case, function, [t.detach().clone() for t in inputs])
                 seconds(call, 3)
         except Exception as error:
@@ -154,6 +157,7 @@ def race(
             continue
         runs[who] = (call, choice)
 
+    del expected
     calls, times = {}, {}
     for who, (call, choice) in runs.items():
         with choice():
@@ -203,9 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("bench.gpu_operators: no CUDA device", file=sys.stderr)
             return 3
-        result = measure(options.elements, lambda line: print(line, file=sys.stderr))
-        if options.out:
-            options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+        def save(figures: dict[str, Any]) -> None:
+            if options.out:
+                options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+        result = measure(options.elements, lambda line: print(line, file=sys.stderr, flush=True), save)
     print(table(result))
     return 1 if result["failures"] else 0
 

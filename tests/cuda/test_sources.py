@@ -70,7 +70,7 @@ ptxas info    : Function properties for x
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 60 registers, used 1 barriers, 32 bytes smem
 """
-    assert parse(report) == [("energy_kernel", "fLi4ELi32", 60, 16, 8, 32)]
+    assert parse(report) == [("energy_kernel", "fLi4ELi32E", 60, 16, 8, 32)]
 
 
 if NVCC is None:

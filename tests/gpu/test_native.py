@@ -71,6 +71,12 @@ def large_cases():
     return [c for o in OPERATORS for c in operators.cases(o, states, ((4096, 1, 128), (5, 301, 17), (70, 1, 300)))]
 
 
+def packed_cases():
+    """Sizes that can be read 16 bytes at a time, with what is left of it in place, and every way to share logvar."""
+    states = ((5, (64,)), (3, (5, 4, 6)), (3, (7,)), (2, (16, 8)))
+    return [c for o in OPERATORS for c in operators.cases(o, states, ((40, 1, 32), (3, 4, 64)))]
+
+
 def representative(operator):
     """The call of an operator with the most tensors in it."""
     some = [case for case in LAYOUT_CASES if case.operator == operator]
@@ -83,6 +89,12 @@ class TestValues:
     @pytest.mark.parametrize("case", CASES, ids=case_id)
     def test_value(self, case, dtype):
         check(case, dtype)
+
+    @pytest.mark.parametrize("dtype", FLOATS + LOW, ids=name)
+    def test_packed(self, dtype):
+        for case in packed_cases():
+            with saying(case_id(case)):
+                check(case, dtype)
 
     @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=name)
     @pytest.mark.parametrize("case", LAYOUT_CASES, ids=case_id)
@@ -196,6 +208,7 @@ class TestPyTorch:
     def test_traced_in_one_graph(self, operator):
         case = representative(operator)
         overload = getattr(torch.ops.pyromancy, operator).default
+        torch.compiler.reset()
         compiled = torch.compile(lambda arguments: overload(**arguments), fullgraph=True, backend="aot_eager")
         arguments = on(DEVICE, case.arguments(torch.float32))
         with torch.no_grad():
