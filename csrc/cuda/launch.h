@@ -12,8 +12,12 @@
 namespace pyromancy::cuda {
 
 // Enough blocks to fill any device many times over. Grids are cut off here, so that their size
-// depends on shapes alone; kernels loop over what is left.
-inline constexpr int64_t kMaxBlocks = 1 << 16;
+// depends on shapes alone; kernels loop over what is left. The tests set it lower, to see them
+// loop.
+#ifndef PYROMANCY_MAX_BLOCKS
+#define PYROMANCY_MAX_BLOCKS (1 << 16)
+#endif
+inline constexpr int64_t kMaxBlocks = PYROMANCY_MAX_BLOCKS;
 
 inline int64_t blocks_for(int64_t items, int64_t items_per_block) {
   return std::min(kMaxBlocks, (items + items_per_block - 1) / items_per_block);

@@ -20,7 +20,7 @@ TORCH = Path(torch.__file__).parent
 CXX = os.environ.get("CXX", "c++")
 FLAGS = [
     "-O1", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPYROMANCY_MAX_BLOCKS=3", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}",
     f"-isystem{TORCH / 'include'}", f"-isystem{TORCH / 'include/torch/csrc/api/include'}",
 ]  # fmt: skip
 
