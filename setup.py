@@ -3,6 +3,8 @@
 Environment:
     PYROMANCY_NATIVE=0         no compiled module: a pure-Python wheel that runs on the eager reference
     PYROMANCY_CUDA=auto|0|1    CUDA kernels where nvcc and a CUDA build of torch are there | never | or else an error
+    PYROMANCY_CUDA_ARCHS       their architectures, "80;90;100+PTX" where nvcc knows all of these
+    CUDA_HOME                  the toolkit, where nvcc is not on the PATH or is not the one to use
     CXX, CXXFLAGS, MAX_JOBS    as usual
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,6 +30,10 @@ TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest torch that a whe
 COMMON = [
     "-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wextra",
 ]  # fmt: skip
+NVCC = [
+    "-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-math-errno,-ffp-contract=off,-Wall,-Wextra",
+]  # fmt: skip
+CUDA_ARCHS = "80;90;100+PTX"
 ISAS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -47,6 +54,12 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
+def find_nvcc() -> str | None:
+    """The compiler of CUDA_HOME, or else the one on the PATH."""
+    home = os.environ.get("CUDA_HOME")
+    return (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
+
+
 def wants_cuda() -> bool:
     """Decided by toolkit and torch, never by a visible GPU, so that a build in a container is the same build."""
     choice = os.environ.get("PYROMANCY_CUDA", "auto")
@@ -55,15 +68,43 @@ def wants_cuda() -> bool:
     if choice == "0":
         return False
     missing = None
-    if not (ROOT / "csrc" / "cuda").is_dir():
-        missing = "this version has no CUDA sources yet"
-    elif shutil.which("nvcc") is None:
-        missing = "nvcc is not on the PATH"
+    if find_nvcc() is None:
+        missing = "nvcc is neither on the PATH nor in CUDA_HOME"
     elif not list((torch_folder() / "lib").glob("libtorch_cuda.*")):
         missing = "the installed torch is a CPU build"
     if missing and choice == "1":
         sys.exit(f"pyromancy: PYROMANCY_CUDA=1, but {missing}.")
     return missing is None
+
+
+def ask_nvcc(*arguments: str) -> str:
+    """What nvcc prints."""
+    return subprocess.run([find_nvcc() or "nvcc", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def cuda_archs() -> list[str]:
+    """Architectures to compile for, as in "90" or "90+PTX": those asked for, or the usual ones that nvcc knows."""
+    known = set(re.findall(r"compute_(\w+)", ask_nvcc("--list-gpu-arch")))
+    asked = os.environ.get("PYROMANCY_CUDA_ARCHS")
+    if not asked:
+        archs = [a.removesuffix("+PTX") for a in CUDA_ARCHS.split(";") if a.removesuffix("+PTX") in known]
+        if not archs:
+            sys.exit(f"pyromancy: nvcc knows none of {CUDA_ARCHS}; set PYROMANCY_CUDA_ARCHS to what it knows.")
+        return [*archs[:-1], archs[-1] + "+PTX"]
+    archs = asked.replace(",", ";").replace(" ", ";").replace(".", "").split(";")
+    unknown = [a for a in archs if a.removesuffix("+PTX") not in known]
+    if unknown:
+        sys.exit(
+            f"pyromancy: PYROMANCY_CUDA_ARCHS names {', '.join(unknown)}, but nvcc knows {' '.join(sorted(known))}."
+        )
+    return archs
+
+
+def gencode(arch: str) -> str:
+    """The option for machine code and, with +PTX, for intermediate code that later devices translate."""
+    number = arch.removesuffix("+PTX")
+    code = f"[sm_{number},compute_{number}]" if arch.endswith("+PTX") else f"sm_{number}"
+    return f"-gencode=arch=compute_{number},code={code}"
 
 
 class NinjaBuild(build_ext):
@@ -98,20 +139,50 @@ class NinjaBuild(build_ext):
             "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
-            "rule link",
-            "  command = $cxx -shared $in -o $out $libs",
         ]
+        libs = [f"-L{torch}/lib", "-ltorch_cpu"]
+        about_cuda = []
+        if cuda:
+            archs = cuda_archs()
+            version = re.search(r"release ([\d.]+)", ask_nvcc("--version"))
+            about_cuda = [
+                f"-DPYROMANCY_CUDA_VERSION={version[1] if version else 'unknown'}",
+                f"-DPYROMANCY_CUDA_ARCHS={' '.join(archs)}",
+            ]
+            lines += [
+                f"nvcc = {find_nvcc()}",
+                f"nvcc_flags = {ninja_quote([*NVCC, *map(gencode, archs)])}",
+                "rule compile_cuda",
+                "  command = $nvcc $nvcc_flags -MMD -MF $out.d -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+                # The CUDA runtime goes in, and is nobody else's to see: the wheel needs none, and mixes with any.
+                # libtorch has libtorch_cuda behind it where torch is built with CUDA, and is there where it is not.
+                "rule link",
+                "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out $libs",
+            ]
+            libs += ["-Xlinker", "--push-state,--no-as-needed", "-ltorch", "-Xlinker", "--pop-state"]
+        else:
+            lines += ["rule link", "  command = $cxx -shared $in -o $out $libs"]
         objects = []
         for source in map(Path, ext.sources):
+            if source.parent.name == "cuda":  # whose files are named as the ones in cpu are
+                obj = folder / f"cuda.{source.name}.o"
+                rule = "compile_cuda" if source.suffix == ".cu" else "compile"
+                lines.append(f"build {ninja_path(obj)}: {rule} {ninja_path(ROOT / source)}")
+                objects.append(ninja_path(obj))
+                continue
             isas = (ISAS if x86 else ["baseline"]) if source.stem.endswith("_kernel") else [None]
             for isa in isas:
                 obj = folder / f"{source.stem}{'.' + isa if isa else ''}.o"
                 lines.append(f"build {ninja_path(obj)}: compile {ninja_path(ROOT / source)}")
                 if isa:
                     lines.append(f"  isa = {ninja_quote([f'-DPYROMANCY_ISA={isa}', *ISAS[isa]])}")
+                if source.stem == "module" and cuda:
+                    lines.append(f"  isa = {ninja_quote(about_cuda)}")
                 objects.append(ninja_path(obj))
         lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")
-        lines.append(f"  libs = {ninja_quote([f'-L{torch}/lib', '-ltorch_cpu'])}")
+        lines.append(f"  libs = {ninja_quote(libs)}")
         (folder / "build.ninja").write_text("\n".join(lines) + "\n")
 
         jobs = os.environ.get("MAX_JOBS")
@@ -128,11 +199,15 @@ def ninja_quote(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-wants_cuda()
 native = os.environ.get("PYROMANCY_NATIVE", "1") != "0"
-sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp"))
 if native:
     torch_folder()
+cuda = native and wants_cuda()
+sources = sorted(
+    str(p.relative_to(ROOT))
+    for p in (ROOT / "csrc").rglob("*.c*")
+    if p.suffix in (".cpp", ".cu") and (cuda or p.parent.name != "cuda")
+)
 setup(
     ext_modules=[Extension("pyromancy._C", sources)] if native else [],
     cmdclass={"build_ext": NinjaBuild},

@@ -104,6 +104,9 @@ class TestSchema:
                     strides = zip(real.shape, fake.stride(), real.stride(), strict=True)
                     assert real.numel() == 0 or all(a == b for size, a, b in strides if size > 1)
 
+    @pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor:UserWarning"
+    )  # opcheck's own, from torch 2.14 on
     @pytest.mark.parametrize("name", OPERATORS)
     def test_opcheck(self, name):
         arguments = FIRST[name].arguments(torch.float32)

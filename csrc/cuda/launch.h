@@ -1,0 +1,59 @@
+#pragma once
+
+// How the kernels are launched; for the sources that nvcc compiles.
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "device.h"
+
+namespace pyromancy::cuda {
+
+// Enough blocks to fill any device many times over. Grids are cut off here, so that their size
+// depends on shapes alone; kernels loop over what is left. The tests set it lower, to see them
+// loop.
+#ifndef PYROMANCY_MAX_BLOCKS
+#define PYROMANCY_MAX_BLOCKS (1 << 16)
+#endif
+inline constexpr int64_t kMaxBlocks = PYROMANCY_MAX_BLOCKS;
+
+inline int64_t blocks_for(int64_t items, int64_t items_per_block) {
+  return std::min(kMaxBlocks, (items + items_per_block - 1) / items_per_block);
+}
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
+
+// Nothing is launched for no blocks.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), int64_t blocks, void* stream,
+            std::type_identity_t<Parameters>... arguments) {
+  if (blocks == 0)
+    return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// f(element) with a zero of the element type.
+template <class F>
+void with_dtype(DType dtype, F f) {
+  switch (dtype) {
+  case DType::float32:
+    return f(float());
+  case DType::float64:
+    return f(double());
+  case DType::bfloat16:
+    return f(bfloat16());
+  case DType::float16:
+    return f(float16());
+  }
+}
+
+} // namespace pyromancy::cuda

@@ -1,0 +1,64 @@
+"""The CUDA kernels, compiled for the CPU as plain C++ with emulated threads: their arithmetic, indices and barriers.
+
+What only a device can show (that it launches, how fast it is) is in tests/gpu.
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import processes
+
+ROOT = Path(__file__).parents[2]
+EMULATION = Path(__file__).parent / "emulation"
+TORCH = Path(torch.__file__).parent
+CXX = os.environ.get("CXX", "c++")
+FLAGS = [
+    "-O1", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPYROMANCY_MAX_BLOCKS=3", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}",
+    f"-isystem{TORCH / 'include'}", f"-isystem{TORCH / 'include/torch/csrc/api/include'}",
+]  # fmt: skip
+
+if shutil.which(CXX) is None:
+    pytest.skip(f"no C++ compiler: {CXX} is not on the PATH", allow_module_level=True)
+if not (ROOT / "csrc" / "cuda").is_dir():
+    pytest.skip("this copy has no sources", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Kernels and host functions as one library that serves tensors of the CPU."""
+    folder = tmp_path_factory.mktemp("emulation")
+    cuda = ROOT / "csrc" / "cuda"
+
+    def compiled(source):
+        is_host = source.suffix == ".cpp"
+        target = folder / f"{source.name}.o"
+        extra = ["-include", "torch_on_cpu.h"] if is_host else []
+        run = subprocess.run(
+            [CXX, *FLAGS, *extra, "-x", "c++", "-c", source, "-o", target], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        return target
+
+    with ThreadPoolExecutor(2) as jobs:
+        objects = [*jobs.map(compiled, [*cuda.glob("*.cpp"), ROOT / "csrc/cpu/layout.cpp", *cuda.glob("*.cu")])]
+    library = folder / "emulated.so"
+    subprocess.run([CXX, "-shared", *objects, "-o", library, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
+    return library
+
+
+def test_agrees_with_float64_whichever_thread_goes_first(library):
+    script = Path(__file__).parent / "emulated.py"
+    running = [
+        processes.start(script, library, PYROMANCY_NATIVE="0", OMP_NUM_THREADS="1", **order)
+        for order in ({}, {"PYROMANCY_EMULATION_REVERSED": "1"})
+    ]
+    first, second = (processes.finish(process).splitlines() for process in running)
+    assert int(first[0]) > 1500
+    assert first == second
