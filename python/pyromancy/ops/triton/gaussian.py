@@ -16,7 +16,7 @@ from .launch import blocks, computed_in, launch, power_of_2, wide
 from .layout import Layout, merge, offset, shared_strides
 from .reduce import finish
 
-_TILE = 1024  # elements
+_TILE = 1024  # elements; half as many of float64, which takes two registers
 _CHUNK = 8192  # positions of a sample that one program sums
 _RANGES = 256  # of samples, at most, that have a sum of their own of the gradient for logvar
 
@@ -47,7 +47,8 @@ def energy_kernel(
             total += d * d
         else:
             s = tl.load(logvar + offset(index, sizes, logvar_strides), mask=index < size, other=0.0).to(ACC)
-            total += d * d * tl.exp(-s)[None, :] + s[None, :]
+            total += d * d * tl.exp(-s)[None, :]
+            total += s[None, :]  # by itself: in one sum the compiler of Triton 3.9.0 crashes for sm_90
     tl.store(out + row * chunks + program % chunks, FACTOR * tl.sum(total, 1), mask=row < rows)
 
 
@@ -112,10 +113,11 @@ def _layout(logvar: Tensor | None, *states: Tensor) -> Layout:
     return merge(node, *(t.stride()[1:] for t in states), shared_strides(logvar, node))
 
 
-def _tile(size: int) -> tuple[int, int]:
+def _tile(size: int, acc: tl.dtype) -> tuple[int, int]:
     """Samples and positions of a tile."""
-    width = power_of_2(size, _TILE)
-    return _TILE // width, width
+    elements = _TILE // 2 if acc == tl.float64 else _TILE
+    width = power_of_2(size, elements)
+    return elements // width, width
 
 
 def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
@@ -123,7 +125,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tenso
     _check_logvar(value, logvar)
     acc = computed_in("value", value)
     layout = _layout(logvar, value, pred)
-    rows, (tall, width) = value.shape[0], _tile(layout.size)
+    rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
     chunks = max(1, blocks(layout.size, _CHUNK))
     chunk = min(_CHUNK, blocks(layout.size, width) * width)
     energy = value.new_empty(rows)
@@ -143,15 +145,16 @@ def _residual(
     value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None, out: Tensor, negative: Tensor | None
 ) -> None:
     second = out if negative is None else negative
+    acc = computed_in("value", value)
     layout = _layout(logvar, value, pred, out, second)
     value_at, pred_at, out_at, second_at, logvar_at = layout.strides
-    rows, (tall, width) = value.shape[0], _tile(layout.size)
+    rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
     tiles = blocks(layout.size, width)
     launch(
         residual_kernel, blocks(rows, tall) * tiles, value, pred, logvar, weight, out, negative,
         rows, layout.size, tiles, value.stride(0), pred.stride(0), out.stride(0), second.stride(0),
         0 if weight is None else weight.stride(0), layout.sizes, value_at, pred_at, logvar_at, out_at, second_at,
-        computed_in("value", value), layout.index, tall, width,
+        acc, layout.index, tall, width,
     )  # fmt: skip
 
 
@@ -184,7 +187,7 @@ def gaussian_energy_backward_logvar(
     grad_value, grad_pred = torch.empty_like(value), torch.empty_like(pred)
     layout = _layout(logvar, value, pred, grad_value, grad_pred)
     value_at, pred_at, out_at, second_at, logvar_at = layout.strides
-    rows, (tall, width) = value.shape[0], _tile(layout.size)
+    rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
     tiles = blocks(layout.size, width)
     height = max(16, blocks(blocks(rows, _RANGES), tall) * tall)
     sums = value.new_empty((blocks(rows, height), layout.size), dtype=wide(value))

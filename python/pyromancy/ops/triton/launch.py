@@ -42,14 +42,14 @@ def power_of_2(n: int, at_most: int) -> int:
     return min(at_most, 1 << max(n - 1, 0).bit_length())
 
 
-def launch(kernel: Any, programs: int, *args: Any) -> None:
+def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     """Launch on the current stream; nothing for no programs.
 
     All kernels are small enough for Triton's default of 4 warps. Fused multiply-adds are asked for by name, because
     the default for them differs between versions of Triton.
     """
     if programs:
-        kernel[(programs,)](*args, enable_fp_fusion=True)
+        kernel[(programs,)](*args, enable_fp_fusion=True, **options)
 
 
 def guarded(launcher: Callable[..., Any]) -> Callable[..., Any]:

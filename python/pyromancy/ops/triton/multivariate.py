@@ -20,8 +20,9 @@ from .reduce import finish
 # Factors up to this size are solved with here, larger ones by the library (`torch.linalg.solve_triangular`), whose
 # products are faster and whose cost per call weighs less. Where the two cross is not measured yet.
 LARGEST = 256
-_ROWS, _COLUMNS = 32, 16  # of a tile that is solved for
-_OUTER, _DEPTH = 32, 32  # rows and columns of a tile of the factor's gradient, and samples added at a time
+_ROWS, _COLUMNS = 32, 16  # of a tile that is solved for; half the rows of float64, which takes two registers
+_OUTER, _DEPTH = 32, 16  # rows and columns of a tile of the factor's gradient, and samples added at a time
+_REGISTERS = 255  # as many as there are: left to itself, the assembler spills some for more threads at a time
 _SEGMENT = 512  # rows at least that have a sum of their own of the factor's gradient
 
 
@@ -172,12 +173,14 @@ def _solve(
 ) -> Tensor:
     """What `solve_kernel` computes, [B, P, n] in the type that it computes in."""
     batch, positions, n = value.shape
+    acc = computed_in("value", value)
+    tall = _ROWS // 2 if acc == tl.float64 else _ROWS
     work = value.new_empty(value.shape, dtype=wide(value))
     launch(
-        solve_kernel, blocks(batch * positions, _ROWS) if n else 0, value, pred, weight, factor, work, negative, norms,
+        solve_kernel, blocks(batch * positions, tall) if n else 0, value, pred, weight, factor, work, negative, norms,
         batch * positions, positions, n, (n - 1) // _COLUMNS * _COLUMNS, *value.stride(),
         *(value if pred is None else pred).stride(), 0 if weight is None else weight.stride(0), *factor.stride(),
-        forward, backward, computed_in("value", value), _ROWS, _COLUMNS,
+        forward, backward, acc, tall, _COLUMNS, maxnreg=_REGISTERS,
     )  # fmt: skip
     return work
 
@@ -226,7 +229,7 @@ def multivariate_energy_backward_factor(grad: Tensor, whitened: Tensor, grad_val
     sums = whitened.new_empty((blocks(batch * positions, height), n, n), dtype=wide(whitened))
     launch(
         outer_kernel, len(sums) * tiles * tiles, grad_value, whitened, sums, batch * positions, positions, n, tiles,
-        height, *grad_value.stride(), *whitened.stride(), acc, _OUTER, _DEPTH,
+        height, *grad_value.stride(), *whitened.stride(), acc, _OUTER, _DEPTH, maxnreg=_REGISTERS,
     )  # fmt: skip
     out = factor.new_empty((n, n))
     total_grad = torch.sum(grad, 0, dtype=wide(grad))
