@@ -24,6 +24,8 @@ from pyromancy.ops import triton as kernels
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ALIGNED = {"states": ((64, (512,)),), "matrices": ((64, 1, 64),)}  # wide loads
 ODD = {"states": ((3, (3, 5, 7)),), "matrices": ((3, 5, 7),)}  # nothing is known of strides
+ONES = {"states": ((1, (1,)),), "matrices": ((1, 1, 1),)}  # Triton makes a constant of every argument that is 1
+LONG = {"states": ((1, (9001,)),), "matrices": ((1, 1, 200),)}  # sums in two stages
 
 
 class Driver:
@@ -54,6 +56,8 @@ def calls():
             yield aligned[-1], dtype, contiguous
         yield odd[-1], torch.float32, (contiguous, transposed)
         yield odd[0], torch.float64, contiguous
+        for sizes in (ONES, LONG):
+            yield by_tensors(operators.cases(operator, **sizes))[-1], torch.float32, contiguous
 
 
 def compile_all():

@@ -121,9 +121,8 @@ def _serving(operator: str, device: str) -> Serving:
         kernels, reason = triton.load()
         if operator in SERVED_BY_TRITON and kernels:
             return Serving(operator, device, "triton", f"Triton {triton.version()}; {why_not[0]}")
-        why_not.append(
-            (reason or "Triton's are not registered") if operator in triton.OPERATORS else "no Triton kernel"
-        )
+        missing = "Triton's kernels are not registered" if operator in triton.OPERATORS else "no Triton kernel"
+        why_not.append(reason or missing)
     return Serving(operator, device, "reference", "; ".join(why_not))
 
 

@@ -22,7 +22,7 @@ from .reduce import finish
 LARGEST = 256
 _ROWS, _COLUMNS = 32, 16  # of a tile that is solved for; half the rows of float64, which takes two registers
 _OUTER, _DEPTH = 32, 16  # rows and columns of a tile of the factor's gradient, and samples added at a time
-_REGISTERS = 255  # as many as there are: left to itself, the assembler spills some for more threads at a time
+_REGISTERS = 168  # leave room for 3 programs; left to itself, the assembler spills some for room for more
 _SEGMENT = 512  # rows at least that have a sum of their own of the factor's gradient
 
 
