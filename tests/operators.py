@@ -1,6 +1,7 @@
 """Inputs for every operator, by name: what the operator tests run through."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,11 @@ NO_HALF_SOLVER = ("multivariate_energy", "multivariate_energy_backward", "multiv
 
 STATES = ((0, (5,)), (1, (1,)), (3, ()), (3, (63,)), (129, (129,)), (2, (3, 5, 7)), (3, (1, 63)), (5, (129, 3)))
 MATRICES = ((0, 1, 3), (1, 1, 1), (3, 1, 63), (129, 1, 3), (2, 5, 17), (3, 2, 129), (4, 0, 3))
+ODD_STATES = ((3, (5,)), (3, (3, 5, 7)))
+if os.environ.get("TRITON_INTERPRET") == "1":  # a program takes milliseconds there
+    ODD_STATES = ODD_STATES[1:]
+    STATES = ((0, (5,)), (1, (1,)), (3, ()), (3, (63,)), (2, (129,)), (2, (3, 5, 7)))
+    MATRICES = ((0, 1, 3), (1, 1, 1), (35, 1, 3), (1, 3, 33), (4, 0, 3))
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,6 @@ ELSEWHERE = {
     "chain_mstep": "test_chain.py",
 }  # arguments in lists: its own tests, in ops/
 CASES = [case for operator in OPERATORS for case in cases(operator)]
-ODD_STATES = ((3, (5,)), (3, (3, 5, 7)))
 LAYOUT_CASES = [
     case
     for o in OPERATORS

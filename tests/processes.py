@@ -24,10 +24,10 @@ def start(*arguments, path=(), **environment):
     )
 
 
-def finish(process, expect=0):
+def finish(process, expect=0, timeout=300):
     """Wait for it and return what it printed."""
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=timeout)
     finally:
         process.kill()
     assert process.returncode == expect, output

@@ -1,5 +1,6 @@
 """What serves an operator, and how to choose another."""
 
+import importlib.util
 import threading
 import types
 
@@ -9,11 +10,14 @@ import torch
 import processes
 from conftest import BACKENDS
 from pyromancy import backends, native, ops
-from pyromancy.ops import schema
+from pyromancy.ops import reference, schema, triton
+
+INTERPRETED = "triton" in BACKENDS
+has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 def serving(device="cpu"):
-    return {s.backend for s in backends.report() if s.device == device}
+    return {s.backend for s in backends.report() if s.device == device and s.operator in triton.OPERATORS}
 
 
 def formula(value, pred):
@@ -47,11 +51,6 @@ class TestAvailable:
         if torch.version.cuda is None:
             for name in backends.BACKENDS:
                 assert backends.available(name, "cuda") == (False, f"torch {torch.__version__} is built without CUDA")
-
-    def test_triton_says_why_not(self):
-        works, reason = backends.available("triton")
-        assert not works
-        assert "Triton" in reason or "CUDA" in reason
 
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="backend must be one of native, triton, reference, got 'cuda'"):
@@ -123,13 +122,28 @@ class TestUse:
     def test_what_cannot_run_raises_with_the_reason(self):
         before = serving()
         for name in backends.BACKENDS:
-            works, reason = backends.available(name)
-            if not works:
-                with pytest.raises(RuntimeError) as error, backends.use(name):
-                    pass
-                assert str(error.value) == f"backend {name!r} cannot run here: {reason}"
-        assert "triton" not in BACKENDS
+            if any(backends.available(name, device)[0] for device in ("cpu", "cuda")):
+                continue
+            _, reason = backends.available(name, "cuda" if name == "triton" else "cpu")
+            with pytest.raises(RuntimeError) as error, backends.use(name):
+                pass
+            assert str(error.value) == f"backend {name!r} cannot run here: {reason}"
         assert serving() == before
+
+    def test_a_choice_that_fails_half_way_leaves_the_one_before(self, monkeypatch):
+        value, pred = torch.randn(2, 3, 5)
+        monkeypatch.setattr(backends, "available", lambda name, device="cpu": (True, ""))
+        kernels = {"gaussian_energy": reference.KERNELS["estep_"], "gaussian_error": "no function"}
+        monkeypatch.setattr(triton, "load", lambda: (kernels, ""))
+        for outer in BACKENDS:
+            if outer == "triton":
+                continue
+            with backends.use(outer):
+                before = backends.report()
+                with pytest.raises(TypeError, match="callable"), backends.use("triton"):
+                    pass
+                assert backends.report() == before
+                torch.testing.assert_close(ops.gaussian_energy(value, pred, None), formula(value, pred))
 
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="backend must be one of native, triton, reference, got 'fast'"), \
@@ -181,3 +195,91 @@ class TestDescription:
     def test_of_the_choice(self):
         with backends.use("reference"):
             assert "chosen with pyromancy.backends.use" in backends.describe()
+
+
+CUDA_TORCH = """
+import sys, torch
+torch.version.cuda = "13.0"
+{before}
+import pyromancy
+from pyromancy import backends, ops
+from pyromancy.ops import triton
+"""
+
+
+class TestTriton:
+    """Mostly in processes in which torch says that it is built for CUDA: the kernels are registered without a GPU."""
+
+    def run(self, code, before="", **options):
+        return processes.python("-W", "error", "-c", CUDA_TORCH.format(before=before) + code, **options)
+
+    @has_triton
+    def test_takes_what_no_native_kernel_serves(self):
+        self.run("""
+assert "triton" not in sys.modules
+assert ops.SERVED_BY_TRITON == set(triton.OPERATORS)
+for s in backends.report():
+    if s.device == "cuda":
+        assert s.backend == ("reference" if s.operator == "infer_chain_" else "triton"), s
+        assert s.detail.startswith("Triton 3") or s.detail.endswith("no Triton kernel"), s
+assert backends.available("triton", "cuda") == (False, "torch sees no GPU")
+try:
+    with backends.use("triton"):
+        raise AssertionError
+except RuntimeError as error:
+    assert str(error) == "backend 'triton' cannot run here: torch sees no GPU"
+with backends.use("reference"):
+    assert {s.backend for s in backends.report()} == {"reference"}
+    assert not backends.available("native", "cuda")[0]
+assert {s.backend for s in backends.report() if s.device == "cuda"} == {"triton", "reference"}
+""")
+
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            ("raise RuntimeError('no driver library')", "Triton does not load: RuntimeError: no driver library"),
+            ("import no_such_module", "Triton does not load: No module named 'no_such_module'"),
+        ],
+        ids=["broken", "incomplete"],
+    )
+    def test_that_does_not_load_is_a_reason(self, tmp_path, body, reason):
+        (tmp_path / "triton").mkdir()
+        (tmp_path / "triton" / "__init__.py").write_text(body)
+        text = self.run("print(backends.available('triton', 'cuda')); print(backends.describe())", path=[tmp_path])
+        assert text.startswith(str((False, reason)))
+        assert text.count(f"; {reason}\n") == len(schema.SCHEMAS)
+
+    def test_that_is_not_there_is_a_reason(self):
+        text = self.run(
+            "assert not ops.SERVED_BY_TRITON\nprint(backends.available('triton', 'cuda'))",
+            before="sys.modules['triton'] = None",
+        )
+        assert text.strip() == str((False, "Triton is not installed"))
+
+    def test_says_so_when_the_reference_serves_for_it(self, monkeypatch):
+        monkeypatch.setattr(triton, "load", lambda: ({}, "Triton is broken"))
+        value, pred = torch.randn(2, 3, 5)
+        triton._warn.cache_clear()
+        with pytest.warns(RuntimeWarning, match="run on the reference on GPUs: Triton is broken"):
+            energy = triton._lazily("gaussian_energy")(value, pred, None)
+        torch.testing.assert_close(energy, formula(value, pred))
+        triton._lazily("gaussian_energy")(value, pred, None)  # once
+
+    def test_takes_its_kernel_once_it_is_loaded(self, monkeypatch):
+        monkeypatch.setattr(triton, "load", lambda: ({"gaussian_energy": lambda *args: args}, ""))
+        assert triton._lazily("gaussian_energy")(1, 2, None) == (1, 2, None)
+
+    @pytest.mark.skipif(INTERPRETED, reason="it does run on this CPU")
+    def test_on_the_cpu_needs_the_interpreter(self, monkeypatch):
+        works, reason = backends.available("triton")
+        assert not works
+        assert "TRITON_INTERPRET=1" in reason
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr(triton, "load", lambda: ({}, "Triton is broken"))
+        assert backends.available("triton") == (False, "Triton is broken")
+        monkeypatch.setattr(triton, "load", lambda: ({"gaussian_energy": None}, ""))
+        monkeypatch.setattr(triton, "interpreted", lambda: False)
+        assert backends.available("triton") == (False, "TRITON_INTERPRET=1 was set after Triton was loaded")
+
+    def test_importing_the_package_does_not_import_it(self):
+        processes.python("-c", "import sys, pyromancy; assert 'triton' not in sys.modules")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from . import native
-from .ops import reference, schema
+from .ops import SERVED_BY_TRITON, reference, schema, triton
 from .version import __version__
 
 __all__ = ["Serving", "available", "describe", "report", "use"]
@@ -24,7 +24,26 @@ __all__ = ["Serving", "available", "describe", "report", "use"]
 BACKENDS = ("native", "triton", "reference")
 _DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA"}
 _lock = threading.RLock()
-_forced: torch.library.Library | None = None  # the reference, registered over the native kernels
+# the operators and devices that have a compiled kernel: what the dispatcher knows before anything else is chosen
+_NATIVE = frozenset(
+    (operator, device)
+    for device, key in _DISPATCH_KEY.items()
+    for operator in schema.SCHEMAS
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{schema.NAMESPACE}::{operator}", key)
+    and not (device == "cuda" and operator in SERVED_BY_TRITON)
+)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A backend's kernels, registered over those that serve by default."""
+
+    backend: str
+    serves: frozenset[tuple[str, str]]  # operator, device
+    library: torch.library.Library
+
+
+_choice: _Choice | None = None  # None: nothing is registered over the default, which is native wherever there is that
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,8 @@ class Serving:
 def available(backend: str, device: str = "cpu") -> tuple[bool, str]:
     """Whether a backend can run on a device, and if not, why.
 
+    Asking for Triton on a GPU imports it.
+
     Args:
         backend: "native", "triton" or "reference".
         device: "cpu" or "cuda".
@@ -64,11 +85,24 @@ def available(backend: str, device: str = "cpu") -> tuple[bool, str]:
     if backend == "reference":
         return True, ""
     if backend == "triton":
-        return False, f"pyromancy {__version__} has no Triton kernels yet"
+        return _triton_available(device)
     if native.MODULE is None:
         return False, native.REASON
     if not _has_kernel("gaussian_energy", device):
         return False, f"pyromancy {__version__} has no native {_DISPATCH_KEY[device]} kernels"
+    return True, ""
+
+
+def _triton_available(device: str) -> tuple[bool, str]:
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return False, "Triton's kernels run on GPUs, and on the CPU only in its interpreter (TRITON_INTERPRET=1)"
+    kernels, reason = triton.load()
+    if not kernels:
+        return False, reason
+    if device == "cpu" and not triton.interpreted():
+        return False, "TRITON_INTERPRET=1 was set after Triton was loaded"
+    if device == "cuda" and not torch.cuda.is_available():
+        return False, "torch sees no GPU"
     return True, ""
 
 
@@ -78,15 +112,22 @@ def report() -> list[Serving]:
 
 
 def _serving(operator: str, device: str) -> Serving:
-    if _forced is not None:
-        return Serving(operator, device, "reference", "chosen with pyromancy.backends.use")
+    if _choice is not None and (operator, device) in _choice.serves:
+        return Serving(operator, device, _choice.backend, "chosen with pyromancy.backends.use")
     if _has_kernel(operator, device):
-        return Serving(operator, device, "native", _instruction_set() if device == "cpu" else "")
-    return Serving(operator, device, "reference", available("native", device)[1] or "no native kernel")
+        return Serving(operator, device, "native", _instruction_set() if device == "cpu" else "compiled for CUDA")
+    why_not = [available("native", device)[1] or "no native kernel"]
+    if device == "cuda" and torch.version.cuda is not None:
+        kernels, reason = triton.load()
+        if operator in SERVED_BY_TRITON and kernels:
+            return Serving(operator, device, "triton", f"Triton {triton.version()}; {why_not[0]}")
+        missing = "Triton's kernels are not registered" if operator in triton.OPERATORS else "no Triton kernel"
+        why_not.append(reason or missing)
+    return Serving(operator, device, "reference", "; ".join(why_not))
 
 
 def _has_kernel(operator: str, device: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{schema.NAMESPACE}::{operator}", _DISPATCH_KEY[device])
+    return (operator, device) in _NATIVE
 
 
 def _instruction_set() -> str:
@@ -101,40 +142,55 @@ def use(backend: str) -> Iterator[None]:
     """Serve every operator from one backend inside a ``with`` block.
 
     The choice is the process's: it goes to PyTorch's dispatcher, so that compiled graphs follow it too, and other
-    threads see it as well.
+    threads see it as well. It holds on the devices that the backend runs on. An operator that it has no kernel for, and
+    a device that it does not run on, are served as by default, and `report` says so.
 
     Args:
-        backend: "native" or "reference"; "triton" needs a GPU.
+        backend: "native", "triton" or "reference".
 
     Raises:
         ValueError: no such backend.
-        RuntimeError: it cannot run here; the message says why.
+        RuntimeError: it can run on no device here; the message says why.
     """
-    global _forced
-    works, reason = available(backend)
-    if not works:
+    _check_name("backend", backend, BACKENDS)
+    answers = {device: available(backend, device) for device in _DISPATCH_KEY}
+    devices = [device for device, (works, _) in answers.items() if works]
+    if not devices:
+        reason = answers["cuda" if backend == "triton" else "cpu"][1]
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
     with _lock:
-        before = _forced is not None
-        _force_reference(backend == "reference")
+        before = _choice
+        _publish(_register(backend, devices))
         try:
             yield
         finally:
-            _force_reference(before)
+            _publish(before and _register(before.backend, sorted({device for _, device in before.serves})))
 
 
-def _force_reference(on: bool) -> None:
-    global _forced
-    if on and _forced is None:
-        _forced = torch.library.Library(schema.NAMESPACE, "IMPL")
+def _register(backend: str, devices: list[str]) -> _Choice | None:
+    """Register a backend's kernels over whatever serves on these devices: all of them, or on an error none."""
+    if backend == "native":
+        return None
+    kernels = reference.KERNELS if backend == "reference" else triton.load()[0]
+    library = torch.library.Library(schema.NAMESPACE, "IMPL")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that kernels are overridden is what was asked for
-            for name, kernel in reference.KERNELS.items():
-                for key in _DISPATCH_KEY.values():
-                    _forced.impl(name, kernel, key, allow_override=True)
-    elif not on and _forced is not None:
-        _forced._destroy()
-        _forced = None
+            for name, kernel in kernels.items():
+                for device in devices:
+                    library.impl(name, kernel, _DISPATCH_KEY[device], allow_override=True)
+    except BaseException:
+        library._destroy()
+        raise
+    return _Choice(backend, frozenset((name, device) for name in kernels for device in devices), library)
+
+
+def _publish(choice: _Choice | None) -> None:
+    """Let a registered choice stand alone, by taking away the one before."""
+    global _choice
+    before, _choice = _choice, choice
+    if before is not None:
+        before.library._destroy()
 
 
 def describe() -> str:

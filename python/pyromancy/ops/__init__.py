@@ -1,11 +1,13 @@
-"""The ``torch.ops.pyromancy`` operators: schemas, the eager reference, gradients, and native kernels where built."""
+"""The ``torch.ops.pyromancy`` operators: schemas, the eager reference, gradients, and the kernels of this install."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import native  # adds the compiled kernels to the operators that `schema` defined
-from . import autograd, reference, schema
+from . import autograd, reference, schema, triton
+
+SERVED_BY_TRITON = triton.register()  # on GPUs: what the compiled kernels leave
 
 gaussian_energy = torch.ops.pyromancy.gaussian_energy.default
 gaussian_error = torch.ops.pyromancy.gaussian_error.default
@@ -18,6 +20,7 @@ infer_chain_ = torch.ops.pyromancy.infer_chain_.default
 estep_momentum_ = torch.ops.pyromancy.estep_momentum_.default
 
 __all__ = [
+    "SERVED_BY_TRITON",
     "autograd",
     "chain_mstep",
     "cholesky_factor",
@@ -31,4 +34,5 @@ __all__ = [
     "native",
     "reference",
     "schema",
+    "triton",
 ]

@@ -1,0 +1,66 @@
+"""What the launchers share: the device to launch on, the types to compute in, and the launch itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+VERSION: str = triton.__version__
+
+_COMPUTED_IN = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32,
+                torch.float16: tl.float32}  # fmt: skip
+
+
+def computed_in(name: str, t: Tensor) -> tl.dtype:
+    """The type that a tensor's elements are computed in."""
+    torch._check(
+        t.dtype in _COMPUTED_IN, lambda: f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}"
+    )
+    return _COMPUTED_IN[t.dtype]
+
+
+def wide(t: Tensor) -> torch.dtype:
+    """The same as a type of tensors."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def blocks(count: int, block: int) -> int:
+    """How many blocks cover a count."""
+    return -(-count // block)
+
+
+def power_of_2(n: int, at_most: int) -> int:
+    """The least power of 2 that covers n, up to a limit that is one itself."""
+    return min(at_most, 1 << max(n - 1, 0).bit_length())
+
+
+def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+    """Launch on the current stream; nothing for no programs.
+
+    All kernels are small enough for Triton's default of 4 warps. Fused multiply-adds are asked for by name, because
+    the default for them differs between versions of Triton.
+    """
+    if programs:
+        kernel[(programs,)](*args, enable_fp_fusion=True, **options)
+
+
+def guarded(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """The launcher with the device of its first argument, a tensor, as the current one."""
+
+    def kernel(*args: Any) -> Any:
+        device = args[0].device
+        for t in args:
+            if isinstance(t, Tensor) and t.device != device:
+                raise RuntimeError(f"tensors must be on one device, got {device} and {t.device}")
+        with torch.cuda.device_of(args[0]):
+            return launcher(*args)
+
+    return kernel

@@ -1,0 +1,101 @@
+"""Every Triton kernel, compiled as its launcher calls it, for a GPU that is not here. Run as a script.
+
+The argument is the compute capability: 80, 90 or 100. Prints a JSON object per binary: the kernel, the element type,
+registers per thread, and bytes per thread of local memory, which is where registers are spilled to.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+import operators
+from numerics import FLOATS, LOW, contiguous, name, transposed
+from pyromancy.ops import schema
+from pyromancy.ops import triton as kernels
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+ALIGNED = {"states": ((64, (512,)),), "matrices": ((64, 1, 64),)}  # wide loads
+ODD = {"states": ((3, (3, 5, 7)),), "matrices": ((3, 5, 7),)}  # nothing is known of strides
+ONES = {"states": ((1, (1,)),), "matrices": ((1, 1, 1),)}  # Triton makes a constant of every argument that is 1
+LONG = {"states": ((1, (9001,)),), "matrices": ((1, 1, 200),)}  # sums in two stages
+
+
+class Driver:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def by_tensors(cases):
+    """From the call with the fewest tensors to the one with the most, which gives every optional argument."""
+    return sorted(cases, key=lambda c: sum(isinstance(x, torch.Tensor) and x.dim() > 0 for x in c.inputs.values()))
+
+
+def calls():
+    for operator in kernels.OPERATORS:
+        aligned, odd = (by_tensors(operators.cases(operator, **sizes)) for sizes in (ALIGNED, ODD))
+        for dtype in FLOATS + LOW:
+            yield aligned[-1], dtype, contiguous
+        yield odd[-1], torch.float32, (contiguous, transposed)
+        yield odd[0], torch.float64, contiguous
+        for sizes in (ONES, LONG):
+            yield by_tensors(operators.cases(operator, **sizes))[-1], torch.float32, contiguous
+
+
+def compile_all():
+    """The binaries, each with the element type that it was compiled for first."""
+    compiled = {}
+    current = []
+    run = JITFunction.run
+
+    def warm_up(self, *args, grid, warmup, **options):
+        binary = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.setdefault(binary.hash, (self.__name__, *current, binary))
+
+    JITFunction.run = warm_up
+    launchers, reason = kernels.load()
+    assert launchers, reason
+    for case, dtype, layout in calls():
+        current[:] = [name(dtype)]
+        arguments = case.arguments(dtype, layout)
+        order = [a.name for a in getattr(torch.ops.pyromancy, case.operator).default._schema.arguments]
+        launchers[case.operator](*(arguments[key] for key in order))
+    return compiled.values()
+
+
+def usage(binary):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        text = subprocess.run([TOOL, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text.stdout).groups())
+    return {"registers": registers, "spilled": stack + local, "shared": binary.metadata.shared}
+
+
+def main():
+    assert set(kernels.OPERATORS) == set(schema.SCHEMAS) - {"infer_chain_"}
+    triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
+    for kernel, dtype, binary in compile_all():
+        print(json.dumps({"kernel": kernel, "dtype": dtype, **usage(binary)}))
+
+
+if __name__ == "__main__":
+    main()
