@@ -19,7 +19,7 @@ from ..schema import NAMESPACE, SCHEMAS, library
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPERATORS = tuple(name for name in SCHEMAS if name != "infer_chain_")
+OPERATORS = tuple(name for name in SCHEMAS if name not in ("infer_chain_", "chain_mstep"))
 
 
 @functools.cache
