@@ -121,15 +121,15 @@ def _bars(
     names = unique(row[name] for rows in groups.values() for row in rows)
     spare = iter(SPARE_COLOURS * len(names))
     colours = {n: COLOURS.get(n) or next(spare) for n in names}
-    thick = 0.8 / len(names)
-    for i, n in enumerate(names):
-        at, lengths = [], []
-        for g, rows in enumerate(groups.values()):
-            for row in rows:
-                if row[name] == n:
-                    at.append(g - 0.4 + (i + 0.5) * thick)
-                    lengths.append(row[figure])
-        drawn = axes.barh(at, lengths, height=0.92 * thick, color=colours[n], label=n)
+    places: dict[str, list[tuple[float, float]]] = {n: [] for n in names}  # from the top, and length
+    ticks, end = [], 0.0
+    for rows in groups.values():
+        for i, row in enumerate(sorted(rows, key=lambda row: names.index(row[name]))):
+            places[row[name]].append((end + i, row[figure]))
+        ticks.append(end + (len(rows) - 1) / 2)
+        end += len(rows) + 1  # a gap as wide as a bar
+    for n in names:
+        drawn = axes.barh(*zip(*places[n], strict=True), height=0.92, color=colours[n], label=n)
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
         axes.bar_label(drawn, fmt=short if log else "%.2f", padding=3, fontsize=7, bbox=background)
     if log:
@@ -138,8 +138,8 @@ def _bars(
         lengths = [row[figure] for rows in groups.values() for row in rows]
         axes.set_xlim(min(0.5, *lengths) / 2, max(2, *lengths) * 2.5)  # room for the figures
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--", zorder=0.5)
-    axes.set_yticks(range(len(groups)), groups, fontsize=9)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_yticks(ticks, groups, fontsize=9)
+    axes.set_ylim(end - 1, -1)
     axes.set_xlabel(axis, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, loc="lower right", framealpha=0.95)

@@ -110,7 +110,7 @@ def _general(rows: list[Row]) -> Table:
 
 
 def _incremental(rows: list[Row]) -> Table:
-    header = ["T E-steps and T M-steps", "E-steps in a row", "by turns", "more per E- and M-step", "of an E-step"]
+    header = ["T E-steps and T M-steps", "E-steps in a row", "by turns", "more by turns", "more, of the E-steps' time"]
     lines = [
         [
             f"{row['setting']}, {row['loop']}, T = {row['steps']}",

@@ -108,17 +108,13 @@ def test_incremental(setting: str, loop: str, benchmark: Any, record: Callable[.
         for _ in range(work.steps):
             learn()
 
-    def esteps() -> None:
-        problem.net.init_xy(problem.x, problem.y)
-        run(work.steps)
-
-    baselines = {"in a row": in_a_row, "e-steps": esteps}
+    baselines = {"in a row": in_a_row, "e-steps": lambda: run(work.steps)}
     for function in (alternating, *baselines.values()):
         function()
     timed = timing.alternate(benchmark, alternating, baselines, budget=2.0, rounds=(3, 100))
     if timed is None:
         return
-    of_all, of_esteps = (timed.ratios[name] for name in baselines)  # the baselines' shares of the time of alternating
+    in_row, steps_alone = (timed.ratios[name] for name in baselines)  # in units of the time of alternating
     record(
         kind="incremental",
         setting=setting,
@@ -126,6 +122,6 @@ def test_incremental(setting: str, loop: str, benchmark: Any, record: Callable[.
         steps=work.steps,
         seconds=timed.seconds,
         in_a_row_seconds=timed.baselines["in a row"],
-        overhead_of_step=1 / of_all - 1,
-        overhead_of_estep=(1 - of_all) / of_esteps,
+        overhead_of_step=1 / in_row - 1,
+        overhead_of_estep=(1 - in_row) / steps_alone,
     )

@@ -170,7 +170,7 @@ Measured in the run: copy rate 12.5 GB/s, matrix-product rate 180 GFLOP/s.
 
 ### Incremental inference learning, and what an M-step after every E-step adds
 
-| T E-steps and T M-steps | E-steps in a row | by turns | more per E- and M-step | of an E-step |
+| T E-steps and T M-steps | E-steps in a row | by turns | more by turns | more, of the E-steps' time |
 | --- | ---: | ---: | ---: | ---: |
 | small, InferenceLoop, T = 20 | 100 ms | 125 ms | 25% | 71.4% |
 """
