@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,13 +78,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("loop", LOOPS)
 
 
+@functools.lru_cache(maxsize=1)
+def expectation(work: Setting) -> Outcome:
+    return exact_incremental(work, sgd)
+
+
 def check(loop: str, work: Setting, dtype: torch.dtype, allowed: float) -> None:
     problem = make_problem(pyromancy, work, dtype)
     run, learn = LOOPS[loop](problem, sgd)
     for _ in range(work.steps):
         run(1)
         learn()
-    off = Outcome(problem.states, problem.m_params).deviation(exact_incremental(work, sgd))
+    off = Outcome(problem.states, problem.m_params).deviation(expectation(work))
     require(off, allowed, f"states or weights in {dtype} are")
 
 
