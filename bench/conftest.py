@@ -16,6 +16,7 @@ import pyromancy
 from pyromancy import backends
 
 from . import report, timing
+from .result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,4 +119,4 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     if rows:
         today = time.strftime("%Y-%m-%d")
         result = {"machine_info": {"bench": _machine(config)}, "datetime": today, "benchmarks": rows}
-        report.show([report.Result.parse(result)])
+        report.show([Result.parse(result)])

@@ -1,4 +1,4 @@
-"""The network of a setting, as a user writes it, and what one EM batch of it must come to."""
+"""The network of a setting, as a user writes it, with its data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import ModuleType
 
     from .settings import Setting
@@ -19,18 +20,19 @@ if TYPE_CHECKING:
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
-class ChainPCN(nn.Module):
-    """A chain of standard Gaussian nodes.
+class PCN(nn.Module):
+    """Standard Gaussian nodes in a row, each but the first predicted by an edge from the one below.
 
     Args:
         pyro: the package that provides the nodes.
-        setting: widths and activation.
+        shapes: of the nodes, input first.
+        edges: modules from one node's state to the prediction of the next.
     """
 
-    def __init__(self, pyro: ModuleType, setting: Setting) -> None:
+    def __init__(self, pyro: ModuleType, shapes: Iterable[tuple[int, ...]], edges: nn.ModuleList) -> None:
         super().__init__()
-        self.nodes = nn.ModuleList(pyro.nodes.StandardGaussianNode(n) for n in setting.sizes)
-        self.edges = make_edges(setting)
+        self.nodes = nn.ModuleList(pyro.nodes.StandardGaussianNode(*shape) for shape in shapes)
+        self.edges = edges
 
     @torch.no_grad()
     def init_xy(self, x: Tensor, y: Tensor) -> None:
@@ -51,14 +53,27 @@ class ChainPCN(nn.Module):
 
 @dataclass
 class Problem:
-    """A setting ready to run: network, parameters of both steps, data."""
+    """A network ready to run: parameters of both steps, clamped data, E-steps per batch and their rate."""
 
-    setting: Setting
-    net: ChainPCN
+    net: PCN
     e_params: list[nn.Parameter]
     m_params: list[nn.Parameter]
     x: Tensor
     y: Tensor
+    steps: int
+    rate: float
+
+    @staticmethod
+    def of(pyro: ModuleType, net: PCN, x: Tensor, y: Tensor, steps: int, rate: float) -> Problem:
+        """Initialise a network on its data and collect its parameters."""
+        net.init_xy(x, y)
+        e_params = list(pyro.get_estep_params(net, exclude=(net.nodes[0], net.nodes[-1])))
+        return Problem(net, e_params, list(pyro.get_mstep_params(net)), x, y, steps, rate)
+
+    @property
+    def states(self) -> list[Tensor]:
+        """The free states."""
+        return [node.value for node in self.net.nodes[1:-1]]
 
 
 def make_edges(setting: Setting) -> nn.ModuleList:
@@ -83,64 +98,6 @@ def make_data(setting: Setting) -> tuple[Tensor, Tensor]:
 
 
 def make_problem(pyro: ModuleType, setting: Setting, dtype: torch.dtype = torch.float32) -> Problem:
-    net = ChainPCN(pyro, setting).to(dtype)
+    net = PCN(pyro, [(n,) for n in setting.sizes], make_edges(setting)).to(dtype)
     x, y = (t.to(dtype) for t in make_data(setting))
-    net.init_xy(x, y)
-    e_params = list(pyro.get_estep_params(net, exclude=(net.nodes[0], net.nodes[-1])))
-    return Problem(setting, net, e_params, list(pyro.get_mstep_params(net)), x, y)
-
-
-@dataclass
-class Outcome:
-    """What a batch left behind: the free states, and the gradients that the M-step used."""
-
-    states: list[Tensor]
-    gradients: list[Tensor]
-
-    def deviation(self, exact: Outcome) -> float:
-        """Norm of the difference over norm, for all states together and all gradients together: the larger.
-
-        Together, because the first layers of a deep network receive next to no error in few steps: their gradients
-        are the rounding of ``z - mu``, far below those of the last layers.
-        """
-
-        def relative(got: list[Tensor], expected: list[Tensor]) -> float:
-            a, b = (torch.cat([t.detach().double().flatten() for t in tensors]) for tensors in (got, expected))
-            return ((a - b).norm() / b.norm()).item()
-
-        return max(relative(self.states, exact.states), relative(self.gradients, exact.gradients))
-
-
-def outcome(problem: Problem) -> Outcome:
-    return Outcome([node.value for node in problem.net.nodes[1:-1]], [p.grad for p in problem.m_params])
-
-
-def exact_outcome(setting: Setting) -> Outcome:
-    """`outcome` of the first batch, by hand-written gradients in float64.
-
-    With errors ``e_l = z_l - mu_l`` a state moves along ``e_l - f'(z_l) W_l^T e_(l+1)``; the weights of an edge
-    receive ``-e_(l+1) f(z_l)^T``, averaged over the batch.
-    """
-    f, slope = {
-        "relu": (F.relu, lambda z: (z > 0).double()),
-        "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
-        "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z)),
-    }[setting.activation]
-    x, y = (t.double() for t in make_data(setting))
-    weights = [edge[1].weight.detach().double() for edge in make_edges(setting)]  # biases start at 0
-    states = [x]
-    for weight in weights[:-1]:
-        states.append(f(states[-1]) @ weight.T)
-    states.append(y)
-
-    def errors() -> list[Tensor]:
-        return [above - f(below) @ w.T for (below, above), w in zip(pairwise(states), weights, strict=True)]
-
-    for _ in range(setting.steps):
-        e = errors()
-        for i in range(1, len(weights)):
-            states[i] = states[i] - setting.rate * (e[i - 1] - slope(states[i]) * (e[i] @ weights[i]))
-    gradients = []
-    for below, error in zip(states, errors(), strict=False):
-        gradients += [-error.T @ f(below) / setting.batch, -error.mean(0)]
-    return Outcome(states[1:-1], gradients)
+    return Problem.of(pyro, net, x, y, setting.steps, setting.rate)

@@ -1,8 +1,8 @@
-"""The EM batches that are timed: settings of the literature and its libraries, fully connected."""
+"""The EM batches of chains that are timed: settings of the literature and its libraries, and sweeps around one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 ADAM_RATE = 1e-3
@@ -42,6 +42,12 @@ class Setting:
         mstep = sum(others) + first + sum(others)
         return 2.0 * self.batch * (sweep + self.steps * estep + mstep)
 
+    @property
+    def estep_flops(self) -> float:
+        """The same for the E-steps alone: they need the clamped input's prediction too, once."""
+        first, *others = (a * b for a, b in pairwise(self.sizes))
+        return 2.0 * self.batch * (first + self.steps * 2 * sum(others))
+
 
 SETTINGS = {
     "pyromancy-tutorial": Setting((784, 256, 256, 10), 500, 32, "relu"),
@@ -54,3 +60,12 @@ SETTINGS = {
     "generative": Setting((10, 256, 256, 784), 500, 32, "relu"),
 }
 QUICK = ("small", "online")  # for --sizes small
+
+# How the time grows: one variable at a time, around a base that is a point of every sweep.
+BASE = Setting((784, 256, 256, 10), 128, 16, "tanh")
+SWEEPS = {
+    "width": {n: replace(BASE, sizes=(784, n, n, 10)) for n in (64, 128, 256, 512, 1024)},
+    "depth": {n: replace(BASE, sizes=(784, *[256] * n, 10)) for n in (1, 2, 4, 8, 16)},
+    "batch": {n: replace(BASE, batch=n) for n in (8, 32, 128, 512, 2048)},
+    "steps": {n: replace(BASE, steps=n) for n in (4, 16, 64, 256)},
+}

@@ -1,4 +1,4 @@
-"""One whole EM batch per setting, in milliseconds and in multiples of the ideal time."""
+"""One whole EM batch per setting, and its E-steps alone, in milliseconds and in multiples of the ideal time."""
 
 from __future__ import annotations
 
@@ -14,51 +14,14 @@ from pyromancy import backends
 
 from . import timing
 from .conftest import ORACLE, usable_backends
-from .network import Outcome, Problem, exact_outcome, make_data, make_edges, make_problem, outcome
+from .exact import EXACT, ROUNDING, Outcome, exact_outcome, outcome, relative, require
+from .loops import LOOPS, loop_of, plain
+from .network import Problem, make_data, make_edges, make_problem
 from .settings import ADAM_RATE, QUICK, SETTINGS, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-
-
-def plain(problem: Problem) -> Callable[[], None]:
-    """The documented loop, through autograd and PyTorch's optimizers."""
-    net, e_params, m_params = problem.net, problem.e_params, problem.m_params
-    e_opt = torch.optim.SGD(e_params, lr=problem.setting.rate)
-    m_opt = torch.optim.Adam(m_params, lr=ADAM_RATE)
-
-    def batch() -> None:
-        net.init_xy(problem.x, problem.y)
-        for _ in range(problem.setting.steps):
-            net.zero_grad()
-            net.energy().sum().backward(inputs=e_params)
-            e_opt.step()
-        net.zero_grad()
-        net.energy().mean().backward(inputs=m_params)
-        m_opt.step()
-
-    return batch
-
-
-def inference_loop(problem: Problem) -> Callable[[], None]:
-    """The same batch through `pyromancy.InferenceLoop`."""
-    net, e_params, m_params = problem.net, problem.e_params, problem.m_params
-    loop = pyromancy.InferenceLoop(net.energy, e_params, lr=problem.setting.rate)
-    m_opt = torch.optim.Adam(m_params, lr=ADAM_RATE)
-
-    def batch() -> None:
-        net.init_xy(problem.x, problem.y)
-        loop.run(problem.setting.steps)
-        m_opt.zero_grad()
-        loop.backward(m_params)
-        m_opt.step()
-
-    return batch
-
-
-# Loops over our nodes, by name: each makes of a problem the function that runs one batch.
-LOOPS: dict[str, Callable[[Problem], Callable[[], None]]] = {"plain": plain, "InferenceLoop": inference_loop}
 
 
 def backpropagation(setting: Setting) -> Callable[[], None]:
@@ -81,8 +44,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "contender" in metafunc.fixturenames:
         theirs = ["pyromancy-ai"] if metafunc.config.stash[ORACLE] else []
         metafunc.parametrize("contender", ["backprop", *theirs])
-    else:
+    if "loop" in metafunc.fixturenames:
         metafunc.parametrize("loop", LOOPS)
+    if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", usable_backends())
 
 
@@ -117,23 +81,54 @@ def test_em_batch(
     benchmark.group = f"EM batch: {setting}"
     work, make = SETTINGS[setting], LOOPS[loop]
     with backends.use(backend):
-        exact = deviation(make, pyromancy, work, torch.float64)
-        assert exact <= 1e-10, f"in float64 states or gradients are off by {exact:.2g}: not timed"
+        require(deviation(make, pyromancy, work, torch.float64), EXACT, "in float64 states or gradients are")
         rounding = deviation(make, pyromancy, work, torch.float32)
-        allowed = 1e-3
+        allowed = ROUNDING
         if oracle is not None:
             exact, theirs = (their_deviation(oracle, work, dtype) for dtype in (torch.float64, torch.float32))
-            assert exact <= 1e-10, f"pyromancy-ai is off by {exact:.2g} in float64, so it does other work: not timed"
+            require(exact, EXACT, "pyromancy-ai does other work: in float64 it is")
             # sums over the widest node may round in another order; theirs shows how rounding grows over the steps
             allowed = 8 * torch.finfo(torch.float32).eps * max(work.sizes) ** 0.5 + 2 * theirs
-        assert rounding <= allowed, f"states or gradients are off by {rounding:.2g}, allowed {allowed:.2g}: not timed"
+        require(rounding, allowed, "states or gradients are")
 
         run = make(make_problem(pyromancy, work))
         baselines = {} if oracle is None else {"pyromancy-ai": plain(make_problem(oracle, work))}
         for function in (run, *baselines.values()):
             function()
-        timed = timing.alternate(benchmark, run, baselines)
+        timed = timing.alternate(benchmark, run, baselines, budget=1.0)
     keep(record, setting, f"{loop}, {backend}", timed, ceilings)
+
+
+def test_esteps(
+    setting: str, backend: str, ceilings: timing.Ceilings, benchmark: Any, record: Callable[..., None]
+) -> None:
+    """`InferenceLoop.run` from the states that a forward sweep sets, without that sweep and without an M-step."""
+    benchmark.group = f"E-steps: {setting}"
+    work = SETTINGS[setting]
+    with backends.use(backend):
+        for dtype, allowed in ((torch.float64, EXACT), (torch.float32, ROUNDING)):
+            problem = make_problem(pyromancy, work, dtype)
+            loop = loop_of(problem)
+            loop.run(problem.steps)
+            require(relative(problem.states, expectation(work).states), allowed, f"states in {dtype} are")
+        timed = timing.alternate(
+            benchmark,
+            lambda: loop.run(problem.steps),
+            {},
+            budget=0.5,
+            prepare=lambda: problem.net.init_xy(problem.x, problem.y),
+        )
+    if timed is None:
+        return
+    ideal = work.estep_flops / ceilings.product
+    record(
+        kind="e-steps",
+        setting=setting,
+        loop=f"InferenceLoop, {backend}",
+        seconds=timed.seconds,
+        ideal_seconds=ideal,
+        multiple_of_ideal=timed.seconds / ideal,
+    )
 
 
 def test_baseline(
@@ -148,7 +143,7 @@ def test_baseline(
     work = SETTINGS[setting]
     run = backpropagation(work) if contender == "backprop" else plain(make_problem(oracle, work))
     run()
-    keep(record, setting, contender, timing.alternate(benchmark, run, {}, budget=1.0), ceilings)
+    keep(record, setting, contender, timing.alternate(benchmark, run, {}), ceilings)
 
 
 def keep(

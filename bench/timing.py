@@ -39,10 +39,12 @@ class Timing:
     Attributes:
         seconds: per call, median over rounds.
         ratios: for every baseline, its time over the function's, median over rounds: above 1 the function is faster.
+        baselines: seconds per call of every baseline, median over rounds.
     """
 
     seconds: float
     ratios: dict[str, float]
+    baselines: dict[str, float]
 
 
 def per_call(run: Callable[[], object], calls: int = 1) -> float:
@@ -71,8 +73,9 @@ def alternate(
     benchmark: Any,
     run: Callable[[], object],
     baselines: Mapping[str, Callable[[], object]],
-    budget: float = 1.5,
+    budget: float = 0.8,
     rounds: tuple[int, int] = (5, 100),
+    prepare: Callable[[], object] = lambda: None,
 ) -> Timing | None:
     """Time a function through pytest-benchmark, with one round of each baseline before each of its rounds.
 
@@ -82,6 +85,7 @@ def alternate(
         baselines: what to compare with.
         budget: seconds that all rounds together should take.
         rounds: the fewest and the most rounds; the fewest are taken whatever the budget says.
+        prepare: called before each round of the function, not timed.
 
     Returns:
         The timing; None where ``--benchmark-disable`` leaves nothing to time.
@@ -96,6 +100,7 @@ def alternate(
             benchmark.stats.iterations = calls  # it divides each round by this; a setup function bars the argument
         for name, baseline in baselines.items():
             times[name].append(per_call(baseline, plan[name][0]))
+        prepare()
 
     def round_of_calls() -> None:
         for _ in range(calls):
@@ -107,7 +112,7 @@ def alternate(
         return None
     own = benchmark.stats.stats.data
     ratios = {name: statistics.median(map(float.__truediv__, t, own)) for name, t in times.items()}
-    return Timing(statistics.median(own), ratios)
+    return Timing(statistics.median(own), ratios, {name: statistics.median(t) for name, t in times.items()})
 
 
 def _calls(run: Callable[[], object]) -> tuple[int, float]:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import networks
+from descent import CHAIN, WAYS, descent, mean_gradients
 from networks import KINDS, LEARNED
 from pyromancy import functional, get_mstep_params
 
@@ -50,20 +52,32 @@ class TestPosterior:
         torch.testing.assert_close(energy, least + 0.5 * (away @ curvature * away).sum(1), **TIGHT)
         torch.testing.assert_close(torch.autograd.grad(energy.sum(), z)[0], away @ curvature, **TIGHT)
 
+    @pytest.mark.parametrize("how", ["functional", *WAYS])
     @pytest.mark.parametrize("kind", KINDS)
-    def test_descent_ends_there(self, kind):
-        top, bottom, w, m, expected, curvature, _ = self.model(kind, kind)
+    def test_descent_ends_there(self, kind, how):
+        top, bottom, w, m, expected, curvature, least = self.model(kind, kind)
         eigenvalues = torch.linalg.eigvalsh(curvature)
         lr = 2 / (eigenvalues[0] + eigenvalues[-1]).item()
+        steps = int(-30 / (1 - lr * eigenvalues[0]).log())
         z = top.init(m)
-        with torch.no_grad():
-            for _ in range(int(-30 / (1 - lr * eigenvalues[0]).log())):
-                functional.estep_(z, top.error(m), bottom.error(z @ w.T) @ w, lr=lr)
+
+        def energy():
+            return top.energy(m) + bottom.energy(F.linear(top.value, w))
+
+        if how == "functional":
+            with torch.no_grad():
+                for _ in range(steps):
+                    functional.estep_(z, top.error(m), bottom.error(z @ w.T) @ w, lr=lr)
+        else:
+            descent(energy, [z], lr, how)(steps)
         torch.testing.assert_close(z.detach(), expected, **TIGHT)
+        torch.testing.assert_close(energy().detach(), least, **TIGHT)
 
 
 # node dimensions, and a batch of states
 SHAPES = [((5,), (40, 5)), ((2, 3), (40, 2, 3)), ((3, None), (12, 3, 4)), ((None, 3, None), (10, 2, 3, 4))]
+# chains have states of one dimension
+WAYS_OF_SHAPES = [(how, *of) for of in SHAPES for how in WAYS if how != CHAIN or len(of[0]) == 1]
 
 
 class TestLearnedCovariance:
@@ -82,19 +96,20 @@ class TestLearnedCovariance:
             second = second.diagonal().mean() * torch.eye(node.size, dtype=torch.float64)
         return node, pred, second
 
-    def gradients(self, node, pred):
-        parameters = [*get_mstep_params(node)]
-        assert parameters
-        return torch.autograd.grad(node.energy(pred).mean(), parameters)
+    def gradients(self, node, pred, how):
+        learned = [*get_mstep_params(node)]
+        assert learned
+        return mean_gradients(lambda: node.energy(pred), [node.value], learned, how)
 
-    @pytest.mark.parametrize(("dims", "shape"), SHAPES, ids=str)
+    @pytest.mark.parametrize(("how", "dims", "shape"), WAYS_OF_SHAPES, ids=str)
     @pytest.mark.parametrize("kind", LEARNED)
-    def test_gradient_vanishes_there_and_only_there(self, kind, dims, shape):
+    def test_gradient_vanishes_there_and_only_there(self, kind, how, dims, shape):
         node, pred, second = self.problem(kind, dims, shape)
-        assert max(g.abs().max() for g in self.gradients(node, pred)) > 0.1
+        gradients = self.gradients(node, pred, how)
+        assert max(g.abs().max() for g in gradients()) > 0.1
         node.covariance = second
         torch.testing.assert_close(node.covariance.detach(), second, **TIGHT)
-        assert max(g.abs().max() for g in self.gradients(node, pred)) < 1e-10
+        assert max(g.abs().max() for g in gradients()) < 1e-10
 
     @pytest.mark.parametrize(("dims", "shape"), SHAPES, ids=str)
     @pytest.mark.parametrize("kind", LEARNED)
@@ -109,17 +124,18 @@ class TestLearnedCovariance:
                     p.add_(0.05 * torch.randn_like(p))
                 assert node.energy(pred).mean().item() > least
 
+    @pytest.mark.parametrize(("how", "dims", "shape"), [w for w in WAYS_OF_SHAPES if w[1:] in SHAPES[::2]], ids=str)
     @pytest.mark.parametrize("kind", LEARNED)
-    def test_gradient_steps_end_there(self, kind):
-        node, pred, second = self.problem(kind, (3, None), (12, 3, 4))
-        optimizer = torch.optim.LBFGS([*get_mstep_params(node)], max_iter=300, tolerance_grad=1e-13,
-                                      tolerance_change=0.0, line_search_fn="strong_wolfe")  # fmt: skip
+    def test_gradient_steps_end_there(self, kind, how, dims, shape):
+        node, pred, second = self.problem(kind, dims, shape)
+        learned, gradients = [*get_mstep_params(node)], self.gradients(node, pred, how)
+        optimizer = torch.optim.LBFGS(learned, max_iter=300, tolerance_grad=1e-13, tolerance_change=0.0,
+                                      line_search_fn="strong_wolfe")  # fmt: skip
 
         def closure():
-            optimizer.zero_grad()
-            energy = node.energy(pred).mean()
-            energy.backward(inputs=[*get_mstep_params(node)])
-            return energy
+            for p, gradient in zip(learned, gradients(), strict=True):
+                p.grad = gradient
+            return node.energy(pred).mean()
 
         optimizer.step(closure)
         torch.testing.assert_close(node.covariance.detach(), second, rtol=1e-6, atol=1e-6)

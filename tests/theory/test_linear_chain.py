@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import networks
+from descent import WAYS, descent, inference_loop
 from pyromancy import functional, get_estep_params
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -72,23 +73,29 @@ def put(free, states):
             z.copy_(value)
 
 
-def autograd_step(pcn, free, lr):
-    gradients = torch.autograd.grad(pcn.energy().sum(), free)
-    put(free, [z - lr * g for z, g in zip(free, gradients, strict=True)])
+def functional_descent(pcn, free, lr):
+    """Steps from errors and feedback, without autograd."""
+
+    @torch.no_grad()
+    def run(steps):
+        for _ in range(steps):
+            above = [node.value for node in pcn.nodes[:-1]]
+            errors = [
+                node.error(pcn.predict(z, edge)) for node, edge, z in zip(pcn.nodes[1:], pcn.edges, above, strict=True)
+            ]
+            for z, error, below, edge in zip(free, errors[:-1], errors[1:], pcn.edges[1:], strict=True):
+                functional.estep_(z, error, below @ edge.weight, lr=lr)
+
+    return run
 
 
-def functional_step(pcn, free, lr):
-    """The same step from errors and feedback, without autograd."""
-    with torch.no_grad():
-        above = [node.value for node in pcn.nodes[:-1]]
-        errors = [
-            node.error(pcn.predict(z, edge)) for node, edge, z in zip(pcn.nodes[1:], pcn.edges, above, strict=True)
-        ]
-        for z, error, below, edge in zip(free, errors[:-1], errors[1:], pcn.edges[1:], strict=True):
-            functional.estep_(z, error, below @ edge.weight, lr=lr)
+def descend(pcn, free, lr, how):
+    """A function that runs E-steps, in each of the ways there are."""
+    return functional_descent(pcn, free, lr) if how == "functional" else descent(pcn.energy, free, lr, how)
 
 
-steps = pytest.mark.parametrize("step", [autograd_step, functional_step], ids=["autograd", "functional"])
+ways = pytest.mark.parametrize("how", ["functional", *WAYS])
+loops = pytest.mark.parametrize("how", WAYS[1:])
 
 
 @widths
@@ -101,29 +108,42 @@ def test_energy_at_equilibrium(widths):
 
 
 @widths
-@steps
-def test_descent_ends_at_equilibrium(widths, step):
+@ways
+def test_descent_ends_at_equilibrium(widths, how):
     pcn, x, y, free = chain(widths)
     eigenvalues = torch.linalg.eigvalsh(hessian(pcn))
     lr = 2 / (eigenvalues[0] + eigenvalues[-1]).item()
     rate = (1 - lr * eigenvalues).abs().max().item()
-    for _ in range(int(-30 / torch.tensor(rate).log())):
-        step(pcn, free, lr)
+    descend(pcn, free, lr, how)(int(-30 / torch.tensor(rate).log()))
     for z, expected in zip(free, equilibrium(pcn, x, y), strict=True):
         torch.testing.assert_close(z.detach(), expected, **TIGHT)
     torch.testing.assert_close(pcn.energy(), least_energy(pcn, x, y), **TIGHT)
 
 
 @widths
-@steps
+@loops
+def test_recorded_energies_end_at_the_least(widths, how):
+    pcn, x, y, free = chain(widths)
+    lr = 1 / torch.linalg.eigvalsh(hessian(pcn))[-1].item()
+    recorded = inference_loop(pcn.energy, free, lr, how).run(25, record=True).energies.sum(1)
+    assert recorded.shape == (25,)
+    assert (recorded.diff() <= 1e-12).all()
+    put(free, equilibrium(pcn, x, y))
+    recorded = inference_loop(pcn.energy, free, lr, how).run(1, record=True).energies.sum(1)
+    torch.testing.assert_close(recorded, least_energy(pcn, x, y).sum().reshape(1), **TIGHT)
+
+
+@widths
+@ways
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
-def test_descent_is_monotone_below_the_bound(widths, step, fraction):
+def test_descent_is_monotone_below_the_bound(widths, how, fraction):
     pcn, x, y, free = chain(widths)
     lr = fraction * 2 / torch.linalg.eigvalsh(hessian(pcn))[-1].item()
+    run = descend(pcn, free, lr, how)
     before = pcn.energy().detach()
     least = least_energy(pcn, x, y)
     for _ in range(25):
-        step(pcn, free, lr)
+        run(1)
         energy = pcn.energy().detach()
         assert (energy <= before + 1e-12).all()
         assert (energy >= least - 1e-12).all()
@@ -131,16 +151,17 @@ def test_descent_is_monotone_below_the_bound(widths, step, fraction):
 
 
 @widths
-@steps
-def test_descent_diverges_above_the_bound(widths, step):
+@ways
+def test_descent_diverges_above_the_bound(widths, how):
     pcn, x, y, free = chain(widths)
     values, vectors = torch.linalg.eigh(hessian(pcn))
     away = [1e-3 * part.expand(BATCH, -1) for part in vectors[:, -1].split([z.shape[1] for z in free])]
     put(free, [z + d for z, d in zip(equilibrium(pcn, x, y), away, strict=True)])
     lr = 1.02 * 2 / values[-1].item()
+    run = descend(pcn, free, lr, how)
     excess = (pcn.energy() - least_energy(pcn, x, y)).detach()
     for _ in range(20):
-        step(pcn, free, lr)
+        run(1)
         now = (pcn.energy() - least_energy(pcn, x, y)).detach()
         torch.testing.assert_close(now, 1.04**2 * excess, rtol=1e-5, atol=0.0)
         excess = now
@@ -158,8 +179,8 @@ def test_second_derivative_is_the_block_tridiagonal_matrix(widths):
     torch.testing.assert_close(torch.stack(rows), hessian(pcn), **TIGHT)
 
 
-@steps
-def test_by_hand(step):
+@ways
+def test_by_hand(how):
     # F(z) = 1/2 (z - 2)^2 + 1/2 (1 - 3 z)^2: least at z = 5 / 10, where it is 9/8 + 1/8
     pcn = networks.Chain(["StandardGaussianNode"] * 3, (1, 1, 1), activation=linear, bias=False)
     with torch.no_grad():
@@ -168,9 +189,8 @@ def test_by_hand(step):
     pcn.init(torch.ones(1, 1), torch.ones(1, 1))
     free = [pcn.nodes[1].value]
     assert pcn.energy().item() == 12.5
-    step(pcn, free, 0.1)  # 2 - 0.1 (0 - 3 (1 - 6)) is the minimum itself: the curvature is 10
+    descend(pcn, free, 0.1, how)(1)  # 2 - 0.1 (0 - 3 (1 - 6)) is the minimum itself: the curvature is 10
     assert free[0].item() == pytest.approx(0.5, abs=1e-10)
     assert pcn.energy().item() == pytest.approx(1.25, abs=1e-10)
-    for _ in range(3):
-        step(pcn, free, 0.05)
+    descend(pcn, free, 0.05, how)(3)
     assert free[0].item() == pytest.approx(0.5, abs=1e-10)

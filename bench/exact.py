@@ -1,0 +1,146 @@
+"""What the networks must come to, in float64 and without this package: nothing is timed that deviates from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .network import Problem, make_data, make_edges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .settings import Setting
+
+EXACT, ROUNDING = 1e-10, 1e-3  # how far results in float64 and in float32 may be off
+
+
+def relative(got: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """Norm of the difference over norm, all tensors taken together.
+
+    Together, because the first layers of a deep network receive next to no error in few steps: their gradients are
+    the rounding of ``z - mu``, far below those of the last layers.
+    """
+    a, b = (torch.cat([t.detach().double().flatten() for t in tensors]) for tensors in (got, expected))
+    return ((a - b).norm() / b.norm()).item()
+
+
+@dataclass
+class Outcome:
+    """What was left behind: the free states, and the gradients that the last M-step used or the weights it left."""
+
+    states: list[Tensor]
+    learned: list[Tensor]
+
+    def deviation(self, exact: Outcome) -> float:
+        """How far off the states are, or what was learned from them: the larger."""
+        return max(relative(self.states, exact.states), relative(self.learned, exact.learned))
+
+
+def require(off: float, allowed: float, what: str) -> None:
+    """Refuse to go on to the timing where results are further off than allowed; NaN is too far."""
+    assert off <= allowed, f"{what} off by {off:.2g}, allowed {allowed:.2g}: not timed"
+
+
+def outcome(problem: Problem) -> Outcome:
+    return Outcome(problem.states, [p.grad for p in problem.m_params])
+
+
+class ExactChain:
+    """A setting's network by hand-written gradients.
+
+    With errors ``e_l = z_l - mu_l`` a state moves along ``e_l - f'(z_l) W_l^T e_(l+1)``; the weights of an edge
+    receive ``-e_(l+1) f(z_l)^T``, averaged over the batch.
+
+    Attributes:
+        states: input and target included.
+        weights: of the edges.
+        biases: of the edges.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.rate = setting.rate
+        self.f, self.slope = {
+            "relu": (F.relu, lambda z: (z > 0).double()),
+            "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
+            "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z)),
+        }[setting.activation]
+        x, y = (t.double() for t in make_data(setting))
+        edges = make_edges(setting)
+        self.weights = [edge[1].weight.detach().double() for edge in edges]
+        self.biases = [edge[1].bias.detach().double() for edge in edges]
+        self.states = [x]
+        for i in range(len(edges) - 1):
+            self.states.append(self.predict(i))
+        self.states.append(y)
+
+    def predict(self, edge: int) -> Tensor:
+        """What an edge makes of the state below it."""
+        return self.f(self.states[edge]) @ self.weights[edge].T + self.biases[edge]
+
+    def errors(self) -> list[Tensor]:
+        """Of the nodes that have a prediction."""
+        return [above - self.predict(i) for i, above in enumerate(self.states[1:])]
+
+    def estep(self) -> None:
+        """Move the free states once, all from the same errors."""
+        e = self.errors()
+        for i in range(1, len(self.weights)):
+            feedback = self.slope(self.states[i]) * (e[i] @ self.weights[i])
+            self.states[i] = self.states[i] - self.rate * (e[i - 1] - feedback)
+
+    def gradients(self) -> list[Tensor]:
+        """For weight and bias of every edge in turn."""
+        found = []
+        for below, error in zip(self.states, self.errors(), strict=False):
+            found += [-error.T @ self.f(below) / len(error), -error.mean(0)]
+        return found
+
+
+def exact_outcome(setting: Setting) -> Outcome:
+    """`outcome` of the first batch."""
+    chain = ExactChain(setting)
+    for _ in range(setting.steps):
+        chain.estep()
+    return Outcome(chain.states[1:-1], chain.gradients())
+
+
+def exact_incremental(setting: Setting, optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]) -> Outcome:
+    """States and weights after an M-step of an optimizer of PyTorch's after every E-step."""
+    chain = ExactChain(setting)
+    learned = [p for pair in zip(chain.weights, chain.biases, strict=True) for p in pair]
+    opt = optimizer(learned)
+    for _ in range(setting.steps):
+        chain.estep()
+        for p, gradient in zip(learned, chain.gradients(), strict=True):
+            p.grad = gradient
+        opt.step()
+    return Outcome(chain.states[1:-1], learned)
+
+
+def exact_of_edges(edges: nn.ModuleList, x: Tensor, y: Tensor, steps: int, rate: float) -> Outcome:
+    """`outcome` of any edges, by autograd through the energy written out: half the squares of all errors."""
+    edges, x, y = edges.double(), x.double(), y.double()
+    states = [x]
+    with torch.no_grad():
+        for edge in edges[:-1]:
+            states.append(edge(states[-1]))
+    states.append(y)
+
+    def energy() -> Tensor:
+        links = zip(pairwise(states), edges, strict=True)
+        return sum(0.5 * (above - edge(below)).square().sum() for (below, above), edge in links)
+
+    for _ in range(steps):
+        free = [z.detach().requires_grad_() for z in states[1:-1]]
+        states[1:-1] = free
+        gradients = torch.autograd.grad(energy(), free)
+        states[1:-1] = [(z - rate * g).detach() for z, g in zip(free, gradients, strict=True)]
+    gradients = torch.autograd.grad(energy() / len(x), list(edges.parameters()))
+    return Outcome(states[1:-1], list(gradients))

@@ -1,0 +1,86 @@
+"""Networks that are no chain of Linear edges, so that the loop runs them as a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .network import PCN, Problem
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Shapes = list[tuple[int, ...]]
+
+
+class Residual(nn.Module):
+    """An edge that passes the state on and adds to it: ``mu = z + W f(z) + b``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Prediction of the next state."""
+        return z + self.linear(torch.tanh(z))
+
+
+def residual(width: int = 256, edges: int = 4) -> tuple[Shapes, nn.ModuleList]:
+    """Fully connected, with residual edges between the one from the input and the one to the labels."""
+    first, last = nn.Linear(784, width), nn.Sequential(nn.Tanh(), nn.Linear(width, 10))
+    return [(784,), *[(width,)] * (edges + 1), (10,)], nn.ModuleList(
+        [first, *(Residual(width) for _ in range(edges)), last]
+    )
+
+
+def vgg5(widths: tuple[int, ...] = (32, 64, 128, 128), size: int = 32) -> tuple[Shapes, nn.ModuleList]:
+    """Convolutions of 3 x 3, each followed by max-pooling into a node of half the size, and a Linear edge to labels."""
+    shapes: Shapes = [(3, size, size)]
+    edges = nn.ModuleList()
+    for channels in widths:
+        conv = nn.Conv2d(shapes[-1][0], channels, 3, padding=1)
+        edges.append(nn.Sequential(nn.Tanh(), conv, nn.MaxPool2d(2)))
+        size //= 2
+        shapes.append((channels, size, size))
+    edges.append(nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(widths[-1] * size**2, 10)))
+    return [*shapes, (10,)], edges
+
+
+@dataclass(frozen=True)
+class General:
+    """One EM batch of such a network.
+
+    Attributes:
+        make: shapes of the nodes and the edges between them, with random weights.
+        batch: samples.
+        steps: E-steps.
+        rate: of an E-step.
+    """
+
+    make: Callable[[], tuple[Shapes, nn.ModuleList]]
+    batch: int
+    steps: int
+    rate: float = 0.05
+
+    def parts(self) -> tuple[Shapes, nn.ModuleList, Tensor, Tensor]:
+        """Shapes, edges, input and one-hot target, the same at every call."""
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            shapes, edges = self.make()
+            x, labels = torch.rand(self.batch, *shapes[0]), torch.randint(shapes[-1][0], (self.batch,))
+        return shapes, edges, x, F.one_hot(labels, shapes[-1][0]).float()
+
+    def problem(self, pyro: ModuleType, dtype: torch.dtype = torch.float32) -> Problem:
+        """It with the nodes of a package, ready to run."""
+        shapes, edges, x, y = self.parts()
+        net = PCN(pyro, shapes, edges).to(dtype)
+        return Problem.of(pyro, net, x.to(dtype), y.to(dtype), self.steps, self.rate)
+
+
+GENERAL = {"VGG5, 3x32x32": General(vgg5, 128, 8), "residual, 4 x 256": General(residual, 128, 16)}

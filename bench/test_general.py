@@ -1,0 +1,59 @@
+"""An EM batch of networks that are no chain: the plain loop against `InferenceLoop`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import pyromancy
+
+from . import timing
+from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
+from .general import GENERAL, General
+from .loops import LOOPS, loop_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SMALL_BATCH = 8
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    small = metafunc.config.getoption("--sizes") == "small"
+    chosen = {name: replace(g, batch=SMALL_BATCH) if small else g for name, g in GENERAL.items()}
+    metafunc.parametrize(("name", "general"), chosen.items(), ids=[name.split(",")[0] for name in chosen])
+
+
+def test_general(name: str, general: General, benchmark: Any, record: Callable[..., None]) -> None:
+    benchmark.group = "no chains"
+    few = replace(general, batch=min(SMALL_BATCH, general.batch))  # in float64 a whole batch takes long
+    _, edges, x, y = few.parts()
+    exact = exact_of_edges(edges, x, y, few.steps, few.rate)
+    runs, ends = {}, {}
+    for loop, make in LOOPS.items():
+        for dtype, allowed in ((torch.float64, EXACT), (torch.float32, ROUNDING)):
+            problem = few.problem(pyromancy, dtype)
+            make(problem)()
+            require(outcome(problem).deviation(exact), allowed, f"{loop}: states or gradients in {dtype} are")
+        problem = general.problem(pyromancy)
+        runs[loop] = make(problem)
+        runs[loop]()
+        ends[loop] = outcome(problem)
+    require(ends["InferenceLoop"].deviation(ends["plain"]), ROUNDING, "the loops' states or gradients are")
+    executor = loop_of(problem).explain().splitlines()[0].removeprefix("executor: ")
+    timed = timing.alternate(benchmark, runs["InferenceLoop"], {"plain": runs["plain"]}, budget=3.0, rounds=(3, 100))
+    if timed is None:
+        return
+    record(
+        kind="general",
+        network=name,
+        batch=general.batch,
+        steps=general.steps,
+        executor=executor,
+        seconds=timed.seconds,
+        plain_seconds=timed.baselines["plain"],
+        over_plain=timed.ratios["plain"],
+    )
