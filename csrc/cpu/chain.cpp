@@ -188,10 +188,31 @@ public:
         args.edge[l].weight = pack(weights_[l], false);
   }
 
+  // A matrix as wide tiles read it, once `pack_panels` has run.
+  const void* pack_wide(const void* matrix, int64_t rows, int64_t depth, int64_t row,
+                        int64_t column) {
+    constexpr TileKind wide = TileKind::wide2;
+    const int64_t size = states_.front().element_size();
+    const char* const from = static_cast<const char*>(matrix);
+    char* const to = static_cast<char*>(scratch(kernels.packed_size(wide, rows, depth)));
+    for (int64_t i = 0; i < rows; i += kernels.panel_rows)
+      packing_.push_back({from + i * row * size, std::min(kernels.panel_rows, rows - i), depth, row,
+                          column, to + kernels.packed_size(wide, i, depth) * size});
+    return to;
+  }
+
+  void pack_panels() {
+    share_out(static_cast<int64_t>(packing_.size()), 0, [&](void*, int64_t i) {
+      const Packing& p = packing_[i];
+      kernels.pack(TileKind::wide2, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.to);
+    });
+    packing_.clear();
+  }
+
   // Every tile runs on one thread. A sample's result depends neither on the kind of its tile nor
   // on the samples beside it.
   template <class F>
-  void for_each_tile(F f) const {
+  void for_each_tile(F f) {
     pack_panels();
     const int64_t samples = kernels.samples[static_cast<int>(kind)];
     share_out(ceil_div(args.batch, samples), kernels.workspace_size(args, kind),
@@ -269,22 +290,10 @@ private:
   PackedMatrix pack(const Tensor& matrix, bool transposed) {
     const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
     const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
-    char* const to = static_cast<char*>(scratch(kernels.packed_size(kind, rows, depth)));
-    const char* const from = static_cast<const char*>(matrix.data_ptr());
     if (kind == TileKind::thin1 || kind == TileKind::thin4)
-      return kernels.pack(kind, from, rows, depth, row, column, to);
-    const int64_t size = matrix.element_size();
-    for (int64_t i = 0; i < rows; i += kernels.panel_rows)
-      packing_.push_back({from + i * row * size, std::min(kernels.panel_rows, rows - i), depth, row,
-                          column, to + kernels.packed_size(kind, i, depth) * size});
-    return {to, 0};
-  }
-
-  void pack_panels() const {
-    share_out(static_cast<int64_t>(packing_.size()), 0, [&](void*, int64_t i) {
-      const Packing& p = packing_[i];
-      kernels.pack(kind, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.to);
-    });
+      return kernels.pack(kind, matrix.data_ptr(), rows, depth, row, column,
+                          scratch(kernels.packed_size(kind, rows, depth)));
+    return {pack_wide(matrix.data_ptr(), rows, depth, row, column), 0};
   }
 
   struct Packing {
@@ -441,11 +450,12 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
                        double scale) {
     const int64_t sizes[] = {m, n};
     const Tensor& out = results.emplace_back(allocate(Sizes(sizes, n < 0 ? 1 : 2), states.front()));
-    if (n >= 0)
+    if (n >= 0) {
+      a = chain.pack_wide(a, m, args.batch, 1, m);
       for (int64_t j = 0; j < n; j += kernels.columns)
         tasks.push_back(
             {a, b, f, m, n, scale, j, std::min(n, j + kernels.columns), out.data_ptr()});
-    else
+    } else
       tasks.push_back({a, b, f, m, n, scale, 0, m, out.data_ptr()});
   };
   for (int64_t l = 0; l + 1 < args.nodes; ++l)
@@ -461,6 +471,7 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
       else
         add(node.square, nullptr, {}, node.n, -1, mean);
     }
+  chain.pack_panels();
   const int64_t bytes = kernels.panel * states.front().element_size();
   share_out(static_cast<int64_t>(tasks.size()), bytes, [&](void* panel, int64_t task) {
     const Task& t = tasks[task];

@@ -645,31 +645,20 @@ void errors(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile)
 
 constexpr int64_t kDepth = 256; // samples of a panel, which stays in the first-level cache
 
-// Adds rows i to i + R of scale a^T b to `out`, for a panel of b's columns.
+// (Adds) rows i to i + rows of scale a^T b to `out`: a [batch, R] and the panel of b's columns
+// [batch, 2 vectors], both contiguous.
 template <class C, int R>
-void outer_rows(const C* a, const C* panel, int64_t batch, int64_t m, int64_t i, C scale, C* out,
-                int64_t n, int64_t columns, bool add) {
+void outer_rows(const C* a, const C* panel, int64_t batch, int64_t rows, C scale, C* out, int64_t n,
+                int64_t columns, bool add) {
   constexpr int w = kLanes<C>;
-  Vec<C> c[R][2] = {};
-  for (int64_t k = 0; k < batch; ++k) {
-    const Vec<C> low = load(panel + k * 2 * w), high = load(panel + (k * 2 + 1) * w);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      const Vec<C> each = splat<C>(a[k * m + i + r]);
-      c[r][0] = fma(each, low, c[r][0]);
-      c[r][1] = fma(each, high, c[r][1]);
-    }
-  }
-  Vec<C> sums[R][2];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
-    sums[r][0] = c[r][0], sums[r][1] = c[r][1];
-  for (int r = 0; r < R; ++r)
+  Vec<C> sums[R * 2];
+  Wide<C, 2>::template panel<R>(a, batch, panel, sums);
+  for (int r = 0; r < smaller(R, rows); ++r)
     for (int v = 0; v < 2 && v * w < columns; ++v) {
-      C* const to = out + (i + r) * n + v * w;
+      C* const to = out + r * n + v * w;
+      const Vec<C> sum = sums[r * 2 + v];
       const auto finish = [&](auto extent) {
-        store(to, add ? fma(splat(scale), sums[r][v], load(to, extent)) : scale * sums[r][v],
-              extent);
+        store(to, add ? fma(splat(scale), sum, load(to, extent)) : scale * sum, extent);
       };
       if (columns - v * w >= w)
         finish(Whole{});
@@ -686,20 +675,22 @@ void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t 
   C* const packed = static_cast<C*>(panel);
   for (int64_t j = begin; j < end; j += 2 * w) {
     const int64_t columns = smaller(2 * w, end - j);
-    C* const to = static_cast<C*>(out) + j;
     for (int64_t k = 0; k < batch || k == 0; k += kDepth) {
       const int64_t depth = smaller(kDepth, batch - k);
-      const C* const rows = static_cast<const C*>(a) + k * m;
       pack_rows<C>({static_cast<const C*>(b) + k * n + j, 1, n}, 0, columns, 2 * w, depth, packed,
                    2 * w);
       activate_all<C>(f, packed, packed, 2 * depth);
-      int64_t i = 0;
-      for (; i + kRows <= m; i += kRows)
-        outer_rows<C, kRows>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
-      for (; i + kStep <= m; i += kStep)
-        outer_rows<C, kStep>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
-      for (; i < m; ++i)
-        outer_rows<C, 1>(rows, packed, depth, m, i, s, to, n, columns, k > 0);
+      for (int64_t i = 0; i < m; i += kRows) {
+        const int64_t height = smaller(kRows, round_up(m - i, kStep));
+        const C* const rows = static_cast<const C*>(a) + i * batch + k * height;
+        C* const to = static_cast<C*>(out) + i * n + j;
+        if (height == kRows)
+          outer_rows<C, kRows>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+        else if (height == 2 * kStep)
+          outer_rows<C, 2 * kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+        else
+          outer_rows<C, kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+      }
     }
   }
 }

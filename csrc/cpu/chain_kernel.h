@@ -97,8 +97,8 @@ struct ChainKernels {
   void (*errors)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory
-  // out[m, n] = scale a^T f(b) for columns [begin, end) of b; a [batch, m], b [batch, n]
-  // contiguous.
+  // out[m, n] = scale a^T f(b) for columns [begin, end) of b [batch, n], contiguous; a^T [m, batch]
+  // packed for wide tiles.
   void (*outer)(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
                 double scale, int64_t begin, int64_t end, void* panel, void* out);
   // out[n] = scale * the sum of the rows of a [batch, n]
