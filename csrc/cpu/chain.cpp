@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <deque>
 #include <vector>
 
@@ -149,7 +150,9 @@ public:
       parts[i] = kernels.stamp(pieces[i].bytes, pieces[i].count, static_cast<uint64_t>(i));
     });
     for (size_t e = 0; e < edges.size(); ++e) {
-      std::vector<uint64_t> own{static_cast<uint64_t>(args.edge[edges[e]].before.kind)};
+      const Nonlinearity before = args.edge[edges[e]].before;
+      std::vector<uint64_t> own{static_cast<uint64_t>(before.kind), 0};
+      std::memcpy(&own[1], &before.parameter, sizeof own[1]);
       for (size_t i = 0; i < pieces.size(); ++i)
         if (pieces[i].edge == e)
           own.push_back(parts[i]);

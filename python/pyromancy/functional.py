@@ -13,7 +13,6 @@ through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. Tens
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +34,10 @@ __all__ = [
 ]
 
 _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-# With so few elements Python costs more than arithmetic, and a unit-variance energy is two of PyTorch's own operators,
-# whose backward passes run without it: Huber's loss with its bend at infinity is 1/2 (value - pred)^2.
+# With so few elements Python costs more than arithmetic: a unit-variance energy is three of PyTorch's own operators,
+# whose backward passes run without it.
 _SMALL = 1 << 14
-_half_square: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
+_square: Any = torch._C._nn.mse_loss  # type: ignore[attr-defined, unused-ignore]
 _transforming = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
 _GaussianError = super(Function, autograd.GaussianError).apply
@@ -52,7 +51,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
 
     Computes ``1/2 sum_i [ (value_i - pred_i)^2 / exp(logvar_i) + logvar_i ]`` over all node positions i; a
     log-variance that several positions share counts at each of them. A small float32 or float64 state of unit variance
-    on the CPU is served by two of PyTorch's operators, which no choice of a backend changes.
+    on the CPU is served by three of PyTorch's operators, which no choice of a backend changes.
 
     Args:
         value: states, ``[B, *node]``.
@@ -70,7 +69,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
     compiling = torch.compiler.is_compiling()
     if logvar is None and not compiling and _is_small(value, pred):
-        return _half_square(value, pred, 0, math.inf).sum(1)
+        return 0.5 * _square(value, pred, 0).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
     if compiling:
         return ops.gaussian_energy(value, pred, logvar)

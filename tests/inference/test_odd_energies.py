@@ -161,3 +161,160 @@ def test_a_frozen_state_is_refused():
     net.hidden.value.requires_grad_(False)
     with pytest.raises(ValueError, match=r"params must require gradients, got one of shape \(6, 5\)"):
         pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.05)
+
+
+def free(*shape, dtype=torch.float64):
+    return nn.Parameter(torch.randn(*shape, dtype=dtype))
+
+
+def assert_as_autograd(energy, states, learned=(), steps=3, **options):
+    """The loop's states and gradients are those of autograd and SGD; returns what the loop explains."""
+    before = [z.detach().clone() for z in states]
+    loop = pyro.InferenceLoop(energy, states, lr=0.1, **options)
+    loop.run(steps)
+    loop.backward(learned)
+    found = [z.detach().clone() for z in states] + [p.grad for p in learned]
+    with torch.no_grad():
+        for z, start in zip(states, before, strict=True):
+            z.copy_(start)
+    sgd = torch.optim.SGD(states, lr=0.1, **options)
+    for _ in range(steps):
+        sgd.zero_grad()
+        energy().sum().backward(inputs=states)
+        sgd.step()
+    for p in learned:
+        p.grad = None
+    if any(p.requires_grad for p in learned):
+        energy().mean().backward(inputs=[p for p in learned if p.requires_grad])
+    expected = [z.detach() for z in states] + [p.grad for p in learned]
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    return loop.explain()
+
+
+gaussian_energy = pyro.functional.gaussian_energy
+
+
+def test_a_prediction_used_twice_counts_twice_in_the_gradients():
+    x, edge, z, other = torch.randn(5, 3).double(), nn.Linear(3, 4).double(), free(5, 4), free(5, 4)
+
+    def energy():
+        mu = edge(x)
+        return gaussian_energy(z, mu) + gaussian_energy(other, mu)
+
+    assert "used outside" in assert_as_autograd(energy, [z, other], list(edge.parameters()))
+
+
+def test_a_factor_that_also_predicts():
+    logdiag, offtril = free(4), free(4, 4)
+    z, noise = free(5, 4), torch.randn(5, 4).double()
+
+    def energy():
+        factor = pyro.functional.cholesky_factor(logdiag, offtril)
+        return pyro.functional.multivariate_energy(z, noise @ factor.T, factor)
+
+    with torch.no_grad():
+        logdiag.mul_(0.1)
+    assert_as_autograd(lambda: 0.1 * energy(), [z], [logdiag, offtril])
+
+
+@pytest.mark.parametrize("executor", ["chain", "graph", "autograd"])
+def test_no_steps_begin_no_velocity(executor):
+    z, mu = free(5, 4), torch.randn(5, 4).double()
+    start = z.detach().clone()
+    options = {"momentum": 0.9, "dampening": 0.5}
+    loop = pyro.InferenceLoop(lambda: gaussian_energy(z, mu), [z], lr=0.1, executor=executor, **options)
+    assert loop.run(0, record=True).energies.shape == (0, 1)
+    loop.run(3)
+    found = z.detach().clone()
+    z.data.copy_(start)
+    sgd = torch.optim.SGD([z], lr=0.1, **options)
+    for _ in range(3):
+        sgd.zero_grad()
+        gaussian_energy(z, mu).sum().backward()
+        sgd.step()
+    torch.testing.assert_close(found, z.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_dtypes_that_differ_are_no_chain():
+    z, mu, logvar = free(5, 4), torch.randn(5, 4).double(), torch.randn(4)
+    assert "mixes torch.float32 and torch.float64" in assert_as_autograd(lambda: gaussian_energy(z, mu, logvar), [z])
+
+
+def test_a_state_of_any_layout_has_momentum():
+    z, mu = nn.Parameter(torch.randn(4, 5).double().T), torch.randn(5, 4).double()
+    assert_as_autograd(lambda: gaussian_energy(z, mu), [z], momentum=0.9)
+
+
+def test_other_strides_are_noticed():
+    z, weight, target = free(5, 4), free(6, 4), torch.randn(5, 24).double()
+
+    def energy():
+        return 0.1 * (z.repeat(1, 6) * weight.reshape(24) - target).square().sum(1)
+
+    loop = pyro.InferenceLoop(energy, [z], lr=0.01)
+    loop.run(2)
+    weight.data = torch.randn(4, 6).double().T
+    start = z.detach().clone()
+    loop.run(1)
+    expected = start.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        0.1 * (expected.repeat(1, 6) * weight.reshape(24) - target).square().sum(), [expected]
+    )
+    torch.testing.assert_close(z.detach(), start - 0.01 * gradient)
+
+
+def test_what_is_frozen_is_passed_over_by_autograd_too():
+    edge, x, z = nn.Linear(3, 4).double(), torch.randn(5, 3).double(), free(5, 4)
+    edge.weight.requires_grad_(False)
+    energy = lambda: gaussian_energy(z, torch.sin(edge(x))) + 0.1 * z.pow(4).sum(1)  # noqa: E731
+    assert_as_autograd(energy, [z], list(edge.parameters()))
+    edge.bias.requires_grad_(False)
+    assert_as_autograd(energy, [z], [edge.weight])
+
+
+def test_random_numbers_from_within_are_left_to_autograd():
+    z, queries = free(5, 3, 4), torch.randn(5, 3, 4).double()
+
+    def energy():
+        mixed = F.scaled_dot_product_attention(queries, queries, z, dropout_p=0.5)
+        return (mixed - queries).square().sum((1, 2))
+
+    loop = pyro.InferenceLoop(energy, [z], lr=0.01)
+    loop.run(2)
+    assert "random" in loop.explain()
+
+
+def test_a_fused_gradient_lets_a_node_forget_its_factor():
+    node, edge, x = (
+        pyro.nodes.MultivariateGaussianNode(3).double(),
+        nn.Linear(2, 3).double(),
+        torch.randn(4, 2).double(),
+    )
+    node.init(torch.randn(4, 3))
+    loop = pyro.InferenceLoop(lambda: node.energy(edge(x)), [node.value], lr=0.1)
+    loop.run(2)
+    learned = [node.covar_cf_logdiag, node.covar_cf_offtril]
+    loop.backward(learned)
+    assert "autograd's" not in loop.explain()
+    for p in learned:
+        p.data.sub_(0.5 * p.grad)
+    factor = pyro.functional.cholesky_factor(*learned)
+    expected = pyro.functional.multivariate_energy(node.value, edge(x), factor)
+    torch.testing.assert_close(loop.energy(), expected.detach())
+
+
+def test_the_mean_over_no_samples():
+    z = free(0, 4)
+    pyro.InferenceLoop(lambda: gaussian_energy(z, torch.zeros(0, 4).double()), [z], lr=0.1, reduction="mean").run(2)
+    assert z.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_infinite_state_has_infinite_energy_at_any_size(dtype):
+    for width in (4, 20000):
+        z = torch.zeros(1, width, dtype=dtype)
+        z[0, 0] = float("inf")
+        assert gaussian_energy(z, torch.zeros_like(z)).item() == float("inf")

@@ -111,8 +111,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     states = [program.leaves[i] for i in program.free]
     if torch.is_autocast_enabled(states[0].device.type) or any(map(has_hooks, states)):
         raise _Changed("autocast, or a hook on a state")
-    for leaf, (shape, dtype, device) in zip(program.leaves, program.forms, strict=True):
-        if leaf.shape != shape or leaf.dtype != dtype or leaf.device != device:
+    for leaf, (shape, dtype, device, stride) in zip(program.leaves, program.forms, strict=True):
+        if leaf.shape != shape or leaf.dtype != dtype or leaf.device != device or leaf.stride() != stride:
             raise _Changed(f"a tensor of shape {tuple(shape)} now is {tuple(leaf.shape)} {leaf.dtype}")
     checker = _Checker(program)
     try:

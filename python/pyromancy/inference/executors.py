@@ -233,6 +233,7 @@ class ChainExecutor(Executor):
             for node, slots, want in zip(chain.nodes, spreads, for_precision, strict=True):
                 if not want:
                     continue
+                self._notify(node)
                 for slot, gradient in zip(slots, _covariance_gradients(node, values, next(results)), strict=True):
                     if slot in needed:
                         add(slot, gradient)
@@ -250,6 +251,12 @@ class ChainExecutor(Executor):
         logdiag, offtril = call.args[:2]
         return (logdiag.index, offtril.index) if isinstance(logdiag, Slot) and isinstance(offtril, Slot) else ()
 
+    def _notify(self, node: Node) -> None:
+        """Tell the owner of a Cholesky factor that its gradient was asked for, as autograd would."""
+        call = self.program.producer.get(node.factor) if node.factor is not None else None
+        if call is not None and (notify := call.kwargs.get("notify")):
+            notify()
+
     def _obstacle(self, needed: frozenset[int]) -> str | None:
         """Why autograd has to compute the gradients of these leaves, if it has to."""
         program = self.program
@@ -262,8 +269,8 @@ class ChainExecutor(Executor):
         reaches = {s for t in program.terms for s in program.ancestors(t.slot)}
         if missing := (needed & reaches) - chain_uses.keys():
             return f"the gradient of {program.leaf_name(min(missing))} is autograd's"
-        uses = program.uses()
-        if shared := [s for s in needed if uses.get(s, 0) > chain_uses[s]]:
+        paths = program.paths()
+        if shared := [s for s in needed if paths.get(s, 0) > chain_uses[s]]:
             return f"{program.leaf_name(shared[0])} is used outside the chain's edges too"
         return None
 

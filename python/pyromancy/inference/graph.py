@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .capture import NotCapturable
 from .program import Program
 
 aten = torch.ops.aten
@@ -25,6 +26,9 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     Returns:
         A graph of what no state changes, which takes the leaves, and one of the rest, which takes the leaves and the
         results of the first.
+
+    Raises:
+        NotCapturable: something in it draws random numbers.
     """
 
     def gradient(*leaves: Tensor) -> list[Tensor]:
@@ -40,10 +44,20 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
 
     traced = make_fx(gradient)(*leaves)
+    for n in traced.graph.nodes:
+        if _draws(n):
+            raise NotCapturable(f"{n.target} draws random numbers at every step")
     _drop_aliases(traced.graph)
     _fuse_sums(traced.graph)
     traced.graph.eliminate_dead_code()
     return _split(traced, free)
+
+
+def _draws(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    arguments = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
+    return bool(arguments.get("dropout_p", 1.0) != 0.0)  # attention without dropout is tagged, too
 
 
 def _drop_aliases(graph: fx.Graph) -> None:

@@ -130,18 +130,18 @@ class InferenceLoop:
         if not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps must be an int that is not negative, got {steps!r}")
         executor = self._prepared()
-        batch = self._batch() if self.reduction == "mean" else 1
+        if steps == 0:  # not even a velocity has begun
+            return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
+        batch = max(1, self._batch()) if self.reduction == "mean" else 1
         resume = self._velocities is not None and self._seen == self._identity()
         if self.momentum and not resume:
-            self._velocities = [torch.zeros_like(p, requires_grad=False) for p in self._params]
+            self._velocities = [p.new_zeros(p.shape) for p in self._params]
         descent = Descent(self.lr / batch, self.momentum, self.dampening, self.nesterov)
         velocities = self._velocities if self.momentum else None
-        energies = executor.run(steps, descent, velocities, resume, record) if steps else None
+        energies = executor.run(steps, descent, velocities, resume, record)
         self._seen = self._identity()
-        if not record:
-            return Trace(steps)
         if energies is None:
-            energies = torch.zeros(0, len(self._program.terms) if self._program else 1, 1)
+            return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
 
     def energy(self) -> Tensor:
@@ -159,8 +159,10 @@ class InferenceLoop:
         found = self._prepared().gradients(wanted)
         if isinstance(found, str):
             self._reasons["fused M-step gradients"] = found
+            learned = [p for p in wanted if p.requires_grad]
             with torch.enable_grad():
-                self._energy().mean().backward(inputs=wanted)
+                if learned:
+                    self._energy().mean().backward(inputs=learned)
             return
         self._reasons.pop("fused M-step gradients", None)
         for p, gradient in zip(wanted, found, strict=True):
@@ -213,7 +215,11 @@ class InferenceLoop:
                 return ChainExecutor(self._program, lower(self._program), self._params)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
-        return self._instead(GraphExecutor(self._program, self._params))
+        try:
+            return self._instead(GraphExecutor(self._program, self._params))
+        except NotCapturable as reason:
+            self._reasons["graph"] = str(reason)
+            return self._instead(AutogradExecutor(self._energy, self._params))
 
     def _instead(self, executor: Executor) -> Executor:
         if self._wanted not in (None, executor.name):

@@ -136,7 +136,17 @@ def lower(program: Program) -> list[Chain]:
             chains.append(chain)
     if len(reached) < len(nodes):
         raise NotAChain("states predict one another in a circle")
+    for chain in chains:
+        _check_dtype(program, chain)
     return chains
+
+
+def _check_dtype(program: Program, chain: Chain) -> None:
+    slots = [s for n in chain.nodes for s in (n.state, n.logvar, n.factor, n.prediction) if s is not None]
+    slots += [s for e in chain.edges for s in (e.weight, e.bias) if s is not None]
+    dtypes = {program.stand_ins[s].dtype for s in slots}
+    if len(dtypes) > 1:
+        raise NotAChain(f"it mixes {' and '.join(sorted(map(str, dtypes)))}")
 
 
 def _check_state(program: Program, slot: int) -> None:

@@ -85,7 +85,7 @@ class Program:
             if varying.intersection(call.inputs[: _VALUES_FROM.get(call.name)]):
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
-        self.forms = [(t.shape, t.dtype, t.device) for t in self.stand_ins[: len(self.leaves)]]
+        self.forms = [(t.shape, t.dtype, t.device, t.stride()) for t in self.leaves]
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self.terms = self._terms()
@@ -135,13 +135,13 @@ class Program:
                     stack.extend(self.producer[s].inputs)
         return found
 
-    def uses(self) -> dict[int, int]:
-        """How many times calls that lead to the energy take each slot."""
-        reached, count = self.ancestors(self.result), dict[int, int]()
-        for call in self.calls:
-            if not reached.isdisjoint(call.outputs):
-                for slot in call.inputs:
-                    count[slot] = count.get(slot, 0) + 1
+    def paths(self) -> dict[int, int]:
+        """In how many ways each slot enters the energy, through the calls between."""
+        count = {self.result: 1}
+        for call in reversed(self.calls):
+            ways = sum(count.get(slot, 0) for slot in call.outputs if slot >= len(self.leaves))
+            for slot in call.inputs if ways else ():
+                count[slot] = count.get(slot, 0) + ways
         return count
 
     def leaf_name(self, slot: int) -> str:
