@@ -192,7 +192,7 @@ class ChainExecutor(Executor):
         chosen = gram < direct
         self._notes.append(
             f"feedback from the clamped node of width {out}: W^T W {'chosen' if chosen else 'not chosen'}, "
-            f"{gram / 1e6:.1f} against {direct / 1e6:.1f} million multiply-adds a run"
+            f"{gram / 1e6:.1f} million multiply-adds a run with it, {direct / 1e6:.1f} without"
         )
         if not chosen:
             return None
