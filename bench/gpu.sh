@@ -59,7 +59,7 @@ few='TestValues and (packed or test_value) and not layouts and not large and not
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     phase $tool 40 compute-sanitizer --tool $tool --error-exitcode 9 \
-      "$python" -m pytest tests/gpu/test_native.py -q -p no:cacheprovider -k "$few"
+      "$python" -m pytest tests/gpu/test_operators.py -q -p no:cacheprovider -k "$few"
     grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|passed|failed' "$out/$tool.log" | tail -n 2
   done
 else

@@ -266,7 +266,7 @@ struct Buffers {
   C* error;    // P (z - mu)
   C* delta;    // after' times error; the error itself where that is the identity
   C* slope;    // after', where a full precision comes between
-  C* drive;    // W^T P W z' - W^T P b from the clamped node that this one predicts
+  C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
 };
 
