@@ -62,6 +62,7 @@ def infer_chain_(
     Returns:
         What `chain_mstep` may reuse: the predictions ``[B, n]`` that `kept_predictions` names, and a table ``[*, 2]``
         of their edges and of a hash of what they were made of. The reference, which reuses nothing, has no hash.
+        On a GPU nothing: to find out whether anything has changed, the host would have to wait for the device.
     """
     count = len(states)
     edges = _Edges(states, weights, biases, activations, parameters)
@@ -123,8 +124,10 @@ def infer_chain_(
         for i in range(count):
             if not predicted[i]:
                 energies[:, i] = 0
+    if states[0].is_cuda:
+        return []
     kept = kept_predictions(weights, activations, predicted, free)
-    table = torch.tensor([[edge, 0] for edge in kept], dtype=torch.int64, device=states[0].device).reshape(-1, 2)
+    table = torch.tensor([[edge, 0] for edge in kept], dtype=torch.int64).reshape(-1, 2)
     return [*(constant[edge + 1] for edge in kept), table]
 
 

@@ -251,8 +251,10 @@ def _(
     *_: object,
 ) -> list[Tensor]:
     _check_chain(states, weights)
+    if states[0].device.type == "cuda":
+        return []
     kept = kept_predictions(weights, activations, predicted, free)
-    table = torch.empty(len(kept), 2, dtype=torch.int64, device=states[0].device)
+    table = torch.empty(len(kept), 2, dtype=torch.int64)
     return [*(torch.empty_like(states[edge + 1]) for edge in kept), table]
 
 
