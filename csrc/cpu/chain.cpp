@@ -8,15 +8,14 @@
 #include <deque>
 #include <vector>
 
+#include "../chain.h"
 #include "host.h"
 
 namespace pyromancy {
 namespace {
 
 using torch::stable::parallel_for;
-using Tensors = std::vector<Tensor>;
 constexpr auto kStampType = torch::headeronly::ScalarType::Long;
-using MaybeTensors = std::vector<std::optional<Tensor>>;
 
 // f(scratch, task) for every task, each thread taking the next one as it comes free. Every thread
 // has `bytes` of scratch memory. The tasks must not depend on one another.
@@ -38,21 +37,10 @@ void share_out(int64_t tasks, int64_t bytes, F f) {
 // Operands of a call, checked, in the kernel's terms; matrices are packed for it.
 class Chain {
 public:
-  Chain(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
-        const MaybeTensors& precisions, const std::optional<Tensor>& prior,
-        const std::vector<int64_t>& activations, const std::vector<double>& parameters,
-        const std::vector<bool>& predicted)
-      : kernels(select(states)), states_(states), weights_(weights) {
-    const int64_t count = static_cast<int64_t>(states.size());
-    check_length("weights", weights.size(), count - 1);
-    check_length("biases", biases.size(), count - 1);
-    check_length("activations", activations.size(), 2 * (count - 1));
-    check_length("parameters", parameters.size(), 2 * (count - 1));
-    check_length("precisions", precisions.size(), count);
-    check_length("predicted", predicted.size(), count);
-
-    const Tensor& first = states.front();
-    args.batch = first.size(0);
+  explicit Chain(const ChainOperands& operands)
+      : kernels(select(operands)), states_(operands.states), weights_(operands.weights) {
+    const int64_t count = operands.nodes();
+    args.batch = operands.batch();
     args.nodes = count;
     nodes_.resize(count);
     edges_.resize(count - 1);
@@ -60,62 +48,32 @@ public:
     args.edge = edges_.data();
     kind = choose_kind();
     for (int64_t l = 0; l < count; ++l) {
-      const Tensor& state = states[l];
-      STD_TORCH_CHECK(state.dim() == 2 && state.size(0) == args.batch && state.is_contiguous(),
-                      "states[", l, "] must be contiguous with shape (", args.batch, ", n), got ",
-                      to_string(state.sizes()));
-      check_like("states", state, "states[0]", first);
       ChainNode& node = args.node[l];
-      node.n = state.size(1);
-      node.predicted = predicted[l];
-      node.state = state.data_ptr();
-      if (!precisions[l])
-        continue;
-      const Tensor& p = *precisions[l];
-      check_like("precisions", p, "states[0]", first);
-      if (p.dim() == 1) {
-        STD_TORCH_CHECK(p.size(0) == node.n, "precisions[", l, "] must have shape (", node.n,
-                        ",) or (", node.n, ", ", node.n, "), got ", to_string(p.sizes()));
-        node.precision = pad(&p, node.n);
-      } else {
-        check_square("precisions", p, node.n);
-        node.full_precision = pack(p, false);
-      }
+      node.n = operands.width(l);
+      node.predicted = operands.predicted[l];
+      node.state = states_[l].data_ptr();
+      const std::optional<Tensor>& p = operands.precisions[l];
+      if (p && p->dim() == 1)
+        node.precision = pad(&*p, node.n);
+      else if (p)
+        node.full_precision = pack(*p, false);
     }
     for (int64_t l = 0; l + 1 < count; ++l) {
       ChainEdge& edge = args.edge[l];
-      const int64_t in = args.node[l].n, out = args.node[l + 1].n;
-      const Tensor& weight = weights[l];
-      check_like("weights", weight, "states[0]", first);
-      STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == out && weight.size(1) == in,
-                      "weights[", l, "] must have shape (", out, ", ", in, "), got ",
-                      to_string(weight.sizes()));
-      if (biases[l]) {
-        check_like("biases", *biases[l], "states[0]", first);
-        STD_TORCH_CHECK(biases[l]->dim() == 1 && biases[l]->size(0) == out, "biases[", l,
-                        "] must have shape (", out, ",), got ", to_string(biases[l]->sizes()));
-      }
-      edge.bias = pad(biases[l] ? &*biases[l] : nullptr, out);
-      edge.before = nonlinearity(activations[2 * l], parameters[2 * l]);
-      edge.after = nonlinearity(activations[2 * l + 1], parameters[2 * l + 1]);
+      const std::optional<Tensor>& bias = operands.biases[l];
+      edge.bias = pad(bias ? &*bias : nullptr, args.node[l + 1].n);
+      const auto nonlinearity = [&](int64_t i) {
+        return Nonlinearity{static_cast<Activation>(operands.activations[i]),
+                            operands.parameters[i]};
+      };
+      edge.before = nonlinearity(2 * l);
+      edge.after = nonlinearity(2 * l + 1);
     }
-    if (prior) {
-      check_like("prior", *prior, "states[0]", first);
-      const Tensor& p = keep(*prior);
-      STD_TORCH_CHECK(p.dim() == 2 && (p.size(0) == 1 || p.size(0) == args.batch) &&
-                          p.size(1) == args.node[0].n,
-                      "prior must have shape (1 or ", args.batch, ", ", args.node[0].n, "), got ",
-                      to_string(p.sizes()));
+    if (operands.prior) {
+      const Tensor& p = keep(*operands.prior);
       args.prior = p.data_ptr();
       args.prior_stride = p.size(0) == 1 ? 0 : args.node[0].n;
     }
-    STD_TORCH_CHECK(predicted[0] == prior.has_value(),
-                    "predicted[0] must be true exactly where there is a prior");
-  }
-
-  void check_length(const char* name, size_t length, int64_t expected) const {
-    STD_TORCH_CHECK(static_cast<int64_t>(length) == expected, name, " must have ", expected,
-                    " entries for ", states_.size(), " states, got ", length);
   }
 
   // The edges from clamped nodes whose prediction an M-step can take over as it is.
@@ -169,13 +127,6 @@ public:
       if (!target.predicted)
         continue;
       if (grams[l]) {
-        check_like("grams", *grams[l], "states[0]", states_.front());
-        check_square("grams", *grams[l], source.n);
-        STD_TORCH_CHECK(source.free && !target.free && edge.after.kind == Activation::identity &&
-                            !target.full_precision,
-                        "grams[", l,
-                        "] needs a free source, a clamped target with a diagonal "
-                        "precision, and no activation after the product");
         edge.gram = pack(*grams[l], false);
       } else {
         edge.weight = pack(weights_[l], false);
@@ -236,12 +187,9 @@ public:
   TileKind kind;
 
 private:
-  static const ChainKernels& select(const Tensors& states) {
-    STD_TORCH_CHECK(!states.empty(), "states must not be empty");
-    const DType dtype = dtype_of("states", states.front());
-    STD_TORCH_CHECK(dtype == DType::float32 || dtype == DType::float64,
-                    "states must be float32 or float64, got ",
-                    torch::headeronly::toString(states.front().scalar_type()));
+  static const ChainKernels& select(const ChainOperands& operands) {
+    check_chain(operands);
+    const DType dtype = dtype_of("states", operands.states.front());
     return PYROMANCY_SELECT_KERNELS(chain_kernels, dtype);
   }
 
@@ -264,12 +212,6 @@ private:
 
   bool stampable(int64_t edge) const {
     return weights_[edge].is_contiguous();
-  }
-
-  static Nonlinearity nonlinearity(int64_t kind, double parameter) {
-    STD_TORCH_CHECK(kind >= 0 && kind < kActivations, "activations must be from 0 to ",
-                    kActivations - 1, ", got ", kind);
-    return {static_cast<Activation>(kind), parameter};
   }
 
   // t, contiguous, for as long as the chain lives
@@ -319,22 +261,18 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
                      const std::vector<double>& parameters, const std::vector<bool>& predicted,
                      const std::vector<bool>& free, int64_t steps, double lr,
                      const Tensors& velocities, double momentum, double dampening, bool nesterov,
-                     bool resume, const std::optional<Tensor>& energies) {
-  check_finite("lr", lr);
-  STD_TORCH_CHECK(steps >= 0, "steps must not be negative, got ", steps);
-  Chain chain(states, weights, biases, precisions, prior, activations, parameters, predicted);
+                     bool resume, const std::optional<Tensor>& energies,
+                     const std::string& precision) {
+  const ChainOperands operands{states, weights,     biases,     precisions,
+                               prior,  activations, parameters, predicted};
+  Chain chain(operands);
+  check_inference(operands, {grams, free, steps, lr, velocities, momentum, dampening, nesterov,
+                             resume, energies, precision});
   ChainArgs& args = chain.args;
-  chain.check_length("grams", grams.size(), args.nodes - 1);
-  chain.check_length("free", free.size(), args.nodes);
-  if (!velocities.empty())
-    chain.check_length("velocities", velocities.size(), args.nodes);
   for (int64_t l = 0; l < args.nodes; ++l) {
     args.node[l].free = free[l];
-    if (velocities.empty() || !free[l])
-      continue;
-    check_same("velocities", velocities[l], "their states", states[l]);
-    STD_TORCH_CHECK(velocities[l].is_contiguous(), "velocities must be contiguous");
-    args.node[l].velocity = velocities[l].data_ptr();
+    if (free[l] && !velocities.empty())
+      args.node[l].velocity = velocities[l].data_ptr();
   }
   chain.pack_for_inference(grams);
   args.steps = steps;
@@ -344,12 +282,6 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
   args.nesterov = nesterov;
   args.resume = resume;
   if (energies) {
-    check_like("energies", *energies, "states[0]", states.front());
-    STD_TORCH_CHECK(energies->dim() == 3 && energies->size(0) == steps &&
-                        energies->size(1) == args.nodes && energies->size(2) == args.batch &&
-                        energies->is_contiguous(),
-                    "energies must be contiguous with shape (", steps, ", ", args.nodes, ", ",
-                    args.batch, "), got ", to_string(energies->sizes()));
     args.energies = energies->data_ptr();
     args.every_error = true;
   }
@@ -411,12 +343,12 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
                     const std::vector<bool>& predicted, const std::vector<bool>& for_weight,
                     const std::vector<bool>& for_bias, const std::vector<bool>& for_precision,
                     const Tensors& known) {
-  Chain chain(states, weights, biases, precisions, prior, activations, parameters, predicted);
+  const ChainOperands operands{states, weights,     biases,     precisions,
+                               prior,  activations, parameters, predicted};
+  Chain chain(operands);
+  check_wanted(operands, for_weight, for_bias, for_precision);
   ChainArgs& args = chain.args;
   const ChainKernels& kernels = chain.kernels;
-  chain.check_length("for_weight", for_weight.size(), args.nodes - 1);
-  chain.check_length("for_bias", for_bias.size(), args.nodes - 1);
-  chain.check_length("for_precision", for_precision.size(), args.nodes);
   args.every_error = true;
   take_known_predictions(chain, known);
   const auto needs_delta = [&](int64_t edge) { return for_weight[edge] || for_bias[edge]; };
@@ -424,15 +356,10 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
     ChainNode& node = args.node[l];
     // nothing follows from this here but that its prediction is computed as one that varies
     node.free = l + 1 == args.nodes || !args.node[l + 1].prediction_known;
-    if (l > 0 && needs_delta(l - 1)) {
-      STD_TORCH_CHECK(node.predicted, "for_weight and for_bias need predicted nodes, and node ", l,
-                      " is not");
+    if (l > 0 && needs_delta(l - 1))
       node.delta = chain.scratch(args.batch * node.n);
-    }
-    if (!for_precision[l])
-      continue;
-    STD_TORCH_CHECK(node.predicted, "for_precision needs predicted nodes, and node ", l, " is not");
-    (node.full_precision ? node.error : node.square) = chain.scratch(args.batch * node.n);
+    if (for_precision[l])
+      (node.full_precision ? node.error : node.square) = chain.scratch(args.batch * node.n);
   }
   chain.pack_for_errors();
   chain.for_each_tile(kernels.errors);

@@ -1,27 +1,9 @@
 #pragma once
 
+#include "../nonlinearity.h"
 #include "isa.h"
 
 namespace pyromancy {
-
-enum class Activation : int64_t {
-  identity,
-  relu,
-  leaky_relu, // parameter: negative slope
-  elu,        // parameter: alpha
-  silu,
-  gelu,
-  gelu_tanh,
-  tanh,
-  sigmoid,
-  softplus, // parameter: beta; linear beyond beta x = 20, as in torch
-};
-inline constexpr int64_t kActivations = 10;
-
-struct Nonlinearity {
-  Activation kind = Activation::identity;
-  double parameter = 0;
-};
 
 // A matrix in the form that a tile's products read; the rows of a thin tile's are `stride` apart.
 struct PackedMatrix {

@@ -54,7 +54,7 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!)[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
         "Tensor?[] grams, int[] activations, float[] parameters, bool[] predicted, bool[] free, int steps, float lr, "
         "Tensor(b!)[] velocities, float momentum, float dampening, bool nesterov, bool resume, "
-        "Tensor(c!)? energies) -> Tensor[]"
+        'Tensor(c!)? energies, str precision="highest") -> Tensor[]'
     ),
     # gradients of the chain's batch-mean energy for weights and biases, and what those for variances are made of
     "chain_mstep": (
