@@ -1,4 +1,4 @@
-"""Arguments of `infer_chain_`, and what it must do to them, by autograd and `torch.optim.SGD`."""
+"""Arguments of `infer_chain_` and `chain_mstep`, and what these must do, by autograd and `torch.optim.SGD`."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from networks import covariance_of
+from numerics import assert_near, moved, same_bits
 from pyromancy.ops import activations
 
 operator = torch.ops.pyromancy.infer_chain_.default
@@ -24,6 +25,28 @@ FUNCTIONS = {
     "softplus": (F.softplus, 1.5),
 }
 STEPS, LR = 6, 0.05
+WIDTHS = [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)]
+OPTIONS = {
+    "no-bias": {"biases": False},
+    "prior": {"prior": "one", "clamped": (-1,)},
+    "prior-per-sample": {"prior": "batch", "clamped": (-1,)},
+    "all-free": {"prior": "one", "clamped": ()},
+    "clamped-within": {"clamped": (0, 2, -1)},
+    "open-end": {"clamped": (0,)},
+    "covariances": {"covariances": True, "prior": "batch", "clamped": (-1,)},
+    "momentum": {"momentum": {"momentum": 0.8, "dampening": 0.3}},
+    "nesterov": {"momentum": {"momentum": 0.8, "nesterov": True}},
+    "everything": {
+        "covariances": True, "prior": "one", "clamped": (-1,), "momentum": {"momentum": 0.8},
+        "before": "relu", "after": "tanh",
+    },
+}  # fmt: skip
+MSTEP_OPTIONS = [o for o in OPTIONS if "momentum" not in OPTIONS[o]]
+
+
+def joined(widths):
+    """Widths as a test id."""
+    return "-".join(map(str, widths))
 
 
 def problem(widths, batch, before="identity", after="identity", *, prior=False, biases=True, covariances=False,
@@ -55,6 +78,33 @@ def problem(widths, batch, before="identity", after="identity", *, prior=False, 
         **(momentum or {}),
     }  # fmt: skip
     return {k: to(x, dtype) for k, x in arguments.items()}
+
+
+def of_size(widths, batch, dtype):
+    """A problem of a size; without a state between its ends, the first one is free."""
+    short = len(widths) == 2
+    return problem(widths, batch, "tanh", prior=short, clamped=(-1,) if short else (0, -1), record=True, dtype=dtype)
+
+
+def with_gram(precision):
+    """A problem whose feedback from the clamped node takes W^T P W; "unit" or "diagonal" P."""
+    arguments = problem((5, 7, 63), 17, "tanh")
+    if precision == "diagonal":
+        arguments["precisions"][-1] = torch.rand(63, dtype=torch.float64) + 0.5
+    w, p = arguments["weights"][-1], arguments["precisions"][-1]
+    arguments["grams"][-1] = w.T @ (w if p is None else p[:, None] * w)
+    return arguments
+
+
+def on(device, a):
+    """Arguments on a device, their strides kept, sharing nothing with the originals."""
+
+    def there(x):
+        if isinstance(x, list):
+            return [there(y) for y in x]
+        return moved(x, device) if isinstance(x, torch.Tensor) else x
+
+    return {k: there(x) for k, x in a.items()}
 
 
 def to(x, dtype):
@@ -95,7 +145,7 @@ def energies(a):
             result.append(z.new_zeros(z.shape[0]))
             continue
         d = z - mu
-        p = torch.eye(z.shape[1], dtype=z.dtype) if precision is None else precision
+        p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if precision is None else precision
         result.append(0.5 * torch.einsum("bi,ij,bj->b", d, p.diag() if p.dim() == 1 else p, d))
     return result
 
@@ -119,9 +169,9 @@ def mstep_by_autograd(a):
     """
     a = {k: to(x, torch.float64) for k, x in a.items()}
     n = a["states"][0].shape[0]
-    biases = [torch.zeros(w.shape[0], dtype=w.dtype) if b is None else b
+    biases = [w.new_zeros(w.shape[0]) if b is None else b
               for w, b in zip(a["weights"], a["biases"], strict=True)]  # fmt: skip
-    ones = [torch.ones(z.shape[1], dtype=z.dtype) if p is None else p
+    ones = [z.new_ones(z.shape[1]) if p is None else p
             for z, p in zip(a["states"], a["precisions"], strict=True)]  # fmt: skip
     inputs = [*a["weights"], *biases, *ones]
     for t in inputs:
@@ -134,3 +184,55 @@ def mstep_by_autograd(a):
         if predicted:
             moments.append(2 * (p * g if p.dim() == 1 else p @ g @ p).detach())
     return [*found[: 2 * edges], *moments]
+
+
+def check(arguments, run=operator, unit=0.0):
+    """`infer_chain_` leaves what autograd does, and the clamped states alone.
+
+    Args:
+        arguments: of the operator.
+        run: the operator.
+        unit: what rounding changes an operand of a product by, where float32 is not kept.
+    """
+    length = STEPS * max(z.shape[1] for z in arguments["states"])
+    clamped = [z.clone() for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
+    expected, energies, velocities = descend(arguments)
+    run(**arguments)
+    for z, e in zip(arguments["states"], expected, strict=True):
+        assert_near(z, e, length, unit=unit)
+    if arguments["energies"] is not None:
+        assert_near(arguments["energies"], energies, length**2, unit=unit)
+    for v, e in zip(arguments["velocities"], velocities, strict=False):
+        if e is not None:
+            assert_near(v, e, length, unit=unit)
+    untouched = [z for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
+    assert all(same_bits(a, b) for a, b in zip(clamped, untouched, strict=True))
+
+
+def check_resumed(whole, run=operator):
+    """Steps in two runs that hand on their velocities come to the same as in one."""
+    halves = {k: to(x, torch.float64) for k, x in whole.items()}
+    run(**whole)
+    run(**halves | {"steps": STEPS // 2})
+    run(**halves | {"steps": STEPS // 2, "resume": True})
+    for a, b in zip(whole["states"], halves["states"], strict=True):
+        assert_near(a, b, 50)
+
+
+def check_mstep(arguments, run=mstep, unit=0.0):
+    """`chain_mstep` returns autograd's gradients: all, one at a time, and none."""
+    batch, widest = arguments["states"][0].shape[0], max(z.shape[1] for z in arguments["states"])
+    wanted = everything_wanted(arguments)
+    exact = mstep_by_autograd(arguments)
+    found = run(**wanted)
+    for f, e in zip(found, exact, strict=True):
+        assert_near(f, e, max(1, batch) * widest, unit=unit)
+    edges = len(arguments["weights"])
+    names = ("for_weight", "for_bias", "for_precision")
+    nothing = {k: [False] * len(wanted[k]) for k in names}
+    assert run(**wanted | nothing) in ([], ())
+    where = [(k, i) for k in names for i, want in enumerate(wanted[k]) if want]
+    for at in (0, edges - 1, edges, len(where) - 1):
+        k, i = where[at]
+        (alone,) = run(**wanted | nothing | {k: [j == i for j in range(len(wanted[k]))]})
+        assert same_bits(alone, found[at])

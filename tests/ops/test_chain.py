@@ -7,14 +7,21 @@ import torch
 
 from chains import (
     FUNCTIONS,
-    STEPS,
-    descend,
+    MSTEP_OPTIONS,
+    OPTIONS,
+    WIDTHS,
+    check,
+    check_mstep,
+    check_resumed,
     everything_wanted,
+    joined,
     mstep,
     mstep_by_autograd,
+    of_size,
     operator,
     problem,
     to,
+    with_gram,
 )
 from numerics import FLOATS, assert_near, name, same_bits
 from pyromancy.ops import activations, schema
@@ -22,30 +29,11 @@ from pyromancy.ops import activations, schema
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def check(arguments):
-    length = STEPS * max(z.shape[1] for z in arguments["states"])
-    clamped = [z.clone() for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
-    expected, energies, velocities = descend(arguments)
-    operator(**arguments)
-    for z, e in zip(arguments["states"], expected, strict=True):
-        assert_near(z, e, length)
-    if arguments["energies"] is not None:
-        assert_near(arguments["energies"], energies, length**2)
-    for v, e in zip(arguments["velocities"], velocities, strict=False):
-        if e is not None:
-            assert_near(v, e, length)
-    untouched = [z for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
-    assert all(same_bits(a, b) for a, b in zip(clamped, untouched, strict=True))
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("batch", [0, 1, 3, 129])
-@pytest.mark.parametrize(
-    "widths", [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)], ids=lambda w: "-".join(map(str, w))
-)
+@pytest.mark.parametrize("widths", WIDTHS, ids=joined)
 def test_sizes(widths, batch, dtype):
-    check(problem(widths, batch, "tanh", prior=len(widths) == 2, clamped=(-1,) if len(widths) == 2 else (0, -1),
-                  record=True, dtype=dtype))  # fmt: skip
+    check(of_size(widths, batch, dtype))
 
 
 def test_every_activation_has_a_number():
@@ -59,23 +47,6 @@ def test_activations(activation, side):
         check(problem((5, 33, 7, 3), 17, **{side: activation}, dtype=dtype))
 
 
-OPTIONS = {
-    "no-bias": {"biases": False},
-    "prior": {"prior": "one", "clamped": (-1,)},
-    "prior-per-sample": {"prior": "batch", "clamped": (-1,)},
-    "all-free": {"prior": "one", "clamped": ()},
-    "clamped-within": {"clamped": (0, 2, -1)},
-    "open-end": {"clamped": (0,)},
-    "covariances": {"covariances": True, "prior": "batch", "clamped": (-1,)},
-    "momentum": {"momentum": {"momentum": 0.8, "dampening": 0.3}},
-    "nesterov": {"momentum": {"momentum": 0.8, "nesterov": True}},
-    "everything": {
-        "covariances": True, "prior": "one", "clamped": (-1,), "momentum": {"momentum": 0.8},
-        "before": "relu", "after": "tanh",
-    },
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options(option, dtype):
@@ -84,12 +55,7 @@ def test_options(option, dtype):
 
 @pytest.mark.parametrize("precision", ["unit", "diagonal"])
 def test_grams_change_the_order_of_products_only(precision):
-    arguments = problem((5, 7, 63), 17, "tanh")
-    if precision == "diagonal":
-        arguments["precisions"][-1] = torch.rand(63, dtype=torch.float64) + 0.5
-    w, p = arguments["weights"][-1], arguments["precisions"][-1]
-    arguments["grams"][-1] = w.T @ (w if p is None else p[:, None] * w)
-    check(arguments)
+    check(with_gram(precision))
 
 
 def test_no_steps():
@@ -100,13 +66,7 @@ def test_no_steps():
 
 
 def test_resumes_with_its_velocities():
-    whole = problem((5, 7, 3), 4, "tanh", momentum={"momentum": 0.8})
-    halves = {k: to(x, torch.float64) for k, x in whole.items()}
-    operator(**whole)
-    operator(**halves | {"steps": STEPS // 2})
-    operator(**halves | {"steps": STEPS // 2, "resume": True})
-    for a, b in zip(whole["states"], halves["states"], strict=True):
-        assert_near(a, b, 50)
+    check_resumed(problem((5, 7, 3), 4, "tanh", momentum={"momentum": 0.8}))
 
 
 def test_weights_of_any_layout():
@@ -116,36 +76,15 @@ def test_weights_of_any_layout():
     check(arguments)
 
 
-def check_mstep(arguments):
-    batch, widest = arguments["states"][0].shape[0], max(z.shape[1] for z in arguments["states"])
-    wanted = everything_wanted(arguments)
-    exact = mstep_by_autograd(arguments)
-    found = mstep(**wanted)
-    for f, e in zip(found, exact, strict=True):
-        assert_near(f, e, max(1, batch) * widest)
-    # one at a time, and nothing
-    edges = len(arguments["weights"])
-    names = ("for_weight", "for_bias", "for_precision")
-    nothing = {k: [False] * len(wanted[k]) for k in names}
-    assert mstep(**wanted | nothing) in ([], ())
-    where = [(k, i) for k in names for i, want in enumerate(wanted[k]) if want]
-    for at in (0, edges - 1, edges, len(where) - 1):
-        k, i = where[at]
-        (alone,) = mstep(**wanted | nothing | {k: [j == i for j in range(len(wanted[k]))]})
-        assert same_bits(alone, found[at])
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("batch", [0, 1, 3, 17, 300])
-@pytest.mark.parametrize(
-    "widths", [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)], ids=lambda w: "-".join(map(str, w))
-)
+@pytest.mark.parametrize("widths", WIDTHS, ids=joined)
 def test_mstep_sizes(widths, batch, dtype):
     check_mstep(problem(widths, batch, "tanh", prior=True, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-@pytest.mark.parametrize("option", [o for o in OPTIONS if "momentum" not in OPTIONS[o]])
+@pytest.mark.parametrize("option", MSTEP_OPTIONS)
 def test_mstep_options(option, dtype):
     check_mstep(problem((5, 33, 7, 6, 3), 17, dtype=dtype, **OPTIONS[option]))
 
