@@ -27,10 +27,10 @@ def tolerance(dtype, length=1):
     return {"atol": error, "rtol": error}
 
 
-def assert_near(actual, expected, length=1, dtype=None):
-    """`actual` is the float64 `expected`, as well as its dtype allows."""
+def assert_near(actual, expected, length=1, dtype=None, unit=0.0):
+    """`actual` is the float64 `expected`, as well as its dtype allows, and operands of products rounded to `unit`."""
     assert actual.shape == expected.shape
-    limits = tolerance(dtype or actual.dtype, length)
+    limits = {k: limit + 16 * unit for k, limit in tolerance(dtype or actual.dtype, length).items()}
     torch.testing.assert_close(actual.detach().double(), expected.detach().double(), equal_nan=True, **limits)
 
 
@@ -104,6 +104,19 @@ def expanded(t):
 def zero_stride(t):
     """One element for all: every stride is zero."""
     return t[-1][(0,) * (t.dim() - 1)].expand(t.shape) if t.dim() else t
+
+
+def moved(x, device):
+    """A copy on a device that has the strides of `x` and shares nothing with it; the gaps are NaN."""
+    room = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
+    memory = torch.full((room + 1,), math.nan, dtype=x.dtype, device=device)
+    view = memory.as_strided(x.shape, x.stride())
+    if all(s != 0 for n, s in zip(x.shape, x.stride(), strict=True) if n > 1):
+        view.copy_(x)
+    elif x.numel():  # an element under several indices: any one write will do
+        once = tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())
+        view[once].copy_(x[once])
+    return view
 
 
 DENSE = (contiguous, sliced, rows, transposed, channels_last)

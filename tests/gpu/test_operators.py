@@ -14,6 +14,7 @@ from numerics import (
     assert_as_good_as_eager,
     assert_near,
     contiguous,
+    moved,
     name,
     same_bits,
     saying,
@@ -34,20 +35,7 @@ def case_id(case):
 
 def on(device, arguments):
     """The arguments with tensors on a device, their strides kept, sharing nothing with the originals."""
-    moved = {}
-    for key, x in arguments.items():
-        if isinstance(x, torch.Tensor):
-            room = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
-            memory = torch.full((room + 1,), float("nan"), dtype=x.dtype, device=device)
-            view = memory.as_strided(x.shape, x.stride())
-            if all(s != 0 for n, s in zip(x.shape, x.stride(), strict=True) if n > 1):
-                view.copy_(x)
-            elif x.numel():  # an element under several indices: any one write will do
-                once = tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())
-                view[once].copy_(x[once])
-            x = view
-        moved[key] = x
-    return moved
+    return {key: moved(x, device) if isinstance(x, torch.Tensor) else x for key, x in arguments.items()}
 
 
 def check(case, dtype, layout=None, device=DEVICE):
