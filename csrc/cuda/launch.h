@@ -41,6 +41,29 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, void* stream,
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
+// Blocks that run together in clusters, with shared memory beyond what a kernel may have unasked.
+template <class... Parameters>
+void launch_cluster(void (*kernel)(Parameters...), int64_t blocks, int cluster, size_t shared,
+                    void* stream, std::type_identity_t<Parameters>... arguments) {
+  if (blocks == 0)
+    return;
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared)));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
 // f(element) with a zero of the element type.
 template <class F>
 void with_dtype(DType dtype, F f) {

@@ -3,6 +3,7 @@
 What only a device can show (that it launches, how fast it is) is in tests/gpu.
 """
 
+import ast
 import os
 import shutil
 import subprocess
@@ -53,12 +54,22 @@ def library(tmp_path_factory):
     return library
 
 
-def test_agrees_with_float64_whichever_thread_goes_first(library):
-    script = Path(__file__).parent / "emulated.py"
+def in_both_orders(script, library):
+    """What a script prints, line by line, with the threads in either order: they must print the same."""
     running = [
-        processes.start(script, library, PYROMANCY_NATIVE="0", OMP_NUM_THREADS="1", **order)
+        processes.start(Path(__file__).parent / script, library, PYROMANCY_NATIVE="0", OMP_NUM_THREADS="1", **order)
         for order in ({}, {"PYROMANCY_EMULATION_REVERSED": "1"})
     ]
     first, second = (processes.finish(process).splitlines() for process in running)
-    assert int(first[0]) > 1500
     assert first == second
+    return first
+
+
+def test_operators_agree_with_float64_whichever_thread_goes_first(library):
+    count, _ = in_both_orders("emulated.py", library)
+    assert int(count) > 1500
+
+
+def test_chains_agree_with_float64_whichever_thread_goes_first(library):
+    clusters, _ = in_both_orders("emulated_chain.py", library)
+    assert {*ast.literal_eval(clusters)} == {1, 2, 4, 8}

@@ -1,18 +1,20 @@
 #pragma once
 
 // As much of CUDA as the kernels of csrc/cuda use, for a CPU. A block's threads are contexts that
-// take turns: each runs up to the next barrier, where it waits for its warp or its block, so that
-// what they exchange through shared memory and shuffles is what a device would exchange. Blocks run
-// one after the other. PYROMANCY_EMULATION_REVERSED=1 runs the threads in the opposite order, which
-// changes the result of a kernel that lacks a barrier.
+// take turns: each runs up to the next barrier, where it waits for its warp, its block or its
+// cluster, so that what they exchange through shared memory and shuffles is what a device would
+// exchange. Clusters run one after the other. PYROMANCY_EMULATION_REVERSED=1 runs the threads in
+// the opposite order, which changes the result of a kernel that lacks a barrier.
 
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -22,6 +24,8 @@
 #define __host__
 #define __shared__ static // blocks do not overlap
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define PYROMANCY_SHARED_MEMORY(name) float4* const name = emulation::block.shared()
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -38,11 +42,65 @@ inline const char* cudaGetErrorString(cudaError_t) {
 inline cudaError_t cudaSetDevice(int) {
   return cudaSuccess;
 }
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float2 make_float2(float x, float y) {
+  return {x, y};
+}
+inline uint32_t __float_as_uint(float x) {
+  return std::bit_cast<uint32_t>(x);
+}
+inline float __uint_as_float(uint32_t x) {
+  return std::bit_cast<float>(x);
+}
+
+// The device is as large as the environment says.
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  static constexpr const char* names[] = {"PYROMANCY_EMULATED_CAPABILITY",
+                                          "PYROMANCY_EMULATED_MULTIPROCESSORS",
+                                          "PYROMANCY_EMULATED_SHARED_BYTES"};
+  static constexpr int usual[] = {9, 132, 232448};
+  const char* const set = std::getenv(names[attribute]);
+  *value = set ? std::atoi(set) : usual[attribute];
+  return cudaSuccess;
+}
+
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaFuncSetAttribute(const void*, int, int) {
+  return cudaSuccess;
+}
+enum { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  const cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
+
+// Launches with dynamic shared memory, by the size of their clusters, for the tests to look at.
+extern "C" {
+__attribute__((visibility("default"), used)) inline int64_t emulated_launches[9];
+}
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -63,22 +121,33 @@ struct Thread {
   bool started = false, done = false;
 };
 
+// The blocks of a cluster, all of their threads at the same time.
 class Block {
 public:
-  void run(int threads, void (*body)(void*), void* argument) {
+  void run(unsigned first, int blocks, int threads, size_t shared_bytes, void (*body)(void*),
+           void* argument) {
     static const bool reversed = std::getenv("PYROMANCY_EMULATION_REVERSED") != nullptr;
     body_ = body;
     argument_ = argument;
-    while (static_cast<int>(threads_.size()) < threads)
-      threads_.push_back({std::make_unique<char[]>(kStack), {}, {}, false, false});
-    whole_ = {threads, 0, 0};
-    for (int w = 0; w * kWarp < threads; ++w)
-      warps_[w] = {threads - w * kWarp < kWarp ? threads - w * kWarp : kWarp, 0, 0};
-    for (int i = 0; i < threads; ++i)
+    threads_of_block_ = threads;
+    first_ = first;
+    const int total = blocks * threads;
+    while (static_cast<int>(threads_.size()) < total)
+      threads_.push_back({std::make_unique_for_overwrite<char[]>(kStack), {}, {}, false, false});
+    cluster_ = {total, 0, 0};
+    shared_size_ = (shared_bytes + sizeof(float4) - 1) / sizeof(float4);
+    // what nobody has written is not a number
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    shared_.assign(shared_size_ * blocks, {nan, nan, nan, nan});
+    for (int b = 0; b < blocks; ++b)
+      whole_[b] = {threads, 0, 0};
+    for (int w = 0; w * kWarp < total; ++w)
+      warps_[w] = {total - w * kWarp < kWarp ? total - w * kWarp : kWarp, 0, 0};
+    for (int i = 0; i < total; ++i)
       threads_[i].started = threads_[i].done = false;
-    for (int left = threads; left > 0;)
-      for (int i = 0; i < threads; ++i) {
-        current_ = reversed ? threads - 1 - i : i;
+    for (int left = total; left > 0;)
+      for (int i = 0; i < total; ++i) {
+        current_ = reversed ? total - 1 - i : i;
         Thread& thread = threads_[current_];
         if (thread.done)
           continue;
@@ -87,26 +156,45 @@ public:
       }
   }
 
+  void wait_for_cluster() {
+    wait(cluster_);
+  }
   void wait_for_block() {
-    wait(whole_);
+    wait(whole_[rank()]);
   }
   void wait_for_warp() {
     wait(warps_[current_ / kWarp]);
   }
+  int rank() const {
+    return current_ / threads_of_block_;
+  }
   int lane() const {
     return current_ % kWarp;
+  }
+  float4* shared() {
+    return shared_.data() + rank() * shared_size_;
+  }
+  template <class T>
+  T* peer(T* p, int to) {
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(p) +
+                                (to - rank()) *
+                                    static_cast<ptrdiff_t>(shared_size_ * sizeof(float4)));
   }
   // where the lanes of this warp leave what they exchange
   double* exchange() {
     return slots_[current_ / kWarp];
   }
+  uint32_t (*fragments())[6] {
+    return fragments_[current_ / kWarp];
+  }
 
 private:
   static constexpr size_t kStack = 64 << 10;
+  static constexpr int kBlocks = 8, kWarps = 64;
 
   void resume(Thread& thread) {
-    threadIdx = dim3(current_);
-    threadIdx.x = current_;
+    threadIdx.x = current_ % threads_of_block_;
+    blockIdx.x = first_ + rank();
     if (_setjmp(scheduler_) != 0)
       return;
     if (thread.started)
@@ -139,10 +227,14 @@ private:
   }
 
   std::vector<Thread> threads_;
-  Barrier whole_, warps_[32];
-  double slots_[32][kWarp];
+  std::vector<float4> shared_;
+  Barrier cluster_, whole_[kBlocks], warps_[kWarps];
+  double slots_[kWarps][kWarp];
+  uint32_t fragments_[kWarps][kWarp][6];
   jmp_buf scheduler_;
-  int current_ = 0;
+  int current_ = 0, threads_of_block_ = 1;
+  unsigned first_ = 0;
+  size_t shared_size_ = 0;
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
 };
@@ -166,6 +258,28 @@ T exchanged(T x, int from) {
   return x;
 }
 
+// c += a b^T by the layout of the instruction: lane 4 g + t holds rows g and g + 8 of a, column g
+// of b, and of c columns 2 t and 2 t + 1. f(word, k) is the number that a word has for k of `each`.
+template <int each, class F>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], F f) {
+  uint32_t (*const all)[6] = block.fragments();
+  const int lane = block.lane();
+  for (int i = 0; i < 6; ++i)
+    all[lane][i] = i < 4 ? a[i] : b[i - 4];
+  block.wait_for_warp();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + (i / 2) * 8, column = lane % 4 * 2 + i % 2;
+    double sum = 0;
+    for (int half = 0; half < 2; ++half)
+      for (int t = 0; t < 4; ++t)
+        for (int k = 0; k < each; ++k)
+          sum +=
+              f(all[row % 8 * 4 + t][half * 2 + row / 8], k) * f(all[column * 4 + t][4 + half], k);
+    c[i] += static_cast<float>(sum);
+  }
+  block.wait_for_warp();
+}
+
 } // namespace emulation
 
 inline void __syncthreads() {
@@ -184,6 +298,24 @@ T __shfl_down_sync(unsigned, T x, int step) {
   return emulation::exchanged(x, lane + step < emulation::kWarp ? lane + step : lane);
 }
 
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulation::mma<1>(c, a, b, [](uint32_t x, int) {
+    return static_cast<double>(std::bit_cast<float>(x & 0xffffe000u));
+  });
+}
+inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulation::mma<2>(c, a, b, [](uint32_t x, int k) {
+    return static_cast<double>(std::bit_cast<float>(k ? x & 0xffff0000u : x << 16));
+  });
+}
+inline uint32_t two_bfloat16(float low, float high) {
+  const auto round = [](float x) {
+    const uint32_t u = std::bit_cast<uint32_t>(x);
+    return std::isnan(x) ? 0x7fffu : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
@@ -193,14 +325,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   } call{kernel, {arguments...}};
   blockDim = config->blockDim;
   gridDim = config->gridDim;
-  for (unsigned b = 0; b < config->gridDim.x; ++b) {
-    blockIdx.x = b;
+  const unsigned cluster = config->numAttrs ? config->attrs->val.clusterDim.x : 1;
+  emulated_launches[cluster] += config->dynamicSmemBytes > 0;
+  for (unsigned b = 0; b < config->gridDim.x; b += cluster)
     emulation::block.run(
-        blockDim.x,
+        b, static_cast<int>(cluster), static_cast<int>(blockDim.x), config->dynamicSmemBytes,
         [](void* p) {
           std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments);
         },
         &call);
-  }
   return cudaSuccess;
 }

@@ -1,0 +1,27 @@
+#pragma once
+
+// How a chain is laid out for chain_tile_kernel.cu, or whether the library's products serve it
+// better. Plain arithmetic, for any compiler.
+
+#include "chain_tile.h"
+
+namespace pyromancy::cuda {
+
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes; // of a block
+  int cluster;      // blocks of one, at most
+};
+
+// Fills in the layout: cluster, sample tiles, products, and every offset in shared memory. The
+// caller has set of every node its width, flags, functions and pointers (null or not is what
+// counts), `feedback`, and `into` and `weigh` to anything but kAbsent where it wants these
+// products; and batch, steps, nodes and energies. Returns the microseconds that this is expected to
+// take, or infinity where the chain does not fit.
+double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& device);
+
+// Microseconds that the library's products and the kernels of chain_step_kernel.h are expected to
+// take for the same chain.
+double steps_estimate(const TileArgs& args, Precision precision, const DeviceLimits& device);
+
+} // namespace pyromancy::cuda

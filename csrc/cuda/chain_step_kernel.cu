@@ -1,0 +1,195 @@
+#include "chain_step_kernel.h"
+
+#include "activation.h"
+#include "launch.h"
+
+namespace pyromancy::cuda {
+namespace {
+
+template <class T, int V>
+__device__ inline void load_or(T (&to)[V], const void* from, int64_t at, T otherwise) {
+  if (from) {
+    load<V>(to, static_cast<const T*>(from) + at);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < V; ++k)
+    to[k] = otherwise;
+}
+
+template <class T, int V>
+__device__ inline void store_if(void* to, int64_t at, const T (&from)[V]) {
+  if (to)
+    store<V>(static_cast<T*>(to) + at, from);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
+  const int64_t packs = a.n / V;
+  for (int64_t i = first_thread(); i < a.rows * packs; i += all_threads()) {
+    const int64_t row = quotient(i, packs), column = (i - row * packs) * V, at = i * V;
+    T product[V], mu[V], x[V], residual[V], error[V];
+    if (a.product) {
+      load<V>(product, static_cast<const T*>(a.product) + at);
+      load_or<T, V>(x, a.bias, column, T(0));
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        product[k] += x[k];
+        mu[k] = activate(a.after, product[k]);
+      }
+    } else {
+      load<V>(mu, static_cast<const T*>(a.given) + row * a.given_row + column);
+    }
+    store_if<T, V>(a.prediction, at, mu);
+    if (!a.state)
+      continue;
+    load<V>(residual, static_cast<const T*>(a.state) + at);
+    load_or<T, V>(x, a.precision, column, T(1));
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      residual[k] -= mu[k];
+      error[k] = residual[k] * x[k];
+    }
+    if (a.weighed)
+      load<V>(error, static_cast<const T*>(a.weighed) + at);
+    store_if<T, V>(a.residual, at, residual);
+    store_if<T, V>(a.error, at, error);
+    const T scale = static_cast<T>(a.scale);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      residual[k] *= scale * error[k];
+      error[k] *= scale;
+    }
+    store_if<T, V>(a.square, at, residual);
+    if (a.delta && a.product)
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        error[k] *= slope(a.after, product[k], mu[k]);
+    store_if<T, V>(a.delta, at, error);
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) update_kernel(const UpdateArgs a) {
+  const T momentum = static_cast<T>(a.momentum), fresh = static_cast<T>(1 - a.dampening);
+  for (int64_t at = first_thread() * V; at < a.size; at += all_threads() * V) {
+    T state[V], gradient[V], x[V];
+    load<V>(state, static_cast<const T*>(a.state) + at);
+    load_or<T, V>(gradient, a.error, at, T(0));
+    if (a.feedback) {
+      T feedback[V];
+      load<V>(feedback, static_cast<const T*>(a.feedback) + at);
+      load_or<T, V>(x, a.drive, at, T(0));
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const T back = a.drive ? x[k] - feedback[k] : feedback[k];
+        gradient[k] -= slope(a.before, state[k], activate(a.before, state[k])) * back;
+      }
+    }
+    if (a.velocity) {
+      load<V>(x, static_cast<const T*>(a.velocity) + at);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        x[k] = a.starts ? gradient[k] : momentum * x[k] + fresh * gradient[k];
+        gradient[k] = a.nesterov ? gradient[k] + momentum * x[k] : x[k];
+      }
+      store<V>(static_cast<T*>(a.velocity) + at, x);
+    }
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      state[k] -= static_cast<T>(a.lr) * gradient[k];
+      x[k] = activate(a.before, state[k]);
+    }
+    store<V>(static_cast<T*>(a.state) + at, state);
+    store_if<T, V>(a.activated, at, x);
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) activate_kernel(const ActivateArgs a) {
+  for (int64_t at = first_thread() * V; at < a.size; at += all_threads() * V) {
+    T x[V];
+    load<V>(x, static_cast<const T*>(a.in) + at);
+#pragma unroll
+    for (int k = 0; k < V; ++k)
+      x[k] = activate(a.f, x[k]);
+    store<V>(static_cast<T*>(a.out) + at, x);
+  }
+}
+
+// A warp for every row.
+template <class T>
+__global__ void __launch_bounds__(kThreads) half_dot_kernel(const HalfDotArgs a) {
+  const int64_t lane = threadIdx.x % kWarp, warps = all_threads() / kWarp;
+  for (int64_t row = first_thread() / kWarp; row < a.rows; row += warps) {
+    T sum = 0;
+    for (int64_t i = lane; i < a.n; i += kWarp)
+      sum += static_cast<const T*>(a.a)[row * a.n + i] * static_cast<const T*>(a.b)[row * a.n + i];
+    sum = sum_over<kWarp>(sum);
+    if (lane == 0)
+      static_cast<T*>(a.out)[row] = T(0.5) * sum;
+  }
+}
+
+// f(pack): how many elements can be moved in one piece, 16 bytes or one.
+template <class T, class F>
+void with_pack(int64_t multiple, std::initializer_list<const void*> pointers, F f) {
+  bool packed = multiple % kPack<T> == 0;
+  for (const void* p : pointers)
+    packed = packed && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  if (packed)
+    f(std::integral_constant<int, kPack<T>>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
+// f(zero) of the two types that chains have
+template <class F>
+void with_float(DType dtype, F f) {
+  if (dtype == DType::float64)
+    f(double());
+  else
+    f(float());
+}
+
+} // namespace
+
+void launch_error(const ErrorArgs& a, void* stream) {
+  with_float(a.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
+                 {a.product, a.bias, a.given, a.state, a.precision, a.weighed, a.prediction,
+                  a.residual, a.error, a.delta, a.square},
+                 [&](auto pack) {
+                   launch(error_kernel<T, pack>, blocks_for(a.rows * a.n, pack * kThreads), stream,
+                          a);
+                 });
+  });
+}
+
+void launch_update(const UpdateArgs& a, void* stream) {
+  with_float(a.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(a.size, {a.state, a.velocity, a.error, a.feedback, a.drive, a.activated},
+                 [&](auto pack) {
+                   launch(update_kernel<T, pack>, blocks_for(a.size, pack * kThreads), stream, a);
+                 });
+  });
+}
+
+void launch_activate(const ActivateArgs& a, void* stream) {
+  with_float(a.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(a.size, {a.in, a.out}, [&](auto pack) {
+      launch(activate_kernel<T, pack>, blocks_for(a.size, pack * kThreads), stream, a);
+    });
+  });
+}
+
+void launch_half_dot(const HalfDotArgs& a, void* stream) {
+  with_float(a.dtype, [&](auto zero) {
+    launch(half_dot_kernel<decltype(zero)>, blocks_for(a.rows, kThreads / kWarp), stream, a);
+  });
+}
+
+} // namespace pyromancy::cuda

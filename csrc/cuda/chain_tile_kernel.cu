@@ -1,0 +1,433 @@
+#include "chain_tile.h"
+
+#include "activation.h"
+#include "cluster.h"
+#include "launch.h"
+#include "mma.h"
+
+namespace pyromancy::cuda {
+namespace {
+
+constexpr int kWarps = kThreads / kWarp;
+
+// What a kernel's thread knows of its tile of samples.
+template <int M>
+struct Tile {
+  static constexpr int slice = kNeurons * kSamples * M; // floats of a tile of neurons
+
+  const TileArgs& a;
+  Cluster cluster;
+  float* shared;
+  int rank;
+  int64_t first; // sample
+
+  __device__ Tile(const TileArgs& args, float* memory)
+      : a(args), cluster(args.cluster), shared(memory), rank(cluster.rank()),
+        first(blockIdx.x / args.cluster * static_cast<int64_t>(kSamples * M)) {}
+
+  // Two neighbouring neurons of a sample, by their place in a slice.
+  struct Pair {
+    int at, own, sample, neuron; // own: among the block's neurons
+  };
+
+  // f(pair) for all of a node's neurons that the block owns
+  template <class F>
+  __device__ void for_pairs(const TileNode& node, F f) const {
+    for (int i = threadIdx.x; i < node.tiles * slice / 2; i += kThreads) {
+      const int at = 2 * i, tile = at / slice, within = at % slice;
+      const int own = tile * kNeurons + within % kNeurons;
+      f(Pair{at, own, within / kNeurons, rank * node.tiles * kNeurons + own});
+    }
+  }
+
+  __device__ float2& pair(int offset, const Pair& p) const {
+    return *reinterpret_cast<float2*>(shared + offset + p.at);
+  }
+
+  // A product's value, its parts added from the first to the last.
+  __device__ float2 sum_of(const TileProduct& product, const Pair& p) const {
+    float2 sum = pair(product.out, p);
+    for (int part = 1; part < product.parts; ++part) {
+      const float2 more = pair(product.out + part * product.tiles * slice, p);
+      sum.x += more.x;
+      sum.y += more.y;
+    }
+    return sum;
+  }
+
+  // Into the panel at `offset` of every block of the cluster.
+  __device__ void publish(int offset, const TileNode& node, const Pair& p, float2 x) const {
+    if (p.neuron >= node.n)
+      x.x = 0; // or infinity times a padding zero would be NaN
+    if (p.neuron + 1 >= node.n)
+      x.y = 0;
+    const int row = p.sample % kSamples, k = p.neuron % kDepth;
+    const int block = p.neuron / kDepth * M + p.sample / kSamples;
+    const int at = block * kSamples * kDepth + row / 8 * kBlock + (row % 8 * 4 + k / 4) * 4 + k % 4;
+    float2* const to = reinterpret_cast<float2*>(shared + offset + at);
+    for (int r = 0; r < cluster.size(); ++r)
+      *cluster.peer(to, r) = x;
+  }
+
+  __device__ float2 of_columns(int offset, const Pair& p, float otherwise) const {
+    if (offset == kAbsent)
+      return make_float2(otherwise, otherwise);
+    return *reinterpret_cast<const float2*>(shared + offset + p.own);
+  }
+
+  // ---- between device memory and shared memory
+
+  __device__ void load_slice(int offset, const TileNode& node, const float* from, int64_t row) {
+    if (offset != kAbsent)
+      for_pairs(node, [&](const Pair& p) {
+        float2 x = make_float2(0, 0);
+        if (first + p.sample < a.batch) {
+          const float* const at = from + (first + p.sample) * row + p.neuron;
+          if (p.neuron < node.n)
+            x.x = at[0];
+          if (p.neuron + 1 < node.n)
+            x.y = at[1];
+        }
+        pair(offset, p) = x;
+      });
+  }
+
+  __device__ void store_slice(int offset, const TileNode& node, float* to) const {
+    for_pairs(node, [&](const Pair& p) {
+      if (first + p.sample >= a.batch)
+        return;
+      const float2 x = pair(offset, p);
+      float* const at = to + (first + p.sample) * node.n + p.neuron;
+      if (p.neuron < node.n)
+        at[0] = x.x;
+      if (p.neuron + 1 < node.n)
+        at[1] = x.y;
+    });
+  }
+
+  __device__ void load_columns(int offset, const TileNode& node, const float* from) {
+    if (offset == kAbsent)
+      return;
+    const int own = node.tiles * kNeurons;
+    for (int i = threadIdx.x; i < own; i += kThreads)
+      shared[offset + i] = from && rank * own + i < node.n ? from[rank * own + i] : 0;
+  }
+
+  __device__ void load_all() {
+    for (int i = threadIdx.x; i < a.shared; i += kThreads)
+      shared[i] = 0;
+    __syncthreads();
+    for (int i = 0; i < a.phase[a.rounds - 1][3]; ++i) {
+      const TileProduct& product = a.product[i];
+      if (product.resident == kAbsent)
+        continue;
+      const int share = product.tiles * product.blocks * kBlock / 4;
+      const float4* const from = reinterpret_cast<const float4*>(product.packed) + rank * share;
+      float4* const to = reinterpret_cast<float4*>(shared + product.resident);
+      for (int k = threadIdx.x; k < share; k += kThreads)
+        to[k] = from[k];
+    }
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      load_slice(node.z, node, node.state, node.n);
+      load_slice(node.mu, node, node.constant, node.constant_row);
+      load_slice(node.drive_at, node, node.drive, node.n);
+      load_slice(node.v, node, node.velocity, node.n);
+      load_columns(node.bias_at, node, node.bias);
+      load_columns(node.precision_at, node, node.precision);
+    }
+    cluster.sync(); // panels are zero everywhere, before anyone writes into another's
+  }
+
+  // ---- the products of a phase
+
+  template <Precision precision>
+  __device__ void multiply(int round, int phase) const {
+    const int warp = threadIdx.x / kWarp;
+    int index = a.phase[round][phase];
+    for (int unit = warp; unit < a.units[round][phase]; unit += kWarps) {
+      while (index + 1 < a.phase[round][phase + 1] && unit >= a.product[index + 1].units)
+        ++index;
+      const TileProduct& product = a.product[index];
+      const int group = (unit - product.units) % product.groups;
+      const int part = (unit - product.units) / product.groups;
+      if (product.resident == kAbsent)
+        multiply_unit<precision>(product, group, part,
+                                 product.packed +
+                                     int64_t{rank} * product.tiles * product.blocks * kBlock);
+      else
+        multiply_unit<precision>(product, group, part, shared + product.resident);
+    }
+  }
+
+  template <Precision precision>
+  __device__ void multiply_unit(const TileProduct& product, int group, int part,
+                                const float* matrix) const {
+    const int lane = threadIdx.x % kWarp;
+    const int begin = product.blocks * part / product.parts;
+    const int end = product.blocks * (part + 1) / product.parts;
+    const int tile = group * kGroup;
+    // the second tile of the last group may not exist: then the first is computed twice
+    const int other = tile + 1 < product.tiles ? tile + 1 : tile;
+    const float* b_at[kGroup] = {matrix + tile * product.blocks * kBlock + lane * 4,
+                                 matrix + other * product.blocks * kBlock + lane * 4};
+    const float* const a_at = shared + product.panel + lane * 4;
+    Sums sums[M][kGroup] = {}, small[M][kGroup] = {};
+#pragma unroll 2
+    for (int block = begin; block < end; ++block) {
+      float b[kGroup][4];
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g)
+        load<4>(b[g], b_at[g] + block * kBlock);
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        const float* const at = a_at + (block * M + m) * kSamples * kDepth;
+        float own[2][4];
+        load<4>(own[0], at);
+        load<4>(own[1], at + kBlock);
+#pragma unroll
+        for (int g = 0; g < kGroup; ++g)
+          multiply_add<precision>(sums[m][g], small[m][g], own, b[g]);
+      }
+    }
+    const int row = lane / 4, column = lane % 4 * 2;
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      if (g > 0 && other == tile)
+        break;
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        float* const to = shared + product.out + (part * product.tiles + tile + g) * slice +
+                          (m * kSamples + row) * kNeurons + column;
+        const float* const c = sums[m][g].c;
+        const float* const s = small[m][g].c;
+        *reinterpret_cast<float2*>(to) = make_float2(c[0] + s[0], c[1] + s[1]);
+        *reinterpret_cast<float2*>(to + 8 * kNeurons) = make_float2(c[2] + s[2], c[3] + s[3]);
+      }
+    }
+  }
+
+  // ---- errors
+
+  __device__ void publish_states(int round) const {
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (node.h != kAbsent && node.move_round == round)
+        for_pairs(node, [&](const Pair& p) {
+          const float2 z = pair(node.z, p);
+          publish(node.h, node, p,
+                  make_float2(activate(node.before, z.x), activate(node.before, z.y)));
+        });
+    }
+  }
+
+  // W before(z) + b of the edge into a node
+  __device__ float2 input_of(const TileNode& node, const Pair& p) const {
+    const float2 sum = sum_of(a.product[node.into], p), b = of_columns(node.bias_at, p, 0);
+    return make_float2(sum.x + b.x, sum.y + b.y);
+  }
+
+  // Keeps a node's error, and publishes what the feedback is made of.
+  __device__ void keep_error(const TileNode& node, const Pair& p, float2 e) const {
+    if (node.e != kAbsent)
+      pair(node.e, p) = e;
+    if (node.d == kAbsent)
+      return;
+    if (node.after.kind != Activation::identity) {
+      const float2 x = input_of(node, p);
+      e.x *= slope(node.after, x.x, activate(node.after, x.x));
+      e.y *= slope(node.after, x.y, activate(node.after, x.y));
+    }
+    publish(node.d, node, p, e);
+  }
+
+  __device__ void find_errors(int round) const {
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (node.computes_error && node.error_round == round)
+        for_pairs(node, [&](const Pair& p) {
+          float2 mu;
+          if (node.into == kAbsent) {
+            mu = pair(node.mu, p);
+          } else {
+            mu = input_of(node, p);
+            mu.x = activate(node.after, mu.x);
+            mu.y = activate(node.after, mu.y);
+          }
+          const float2 z = pair(node.z, p);
+          const float2 r = make_float2(z.x - mu.x, z.y - mu.y);
+          if (node.r != kAbsent)
+            pair(node.r, p) = r;
+          if (node.weigh != kAbsent)
+            return publish(node.residual, node, p, r);
+          const float2 precision = of_columns(node.precision_at, p, 1);
+          keep_error(node, p, make_float2(precision.x * r.x, precision.y * r.y));
+        });
+    }
+  }
+
+  __device__ void find_weighed_errors(int round) const {
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (node.weigh != kAbsent && node.error_round == round)
+        for_pairs(node,
+                  [&](const Pair& p) { keep_error(node, p, sum_of(a.product[node.weigh], p)); });
+    }
+  }
+
+  // The block's share of the energies before step `step`.
+  __device__ void record(int64_t step) const {
+    for (int i = threadIdx.x; i < a.nodes * kSamples * M; i += kThreads) {
+      const int l = i / (kSamples * M), sample = i % (kSamples * M);
+      const TileNode& node = a.node[l];
+      if (first + sample >= a.batch)
+        continue;
+      float sum = 0;
+      if (node.computes_error)
+        for (int own = 0; own < node.tiles * kNeurons; ++own) {
+          const int at = own / kNeurons * slice + sample * kNeurons + own % kNeurons;
+          if (rank * node.tiles * kNeurons + own < node.n)
+            sum += shared[node.r + at] * shared[node.e + at];
+        }
+      a.energies[((rank * a.steps + step) * a.nodes + l) * a.batch + first + sample] = 0.5f * sum;
+    }
+  }
+
+  // ---- descent
+
+  __device__ float moved(float z, float gradient, float& velocity, bool has_velocity,
+                         bool starts) const {
+    if (has_velocity) {
+      velocity = starts ? gradient : a.momentum * velocity + a.fresh * gradient;
+      gradient = a.nesterov ? gradient + a.momentum * velocity : velocity;
+    }
+    return z - a.lr * gradient;
+  }
+
+  __device__ void descend(int64_t step, int round) const {
+    const bool starts = a.starts && step == 0;
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (!node.free || node.move_round != round)
+        continue;
+      for_pairs(node, [&](const Pair& p) {
+        float2& z = pair(node.z, p);
+        float2 g = node.e == kAbsent ? make_float2(0, 0) : pair(node.e, p);
+        if (node.back != kAbsent) {
+          float2 back = sum_of(a.product[node.back], p);
+          if (node.feedback == Feedback::gram) {
+            const float2 drive = pair(node.drive_at, p);
+            back = make_float2(drive.x - back.x, drive.y - back.y);
+          }
+          g.x -= slope(node.before, z.x, activate(node.before, z.x)) * back.x;
+          g.y -= slope(node.before, z.y, activate(node.before, z.y)) * back.y;
+        }
+        const bool has_velocity = node.v != kAbsent;
+        float2 v = has_velocity ? pair(node.v, p) : make_float2(0, 0);
+        z.x = moved(z.x, g.x, v.x, has_velocity, starts);
+        z.y = moved(z.y, g.y, v.y, has_velocity, starts);
+        if (has_velocity)
+          pair(node.v, p) = v;
+      });
+    }
+  }
+
+  // Nobody writes into a panel that another block still reads: a barrier of the cluster always lies
+  // between the products that read it and the next who writes.
+  template <Precision precision>
+  __device__ void move(int64_t step, int round) const {
+    publish_states(round);
+    cluster.sync();
+    multiply<precision>(round, 0); // predictions
+    __syncthreads();
+    find_errors(round);
+    cluster.sync();
+    if (a.phase[round][1] < a.phase[round][2]) {
+      multiply<precision>(round, 1);
+      __syncthreads();
+      find_weighed_errors(round);
+      cluster.sync();
+    }
+    multiply<precision>(round, 2); // feedback
+    __syncthreads();
+    descend(step, round);
+  }
+
+  template <Precision precision>
+  __device__ void run() {
+    load_all();
+    for (int64_t step = 0; step < a.steps; ++step) {
+      for (int round = 0; round < a.rounds; ++round)
+        move<precision>(step, round);
+      if (a.energies)
+        record(step);
+    }
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (!node.free)
+        continue;
+      store_slice(node.z, node, node.state);
+      if (node.v != kAbsent)
+        store_slice(node.v, node, node.velocity);
+    }
+  }
+};
+
+template <int M, Precision precision>
+__global__ void __launch_bounds__(kThreads, 1)
+    chain_tile_kernel(const __grid_constant__ TileArgs args) {
+  PYROMANCY_SHARED_MEMORY(memory);
+  Tile<M>(args, reinterpret_cast<float*>(memory)).template run<precision>();
+}
+
+__global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ PackArgs args) {
+  for (int i = 0; i < args.count; ++i) {
+    const Packing& p = args.matrix[i];
+    const int64_t total = static_cast<int64_t>(p.tiles) * p.blocks * kBlock;
+    for (int64_t at = first_thread(); at < total; at += all_threads()) {
+      const int64_t block = at / kBlock;
+      const int lane = static_cast<int>(at % kBlock) / 4;
+      const int64_t row = block / p.blocks * kNeurons + lane / 4;
+      const int64_t k = block % p.blocks * kDepth + lane % 4 * 4 + at % 4;
+      args.packed[p.to + at] =
+          row < p.rows && k < p.depth ? p.from[row * p.row_stride + k * p.depth_stride] : 0;
+    }
+  }
+}
+
+template <int M>
+void launch_tiles(const TileArgs& args, Precision precision, void* stream) {
+  const int64_t samples = kSamples * M;
+  const int64_t blocks = (args.batch + samples - 1) / samples * args.cluster;
+  const auto go = [&](auto kernel) {
+    launch_cluster(kernel, blocks, args.cluster, args.shared * sizeof(float), stream, args);
+  };
+  switch (precision) {
+  case Precision::highest:
+    return go(chain_tile_kernel<M, Precision::highest>);
+  case Precision::high:
+    return go(chain_tile_kernel<M, Precision::high>);
+  case Precision::medium:
+    return go(chain_tile_kernel<M, Precision::medium>);
+  }
+}
+
+} // namespace
+
+void launch_chain_tile(const TileArgs& args, Precision precision, void* stream) {
+  if (args.sample_tiles == 1)
+    launch_tiles<1>(args, precision, stream);
+  else if (args.sample_tiles == 2)
+    launch_tiles<2>(args, precision, stream);
+  else
+    launch_tiles<4>(args, precision, stream);
+}
+
+void launch_pack(const PackArgs& args, void* stream) {
+  int64_t most = 0;
+  for (int i = 0; i < args.count; ++i)
+    most = std::max(most, int64_t{args.matrix[i].tiles} * args.matrix[i].blocks * kBlock);
+  launch(pack_kernel, blocks_for(most, kThreads), stream, args);
+}
+
+} // namespace pyromancy::cuda

@@ -1,0 +1,44 @@
+#pragma once
+
+// Operators of PyTorch that host functions call: matrix products and sums, on the current stream.
+
+#include "host.h"
+
+namespace pyromancy::cuda {
+
+// Inside, calls build no autograd graph.
+class NoGrad {
+public:
+  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) {
+    aoti_torch_grad_mode_set_enabled(false);
+  }
+  ~NoGrad() {
+    aoti_torch_grad_mode_set_enabled(before_);
+  }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+private:
+  bool before_;
+};
+
+inline Tensor transposed(const Tensor& matrix) {
+  return torch::stable::transpose(matrix, 0, 1);
+}
+
+// out = a b
+inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(a), from(b), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]); // another handle of `out`
+}
+
+// out = the sum of t along its first dimension
+inline void sum_first(const Tensor& out, const Tensor& t) {
+  const int64_t first = 0;
+  Tensor to = out;
+  torch::stable::sum_out(to, t, Sizes(&first, 1));
+}
+
+} // namespace pyromancy::cuda

@@ -1,0 +1,136 @@
+"""Chains on the CUDA kernels, which are compiled for the CPU here; run as a script with their library.
+
+Devices are made up, so that every way of laying a chain out is taken: clusters of all sizes, matrices in shared memory
+and outside, and the library's products where nothing fits. Prints how many kernels ran in clusters of which size, and a
+digest of all bits that came out.
+"""
+
+import ctypes
+import hashlib
+import os
+import sys
+
+import pytest
+import torch
+
+from chains import (
+    FUNCTIONS,
+    OPTIONS,
+    STEPS,
+    check,
+    check_mstep,
+    check_resumed,
+    mstep,
+    of_size,
+    operator,
+    problem,
+    with_gram,
+)
+from numerics import FLOATS, saying
+
+FLOAT = torch.float32
+# multiprocessors, bytes of shared memory that a block can have, compute capability
+DEVICES = {
+    "large": (132, 232_448, 9),
+    "vast": (100_000, 232_448, 9),  # to spread out costs nothing
+    "cramped": (132, 40_000, 9),  # matrices stay outside
+    "single": (1, 232_448, 9),
+    "few": (4, 232_448, 9),
+    "few, cramped": (5, 56_000, 9),
+    "old": (108, 166_912, 8),  # knows no clusters
+    "none": (132, 0, 9),  # nothing fits
+}
+NAMES = ("PYROMANCY_EMULATED_MULTIPROCESSORS", "PYROMANCY_EMULATED_SHARED_BYTES", "PYROMANCY_EMULATED_CAPABILITY")
+UNIT = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}
+
+
+def become(device):
+    for name, value in zip(NAMES, DEVICES[device], strict=True):
+        os.environ[name] = str(value)
+
+
+def float32(arguments):
+    return {k: [None if t is None else t.float() if isinstance(t, torch.Tensor) else t for t in x]
+            if isinstance(x, list) else x.float() if isinstance(x, torch.Tensor) else x
+            for k, x in arguments.items()}  # fmt: skip
+
+
+def calls():
+    """A device and arguments, by what is special."""
+    for device in DEVICES:
+        for option, changes in OPTIONS.items():
+            yield f"{option} on {device}", device, problem((5, 33, 7, 6, 3), 17, record=True, dtype=FLOAT, **changes)
+        for precision in ("unit", "diagonal"):
+            yield f"gram, {precision}, on {device}", device, float32(with_gram(precision))
+        yield f"no record on {device}", device, problem((4, 70, 37, 5), 35, "tanh", "relu", dtype=FLOAT)
+        yield f"wide on {device}", device, problem((20, 128, 120, 10), 40, "relu", record=True, dtype=FLOAT)
+        everything = OPTIONS["everything"] | {"clamped": (0, -1)}
+        yield f"deep on {device}", device, problem((3, *[40] * 8, 4), 17, record=True, dtype=FLOAT, **everything)
+    for widths in ((3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5), (9, 8, 16, 24, 7)):
+        for batch in (0, 1, 3, 65):
+            yield f"{widths}, {batch}", "large", of_size(widths, batch, FLOAT)
+    for side in ("before", "after"):
+        for function in FUNCTIONS:
+            for device in ("large", "none"):
+                yield f"{function} {side}", device, problem((5, 33, 7, 3), 17, **{side: function}, dtype=FLOAT)
+    for changes in OPTIONS.values():
+        yield "float64", "large", problem((5, 33, 7, 6, 3), 17, record=True, dtype=torch.float64, **changes)
+    yield "40 nodes", "large", problem((3,) * 40, 2, "tanh", dtype=FLOAT)
+
+
+def digest_of(sha, arguments):
+    for x in [*arguments["states"], arguments["energies"]]:
+        if x is not None:
+            sha.update(x.numpy().tobytes())
+
+
+def refuses():
+    arguments = problem((5, 7, 3), 4, dtype=FLOAT)
+    for wrong in (
+        {"precision": "low"}, {"steps": -1}, {"lr": float("inf")}, {"free": [True]}, {"activations": [0, 10, 0, 0]},
+        {"states": [x.half() for x in arguments["states"]]}, {"weights": [w.T for w in arguments["weights"]]},
+        {"prior": torch.zeros(2, 5)}, {"grams": [torch.zeros(5, 5), None]},
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="must|needs"), saying(wrong):
+            operator(**arguments | wrong)
+
+
+def main(library):
+    """Run everything."""
+    torch.ops.load_library(library)
+    launches = (ctypes.c_int64 * 9).in_dll(ctypes.CDLL(library), "emulated_launches")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN: who forgets to write is found out
+    torch.manual_seed(21)
+    sha, ran = hashlib.sha256(), {}
+    for what, device, arguments in calls():
+        become(device)
+        before = [*launches]
+        with saying(what):
+            check(arguments)
+            if device == "none" or arguments["states"][0].dtype == torch.float64 or what == "40 nodes":
+                assert [*launches] == before
+            elif arguments["states"][0].shape[0] and "cramped" not in device:
+                assert sum(launches) == sum(before) + 1
+            digest_of(sha, arguments)
+    become("large")
+    for precision, unit in UNIT.items():
+        with saying(precision):
+            arguments = problem((5, 33, 40, 3), 40, "tanh", record=True, dtype=FLOAT)
+            check(arguments | {"precision": precision}, unit=unit)
+            digest_of(sha, arguments)
+    for dtype in FLOATS:
+        check_resumed(problem((5, 7, 3), 4, "tanh", momentum={"momentum": 0.8}, dtype=dtype))
+    for option, changes in OPTIONS.items():
+        for dtype in FLOATS:
+            with saying(f"the M-step, {option}, {dtype}"):
+                check_mstep(problem((5, 33, 7, 6, 3), 17, dtype=dtype, **changes))
+    for batch in (0, 1, 3):
+        check_mstep(of_size((63, 12, 2), batch, FLOAT))
+    refuses()
+    print({cluster: count for cluster, count in enumerate(launches) if count})
+    print(sha.hexdigest())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
