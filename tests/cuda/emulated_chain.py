@@ -16,11 +16,9 @@ import torch
 from chains import (
     FUNCTIONS,
     OPTIONS,
-    STEPS,
     check,
     check_mstep,
     check_resumed,
-    mstep,
     of_size,
     operator,
     problem,
@@ -91,7 +89,7 @@ def refuses():
         {"states": [x.half() for x in arguments["states"]]}, {"weights": [w.T for w in arguments["weights"]]},
         {"prior": torch.zeros(2, 5)}, {"grams": [torch.zeros(5, 5), None]},
     ):  # fmt: skip
-        with pytest.raises(RuntimeError, match="must|needs"), saying(wrong):
+        with pytest.raises(RuntimeError, match=r"must|needs"), saying(wrong):
             operator(**arguments | wrong)
 
 
@@ -102,7 +100,7 @@ def main(library):
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN: who forgets to write is found out
     torch.manual_seed(21)
-    sha, ran = hashlib.sha256(), {}
+    sha = hashlib.sha256()
     for what, device, arguments in calls():
         become(device)
         before = [*launches]

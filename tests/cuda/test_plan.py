@@ -8,7 +8,6 @@ import subprocess
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from test_emulation import CXX, EMULATION, FLAGS, ROOT
 
 H200 = (132, 232_448, 8)
