@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ import pyromancy as pyro
 from networks import KINDS, Chain
 from numerics import same_bits
 from pyromancy import backends
-from pyromancy.inference import lowering, replay
+from pyromancy.inference import executors, lowering, replay
 from pyromancy.inference.replay import Replay
 from pyromancy.nodes import FloatNode, StandardGaussianNode
 
@@ -53,7 +54,7 @@ def device(monkeypatch):
             state.tapes.append(Tape(function, results))
             return state.tapes[-1], results
 
-    monkeypatch.setattr(replay, "replayed", lambda device: state.on)
+    monkeypatch.setattr(executors, "replayed", lambda device: state.on)
     monkeypatch.setattr(replay, "recorder", Recorder)
     return state
 
@@ -241,6 +242,32 @@ def test_batch_sizes_by_turns_are_captured_once_each(device):
     assert [t.replays for t in device.tapes] == [3, 3]
 
 
+def test_graphs_of_the_same_forms_share_memory(device):
+    network, loop = prepared(device)
+    found = []
+    for steps in (3, 3, 3, 5, 3, 5):
+        network.init(*data_for(network, 7))
+        twin = copy.deepcopy(network)
+        loop.run(steps)
+        device.on = False
+        loop_for(twin).run(steps)
+        device.on = True
+        found.append(same_bits(network.nodes[1].value.data, twin.nodes[1].value.data))
+    assert all(found)
+    assert [t.replays for t in device.tapes] == [3, 2]
+    first, second = loop._replay._graphs.values()
+    assert first.moving is second.moving
+
+
+def test_inference_mode_has_graphs_of_its_own(device):
+    _, loop = prepared(device)
+    for _ in range(3):
+        with torch.inference_mode():
+            loop.run(5)
+        loop.run(5)
+    assert [t.replays for t in device.tapes] == [4, 1]
+
+
 def test_many_kinds_take_bounded_memory(device):
     network, loop = prepared(device)
     for steps in range(1, 21):
@@ -254,14 +281,14 @@ def test_many_kinds_take_bounded_memory(device):
         network.init(*data_for(network, batch))
         loop.run(5)
         loop.run(5)
-    executors = [weakref.ref(e) for _, e, _ in loop._ready]
+    owners = [weakref.ref(e) for _, e, _ in loop._ready]
     device.tapes.clear()
-    assert len(executors) == 4
+    assert len(owners) == 4
     assert len(loop._replay._graphs) == 4
-    assert all(k[0] in [e() for e in executors] for k in (*loop._replay._graphs, *loop._replay._met))
+    assert all(k[0] in [e() for e in owners] for k in (*loop._replay._graphs, *loop._replay._met))
     del loop
     gc.collect()
-    assert all(e() is None for e in executors)
+    assert all(e() is None for e in owners)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -410,13 +437,15 @@ class TestAlone:
         for _ in range(3):
             self.run(over, torch.ones(0), torch.ones(0), torch.tensor(3.0))
         assert not device.tapes
-        assert over.notes() == ["no CUDA graph: a state is empty"]
+        assert over.notes("me") == ["no CUDA graph: a state is empty"]
 
     def test_another_device(self, device):
         over = Replay()
         w = torch.ones(4, device="meta")
         over.run("me", (), lambda tensors: [], [torch.ones(4), torch.ones(4), w], [0], [1])
-        assert over.notes() == ["no CUDA graph: a tensor of shape (4,) is on meta, and a graph would keep its value"]
+        assert over.notes("me") == [
+            "no CUDA graph: a tensor of shape (4,) is on meta, and a graph would keep its value"
+        ]
 
     def test_forgets_one_owner(self, device):
         over, w = Replay(), torch.tensor(3.0)
@@ -433,3 +462,67 @@ class TestAlone:
 def test_inverse_of_a_covariance_without_waiting():
     factor = torch.randn(9, 9, dtype=torch.float64).tril(-1) + torch.diag(torch.rand(9, dtype=torch.float64) + 0.5)
     torch.testing.assert_close(lowering._inverse(factor), torch.cholesky_inverse(factor), rtol=1e-10, atol=1e-10)
+
+
+class Cuda:
+    """What `Recorder` uses of `torch.cuda`; a capture whose function raises cannot be ended either."""
+
+    def __init__(self):
+        self.stream, self.log = "user's", []
+
+    def graph(self, graph, pool, stream, mode):
+        assert (pool, stream, mode) == ("pool", "side", "thread_local")
+        return self._capture()
+
+    @contextmanager
+    def _capture(self):
+        before, self.stream = self.stream, "side"
+        self.log.append("begin")
+        try:
+            yield
+        except BaseException as first:
+            raise RuntimeError("the capture was invalidated") from first
+        self.stream = before
+
+    def set_stream(self, stream):
+        self.stream = stream
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = Cuda()
+    for name, value in {
+        "Stream": lambda device: "side",
+        "graph_pool_handle": lambda: "pool",
+        "CUDAGraph": object,
+        "device": lambda device: nullcontext(),
+        "current_device": lambda: 0,
+        "current_stream": lambda: fake.stream,
+        "set_stream": fake.set_stream,
+        "graph": fake.graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool"):
+        short = name.removeprefix("_cuda_")
+        monkeypatch.setattr(torch._C, name, lambda *_, short=short: fake.log.append(short), raising=False)
+    return fake
+
+
+def test_a_recorder_recovers_from_a_failed_capture(cuda):
+    recorder = replay.Recorder(torch.device("cpu"))
+    clear, end = "clearCublasWorkspaces", "endAllocateToPool"
+    assert cuda.log == [clear, "begin", clear]  # the graph that holds on to the pool
+    cuda.log.clear()
+
+    def fails():
+        assert cuda.stream == "side"
+        raise ValueError("no")
+
+    with pytest.raises(RuntimeError, match="the capture was invalidated"):
+        recorder.capture(fails)
+    assert cuda.log == [clear, "begin", end, "begin", clear]
+    assert cuda.stream == "user's"
+    assert not replay._capturing.locked()
+    _, results = recorder.capture(lambda: [torch.ones(2)])
+    assert results[0].tolist() == [1, 1]
+    assert cuda.stream == "user's"

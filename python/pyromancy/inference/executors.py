@@ -16,7 +16,7 @@ from .capture import has_hooks
 from .graph import partition
 from .lowering import Activation, Chain, Node, precision
 from .program import Program, Slot
-from .replay import Replay
+from .replay import Replay, replayed
 
 # With channels last the library of convolutions need not reorder its operands, and pooling takes whole vectors.
 _CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
@@ -67,15 +67,17 @@ class _Replaying(Executor):
     def run(
         self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
     ) -> Tensor | None:
-        leaves = self.program.leaves
-        tensors = [*leaves, *(velocities or ())]
-        count = len(leaves)
+        leaves, moving, options = self.program.leaves, velocities or [], (steps, descent, resume, record)
+        if replayed(leaves[self._free[0]].device):
+            count = len(leaves)
 
-        def body(tensors: list[Tensor]) -> list[Tensor]:
-            return self._infer(tensors[:count], tensors[count:], steps, descent, resume, record)
+            def body(tensors: list[Tensor]) -> list[Tensor]:
+                return self._infer(tensors[:count], tensors[count:], *options)
 
-        written = [*self._free, *range(count, len(tensors))]
-        recorded = self._replay.run(self, (steps, descent, resume, record), body, tensors, written, self._data)
+            written = [*self._free, *range(count, count + len(moving))]
+            recorded = self._replay.run(self, options, body, [*leaves, *moving], written, self._data)
+        else:
+            recorded = self._infer(leaves, moving, *options)
         torch.autograd.graph.increment_version([leaves[i] for i in self._free])
         return recorded[0] if record else None
 
@@ -158,7 +160,6 @@ class ChainExecutor(_Replaying):
             [n.term is not None for n in chain.nodes],
         )
 
-    @torch.no_grad()
     def run(
         self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
     ) -> Tensor | None:
@@ -326,7 +327,7 @@ class ChainExecutor(_Replaying):
                         f"W^T W {'chosen' if gram < direct else 'not chosen'}, "
                         f"{gram / 1e6:.1f} million multiply-adds a run with it, {direct / 1e6:.1f} without"
                     )
-        return [*lines, *feedback, *self._replay.notes()]
+        return [*lines, *feedback, *self._replay.notes(self)]
 
 
 class GraphExecutor(_Replaying):
@@ -389,7 +390,7 @@ class GraphExecutor(_Replaying):
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
         every = sum(n.op == "call_function" for n in self._step.graph.nodes)
         layout = ["images with their channels last"] if self._channels_last else []
-        return [f"{every} operator calls at every step, {once} once a run", *layout, *self._replay.notes()]
+        return [f"{every} operator calls at every step, {once} once a run", *layout, *self._replay.notes(self)]
 
 
 class AutogradExecutor(Executor):

@@ -50,6 +50,10 @@ class InferenceLoop:
     The callable may run more often than there are steps, so it must be free of side effects. What the check cannot see
     are hooks on modules that are registered after the first run.
 
+    On a GPU all steps of a run are one CUDA graph, where no kernel waits for its launch: captured at the second run of
+    its kind, replayed from then on. Another number of steps or rate, moved parameters or another choice of kernels
+    make it another kind; new states and data do not.
+
     A momentum's velocity starts anew when a state was set since the last run, as by `init`.
 
     Args:

@@ -39,6 +39,7 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._kept: list[torch.cuda.CUDAGraph] = []
         # A pool that no graph uses any more cannot be used again; one graph that only writes a zero holds on to it.
+        self._nothing()  # a kernel is loaded at its first launch, which a capture may not allow
         self._kept.append(self._record(self._nothing)[0])
 
     def capture(self, function: Callable[[], list[Tensor]]) -> tuple[Graph, list[Tensor]]:
@@ -125,7 +126,7 @@ class Replay:
     """
 
     def __init__(self) -> None:
-        self._note = ""
+        self._notes: dict[object, str] = {}  # how the last run of each was run
         self._graphs: OrderedDict[Key, _Recorded] = OrderedDict()
         self._met: OrderedDict[Key, str] = OrderedDict()  # kinds without a graph; why, or "" for those met once
         self._recorders: dict[torch.device, Recorder] = {}
@@ -149,29 +150,29 @@ class Replay:
             What the function gave, in memory of its own.
         """
         device = tensors[written[0]].device
-        if not replayed(device):
-            self._note = ""
-            return body(tensors)
         if reason := _obstacle(tensors, written, device):
-            self._note = f"no CUDA graph: {reason}"
+            self._notes[owner] = f"no CUDA graph: {reason}"
             return body(tensors)
-        key = (owner, options, _switches(), *_forms(tensors, {*written, *read}))
+        places = [t.data_ptr() for t in tensors]
+        for i in (*written, *read):
+            places[i] = 0
+        key = (owner, options, _switches(), *map(_form, tensors), *places)
         self._follow(device)
         moving = [tensors[i] for i in (*written, *read)]
         if (recorded := self._graphs.get(key)) is not None:
             self._graphs.move_to_end(key)
-            self._note = "all steps in one CUDA graph"
+            self._notes[owner] = "all steps in one CUDA graph"
             return recorded.run(moving)
         reason = self._met.get(key)
         if reason == "" and self._failures == _FAILURES:
             reason = f"{_FAILURES} captures have failed"
         _remember(self._met, key, reason or "", _MET)
-        self._note = f"no CUDA graph: {reason}" if reason else "one CUDA graph from the third run of a kind on"
+        self._notes[owner] = f"no CUDA graph: {reason}" if reason else "one CUDA graph from the third run of a kind on"
         if reason != "":
             return body(tensors)
         # This run, on the memory that is captured next: libraries choose by alignment, too, and a capture must not be
         # the first time that they do.
-        mine = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device) for t in moving]
+        mine = self._memory(moving)
         inputs = tensors.copy()
         for i, t in zip((*written, *read), mine, strict=True):
             inputs[i] = t
@@ -187,21 +188,31 @@ class Replay:
             first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             self._met[key] = str(first).partition("\n")[0] or type(first).__name__
             self._failures += 1
-            self._note = f"no CUDA graph: {self._met[key]}"
+            self._notes[owner] = f"no CUDA graph: {self._met[key]}"
         else:
             del self._met[key]
             _remember(self._graphs, key, _Recorded(graph, body, mine, len(written), given), GRAPHS)
         return results
 
-    def notes(self) -> list[str]:
-        """How the last run was run, for `InferenceLoop.explain`; empty where nothing is replayed."""
-        return [self._note] if self._note else []
+    def _memory(self, moving: list[Tensor]) -> list[Tensor]:
+        """Memory for moving tensors: another graph's where there is one for such, as they run one after another."""
+        inference = torch.is_inference_mode_enabled()
+        forms = [_form(t) for t in moving]
+        for recorded in self._graphs.values():
+            if [_form(t) for t in recorded.moving] == forms and recorded.moving[0].is_inference() == inference:
+                return recorded.moving
+        return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in moving]
+
+    def notes(self, owner: object) -> list[str]:
+        """How the last run of one was run, for `InferenceLoop.explain`."""
+        return [self._notes[owner]] if owner in self._notes else []
 
     def forget(self, owner: object) -> None:
         """Give up the graphs of one whose runs are over."""
         for key in [k for k in (*self._graphs, *self._met) if k[0] is owner]:
             self._graphs.pop(key, None)
             self._met.pop(key, None)
+        self._notes.pop(owner, None)
 
     def _follow(self, device: torch.device) -> None:
         """Let the current stream wait for that of the run before, whose memory it takes over."""
@@ -231,14 +242,11 @@ def _obstacle(tensors: list[Tensor], written: list[int], device: torch.device) -
     return None
 
 
-def _forms(tensors: list[Tensor], moving: set[int]) -> list[Hashable]:
-    """The forms of tensors, with the addresses of those that do not move."""
-    return [
-        (t.shape, t.stride(), t.dtype, t.device, None if i in moving else t.data_ptr()) for i, t in enumerate(tensors)
-    ]
+def _form(t: Tensor) -> Key:
+    return t.shape, t.stride(), t.dtype, t.device
 
 
-def _switches() -> Hashable:
+def _switches() -> Key:
     """What else decides which kernels run."""
     matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     return (
@@ -251,6 +259,7 @@ def _switches() -> Hashable:
         cudnn.benchmark,
         cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
+        torch.is_inference_mode_enabled(),  # which the memory is bound to
     )
 
 
