@@ -184,9 +184,7 @@ class Replay:
                 self._recorders[device] = recorder(device)
             graph, given = self._recorders[device].capture(lambda: body(inputs))
         except Exception as error:
-            # what went wrong first, and not that the capture then could not end
-            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            self._met[key] = str(first).partition("\n")[0] or type(first).__name__
+            self._met[key] = _first_line(error)
             self._failures += 1
             self._notes[owner] = f"no CUDA graph: {self._met[key]}"
         else:
@@ -261,6 +259,12 @@ def _switches() -> Key:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_inference_mode_enabled(),  # which the memory is bound to
     )
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong first, and not that the capture then could not end."""
+    first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+    return str(first).partition("\n")[0] or type(first).__name__
 
 
 def _copy(to: list[Tensor], of: list[Tensor]) -> None:
