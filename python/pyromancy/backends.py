@@ -106,6 +106,11 @@ def _triton_available(device: str) -> tuple[bool, str]:
     return True, ""
 
 
+def chosen() -> str | None:
+    """The backend that was chosen with `use`, unless it is the one that serves by default."""
+    return _choice.backend if _choice is not None else None
+
+
 def report() -> list[Serving]:
     """What serves every operator on every device, in the order of the schemas."""
     return [_serving(operator, device) for device in _DISPATCH_KEY for operator in schema.SCHEMAS]

@@ -16,6 +16,7 @@ from .capture import has_hooks
 from .graph import partition
 from .lowering import Activation, Chain, Node, precision
 from .program import Program, Slot
+from .replay import Replay, replayed
 
 # With channels last the library of convolutions need not reorder its operands, and pooling takes whole vectors.
 _CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
@@ -56,6 +57,37 @@ class Executor(ABC):
         """Lines for `InferenceLoop.explain`."""
 
 
+class _Replaying(Executor):
+    """Runs all steps as one function of the program's leaves and the velocities, which on a GPU is replayed."""
+
+    def __init__(self, program: Program, free: list[int], data: list[int], replay: Replay) -> None:
+        self.program, self._free, self._data, self._replay = program, free, data, replay
+
+    @torch.no_grad()
+    def run(
+        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
+    ) -> Tensor | None:
+        leaves, moving, options = self.program.leaves, velocities or [], (steps, descent, resume, record)
+        if replayed(leaves[self._free[0]].device):
+            count = len(leaves)
+
+            def body(tensors: list[Tensor]) -> list[Tensor]:
+                return self._infer(tensors[:count], tensors[count:], *options)
+
+            written = [*self._free, *range(count, count + len(moving))]
+            recorded = self._replay.run(self, options, body, [*leaves, *moving], written, self._data)
+        else:
+            recorded = self._infer(leaves, moving, *options)
+        torch.autograd.graph.increment_version([leaves[i] for i in self._free])
+        return recorded[0] if record else None
+
+    @abstractmethod
+    def _infer(
+        self, leaves: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
+    ) -> list[Tensor]:
+        """All steps on the states among these leaves, without waiting for the device; gives what is recorded."""
+
+
 class _Operands(NamedTuple):
     """What `infer_chain_` and `chain_mstep` both take of a chain, in their order."""
 
@@ -87,15 +119,19 @@ def _covariance_gradients(node: Node, values: dict[int, Tensor], moment: Tensor)
     return node.weight + slope.diagonal() * factor.diagonal(), slope.tril(-1)
 
 
-class ChainExecutor(Executor):
+class ChainExecutor(_Replaying):
     """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
     name = "chain"
 
-    def __init__(self, program: Program, chains: list[Chain], states: Sequence[Tensor]) -> None:
-        self.program, self.chains = program, chains
-        self._order = {id(s): i for i, s in enumerate(states)}
-        self._notes: list[str] = []
+    def __init__(self, program: Program, chains: list[Chain], states: Sequence[Tensor], replay: Replay) -> None:
+        weights = {s for c in chains for e in c.edges for s in (e.weight, e.bias) if s is not None}
+        data = [s for s in program.data() if s not in weights]  # what looks like data, as many rows wide as the batch
+        super().__init__(program, sorted(program.free), data, replay)
+        self.chains = chains
+        order = {id(s): i for i, s in enumerate(states)}
+        self._velocity = {slot: order[id(program.leaves[slot])] for slot in self._free}
+        self._plain = 0  # steps of the last run, if it could do without the errors of clamped nodes
         wanted = set[int]()
         for chain in chains:
             for node in chain.nodes:
@@ -106,11 +142,11 @@ class ChainExecutor(Executor):
         self._known: list[list[Tensor]] = []  # of every chain, what the last run leaves for the M-step
         self._obstacles: dict[frozenset[int], str | None] = {}  # leaves -> why autograd has to serve them
 
-    def _values(self) -> dict[int, Tensor]:
-        return dict(zip(self._wanted, self.program.evaluate(self._wanted), strict=True))
+    def _values(self, leaves: list[Tensor]) -> dict[int, Tensor]:
+        return dict(zip(self._wanted, self.program.evaluate(self._wanted, leaves), strict=True))
 
-    def _operands(self, chain: Chain, values: dict[int, Tensor]) -> _Operands:
-        states = [self.program.leaves[n.state].detach().contiguous() for n in chain.nodes]
+    def _operands(self, chain: Chain, values: dict[int, Tensor], leaves: list[Tensor]) -> _Operands:
+        states = [leaves[n.state].detach().contiguous() for n in chain.nodes]
         head = chain.nodes[0].prediction
         activations = [a for e in chain.edges for a in (e.before, e.after)]
         return _Operands(
@@ -124,45 +160,54 @@ class ChainExecutor(Executor):
             [n.term is not None for n in chain.nodes],
         )
 
-    @torch.no_grad()
     def run(
         self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
     ) -> Tensor | None:
-        values, leaves = self._values(), self.program.leaves
-        recorded = self._constant_energies(steps) if record else None
-        self._notes, self._known = [], []
+        self._plain = 0 if record else steps
+        self._known = []
+        return super().run(steps, descent, velocities, resume, record)
+
+    def _infer(
+        self, leaves: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
+    ) -> list[Tensor]:
+        values = self._values(leaves)
+        recorded = self._constant_energies(leaves, steps) if record else None
+        kept = []
         for chain in self.chains:
             nodes = chain.nodes
-            states, weights, biases, precisions, prior, *activations, predicted = self._operands(chain, values)
-            plain = 0 if record else steps  # with energies recorded the errors are needed, so no gram pays
-            grams = [self._gram(chain, i, weights, precisions, plain) for i in range(len(chain.edges))]
+            states, weights, biases, precisions, prior, *activations, predicted = self._operands(chain, values, leaves)
+            grams: list[Tensor | None] = [None] * len(weights)
+            for i, w in enumerate(weights):
+                gram, direct = self._costs(chain, i, 0 if record else steps)  # the recorded energies need the errors
+                if gram < direct:
+                    p = precisions[i + 1]
+                    grams[i] = w.mT @ (w if p is None else p.unsqueeze(1) * w)
             energies = states[0].new_empty(steps, len(nodes), states[0].shape[0]) if record else None
             of_chain: list[Tensor] = []
-            for node, state in zip(nodes, states, strict=True) if velocities is not None else ():
-                assert velocities is not None
-                of_chain.append(velocities[self._order[id(leaves[node.state])]] if node.free else state)
+            for node, state in zip(nodes, states, strict=True) if velocities else ():
+                of_chain.append(velocities[self._velocity[node.state]] if node.free else state)
             known = ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
             )  # fmt: skip
-            self._known.append(known)
+            kept.append(known)
             for node, state in zip(nodes, states, strict=True):
                 if node.free and not leaves[node.state].is_contiguous():
                     leaves[node.state].copy_(state)
-            torch.autograd.graph.increment_version([leaves[n.state] for n in nodes if n.free])
             if recorded is not None and energies is not None:
                 for i, node in enumerate(nodes):
                     if node.term is not None:
                         recorded[:, node.term] = energies[:, i] + self._logdet(values, node, states[i])
-        return recorded
+        self._known = kept
+        return [] if recorded is None else [recorded]
 
-    def _constant_energies(self, steps: int) -> Tensor:
+    def _constant_energies(self, leaves: list[Tensor], steps: int) -> Tensor:
         """Room for the energies; those that no free state changes are filled in."""
         program = self.program
         constant = [(i, t) for i, t in enumerate(program.terms) if t.slot not in program.varying]
         batch = program.stand_ins[program.result].shape[0]
-        result = program.leaves[next(iter(program.free))].new_zeros(steps, len(program.terms), batch)
-        values = program.evaluate([t.slot for _, t in constant])
+        result = leaves[self._free[0]].new_zeros(steps, len(program.terms), batch)
+        values = program.evaluate([t.slot for _, t in constant], leaves)
         for (i, term), value in zip(constant, values, strict=True):
             result[:, i] = term.weight * value
         return result
@@ -175,29 +220,22 @@ class ChainExecutor(Executor):
             return 0.5 * node.weight * values[node.logvar].expand(state.shape[1]).sum()
         return 0.0
 
-    def _gram(
-        self, chain: Chain, edge: int, weights: list[Tensor], precisions: list[Tensor | None], steps: int
-    ) -> Tensor | None:
-        """W^T P W of an edge to a clamped node, where the feedback costs less that way; multiply-adds decide."""
-        source, target = chain.nodes[edge], chain.nodes[edge + 1]
-        p = precisions[edge + 1]
+    def _costs(self, chain: Chain, edge: int, steps: int) -> tuple[int, int]:
+        """Multiply-adds of a run for the feedback of an edge to a clamped node: by W^T P W, and without.
+
+        The latter is 0 where that is the only way.
+        """
+        program, source, target = self.program, chain.nodes[edge], chain.nodes[edge + 1]
         if not source.free or target.free or target.term is None or chain.edges[edge].after != Activation():
-            return None
-        if p is not None and p.dim() == 2:
-            return None
-        out, width = weights[edge].shape
-        batch = self.program.leaves[source.state].shape[0]
-        direct = 2 * steps * batch * out * width
-        gram = width * width * out + batch * out * width + steps * batch * width * width
-        chosen = gram < direct
-        self._notes.append(
-            f"feedback from the clamped node of width {out}: W^T W {'chosen' if chosen else 'not chosen'}, "
-            f"{gram / 1e6:.1f} million multiply-adds a run with it, {direct / 1e6:.1f} without"
+            return 0, 0
+        if target.factor is not None:
+            return 0, 0
+        out, width = program.stand_ins[chain.edges[edge].weight].shape
+        batch = program.stand_ins[source.state].shape[0]
+        return (
+            width * width * out + batch * out * width + steps * batch * width * width,
+            2 * steps * batch * out * width,
         )
-        if not chosen:
-            return None
-        w = weights[edge]
-        return w.mT @ (w if p is None else p.unsqueeze(1) * w)
 
     @torch.no_grad()
     def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
@@ -215,7 +253,8 @@ class ChainExecutor(Executor):
             assert slot is not None
             found[slot] = found[slot] + gradient if slot in found else gradient
 
-        values = self._values()
+        leaves = self.program.leaves
+        values = self._values(leaves)
         for chain, known in zip(self.chains, self._known or [[]] * len(self.chains), strict=True):
             reached = [n.term is not None for n in chain.nodes[1:]]
             for_weight = [r and e.weight in needed for r, e in zip(reached, chain.edges, strict=True)]
@@ -223,7 +262,7 @@ class ChainExecutor(Executor):
             spreads = [self._spread(n) for n in chain.nodes]
             for_precision = [not needed.isdisjoint(s) for s in spreads]
             wants = for_weight, for_bias, for_precision
-            results = iter(ops.chain_mstep(*self._operands(chain, values), *wants, known))
+            results = iter(ops.chain_mstep(*self._operands(chain, values, leaves), *wants, known))
             for edge, want in zip(chain.edges, for_weight, strict=True):
                 if want:
                     add(edge.weight, next(results))
@@ -275,45 +314,51 @@ class ChainExecutor(Executor):
         return None
 
     def notes(self) -> list[str]:
-        lines = []
+        lines, feedback = [], []
         for chain in self.chains:
             widths = "-".join(str(self.program.leaves[n.state].shape[1]) for n in chain.nodes)
             hoisted = sum(not a.free and b.term is not None for a, b in zip(chain.nodes, chain.nodes[1:], strict=False))
             lines.append(f"chain {widths}, {hoisted} edge(s) from clamped nodes computed once a run")
-        return lines + self._notes
+            for i, edge in enumerate(chain.edges):
+                gram, direct = self._costs(chain, i, self._plain)
+                if direct:
+                    feedback.append(
+                        f"feedback from the clamped node of width {self.program.stand_ins[edge.weight].shape[0]}: "
+                        f"W^T W {'chosen' if gram < direct else 'not chosen'}, "
+                        f"{gram / 1e6:.1f} million multiply-adds a run with it, {direct / 1e6:.1f} without"
+                    )
+        return [*lines, *feedback, *self._replay.notes(self)]
 
 
-class GraphExecutor(Executor):
+class GraphExecutor(_Replaying):
     """Any captured energy: its gradient as a traced graph, run without autograd, invariant calls once a run."""
 
     name = "graph"
 
-    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
-        self.program = program
+    def __init__(self, program: Program, states: Sequence[Tensor], replay: Replay) -> None:
         slots = {id(t): i for i, t in enumerate(program.leaves)}
-        self._free = [slots[id(s)] for s in states]
+        super().__init__(program, [slots[id(s)] for s in states], program.data(), replay)
         self._channels_last = any(call.name in _CONVOLUTIONS for call in program.calls)
         if self._channels_last:
             try:
-                self._once, self._step = partition(program, self._free, self._leaves())
+                self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
             except RuntimeError:  # the energy takes views that only the usual layout allows
                 self._channels_last = False
         if not self._channels_last:
-            self._once, self._step = partition(program, self._free, self._leaves())
+            self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
 
-    def _leaves(self) -> list[Tensor]:
+    def _laid_out(self, leaves: list[Tensor]) -> list[Tensor]:
         """The leaves as the graphs take them."""
-        leaves = [t.detach() for t in self.program.leaves]
+        leaves = [t.detach() for t in leaves]
         if not self._channels_last:
             return leaves
         return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in leaves]
 
-    @torch.no_grad()
-    def run(
-        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
-    ) -> Tensor | None:
+    def _infer(
+        self, given: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
+    ) -> list[Tensor]:
         program = self.program
-        leaves = self._leaves()
+        leaves = self._laid_out(given)
         states = [leaves[i] for i in self._free]
         invariant = self._once(*leaves)
         recorded = []
@@ -323,7 +368,7 @@ class GraphExecutor(Executor):
                 recorded.append(torch.stack([t.weight * e for t, e in zip(program.terms, terms, strict=True)]))
             gradients = self._step(*leaves, *invariant)
             for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
-                if velocities is None:
+                if not velocities:
                     functional.estep_(state, gradient, lr=descent.lr)
                     continue
                 momentum = descent.momentum
@@ -337,16 +382,15 @@ class GraphExecutor(Executor):
                         nesterov=descent.nesterov, buffer=velocities[i],
                     )  # fmt: skip
         for i, state in zip(self._free, states, strict=True):
-            if state.data_ptr() != program.leaves[i].data_ptr():
-                program.leaves[i].copy_(state)
-        torch.autograd.graph.increment_version([program.leaves[i] for i in self._free])
-        return torch.stack(recorded) if record else None
+            if state.data_ptr() != given[i].data_ptr():
+                given[i].copy_(state)
+        return [torch.stack(recorded)] if record else []
 
     def notes(self) -> list[str]:
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
         every = sum(n.op == "call_function" for n in self._step.graph.nodes)
         layout = ["images with their channels last"] if self._channels_last else []
-        return [f"{every} operator calls at every step, {once} once a run", *layout]
+        return [f"{every} operator calls at every step, {once} once a run", *layout, *self._replay.notes(self)]
 
 
 class AutogradExecutor(Executor):

@@ -14,8 +14,10 @@ from .capture import NotCapturable, capture, same
 from .executors import AutogradExecutor, ChainExecutor, Descent, Executor, GraphExecutor
 from .lowering import NotAChain, lower
 from .program import Program
+from .replay import Replay
 
 EXECUTORS = ("chain", "graph", "autograd")
+_FORMS = 4  # of the energy's tensors, such as batch sizes, that a loop is ready for at a time
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class InferenceLoop:
     changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all noticed.
     The callable may run more often than there are steps, so it must be free of side effects. What the check cannot see
     are hooks on modules that are registered after the first run.
+
+    On a GPU all steps of a run are one CUDA graph, where no kernel waits for its launch: captured at the second run of
+    its kind, replayed from then on. Another number of steps or rate, moved parameters or another choice of kernels
+    make it another kind; new states and data do not.
 
     A momentum's velocity starts anew when a state was set since the last run, as by `init`.
 
@@ -105,6 +111,8 @@ class InferenceLoop:
         self._program: Program | None = None
         self._executor: Executor | None = None
         self._reasons: dict[str, str] = {}  # executor -> why it cannot run this energy
+        self._ready: list[tuple[Program, Executor, dict[str, str]]] = []  # for other forms of its tensors, latest last
+        self._replay = Replay()
         self._velocities: list[Tensor] | None = None
         self._seen: list[tuple[int, int]] = []  # the states as the last run left them
 
@@ -193,9 +201,25 @@ class InferenceLoop:
             return self._executor
         if isinstance(self._executor, AutogradExecutor) and self._wanted == "autograd":
             return self._executor
-        self._program, self._reasons = None, {}
+        for i, (program, executor, reasons) in enumerate(self._ready):
+            if program is not self._program and same(self._energy, program):
+                self._ready.append(self._ready.pop(i))
+                self._program, self._executor, self._reasons = program, executor, reasons
+                return executor
+        self._program, self._executor, self._reasons = None, None, {}
         self._executor = self._choose()
+        if self._program is not None:
+            self._keep(self._program, self._executor)
         return self._executor
+
+    def _keep(self, program: Program, executor: Executor) -> None:
+        """Be ready for this energy, instead of an older one of the same form, when another has had its turn."""
+        older = [r for r in self._ready if r[0].forms == program.forms]
+        kept = [r for r in self._ready if r[0].forms != program.forms]
+        older += kept[: max(0, len(kept) - _FORMS + 1)]
+        for _, given_up, _ in older:
+            self._replay.forget(given_up)
+        self._ready = [*kept[-_FORMS + 1 :], (program, executor, self._reasons)]
 
     def _choose(self) -> Executor:
         if self._wanted == "autograd":
@@ -212,11 +236,11 @@ class InferenceLoop:
             return self._instead(AutogradExecutor(self._energy, self._params))
         if self._wanted != "graph":
             try:
-                return ChainExecutor(self._program, lower(self._program), self._params)
+                return ChainExecutor(self._program, lower(self._program), self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
         try:
-            return self._instead(GraphExecutor(self._program, self._params))
+            return self._instead(GraphExecutor(self._program, self._params, self._replay))
         except NotCapturable as reason:
             self._reasons["graph"] = str(reason)
             return self._instead(AutogradExecutor(self._energy, self._params))
@@ -229,7 +253,15 @@ class InferenceLoop:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        return state | {"_program": None, "_executor": None, "_velocities": None, "_seen": []}
+        anew: dict[str, Any] = {
+            "_program": None,
+            "_executor": None,
+            "_ready": [],
+            "_replay": Replay(),
+            "_velocities": None,
+            "_seen": [],
+        }
+        return state | anew
 
 
 def _names(energy: Callable[[], Tensor], program: Program) -> dict[int, str]:

@@ -239,9 +239,18 @@ def _activation(call: Call | None) -> Activation | None:
 def precision(program_values: dict[int, Tensor], node: Node, like: Tensor) -> Tensor | None:
     """A node's precision times its weight: None for 1, a diagonal ``[n]`` or a matrix ``[n, n]``."""
     if node.factor is not None:
-        inverse = torch.cholesky_inverse(program_values[node.factor])
+        factor = program_values[node.factor]
+        inverse = _inverse(factor) if factor.is_cuda else torch.cholesky_inverse(factor)
         return inverse if node.weight == 1.0 else node.weight * inverse
     if node.logvar is None:
         return None if node.weight == 1.0 else like.new_full((like.shape[1],), node.weight)
     diagonal = torch.exp(-program_values[node.logvar]) * node.weight
     return diagonal.expand(like.shape[1]).contiguous()
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """``(L L^T)^-1`` where `torch.cholesky_inverse` would wait for the device, to find out whether L is singular."""
+    half = torch.linalg.solve_triangular(
+        factor, torch.eye(len(factor), dtype=factor.dtype, device=factor.device), upper=False
+    )
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)

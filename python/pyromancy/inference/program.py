@@ -144,6 +144,11 @@ class Program:
                 count[slot] = count.get(slot, 0) + ways
         return count
 
+    def data(self) -> list[int]:
+        """The leaves that look like a batch's data and not like parameters: one row per sample, and not free."""
+        batch = self.stand_ins[self.result].shape[:1]
+        return [i for i, t in enumerate(self.leaves) if i not in self.free and t.dim() and t.shape[:1] == batch]
+
     def leaf_name(self, slot: int) -> str:
         """What to call a leaf in a message."""
         return self.names.get(slot, f"%{slot}")
