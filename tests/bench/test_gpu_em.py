@@ -80,6 +80,7 @@ def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
         mine = [r for r in result["rows"] if r["contender"] == f"InferenceLoop, {backend}"]
         assert len(mine) == len(cells) * 4
         assert [r["precision"] for r in mine[:4]] == ["highest", "high", "medium", "highest"]
+        assert {r["served_by"] for r in mine} == {backend}
     for r in result["rows"]:
         assert r["seconds"] >= r["best_seconds"] > 0
         assert 0 <= r["off"] <= r["allowed"]
@@ -134,6 +135,24 @@ def test_who_is_wrong_is_not_timed(bench, monkeypatch, tmp_path, capsys):
     assert "failed: by hand, graph, highest, em-batch: ValueError: out of order (wide 6, wide 3, narrow 6" in table
     assert bench.main(["--show", str(file)]) == 1
     assert capsys.readouterr().out == table
+
+
+def test_what_was_measured_is_kept_when_it_is_stopped(bench, monkeypatch, tmp_path):
+    race = bench.race
+
+    def stopped(name, *rest):
+        if name == "kinks":
+            raise KeyboardInterrupt
+        return race(name, *rest)
+
+    monkeypatch.setattr(bench, "race", stopped)
+    monkeypatch.setattr(bench, "contenders", lambda: [bench.Contender("autograd", bench.rivals.autograd_graph)])
+    file = tmp_path / "figures.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--out", str(file)])
+    found = [(r["setting"], r["batch"]) for r in json.loads(file.read_text())["rows"]]
+    assert found == [("wide", 6), ("wide", 3), ("narrow", 6)]
+    assert bench.main(["--show", str(file)]) == 0
 
 
 def test_begins_nothing_after_its_time(bench, tmp_path, capsys):
