@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -39,8 +40,9 @@ class Outcome:
     learned: list[Tensor]
 
     def deviation(self, exact: Outcome) -> float:
-        """How far off the states are, or what was learned from them: the larger."""
-        return max(relative(self.states, exact.states), relative(self.learned, exact.learned))
+        """How far off the states are, or what was learned from them: the larger, and NaN if either is."""
+        off = relative(self.states, exact.states), relative(self.learned, exact.learned)
+        return math.nan if any(map(math.isnan, off)) else max(off)
 
 
 def require(off: float, allowed: float, what: str) -> None:
@@ -64,17 +66,17 @@ class ExactChain:
         biases: of the edges.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, device: str = "cpu") -> None:
         self.rate = setting.rate
         self.f, self.slope = {
             "relu": (F.relu, lambda z: (z > 0).double()),
             "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
             "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z)),
         }[setting.activation]
-        x, y = (t.double() for t in make_data(setting))
-        edges = make_edges(setting)
-        self.weights = [edge[1].weight.detach().double() for edge in edges]
-        self.biases = [edge[1].bias.detach().double() for edge in edges]
+        x, y = (t.to(device, torch.float64) for t in make_data(setting))
+        edges = make_edges(setting).to(device, torch.float64)
+        self.weights = [edge[1].weight.detach() for edge in edges]
+        self.biases = [edge[1].bias.detach() for edge in edges]
         self.states = [x]
         for i in range(len(edges) - 1):
             self.states.append(self.predict(i))
@@ -103,9 +105,9 @@ class ExactChain:
         return found
 
 
-def exact_outcome(setting: Setting) -> Outcome:
+def exact_outcome(setting: Setting, device: str = "cpu") -> Outcome:
     """`outcome` of the first batch."""
-    chain = ExactChain(setting)
+    chain = ExactChain(setting, device)
     for _ in range(setting.steps):
         chain.estep()
     return Outcome(chain.states[1:-1], chain.gradients())

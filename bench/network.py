@@ -97,7 +97,9 @@ def make_data(setting: Setting) -> tuple[Tensor, Tensor]:
     return (pixels, labels) if setting.sizes[0] == wide else (labels, pixels)
 
 
-def make_problem(pyro: ModuleType, setting: Setting, dtype: torch.dtype = torch.float32) -> Problem:
-    net = PCN(pyro, [(n,) for n in setting.sizes], make_edges(setting)).to(dtype)
-    x, y = (t.to(dtype) for t in make_data(setting))
+def make_problem(
+    pyro: ModuleType, setting: Setting, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Problem:
+    net = PCN(pyro, [(n,) for n in setting.sizes], make_edges(setting)).to(device, dtype)
+    x, y = (t.to(device, dtype) for t in make_data(setting))
     return Problem.of(pyro, net, x, y, setting.steps, setting.rate)

@@ -4,8 +4,10 @@ import itertools
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch.nn.functional import tanh
 
+import pyromancy as pyro
 from pyromancy import nodes
 
 KINDS = ("StandardGaussianNode", "IsotropicGaussianNode", "FactorizedGaussianNode", "MultivariateGaussianNode")
@@ -53,3 +55,66 @@ class Chain(nn.Module):
             total = total + node.energy(self.predict(above, edge))
             above = node.value
         return total
+
+
+class Program(nn.Module):
+    """Anything with nodes and an energy."""
+
+    def __init__(self, *nodes, **modules):
+        super().__init__()
+        self.nodes = nn.ModuleList(nodes)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.double()
+
+
+class Convolutional(Program):
+    def energy(self):
+        x, a, b, y = self.nodes
+        return (
+            a.energy(self.first(F.relu(x.value)))
+            + b.energy(F.avg_pool2d(self.second(F.relu(a.value)), 2))
+            + y.energy(self.third(b.value.flatten(1)))
+        )
+
+
+def standard(*shapes):
+    return [nodes.StandardGaussianNode(*s) if isinstance(s, tuple) else nodes.StandardGaussianNode(s) for s in shapes]
+
+
+def convolutional():
+    shared = nodes.FactorizedGaussianNode(4, None, None)
+    row = [*standard((2, 8, 8)), shared, *standard((3, 4, 4), 5)]
+    edges = {
+        "first": nn.Conv2d(2, 4, 3, padding=1),
+        "second": nn.Conv2d(4, 3, 3, padding=1),
+        "third": nn.Linear(48, 5),
+    }
+    return Convolutional(*row, **edges), (0, 3), "graph"
+
+
+def autograd_loop(energy, states, steps, lr, reduce=torch.sum, **options):
+    """The loop of the documentation; returns the energies before each step, per sample."""
+    optimizer = torch.optim.SGD(states, lr=lr, **options)
+    energies = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = energy()
+        energies.append(value.detach().clone())
+        reduce(value).backward(inputs=states)
+        optimizer.step()
+    return energies
+
+
+def states_of(network, clamped=()):
+    return list(pyro.get_estep_params(network, exclude=[network.nodes[i] for i in clamped]))
+
+
+def randomize(network, batch):
+    """States and covariances that are no fixed point of anything."""
+    for node in network.nodes:
+        node.init(torch.randn(batch, *node.bshape, dtype=torch.float64))
+        if hasattr(node, "logvar"):
+            node.logvar.data.normal_(std=0.3)
+        if hasattr(node, "covar_cf_logdiag"):
+            node.covariance = covariance_of(node.size)

@@ -88,12 +88,12 @@ def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
         raise ValueError("out of order")
 
     suite = importlib.import_module("bench.test_operators")
-    monkeypatch.setattr(bench, "DEVICE", "cpu")
-    monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "MATRIX_SIZE", (33, 5))
     monkeypatch.setattr(bench, "contenders", lambda: ["eager", "reference"])
-    monkeypatch.setattr(bench, "seconds", seconds)
-    monkeypatch.setattr(bench, "machine", lambda: dict(RESULT["machine"]))
+    monkeypatch.setattr(bench.gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(bench.gpu, "SECONDS", 0.0)
+    monkeypatch.setattr(bench.gpu, "seconds", seconds)
+    monkeypatch.setattr(bench.gpu, "machine", lambda: dict(RESULT["machine"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setitem(suite.BY_NAME, "error", type(suite.BY_NAME["error"])(

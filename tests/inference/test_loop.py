@@ -12,8 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyromancy as pyro
-from networks import KINDS, Chain, covariance_of
-from pyromancy.nodes import BiasNode, FactorizedGaussianNode, FixedNode, FloatNode, StandardGaussianNode
+from networks import (
+    KINDS,
+    Chain,
+    Convolutional,
+    Program,
+    autograd_loop,
+    convolutional,
+    covariance_of,
+    randomize,
+    standard,
+    states_of,
+)
+from pyromancy.nodes import BiasNode, FixedNode, FloatNode
 
 ACTIVATIONS = {
     "identity": nn.Identity,
@@ -27,33 +38,6 @@ ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
     "softplus": lambda: nn.Softplus(beta=1.5),
 }
-
-
-def autograd_loop(energy, states, steps, lr, reduce=torch.sum, **options):
-    """The loop of the documentation; returns the energies before each step, per sample."""
-    optimizer = torch.optim.SGD(states, lr=lr, **options)
-    energies = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        value = energy()
-        energies.append(value.detach().clone())
-        reduce(value).backward(inputs=states)
-        optimizer.step()
-    return energies
-
-
-def states_of(network, clamped=()):
-    return list(pyro.get_estep_params(network, exclude=[network.nodes[i] for i in clamped]))
-
-
-def randomize(network, batch):
-    """States and covariances that are no fixed point of anything."""
-    for node in network.nodes:
-        node.init(torch.randn(batch, *node.bshape, dtype=torch.float64))
-        if hasattr(node, "logvar"):
-            node.logvar.data.normal_(std=0.3)
-        if hasattr(node, "covar_cf_logdiag"):
-            node.covariance = covariance_of(node.size)
 
 
 def assert_same_inference(network, states, learned, steps=100, lr=0.02, executor=None, **options):
@@ -210,17 +194,6 @@ def test_recording_changes_nothing_where_the_gram_serves():
     torch.testing.assert_close(network.nodes[1].value, twin.nodes[1].value, rtol=1e-10, atol=1e-10)
 
 
-class Program(nn.Module):
-    """Anything with nodes and an energy."""
-
-    def __init__(self, *nodes, **modules):
-        super().__init__()
-        self.nodes = nn.ModuleList(nodes)
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.double()
-
-
 class Skip(Program):
     def energy(self):
         x, a, b, _ = (n.value for n in self.nodes)
@@ -242,16 +215,6 @@ class Tied(Program):
         x, a, y = self.nodes
         return a.energy(F.linear(torch.tanh(x.value), self.first.weight)) + y.energy(
             F.linear(torch.tanh(a.value), self.first.weight.t())
-        )
-
-
-class Convolutional(Program):
-    def energy(self):
-        x, a, b, y = self.nodes
-        return (
-            a.energy(self.first(F.relu(x.value)))
-            + b.energy(F.avg_pool2d(self.second(F.relu(a.value)), 2))
-            + y.energy(self.third(b.value.flatten(1)))
         )
 
 
@@ -279,10 +242,6 @@ class Floating(Program):
         return a.energy(self.first(floating.value)) + y.energy(self.second(a.value) + self.third(fixed.value))
 
 
-def standard(*shapes):
-    return [StandardGaussianNode(*s) if isinstance(s, tuple) else StandardGaussianNode(s) for s in shapes]
-
-
 def skip():
     edges = {"first": nn.Linear(4, 6), "second": nn.Linear(6, 5), "over": nn.Linear(4, 5), "third": nn.Linear(5, 3)}
     return Skip(*standard(4, 6, 5, 3), **edges), (0, 3), "graph"
@@ -295,17 +254,6 @@ def two_parents():
 
 def tied():
     return Tied(*standard(4, 6, 4), first=nn.Linear(4, 6, bias=False)), (0, 2), "chain"
-
-
-def convolutional():
-    shared = FactorizedGaussianNode(4, None, None)
-    nodes = [StandardGaussianNode(2, 8, 8), shared, StandardGaussianNode(3, 4, 4), StandardGaussianNode(5)]
-    edges = {
-        "first": nn.Conv2d(2, 4, 3, padding=1),
-        "second": nn.Conv2d(4, 3, 3, padding=1),
-        "third": nn.Linear(48, 5),
-    }
-    return Convolutional(*nodes, **edges), (0, 3), "graph"
 
 
 def attention():

@@ -1,0 +1,243 @@
+"""The EM batch of a chain as experts write it without this package: CUDA graphs by hand, a compiler, JAX."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .exact import Outcome
+from .network import make_data, make_edges
+from .settings import ADAM_RATE
+
+if TYPE_CHECKING:
+    from .settings import Setting
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, as `torch.optim.Adam` sets them
+_aten = torch.ops.aten
+# activations, and their gradients for their outputs' gradients and outputs, in one kernel each
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "relu": (F.relu, lambda g, a: _aten.threshold_backward(g, a, 0)),
+    "tanh": (torch.tanh, _aten.tanh_backward),
+    "sigmoid": (torch.sigmoid, _aten.sigmoid_backward),
+}
+
+
+class NotHereError(Exception):
+    """A contender that cannot compete on this machine, with the reason: no failure of its own."""
+
+
+@dataclass
+class Runner:
+    """Something that runs EM batches, with parameters as they were made.
+
+    Attributes:
+        batch: runs one.
+        left: what the last one left behind: free states, the gradients of its M-step, and the parameters.
+        finish: waits for the device, where that is not PyTorch's stream.
+    """
+
+    batch: Callable[[], object]
+    left: Callable[[], tuple[Outcome, Sequence[Tensor]]]
+    finish: Callable[[], object] | None = None
+
+
+def graphed(batch: Callable[[], None]) -> Callable[[], object]:
+    """A batch as a CUDA graph, after three on a stream of their own, as PyTorch's documentation has it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            batch()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        batch()
+    return graph.replay
+
+
+class Expert:
+    """A chain with what a graph needs: tensors that stay where they are, and an optimizer whose steps it can hold.
+
+    The clamped input's prediction is computed once a batch.
+    """
+
+    def __init__(self, setting: Setting, device: str) -> None:
+        self.steps, self.rate, self.samples = setting.steps, setting.rate, setting.batch
+        self.f, self.back = ACTIVATIONS[setting.activation]
+        self.fresh = [t.to(device) for t in make_data(setting)]
+        self.x, self.y = (t.clone() for t in self.fresh)
+        edges = make_edges(setting).to(device)
+        self.weights, self.biases = [edge[1].weight for edge in edges], [edge[1].bias for edge in edges]
+        self.parameters = list(edges.parameters())
+        on_gpu = torch.device(device).type == "cuda"
+        self.adam = torch.optim.Adam(self.parameters, lr=ADAM_RATE, betas=BETAS, fused=True, capturable=on_gpu)
+        self.states: list[Tensor] = []
+
+    def by_autograd(self) -> None:
+        """Run a batch whose gradients are autograd's."""
+        first, *_ = states = self._sweep()
+        for _ in range(self.steps):
+            free = [z.detach().requires_grad_() for z in states]
+            gradients = torch.autograd.grad(self._energy(free, first), free)
+            with torch.no_grad():
+                states = list(torch._foreach_sub(free, torch._foreach_mul(gradients, self.rate)))
+        energy = self._energy(states, self._predict(0, self.f(self.x))) / self.samples
+        for p, gradient in zip(self.parameters, torch.autograd.grad(energy, self.parameters), strict=True):
+            p.grad = gradient
+        self.adam.step()
+        self.states = states
+
+    @torch.no_grad()
+    def by_hand(self, estep: Callable[[list[Tensor], Tensor], list[Tensor]]) -> None:
+        """Run a batch whose gradients are written out."""
+        first, *_ = states = self._sweep()
+        for _ in range(self.steps):
+            states = estep(states, first)
+        below = [self.f(z) for z in (self.x, *states)]
+        for i, error in enumerate(self._errors(states, below[1:], first)):
+            self.weights[i].grad = error.T @ below[i] / -self.samples
+            self.biases[i].grad = error.sum(0) / -self.samples
+        self.adam.step()
+        self.states = states
+
+    def estep(self, states: list[Tensor], first: Tensor) -> list[Tensor]:
+        """Return the states one step on; the input's prediction is `first`."""
+        active = [self.f(z) for z in states]
+        errors, moved = self._errors(states, active, first), []
+        for i, (z, a) in enumerate(zip(states, active, strict=True)):
+            feedback = self.back(errors[i + 1] @ self.weights[i + 1], a)
+            moved.append(z.sub(errors[i] - feedback, alpha=self.rate))
+        return moved
+
+    def _predict(self, edge: int, active: Tensor) -> Tensor:
+        return F.linear(active, self.weights[edge], self.biases[edge])
+
+    @torch.no_grad()
+    def _sweep(self) -> list[Tensor]:
+        states = [self._predict(0, self.f(self.x))]
+        for i in range(1, len(self.weights) - 1):
+            states.append(self._predict(i, self.f(states[-1])))
+        return states
+
+    def _errors(self, states: list[Tensor], active: list[Tensor], first: Tensor) -> list[Tensor]:
+        predictions = [first, *(self._predict(i, a) for i, a in enumerate(active, 1))]
+        return [z - mu for z, mu in zip([*states, self.y], predictions, strict=True)]
+
+    def _energy(self, states: list[Tensor], first: Tensor) -> Tensor:
+        errors = self._errors(states, [self.f(z) for z in states], first)
+        return 0.5 * sum(e.square().sum() for e in errors)
+
+    def runner(self, batch: Callable[[], None]) -> Runner:
+        """The batch as a graph over data that is copied into its place, with the parameters as they were before."""
+        before = [p.detach().clone() for p in self.parameters]
+        replay = graphed(batch)
+        with torch.no_grad():
+            for p, old in zip(self.parameters, before, strict=True):
+                p.copy_(old)
+                for t in self.adam.state[p].values():
+                    t.zero_()
+
+        def run() -> None:
+            self.x.copy_(self.fresh[0])
+            self.y.copy_(self.fresh[1])
+            replay()
+
+        def left() -> tuple[Outcome, Sequence[Tensor]]:
+            gradients = [self.adam.state[p]["exp_avg"] / (1 - BETAS[0]) for p in self.parameters]
+            return Outcome(self.states, gradients), self.parameters
+
+        return Runner(run, left)
+
+
+def autograd_graph(setting: Setting, device: str) -> Runner:
+    """The loop through autograd, whole batches as one CUDA graph."""
+    expert = Expert(setting, device)
+    return expert.runner(expert.by_autograd)
+
+
+def hand_graph(setting: Setting, device: str) -> Runner:
+    """Gradients by hand in PyTorch's operators, whole batches as one CUDA graph."""
+    expert = Expert(setting, device)
+    return expert.runner(lambda: expert.by_hand(expert.estep))
+
+
+def compiled_graph(setting: Setting, device: str) -> Runner:
+    """`hand_graph` with the E-step by `torch.compile`, matrix products tuned.
+
+    One graph around the batch serves better than those that the compiler would make of every E-step, and the steps
+    unrolled would take it minutes.
+    """
+    torch._dynamo.reset()
+    expert = Expert(setting, device)
+    tuned = torch.compile(expert.estep, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
+    return expert.runner(lambda: expert.by_hand(tuned))
+
+
+def jax_scan(setting: Setting, device: str) -> Runner:
+    """JAX: the whole batch under one jit, a scan over the E-steps, buffers of the parameters donated."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the device is PyTorch's too
+    try:
+        jax = importlib.import_module("jax")
+        place = jax.devices(device)[0]
+    except (ImportError, RuntimeError) as error:
+        raise NotHereError(f"no JAX for {device} here: {error}") from None
+    jnp = jax.numpy
+    f = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[setting.activation]
+    x, y = (jax.device_put(t.numpy(), place) for t in make_data(setting))
+    parameters = [
+        (jax.device_put(edge[1].weight.detach().numpy(), place), jax.device_put(edge[1].bias.detach().numpy(), place))
+        for edge in make_edges(setting)
+    ]
+    zeros = jax.tree.map(jnp.zeros_like, parameters)
+
+    def predict(edge: Any, below: Any) -> Any:
+        return f(below) @ edge[0].T + edge[1]
+
+    def energy(edges: Any, states: Any, first: Any, y: Any) -> Any:
+        predictions = [first, *(predict(edge, z) for edge, z in zip(edges, states, strict=True))]
+        return sum(0.5 * jnp.sum((z - mu) ** 2) for z, mu in zip([*states, y], predictions, strict=True))
+
+    def batch(parameters: Any, mean: Any, square: Any, count: Any, x: Any, y: Any) -> Any:
+        bottom, *edges = parameters
+        first = predict(bottom, x)
+        states = [first]
+        for edge in edges[:-1]:
+            states.append(predict(edge, states[-1]))
+
+        def estep(states: Any, _: Any) -> Any:
+            gradients = jax.grad(energy, 1)(edges, states, first, y)
+            return [z - setting.rate * g for z, g in zip(states, gradients, strict=True)], None
+
+        states, _ = jax.lax.scan(estep, states, None, length=setting.steps)
+        gradients = jax.grad(lambda p: energy(p[1:], states, predict(p[0], x), y) / setting.batch)(parameters)
+        count += 1
+        mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1 - BETAS[0]) * g, mean, gradients)
+        square = jax.tree.map(lambda v, g: BETAS[1] * v + (1 - BETAS[1]) * g * g, square, gradients)
+        rate, scale = ADAM_RATE / (1 - BETAS[0] ** count), 1 / (1 - BETAS[1] ** count)
+        moved = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * scale) + EPS), parameters, mean, square)
+        return moved, mean, square, count, states
+
+    with jax.default_matmul_precision("highest"), jax.default_device(place):
+        step = jax.jit(batch, donate_argnums=(0, 1, 2, 3))
+        count = jnp.zeros(())
+        program = step.lower(parameters, zeros, zeros, count, x, y).compile()
+    kept = [parameters, zeros, jax.tree.map(jnp.zeros_like, parameters), count, None]
+
+    def run() -> None:
+        kept[:] = program(*kept[:4], x, y)
+
+    def tensors(tree: Any) -> list[Tensor]:
+        return [torch.tensor(jax.device_get(leaf)).to(device) for leaf in jax.tree.leaves(tree)]
+
+    def left() -> tuple[Outcome, Sequence[Tensor]]:
+        moved, mean, _, _, states = kept
+        return Outcome(tensors(states), [m / (1 - BETAS[0]) for m in tensors(mean)]), tensors(moved)
+
+    return Runner(run, left, lambda: jax.block_until_ready(kept[:4]))
