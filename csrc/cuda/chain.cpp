@@ -2,6 +2,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
+#include <cstdlib>
+
 #include "chain_plan.h"
 #include "chain_step_kernel.h"
 #include "library.h"
@@ -355,6 +358,17 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Plan& p
   return args;
 }
 
+// Whether a kernel of its own serves the chain better than the library, or at all where the
+// environment asks for it (PYROMANCY_CUDA_CHAIN=tile or steps: for tests and benchmarks).
+bool fits_better(TileArgs& args, Precision precision) {
+  const DeviceLimits device = device_limits();
+  const double steps_time = steps_estimate(args, precision, device);
+  const double tile_time = plan_chain_tile(args, precision, device);
+  if (const char* asked = std::getenv("PYROMANCY_CUDA_CHAIN"))
+    return std::string(asked) == "tile" && std::isfinite(tile_time);
+  return tile_time < steps_time;
+}
+
 void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args) {
   PackArgs packing{};
   int64_t floats = 0;
@@ -421,9 +435,7 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
   const Plan plan(chain, inference);
   if (chain.dtype == DType::float32 && chain.nodes <= kTileNodes) {
     TileArgs args = tile_args(chain, inference, plan);
-    const DeviceLimits device = device_limits();
-    const double steps_time = steps_estimate(args, precision_of(inference), device);
-    if (plan_chain_tile(args, precision_of(inference), device) < steps_time) {
+    if (fits_better(args, precision_of(inference))) {
       run_tiles(chain, inference, args);
       return {};
     }

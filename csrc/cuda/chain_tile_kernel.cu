@@ -10,6 +10,30 @@ namespace {
 
 constexpr int kWarps = kThreads / kWarp;
 
+// Not inlined: ten functions at every use would be most of the kernel's code.
+__noinline__ __device__ float2 activate_pair(Activation kind, float parameter, float2 x) {
+  const Nonlinearity f{kind, parameter};
+  return make_float2(activate(f, x.x), activate(f, x.y));
+}
+__noinline__ __device__ float2 slope_pair(Activation kind, float parameter, float2 x) {
+  const Nonlinearity f{kind, parameter};
+  return make_float2(slope(f, x.x, activate(f, x.x)), slope(f, x.y, activate(f, x.y)));
+}
+
+__device__ inline float2 activate(const Nonlinearity& f, float2 x) {
+  if (f.kind == Activation::identity)
+    return x;
+  return activate_pair(f.kind, static_cast<float>(f.parameter), x);
+}
+
+// f'(x) y
+__device__ inline float2 scale_by_slope(const Nonlinearity& f, float2 x, float2 y) {
+  if (f.kind == Activation::identity)
+    return y;
+  const float2 slopes = slope_pair(f.kind, static_cast<float>(f.parameter), x);
+  return make_float2(slopes.x * y.x, slopes.y * y.y);
+}
+
 // What a kernel's thread knows of its tile of samples.
 template <int M>
 struct Tile {
@@ -214,9 +238,7 @@ struct Tile {
       const TileNode& node = a.node[l];
       if (node.h != kAbsent && node.move_round == round)
         for_pairs(node, [&](const Pair& p) {
-          const float2 z = pair(node.z, p);
-          publish(node.h, node, p,
-                  make_float2(activate(node.before, z.x), activate(node.before, z.y)));
+          publish(node.h, node, p, activate(node.before, pair(node.z, p)));
         });
     }
   }
@@ -233,11 +255,8 @@ struct Tile {
       pair(node.e, p) = e;
     if (node.d == kAbsent)
       return;
-    if (node.after.kind != Activation::identity) {
-      const float2 x = input_of(node, p);
-      e.x *= slope(node.after, x.x, activate(node.after, x.x));
-      e.y *= slope(node.after, x.y, activate(node.after, x.y));
-    }
+    if (node.after.kind != Activation::identity)
+      e = scale_by_slope(node.after, input_of(node, p), e);
     publish(node.d, node, p, e);
   }
 
@@ -246,14 +265,8 @@ struct Tile {
       const TileNode& node = a.node[l];
       if (node.computes_error && node.error_round == round)
         for_pairs(node, [&](const Pair& p) {
-          float2 mu;
-          if (node.into == kAbsent) {
-            mu = pair(node.mu, p);
-          } else {
-            mu = input_of(node, p);
-            mu.x = activate(node.after, mu.x);
-            mu.y = activate(node.after, mu.y);
-          }
+          const float2 mu =
+              node.into == kAbsent ? pair(node.mu, p) : activate(node.after, input_of(node, p));
           const float2 z = pair(node.z, p);
           const float2 r = make_float2(z.x - mu.x, z.y - mu.y);
           if (node.r != kAbsent)
@@ -319,8 +332,9 @@ struct Tile {
             const float2 drive = pair(node.drive_at, p);
             back = make_float2(drive.x - back.x, drive.y - back.y);
           }
-          g.x -= slope(node.before, z.x, activate(node.before, z.x)) * back.x;
-          g.y -= slope(node.before, z.y, activate(node.before, z.y)) * back.y;
+          back = scale_by_slope(node.before, z, back);
+          g.x -= back.x;
+          g.y -= back.y;
         }
         const bool has_velocity = node.v != kAbsent;
         float2 v = has_velocity ? pair(node.v, p) : make_float2(0, 0);
@@ -338,19 +352,20 @@ struct Tile {
   __device__ void move(int64_t step, int round) const {
     publish_states(round);
     cluster.sync();
-    multiply<precision>(round, 0); // predictions
-    __syncthreads();
-    find_errors(round);
-    cluster.sync();
-    if (a.phase[round][1] < a.phase[round][2]) {
-      multiply<precision>(round, 1);
+#pragma unroll 1 // or the code of the products would be there three times
+    for (int phase = 0; phase < 3; ++phase) {
+      if (phase == 1 && a.phase[round][1] == a.phase[round][2])
+        continue;
+      multiply<precision>(round, phase);
       __syncthreads();
-      find_weighed_errors(round);
+      if (phase == 2)
+        return descend(step, round);
+      if (phase == 0)
+        find_errors(round);
+      else
+        find_weighed_errors(round);
       cluster.sync();
     }
-    multiply<precision>(round, 2); // feedback
-    __syncthreads();
-    descend(step, round);
   }
 
   template <Precision precision>

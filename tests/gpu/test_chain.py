@@ -46,6 +46,15 @@ UNITS = {"high": 2.0**-11, "medium": 2.0**-8}
 pytestmark = pytest.mark.usefixtures("gpu_backend")
 
 
+@pytest.fixture(params=["tile", "steps"], autouse=True)
+def path(request, gpu_backend, monkeypatch):
+    """Both ways in which the CUDA kernels run a chain; the other backends choose for themselves."""
+    if gpu_backend == "native":
+        monkeypatch.setenv("PYROMANCY_CUDA_CHAIN", request.param)
+    elif request.param == "steps":
+        pytest.skip("only the CUDA kernels can be told the way")
+
+
 @contextmanager
 def no_waiting():
     """An error wherever PyTorch would make the host wait for the device."""

@@ -189,6 +189,7 @@ class ChainExecutor(_Replaying):
             known = ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
+                torch.get_float32_matmul_precision(),
             )  # fmt: skip
             kept.append(known)
             for node, state in zip(nodes, states, strict=True):

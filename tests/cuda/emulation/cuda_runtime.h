@@ -25,6 +25,7 @@
 #define __shared__ static // blocks do not overlap
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __noinline__ __attribute__((noinline))
 #define PYROMANCY_SHARED_MEMORY(name) float4* const name = emulation::block.shared()
 
 struct dim3 {
