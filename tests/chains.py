@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from networks import covariance_of
+from numerics import assert_near, same_bits
 from pyromancy.ops import activations
 
 operator = torch.ops.pyromancy.infer_chain_.default
@@ -24,6 +25,22 @@ FUNCTIONS = {
     "softplus": (F.softplus, 1.5),
 }
 STEPS, LR = 6, 0.05
+# of `problem`
+OPTIONS = {
+    "no-bias": {"biases": False},
+    "prior": {"prior": "one", "clamped": (-1,)},
+    "prior-per-sample": {"prior": "batch", "clamped": (-1,)},
+    "all-free": {"prior": "one", "clamped": ()},
+    "clamped-within": {"clamped": (0, 2, -1)},
+    "open-end": {"clamped": (0,)},
+    "covariances": {"covariances": True, "prior": "batch", "clamped": (-1,)},
+    "momentum": {"momentum": {"momentum": 0.8, "dampening": 0.3}},
+    "nesterov": {"momentum": {"momentum": 0.8, "nesterov": True}},
+    "everything": {
+        "covariances": True, "prior": "one", "clamped": (-1,), "momentum": {"momentum": 0.8},
+        "before": "relu", "after": "tanh",
+    },
+}  # fmt: skip
 
 
 def problem(widths, batch, before="identity", after="identity", *, prior=False, biases=True, covariances=False,
@@ -78,6 +95,23 @@ def descend(a):
         sgd.step()
     velocities = [sgd.state[z].get("momentum_buffer") if z.requires_grad else None for z in states]
     return [z.detach() for z in states], torch.stack(record), velocities
+
+
+def check(arguments):
+    """Run the operator, and compare what it wrote."""
+    length = STEPS * max(z.shape[1] for z in arguments["states"])
+    clamped = [z.clone() for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
+    expected, energies, velocities = descend(arguments)
+    operator(**arguments)
+    for z, e in zip(arguments["states"], expected, strict=True):
+        assert_near(z, e, length)
+    if arguments["energies"] is not None:
+        assert_near(arguments["energies"], energies, length**2)
+    for v, e in zip(arguments["velocities"], velocities, strict=False):
+        if e is not None:
+            assert_near(v, e, length)
+    untouched = [z for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
+    assert all(same_bits(a, b) for a, b in zip(clamped, untouched, strict=True))
 
 
 def energies(a):
