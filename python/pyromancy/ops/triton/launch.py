@@ -45,8 +45,8 @@ def power_of_2(n: int, at_most: int) -> int:
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     """Launch on the current stream; nothing for no programs.
 
-    All kernels are small enough for Triton's default of 4 warps. Fused multiply-adds are asked for by name, because
-    the default for them differs between versions of Triton.
+    Kernels are small enough for Triton's default of 4 warps, unless options say otherwise. Fused multiply-adds are
+    asked for by name, because the default for them differs between versions of Triton.
     """
     if programs:
         kernel[(programs,)](*args, enable_fp_fusion=True, **options)
