@@ -27,7 +27,7 @@ from .reduce import finish
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_BLOCK = 1024
+_BLOCK = 1024  # elements; half as many of float64, which takes two registers
 
 
 @triton.jit
@@ -349,6 +349,7 @@ def _descend(chain: Chain, descent: Descent) -> None:
     steady = [i for i in descent.constant if free[i]]
     products = {i: torch.empty_like(states[i]) for i in varying}
     record = energies is not None
+    block = _BLOCK // 2 if chain.acc == tl.float64 else _BLOCK
     rooms = {i: chain.room(i, error=free[i], delta=i in products, parts=record) for i in (*varying, *steady)}
     for step in range(descent.steps):
         for i, (drive, gram) in descent.drives.items():
@@ -365,10 +366,10 @@ def _descend(chain: Chain, descent: Descent) -> None:
         for i in moving:
             kind, parameter = chain.before[i] if i in panels else (IDENTITY, 0.0)
             launch(
-                update_kernel, blocks(states[i].numel(), _BLOCK), states[i],
+                update_kernel, blocks(states[i].numel(), block), states[i],
                 descent.velocities[i] if descent.velocities else None, rooms[i].error if i in rooms else None,
                 feedback.get(i), None if kind == IDENTITY else panels[i], states[i].numel(), parameter,
-                descent.lr, descent.momentum, descent.kept[step > 0], descent.nesterov, kind, chain.acc, _BLOCK,
+                descent.lr, descent.momentum, descent.kept[step > 0], descent.nesterov, kind, chain.acc, block,
             )  # fmt: skip
 
 
