@@ -240,14 +240,15 @@ class _Operands:
 
 def descend(chain: Chain, descent: Descent, tall: int) -> None:
     states, free, drives, constant = chain.states, descent.free, descent.drives, descent.constant
-    kinds = sorted({IDENTITY, *(kind for kind, _ in (*chain.before, *chain.after))})
+    weights = {
+        i: w.contiguous() for i, w in enumerate(chain.weights) if free[i] and chain.predicted[i + 1]
+    }  # of the edges whose prediction varies
+    kinds = sorted({IDENTITY, *(side[i][0] for i in weights for side in (chain.before, chain.after))})
     edges, nodes = _Operands(states[0]), _Operands(states[0])
     errors: dict[int, Tensor] = {}  # of nodes
     deltas: dict[int, Tensor] = {}  # of edges, as the panels are
     panels: dict[int, Tensor] = {}
-    for i, weight in enumerate(chain.weights):
-        if not (free[i] and chain.predicted[i + 1]):
-            continue
+    for i, weight in weights.items():
         panels[i] = chain.panel(i)
         operands = {"panels": panels[i], "depths": states[i].shape[1]}
         if i in drives:
@@ -264,7 +265,7 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
         if free[i + 1] and kind != IDENTITY:
             errors[i + 1] = torch.empty_like(target)
         edges.add(
-            **operands, weights=weight.contiguous(), sizes=len(weight), biases=chain.biases[i], targets=target,
+            **operands, weights=weight, sizes=len(weight), biases=chain.biases[i], targets=target,
             precisions=chain.precisions[i + 1], errors=None if errors[i + 1] is deltas[i] else errors[i + 1],
             deltas=deltas[i], afters=kinds.index(kind), after_parameters=parameter, edge_nodes=i + 1,
         )  # fmt: skip
@@ -277,8 +278,7 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
             states=state, widths=state.shape[1], own_errors=errors.get(i), constants=mu,
             constant_rows=0 if mu is None or len(mu) == 1 else mu.shape[1],
             own_precisions=None if mu is None else chain.precisions[i], fed_deltas=deltas.get(i),
-            fed_depths=chain.weights[i].shape[0] if product else 0,
-            fed_weights=chain.weights[i].contiguous() if product else None,
+            fed_depths=len(weights[i]) if product else 0, fed_weights=weights[i] if product else None,
             befores=kinds.index(kind), before_parameters=parameter,
             own_panels=None if kind == IDENTITY else panels[i],
             nodes=i, direct=drives.get(i),
