@@ -1,6 +1,7 @@
 """Arguments of `infer_chain_` and `chain_mstep`, and what these must do, by autograd and `torch.optim.SGD`."""
 
 import itertools
+import os
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,15 @@ FUNCTIONS = {
     "softplus": (F.softplus, 1.5),
 }
 STEPS, LR = 6, 0.05
-WIDTHS = [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)]
+WIDTHS, BATCHES, MSTEP_BATCHES = (
+    [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)],
+    (0, 1, 3, 129),
+    (0, 1, 3, 17, 300),
+)
+SOME, MSTEP_FUNCTIONS = 17, tuple(FUNCTIONS)
+if os.environ.get("TRITON_INTERPRET") == "1":  # a program takes milliseconds there
+    WIDTHS, BATCHES, MSTEP_BATCHES = [(3, 1, 5), (5, 70, 33, 3)], (0, 1, 19), (0, 17)
+    SOME, MSTEP_FUNCTIONS = 3, ("tanh", "softplus")
 OPTIONS = {
     "no-bias": {"biases": False},
     "prior": {"prior": "one", "clamped": (-1,)},

@@ -16,10 +16,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+import chains
 import operators
 from numerics import FLOATS, LOW, contiguous, name, transposed
 from pyromancy.ops import schema
 from pyromancy.ops import triton as kernels
+from pyromancy.ops.triton import persistent
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ALIGNED = {"states": ((64, (512,)),), "matrices": ((64, 1, 64),)}  # wide loads
@@ -49,8 +51,8 @@ def by_tensors(cases):
     return sorted(cases, key=lambda c: sum(isinstance(x, torch.Tensor) and x.dim() > 0 for x in c.inputs.values()))
 
 
-def calls():
-    for operator in kernels.OPERATORS:
+def cases():
+    for operator in operators.OPERATORS:
         aligned, odd = (by_tensors(operators.cases(operator, **sizes)) for sizes in (ALIGNED, ODD))
         for dtype in FLOATS + LOW:
             yield aligned[-1], dtype, contiguous
@@ -58,6 +60,32 @@ def calls():
         yield odd[0], torch.float64, contiguous
         for sizes in (ONES, LONG):
             yield by_tensors(operators.cases(operator, **sizes))[-1], torch.float32, contiguous
+
+
+def chain_calls():
+    """Of the operators on chains: the steps one by one, and every tile and kind of product of all in one kernel."""
+    options = chains.OPTIONS["everything"] | {"record": True}
+    for dtype in FLOATS:
+        for f, widths in (("gelu", (64, 256, 16)), ("softplus", (5, 33, 7, 3))):
+            problem = chains.problem(widths, 64, dtype=dtype, **options | {"before": f, "after": f})
+            persistent.height = lambda *_: 0
+            yield "infer_chain_", problem, dtype
+            yield "chain_mstep", chains.everything_wanted(problem), dtype
+    options |= {"covariances": False, "before": "gelu_tanh", "after": "gelu"}
+    for widths, products in (((64, 256, 256, 16), "highest"), ((5, 33, 7, 3), "highest"), ((5, 33, 7, 3), "medium")):
+        torch.set_float32_matmul_precision(products)
+        for tall in persistent._TILES:
+            problem = chains.problem(widths, 64, dtype=torch.float32, **options)
+            problem["precisions"] = [torch.ones(n) for n in widths]
+            persistent.height = lambda *_, tall=tall: tall
+            yield "infer_chain_", problem, torch.float32
+
+
+def calls():
+    """Operator, arguments and element type."""
+    for case, dtype, layout in cases():
+        yield case.operator, case.arguments(dtype, layout), dtype
+    yield from chain_calls()
 
 
 def compile_all():
@@ -73,11 +101,10 @@ def compile_all():
     JITFunction.run = warm_up
     launchers, reason = kernels.load()
     assert launchers, reason
-    for case, dtype, layout in calls():
+    for operator, arguments, dtype in calls():
         current[:] = [name(dtype)]
-        arguments = case.arguments(dtype, layout)
-        order = [a.name for a in getattr(torch.ops.pyromancy, case.operator).default._schema.arguments]
-        launchers[case.operator](*(arguments[key] for key in order))
+        order = [a.name for a in getattr(torch.ops.pyromancy, operator).default._schema.arguments]
+        launchers[operator](*(arguments[key] for key in order))
     return compiled.values()
 
 
@@ -91,7 +118,7 @@ def usage(binary):
 
 
 def main():
-    assert set(kernels.OPERATORS) == set(schema.SCHEMAS) - {"infer_chain_", "chain_mstep"}
+    assert {*operators.OPERATORS, "infer_chain_", "chain_mstep"} == set(kernels.OPERATORS) == set(schema.SCHEMAS)
     triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
     for kernel, dtype, binary in compile_all():
         print(json.dumps({"kernel": kernel, "dtype": dtype, **usage(binary)}))

@@ -126,8 +126,7 @@ def _serving(operator: str, device: str) -> Serving:
         kernels, reason = triton.load()
         if operator in SERVED_BY_TRITON and kernels:
             return Serving(operator, device, "triton", f"Triton {triton.version()}; {why_not[0]}")
-        missing = "Triton's kernels are not registered" if operator in triton.OPERATORS else "no Triton kernel"
-        why_not.append(reason or missing)
+        why_not.append(reason or "Triton's kernels are not registered")
     return Serving(operator, device, "reference", "; ".join(why_not))
 
 

@@ -48,11 +48,15 @@ pytestmark = pytest.mark.usefixtures("gpu_backend")
 
 @pytest.fixture(params=["tile", "steps"], autouse=True)
 def path(request, gpu_backend, monkeypatch):
-    """Both ways in which the CUDA kernels run a chain; the other backends choose for themselves."""
+    """Both ways in which kernels run a chain."""
     if gpu_backend == "native":
         monkeypatch.setenv("PYROMANCY_CUDA_CHAIN", request.param)
+    elif gpu_backend == "triton":
+        from pyromancy.ops.triton import persistent
+
+        monkeypatch.setattr(persistent, "height", lambda *_: 16 if request.param == "tile" else 0)
     elif request.param == "steps":
-        pytest.skip("only the CUDA kernels can be told the way")
+        pytest.skip("the reference has one way")
 
 
 @contextmanager

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from chains import (
+    BATCHES,
     FUNCTIONS,
+    MSTEP_BATCHES,
+    MSTEP_FUNCTIONS,
     MSTEP_OPTIONS,
     OPTIONS,
+    SOME,
     WIDTHS,
     check,
     check_mstep,
@@ -30,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-@pytest.mark.parametrize("batch", [0, 1, 3, 129])
+@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("widths", WIDTHS, ids=joined)
 def test_sizes(widths, batch, dtype):
     check(of_size(widths, batch, dtype))
@@ -44,13 +48,13 @@ def test_every_activation_has_a_number():
 @pytest.mark.parametrize("activation", FUNCTIONS)
 def test_activations(activation, side):
     for dtype in FLOATS:
-        check(problem((5, 33, 7, 3), 17, **{side: activation}, dtype=dtype))
+        check(problem((5, 33, 7, 3), SOME, **{side: activation}, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options(option, dtype):
-    check(problem((5, 33, 7, 6, 3), 17, record=True, dtype=dtype, **OPTIONS[option]))
+    check(problem((5, 33, 7, 6, 3), SOME, record=True, dtype=dtype, **OPTIONS[option]))
 
 
 @pytest.mark.parametrize("precision", ["unit", "diagonal"])
@@ -77,7 +81,7 @@ def test_weights_of_any_layout():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-@pytest.mark.parametrize("batch", [0, 1, 3, 17, 300])
+@pytest.mark.parametrize("batch", MSTEP_BATCHES)
 @pytest.mark.parametrize("widths", WIDTHS, ids=joined)
 def test_mstep_sizes(widths, batch, dtype):
     check_mstep(problem(widths, batch, "tanh", prior=True, dtype=dtype))
@@ -90,13 +94,13 @@ def test_mstep_options(option, dtype):
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
-@pytest.mark.parametrize("activation", FUNCTIONS)
+@pytest.mark.parametrize("activation", MSTEP_FUNCTIONS)
 def test_mstep_activations(activation, side):
     for dtype in FLOATS:
-        check_mstep(problem((5, 33, 7, 3), 17, **{side: activation}, dtype=dtype))
+        check_mstep(problem((5, 33, 7, 3), SOME, **{side: activation}, dtype=dtype))
 
 
-@pytest.mark.parametrize("batch", [1, 3, 17, 64])
+@pytest.mark.parametrize("batch", MSTEP_BATCHES[1:])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_mstep_takes_over_known_predictions_unless_something_changed(batch, dtype):
     arguments = problem((5, 33, 7, 3), batch, "tanh", dtype=dtype)

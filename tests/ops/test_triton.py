@@ -16,10 +16,11 @@ TESTS = Path(__file__).parents[1]
 CAPABILITIES = (80, 90, 100)
 TIMEOUT = 1800  # seconds; a machine may have other work
 KERNELS = ("energy", "residual", "residual_logvar", "finish", "factor", "factor_backward", "solve", "outer",
-           "factor_gradient", "descend")  # fmt: skip
+           "factor_gradient", "descend", "activate", "error", "update", "descend_chain")  # fmt: skip
 # Registers per thread. At 4 warps a program, 96 leave room for 5 programs on a multiprocessor and 168 for 3: what is
-# bound by memory bandwidth needs more of them than what multiplies matrices.
-REGISTERS = {"solve": 168, "outer": 168, "residual_logvar": 144}
+# bound by memory bandwidth needs more of them than what multiplies matrices. All steps of a chain are one program for
+# each multiprocessor.
+REGISTERS = {"solve": 168, "outer": 168, "residual_logvar": 144, "descend_chain": 255}
 MOST = 96
 
 # in the interpreter: every case against float64, layouts, NaN and infinity, fakes, opcheck, gradients, refusals
@@ -33,6 +34,7 @@ SUITES = {
         "test_functional.py::TestEStep",
         "ops/interpreted.py",
     ),
+    "chains": ("ops/test_chain.py", "ops/interpreted_chain.py"),
 }
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -88,6 +88,14 @@ class _Replaying(Executor):
         """All steps on the states among these leaves, without waiting for the device; gives what is recorded."""
 
 
+def _product_precision() -> str:
+    """Of float32 products, as the user has set it in PyTorch."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by newer names, of which that function does not know all
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
 class _Operands(NamedTuple):
     """What `infer_chain_` and `chain_mstep` both take of a chain, in their order."""
 
@@ -189,7 +197,7 @@ class ChainExecutor(_Replaying):
             known = ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
-                torch.get_float32_matmul_precision(),
+                _product_precision(),
             )  # fmt: skip
             kept.append(known)
             for node, state in zip(nodes, states, strict=True):

@@ -127,11 +127,23 @@ def infer_chain_(
         for i in range(count):
             if not predicted[i]:
                 energies[:, i] = 0
+    return what_is_known(states, weights, activations, predicted, free, constant)
+
+
+def what_is_known(
+    states: list[Tensor],
+    weights: list[Tensor],
+    activations: list[int],
+    predicted: list[bool],
+    free: list[bool],
+    predictions: dict[int, Tensor],
+) -> list[Tensor]:
+    """What `infer_chain_` returns that keeps no hash, from the constant predictions of nodes."""
     if states[0].is_cuda:
         return []
     kept = kept_predictions(weights, activations, predicted, free)
     table = torch.tensor([[edge, 0] for edge in kept], dtype=torch.int64).reshape(-1, 2)
-    return [*(constant[edge + 1] for edge in kept), table]
+    return [*(predictions[edge + 1] for edge in kept), table]
 
 
 def chain_mstep(

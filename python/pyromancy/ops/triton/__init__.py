@@ -19,21 +19,21 @@ from ..schema import NAMESPACE, SCHEMAS, library
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPERATORS = tuple(name for name in SCHEMAS if name not in ("infer_chain_", "chain_mstep"))
+OPERATORS = tuple(SCHEMAS)
 
 
 @functools.cache
 def load() -> tuple[dict[str, Callable[..., Any]], str]:
     """The kernels by operator; or none, and why."""
     try:
-        from . import cholesky, estep, gaussian, launch, multivariate
+        from . import chain, cholesky, estep, gaussian, launch, multivariate
     except ModuleNotFoundError as error:
         if error.name == "triton":
             return {}, "Triton is not installed"
         return {}, f"Triton does not load: {error}"
     except Exception as error:  # a Triton that does not fit the system or the Python fails in many ways
         return {}, f"Triton does not load: {type(error).__name__}: {error}"
-    modules = (gaussian, cholesky, multivariate, estep)
+    modules = (gaussian, cholesky, multivariate, estep, chain)
     return {name: launch.guarded(f) for m in modules for name, f in vars(m).items() if name in OPERATORS}, ""
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 VERSION: str = triton.__version__
@@ -45,22 +45,31 @@ def power_of_2(n: int, at_most: int) -> int:
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     """Launch on the current stream; nothing for no programs.
 
-    All kernels are small enough for Triton's default of 4 warps. Fused multiply-adds are asked for by name, because
-    the default for them differs between versions of Triton.
+    Kernels are small enough for Triton's default of 4 warps, unless options say otherwise. Fused multiply-adds are
+    asked for by name, because the default for them differs between versions of Triton.
     """
     if programs:
         kernel[(programs,)](*args, enable_fp_fusion=True, **options)
 
 
 def guarded(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher with the device of its first argument, a tensor, as the current one."""
+    """The launcher with the device of its first tensor as the current one."""
 
     def kernel(*args: Any) -> Any:
-        device = args[0].device
-        for t in args:
-            if isinstance(t, Tensor) and t.device != device:
-                raise RuntimeError(f"tensors must be on one device, got {device} and {t.device}")
-        with torch.cuda.device_of(args[0]):
+        first = next(_tensors(args))
+        for t in _tensors(args):
+            if t.device != first.device:
+                raise RuntimeError(f"tensors must be on one device, got {first.device} and {t.device}")
+        with torch.cuda.device_of(first):
             return launcher(*args)
 
     return kernel
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    """All of them, those in lists included."""
+    for t in args:
+        if isinstance(t, Tensor):
+            yield t
+        elif isinstance(t, list):
+            yield from _tensors(t)

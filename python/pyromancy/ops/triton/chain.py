@@ -1,0 +1,540 @@
+"""Chains of nodes: all E-steps, and the gradients after them, of library products and the elementwise work between.
+
+Steps run one after the other here, at any width. Where `persistent` costs less, one kernel runs them all. Nothing waits
+for the device, and buffers are allocated once a call, so that a CUDA graph can hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..activations import ACTIVATIONS
+from ..chain import what_is_known
+from ..schema import _check_chain
+from . import persistent
+from .activation import IDENTITY, activate, slope
+from .gaussian import _tile
+from .launch import blocks, computed_in, launch
+from .reduce import finish
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BLOCK = 1024  # elements; half as many of float64, which takes two registers
+
+
+@triton.jit
+def activate_kernel(
+    value, bias, out, rows, n, tiles, parameter: tl.float64,
+    KIND: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One tile of f(value + bias); `out` may be `value`."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // tiles * BLOCK_B + tl.arange(0, BLOCK_B)
+    column = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (row < rows)[:, None] & (column < n)[None, :]
+    at = (row * n)[:, None] + column[None, :]
+    x = tl.load(value + at, mask=inside, other=0.0)
+    if bias is not None:
+        x += tl.load(bias + column, mask=column < n, other=0.0)[None, :]
+    tl.store(out + at, activate(x, tl.full([], parameter, ACC), KIND), mask=inside)
+
+
+@triton.jit
+def error_kernel(
+    state, product, bias, precision, weighted, error, delta, square, parts, rows, n, tiles, product_row,
+    parameter: tl.float64,
+    AFTER: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One tile of what follows from a node's prediction mu = after(product + bias), as far as there is room for it.
+
+    With r = state - mu: the error e, which is P r, or `weighted` where that is given; delta = after' e; square = r e;
+    and the sum of that along the tile's rows: parts [B, tiles].
+    """
+    program = tl.program_id(0).to(tl.int64)
+    row = program // tiles * BLOCK_B + tl.arange(0, BLOCK_B)
+    column = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (row < rows)[:, None] & (column < n)[None, :]
+    at = (row * n)[:, None] + column[None, :]
+    x = tl.load(product + (row * product_row)[:, None] + column[None, :], mask=inside, other=0.0)
+    if bias is not None:
+        x += tl.load(bias + column, mask=column < n, other=0.0)[None, :]
+    p = tl.full([], parameter, ACC)
+    mu = activate(x, p, AFTER)
+    r = tl.load(state + at, mask=inside, other=0.0) - mu
+    e = r
+    if weighted is not None:
+        e = tl.load(weighted + at, mask=inside, other=0.0)
+    elif precision is not None:
+        e *= tl.load(precision + column, mask=column < n, other=0.0)[None, :]
+    if error is not None:
+        tl.store(error + at, e, mask=inside)
+    if delta is not None:
+        tl.store(delta + at, slope(x, mu, p, AFTER) * e, mask=inside)
+    if square is not None:
+        tl.store(square + at, r * e, mask=inside)
+    if parts is not None:
+        total = tl.sum(tl.where(inside, r * e, 0.0), 1)  # beyond the edge after(0) is left of r
+        tl.store(parts + row * tiles + program % tiles, total, mask=row < rows)
+
+
+@triton.jit
+def update_kernel(
+    state, velocity, error, feedback, panel, size, parameter: tl.float64,
+    lr: tl.float64, momentum: tl.float64, kept: tl.float64,
+    NESTEROV: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A step of a node: state -= lr (error - before'(state) feedback), and panel = before(state) of the new state.
+
+    `kept` is 1 - dampening, as in `estep_momentum_`.
+    """
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < size
+    p = tl.full([], parameter, ACC)
+    z = tl.load(state + index, mask=inside, other=0.0)
+    step = tl.zeros([BLOCK], ACC)
+    if error is not None:
+        step += tl.load(error + index, mask=inside, other=0.0)
+    if feedback is not None:
+        back = tl.load(feedback + index, mask=inside, other=0.0)
+        step -= slope(z, activate(z, p, BEFORE), p, BEFORE) * back
+    if velocity is not None:
+        v = tl.load(velocity + index, mask=inside, other=0.0)
+        v = tl.full([], momentum, ACC) * v + tl.full([], kept, ACC) * step
+        tl.store(velocity + index, v, mask=inside)
+        step = step + tl.full([], momentum, ACC) * v if NESTEROV else v
+    z -= tl.full([], lr, ACC) * step
+    tl.store(state + index, z, mask=inside)
+    if panel is not None:
+        tl.store(panel + index, activate(z, p, BEFORE), mask=inside)
+
+
+class Forward(NamedTuple):
+    """What a prediction after(product + bias) is made of; the product is [B, n], or [1, n] for all samples."""
+
+    product: Tensor
+    bias: Tensor | None = None
+    after: int = IDENTITY
+    parameter: float = 0.0
+
+
+class Errors(NamedTuple):
+    """Room for what `error_kernel` gives of a node, [B, n] each but the parts of its energies; None is not wanted."""
+
+    error: Tensor | None
+    delta: Tensor | None
+    square: Tensor | None
+    parts: Tensor | None
+    residual: Tensor | None
+
+    @property
+    def to_feed_back(self) -> Tensor:
+        """Delta, which is the error itself where there is no activation after the product."""
+        found = self.error if self.delta is None else self.delta
+        assert found is not None
+        return found
+
+
+class Chain:
+    """Operands of a call, checked, and what is computed of them in either operator."""
+
+    def __init__(
+        self,
+        states: list[Tensor],
+        weights: list[Tensor],
+        biases: list[Tensor | None],
+        precisions: list[Tensor | None],
+        prior: Tensor | None,
+        activations: list[int],
+        parameters: list[float],
+        predicted: list[bool],
+    ) -> None:
+        _check_operands(states, weights, biases, precisions, prior, activations, parameters, predicted)
+        self.states, self.weights, self.predicted = states, weights, predicted
+        self.biases = [None if b is None else b.contiguous() for b in biases]
+        self.precisions = [None if p is None else p.contiguous() for p in precisions]
+        self.prior = None if prior is None else prior.contiguous()
+        self.before = [*zip(activations[::2], parameters[::2], strict=True)]  # of every edge, with its parameter
+        self.after = [*zip(activations[1::2], parameters[1::2], strict=True)]
+        self.batch = states[0].shape[0]
+        self.acc = computed_in("states", states[0])
+
+    def full(self, node: int) -> bool:
+        """Whether the precision is a matrix."""
+        precision = self.precisions[node]
+        return precision is not None and precision.dim() == 2
+
+    def tiling(self, node: int) -> tuple[int, int, int]:
+        """Tiles along a row, and a tile's height and width: they depend on the node's width alone."""
+        n = self.states[node].shape[1]
+        tall, width = _tile(n, self.acc)
+        return blocks(n, width), tall, width
+
+    def _activate(
+        self, node: int, value: Tensor, bias: Tensor | None, function: tuple[int, float], out: Tensor
+    ) -> None:
+        kind, parameter = function
+        tiles, tall, width = self.tiling(node)
+        launch(
+            activate_kernel, blocks(self.batch, tall) * tiles, value, bias, out, self.batch, value.shape[1], tiles,
+            parameter, kind, self.acc, tall, width,
+        )  # fmt: skip
+
+    def panel(self, edge: int) -> Tensor:
+        """before(z), as the products read it."""
+        state = self.states[edge]
+        if self.before[edge][0] == IDENTITY:
+            return state
+        out = torch.empty_like(state)
+        self._activate(edge, state, None, self.before[edge], out)
+        return out
+
+    def forward(self, edge: int, panel: Tensor, out: Tensor | None = None) -> Forward:
+        """The product of an edge, into a buffer."""
+        product = torch.mm(panel, self.weights[edge].mT, out=out)
+        return Forward(product, self.biases[edge], *self.after[edge])
+
+    def prediction(self, edge: int) -> Tensor:
+        """The prediction itself, of which more than one step makes use."""
+        product, bias, *after = self.forward(edge, self.panel(edge))
+        if bias is not None or after[0] != IDENTITY:
+            self._activate(edge + 1, product, bias, self.after[edge], product)
+        return product
+
+    def room(
+        self, node: int, *, error: bool = False, delta: bool = False, square: bool = False, parts: bool = False
+    ) -> Errors:
+        state, full = self.states[node], self.full(node)
+        apart = delta and self.after[node - 1][0] != IDENTITY
+        return Errors(
+            torch.empty_like(state) if error or full or (delta and not apart) else None,
+            torch.empty_like(state) if apart else None,
+            torch.empty_like(state) if square else None,
+            state.new_empty(self.batch, self.tiling(node)[0]) if parts else None,
+            torch.empty_like(state) if full else None,
+        )
+
+    def errors(self, node: int, forward: Forward, room: Errors) -> None:
+        """Fill the room; a full precision is a library product, and what needs it is done after that."""
+        error, delta, square, parts, residual = room
+        precision = self.precisions[node]
+        if residual is None:
+            self._errors(node, forward, precision, None, error, delta, square, parts)
+            return
+        assert precision is not None
+        assert error is not None
+        self._errors(node, forward, None, None, residual, None, None, None)
+        torch.mm(residual, precision, out=error)
+        if delta is not None or square is not None or parts is not None:
+            self._errors(node, forward, None, error, None, delta, square, parts)
+
+    def _errors(self, node: int, forward: Forward, *operands: Tensor | None) -> None:
+        product, bias, after, parameter = forward
+        state = self.states[node]
+        tiles, tall, width = self.tiling(node)
+        launch(
+            error_kernel, blocks(self.batch, tall) * tiles, state, product, bias, *operands,
+            self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter,
+            after, self.acc, tall, width,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Descent:
+    """E-steps to be taken.
+
+    Attributes:
+        free: of every node, whether it moves.
+        constant: of the nodes that no free node predicts, the prediction.
+        drives: of the edges that have a gram and use it, W^T P (z - b) and the gram W^T P W.
+        steps: their number.
+        lr: their rate.
+        velocities: as in `infer_chain_`, with zeros where the first gradient is to start them.
+        momentum: as in `infer_chain_`.
+        kept: of the gradients, in the velocities: of the first step's, and of the later ones'.
+        nesterov: as in `infer_chain_`.
+        energies: as in `infer_chain_`.
+    """
+
+    free: list[bool]
+    constant: dict[int, Tensor]
+    drives: dict[int, tuple[Tensor, Tensor]]
+    steps: int
+    lr: float
+    velocities: list[Tensor]
+    momentum: float
+    kept: tuple[float, float]
+    nesterov: bool
+    energies: Tensor | None
+    precision: str
+
+
+@torch.no_grad()
+def infer_chain_(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    grams: list[Tensor | None],
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    free: list[bool],
+    steps: int,
+    lr: float,
+    velocities: list[Tensor],
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    resume: bool,
+    energies: Tensor | None,
+    precision: str = "highest",
+) -> list[Tensor]:
+    chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
+    _check_descent(chain, grams, free, steps, lr, velocities, energies)
+    torch._check(
+        precision in persistent.PRODUCTS, lambda: f"precision must be highest, high or medium, got {precision}"
+    )
+    constant = {i + 1: chain.prediction(i) for i in range(len(weights)) if predicted[i + 1] and not free[i]}
+    known = what_is_known(states, weights, activations, predicted, free, constant)
+    if chain.prior is not None:
+        constant[0] = chain.prior
+    if not steps:
+        return known
+    for i, velocity in enumerate(velocities):
+        if free[i] and not resume:
+            velocity.zero_()
+    kept = (1 - dampening if resume else 1.0, 1 - dampening)
+    drives = {} if energies is not None else {i: (_drive(chain, i), g) for i, g in enumerate(grams) if g is not None}
+    descent = Descent(free, constant, drives, steps, lr, velocities, momentum, kept, nesterov, energies, precision)
+    if energies is not None:
+        _constant_energies(chain, descent, energies)
+    if tall := persistent.rows_of_a_program(chain, descent):
+        persistent.descend(chain, descent, tall)
+    else:
+        _descend(chain, descent)
+    return known
+
+
+def _drive(chain: Chain, edge: int) -> Tensor:
+    """W^T P (z - b) of the clamped node that an edge leads to."""
+    bias, precision = chain.biases[edge], chain.precisions[edge + 1]
+    target = chain.states[edge + 1] if bias is None else chain.states[edge + 1] - bias
+    return torch.mm(target if precision is None else target * precision, chain.weights[edge])
+
+
+def _constant_energies(chain: Chain, descent: Descent, energies: Tensor) -> None:
+    for i, predicted in enumerate(chain.predicted):
+        if not predicted:
+            energies[:, i].zero_()
+        elif i in descent.constant and not descent.free[i]:
+            room = chain.room(i, parts=True)
+            chain.errors(i, Forward(descent.constant[i]), room)
+            assert room.parts is not None
+            finish(room.parts, energies[0, i])
+            energies[1:, i] = energies[0, i]
+
+
+def _descend(chain: Chain, descent: Descent) -> None:
+    """One step after the other."""
+    states, free, energies = chain.states, descent.free, descent.energies
+    moving = [i for i, is_free in enumerate(free) if is_free]
+    targets = [i + 1 for i in moving if i + 1 < len(states) and chain.predicted[i + 1]]  # their predictions vary
+    panels = {i - 1: chain.panel(i - 1) for i in targets}
+    feedback = {i - 1: torch.empty_like(states[i - 1]) for i in targets}
+    varying = [i for i in targets if i - 1 not in descent.drives]
+    steady = [i for i in descent.constant if free[i]]
+    products = {i: torch.empty_like(states[i]) for i in varying}
+    record = energies is not None
+    block = _BLOCK // 2 if chain.acc == tl.float64 else _BLOCK
+    rooms = {i: chain.room(i, error=free[i], delta=i in products, parts=record) for i in (*varying, *steady)}
+    for step in range(descent.steps):
+        for i, (drive, gram) in descent.drives.items():
+            torch.addmm(drive, panels[i], gram, alpha=-1, out=feedback[i])
+        for i, room in rooms.items():
+            if i in products:
+                chain.errors(i, chain.forward(i - 1, panels[i - 1], products[i]), room)
+                torch.mm(room.to_feed_back, chain.weights[i - 1], out=feedback[i - 1])
+            else:
+                chain.errors(i, Forward(descent.constant[i]), room)
+            if energies is not None:
+                assert room.parts is not None
+                finish(room.parts, energies[step, i])
+        for i in moving:
+            kind, parameter = chain.before[i] if i in panels else (IDENTITY, 0.0)
+            launch(
+                update_kernel, blocks(states[i].numel(), block), states[i],
+                descent.velocities[i] if descent.velocities else None, rooms[i].error if i in rooms else None,
+                feedback.get(i), None if kind == IDENTITY else panels[i], states[i].numel(), parameter,
+                descent.lr, descent.momentum, descent.kept[step > 0], descent.nesterov, kind, chain.acc, block,
+            )  # fmt: skip
+
+
+@torch.no_grad()
+def chain_mstep(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+    for_weight: list[bool],
+    for_bias: list[bool],
+    for_precision: list[bool],
+    known: list[Tensor],
+) -> list[Tensor]:
+    """`known` is not looked at: to compare contents the host would wait for the device."""
+    chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
+    _check_wanted(chain, for_weight, for_bias, for_precision)
+    mean = 1 / max(1, chain.batch)
+    for_weights, for_biases, moments = [], [], []
+    for i in range(len(states)):
+        delta = i > 0 and (for_weight[i - 1] or for_bias[i - 1])
+        if not (delta or for_precision[i]):
+            continue
+        if i > 0:
+            panel = chain.panel(i - 1)
+            forward = chain.forward(i - 1, panel)
+        else:
+            assert chain.prior is not None
+            forward = Forward(chain.prior)
+        room = chain.room(i, delta=delta, square=for_precision[i] and not chain.full(i))
+        chain.errors(i, forward, room)
+        if for_precision[i] and room.square is not None:
+            moments.append(room.square.sum(0).mul_(mean))
+        elif for_precision[i]:
+            assert room.error is not None
+            moments.append(_outer(room.error, room.error, mean))
+        if delta and for_weight[i - 1]:
+            for_weights.append(_outer(room.to_feed_back, panel, -mean))
+        if delta and for_bias[i - 1]:
+            for_biases.append(room.to_feed_back.sum(0).mul_(-mean))
+    return [*for_weights, *for_biases, *moments]
+
+
+def _outer(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """The product left^T right, which the library scales."""
+    out = left.new_empty(left.shape[1], right.shape[1])
+    return torch.addmm(out, left.mT, right, beta=0, alpha=scale, out=out)
+
+
+def _check_entries(name: str, entries: Sequence[object], expected: int, count: int) -> None:
+    torch._check(
+        len(entries) == expected,
+        lambda: f"{name} must have {expected} entries for {count} states, got {len(entries)}",
+    )
+
+
+def _check_shape(name: str, t: Tensor, *shapes: tuple[int, ...], dtype: torch.dtype, contiguous: bool = False) -> None:
+    torch._check(t.dtype == dtype, lambda: f"{name} must have dtype {dtype} of states[0], got {t.dtype}")
+    torch._check(
+        tuple(t.shape) in shapes,
+        lambda: f"{name} must have shape {' or '.join(map(str, shapes))}, got {tuple(t.shape)}",
+    )
+    torch._check(t.is_contiguous() or not contiguous, lambda: f"{name} must be contiguous, got strides {t.stride()}")
+
+
+def _check_operands(
+    states: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    precisions: list[Tensor | None],
+    prior: Tensor | None,
+    activations: list[int],
+    parameters: list[float],
+    predicted: list[bool],
+) -> None:
+    torch._check(len(states) > 0, lambda: "states must not be empty")
+    first, count = states[0], len(states)
+    dtype = first.dtype
+    torch._check(dtype in (torch.float32, torch.float64), lambda: f"states must be float32 or float64, got {dtype}")
+    for name, per_edge in (("weights", weights), ("biases", biases)):
+        _check_entries(name, per_edge, count - 1, count)
+    for name, per_side in (("activations", activations), ("parameters", parameters)):
+        _check_entries(name, per_side, 2 * (count - 1), count)
+    for name, per_node in (("precisions", precisions), ("predicted", predicted)):
+        _check_entries(name, per_node, count, count)
+    for i, z in enumerate(states):
+        torch._check(z.dim() == 2, lambda i=i, z=z: f"states[{i}] must have shape (B, n), got {tuple(z.shape)}")
+        _check_shape(f"states[{i}]", z, (first.shape[0], z.shape[1]), dtype=dtype, contiguous=True)
+    _check_chain(states, weights)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        _check_shape(f"weights[{i}]", weight, tuple(weight.shape), dtype=dtype)
+        if bias is not None:
+            _check_shape(f"biases[{i}]", bias, (len(weight),), dtype=dtype)
+    for i, (z, precision) in enumerate(zip(states, precisions, strict=True)):
+        if precision is not None:
+            n = z.shape[1]
+            _check_shape(f"precisions[{i}]", precision, (n,), (n, n), dtype=dtype)
+    if prior is not None:
+        n = first.shape[1]
+        _check_shape("prior", prior, (1, n), (first.shape[0], n), dtype=dtype)
+    torch._check(
+        predicted[0] == (prior is not None), lambda: "predicted[0] must be true exactly where there is a prior"
+    )
+    for kind in activations:
+        torch._check(
+            0 <= kind < len(ACTIVATIONS),
+            lambda kind=kind: f"activations must be from 0 to {len(ACTIVATIONS) - 1}, got {kind}",
+        )
+
+
+def _check_descent(
+    chain: Chain,
+    grams: list[Tensor | None],
+    free: list[bool],
+    steps: int,
+    lr: float,
+    velocities: list[Tensor],
+    energies: Tensor | None,
+) -> None:
+    states, count, dtype = chain.states, len(chain.states), chain.states[0].dtype
+    torch._check(math.isfinite(lr), lambda: f"lr must be finite, got {lr}")
+    torch._check(steps >= 0, lambda: f"steps must not be negative, got {steps}")
+    _check_entries("grams", grams, count - 1, count)
+    _check_entries("free", free, count, count)
+    if velocities:
+        _check_entries("velocities", velocities, count, count)
+    for i, velocity in enumerate(velocities):
+        if free[i]:
+            _check_shape(f"velocities[{i}]", velocity, tuple(states[i].shape), dtype=dtype, contiguous=True)
+    for i, gram in enumerate(grams):
+        if gram is None:
+            continue
+        n = states[i].shape[1]
+        _check_shape(f"grams[{i}]", gram, (n, n), dtype=dtype)
+        torch._check(
+            free[i] and chain.predicted[i + 1] and not free[i + 1] and chain.after[i][0] == IDENTITY
+            and not chain.full(i + 1),
+            lambda i=i: f"grams[{i}] needs a free source, a clamped target that is predicted and has no matrix for its "
+            "precision, and no activation after the product",
+        )  # fmt: skip
+    if energies is not None:
+        _check_shape("energies", energies, (steps, count, chain.batch), dtype=dtype, contiguous=True)
+
+
+def _check_wanted(chain: Chain, for_weight: list[bool], for_bias: list[bool], for_precision: list[bool]) -> None:
+    count = len(chain.states)
+    for name, per_edge in (("for_weight", for_weight), ("for_bias", for_bias)):
+        _check_entries(name, per_edge, count - 1, count)
+        for i, wanted in enumerate(per_edge):
+            torch._check(
+                chain.predicted[i + 1] or not wanted,
+                lambda i=i, name=name: f"{name}[{i}] needs a predicted node, and node {i + 1} is not",
+            )
+    _check_entries("for_precision", for_precision, count, count)
+    for i, wanted in enumerate(for_precision):
+        torch._check(
+            chain.predicted[i] or not wanted,
+            lambda i=i: f"for_precision[{i}] needs a predicted node, and node {i} is not",
+        )
