@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: builds the extension in place, runs the tests marked `gpu`, checks a few of them with
-# compute-sanitizer, times the operators and whole EM batches, and prints their tables last. Takes 10 minutes at most.
+# compute-sanitizer, times operators, chains and whole EM batches, and prints their tables last. Takes 10 minutes at most.
 #
 #   bash bench/gpu.sh OUTDIR
 #
-# OUTDIR gets a log of each phase, operators.json and em.json (figures) and summary.json (what passed, device, versions,
-# date). A phase that fails does not stop the next one; the exit status is the number of phases that failed, or 64 and
+# OUTDIR gets a log of each phase, operators.json, chain.json and em.json (figures) and summary.json (what passed, device,
+# versions, date). A phase that fails does not stop the next one; the exit status is the number of phases that failed, or 64 and
 # above where nothing could be started. Needs torch with CUDA, nvcc, ninja, pybind11, pytest and, for the operators'
 # figures, pytest-benchmark; EM batches compete with JAX where that sees the GPU.
 # PYTHON names the interpreter, PYROMANCY_CUDA_ARCHS the architectures, by default the device's own.
 #
-# The 600 s: at most 130 for the build, 100 + 100 for tests, 30 + 30 for the sanitizer, 75 for operators. EM batches, which
-# keep what they have measured when they are stopped, get what these leave of 580, but 60 at least and 240 at most.
+# The 600 s: at most 130 for the build, 90 + 90 for tests, 40 + 40 for the sanitizer, 65 for operators, 30 for chains. EM
+# batches, which keep what they have measured when they are stopped, get what these leave of 580, but 60 at least and 240
+# at most.
 set -u
 say() { printf 'bench/gpu.sh: %s\n' "$1" >&2; }
 
@@ -54,23 +55,25 @@ phase build 130 env PYROMANCY_CUDA=1 PYROMANCY_CUDA_ARCHS="${PYROMANCY_CUDA_ARCH
   "$python" setup.py build_ext --inplace
 "$python" -m pyromancy
 for backends in native triton; do # compiling Triton's kernels takes long, and is not to keep the others from a verdict
-  phase $backends 100 "$python" -m pytest tests/gpu -q -p no:cacheprovider -ra \
+  phase $backends 90 "$python" -m pytest tests/gpu -q -p no:cacheprovider -ra \
     -k "$([ $backends = triton ] && echo triton || echo not triton)"
   tail -n 1 "$out/$backends.log"
 done
 
 few='TestValues and (packed or test_value) and not layouts and not large and not triton and not reference and float32 and (packed or 129x129 or 3x2x129 or 2x3x5x7-shared)'
+chains='(TestValues and test_options and not mstep and not triton and not reference and float32 and (prior or everything))'
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    phase $tool 30 compute-sanitizer --tool $tool --error-exitcode 9 \
-      "$python" -m pytest tests/gpu/test_operators.py -q -p no:cacheprovider -k "$few"
+    phase $tool 40 compute-sanitizer --tool $tool --error-exitcode 9 "$python" -m pytest \
+      tests/gpu/test_operators.py tests/gpu/test_chain.py -q -p no:cacheprovider -k "$few or $chains"
     grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|passed|failed' "$out/$tool.log" | tail -n 2
   done
 else
   echo '== memcheck, racecheck: left out, compute-sanitizer is not on the PATH'
 fi
 
-phase operators 75 "$python" -m bench.gpu_operators --out "$out/operators.json"
+phase operators 65 "$python" -m bench.gpu_operators --out "$out/operators.json"
+phase chain 30 "$python" -m bench.gpu_chain --out "$out/chain.json"
 left=$((580 - SECONDS)) # of the whole run
 left=$((left < 60 ? 60 : left > 240 ? 240 : left))
 phase em $left "$python" -m bench.gpu_em --seconds $((left - 20)) --out "$out/em.json"
@@ -103,7 +106,7 @@ summary = {
 }
 (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 END
-for figures in operators em; do
+for figures in operators chain em; do
   echo
   [ -s "$out/$figures.json" ] && "$python" -m bench.gpu_$figures --show "$out/$figures.json"
 done

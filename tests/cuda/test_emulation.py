@@ -4,31 +4,17 @@ What only a device can show (that it launches, how fast it is) is in tests/gpu.
 """
 
 import ast
-import os
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 import processes
+from emulation_flags import CXX, FLAGS, ROOT, TORCH, obstacle
 
-ROOT = Path(__file__).parents[2]
-EMULATION = Path(__file__).parent / "emulation"
-TORCH = Path(torch.__file__).parent
-CXX = os.environ.get("CXX", "c++")
-FLAGS = [
-    "-O1", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPYROMANCY_MAX_BLOCKS=3", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}",
-    f"-isystem{TORCH / 'include'}", f"-isystem{TORCH / 'include/torch/csrc/api/include'}",
-]  # fmt: skip
-
-if shutil.which(CXX) is None:
-    pytest.skip(f"no C++ compiler: {CXX} is not on the PATH", allow_module_level=True)
-if not (ROOT / "csrc" / "cuda").is_dir():
-    pytest.skip("this copy has no sources", allow_module_level=True)
+if reason := obstacle():
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

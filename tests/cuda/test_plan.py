@@ -8,7 +8,11 @@ import subprocess
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_emulation import CXX, EMULATION, FLAGS, ROOT
+
+from emulation_flags import CXX, FLAGS, FOLDER, ROOT, obstacle
+
+if reason := obstacle():
+    pytest.skip(reason, allow_module_level=True)
 
 H200 = (132, 232_448, 8)
 A100 = (108, 166_912, 1)
@@ -19,7 +23,7 @@ MOMENTUM, RECORD, GRAM, MATRICES, FREE_HEAD = 1, 2, 4, 8, 16
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     library = tmp_path_factory.mktemp("plan") / "plan.so"
-    sources = [EMULATION / "plan.cpp", ROOT / "csrc/cuda/chain_plan.cpp"]
+    sources = [FOLDER / "plan.cpp", ROOT / "csrc/cuda/chain_plan.cpp"]
     subprocess.run([CXX, *FLAGS, "-shared", *sources, "-o", library], check=True)
     call = ctypes.CDLL(library).plan
     call.restype = ctypes.c_char_p
