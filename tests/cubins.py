@@ -73,10 +73,9 @@ def chain_calls():
             yield "chain_mstep", chains.everything_wanted(problem), dtype
     options |= {"covariances": False, "before": "gelu_tanh", "after": "gelu"}
     for widths, products in (((64, 256, 256, 16), "highest"), ((5, 33, 7, 3), "highest"), ((5, 33, 7, 3), "medium")):
-        torch.set_float32_matmul_precision(products)
         for tall in persistent._TILES:
             problem = chains.problem(widths, 64, dtype=torch.float32, **options)
-            problem["precisions"] = [torch.ones(n) for n in widths]
+            problem |= {"precisions": [torch.ones(n) for n in widths], "precision": products}
             persistent.height = lambda *_, tall=tall: tall
             yield "infer_chain_", problem, torch.float32
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .activation import IDENTITY, activate, slope
-from .launch import blocks, launch
+from .launch import INTERPRETED, blocks, launch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,8 @@ _DEPTH = 32  # of a tile of weights
 _REGISTERS = 255  # all that there are: there is a program for each multiprocessor, or few more
 # How the products are taken, by the names of `torch.set_float32_matmul_precision`. Three products of tf32 leave out
 # 2^-22 of each term; float32 itself, which tensor cores do not multiply, rounds to 2^-24.
-PRODUCTS = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
+# Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
+PRODUCTS = {"highest": "tf32x3", "high": "tf32", "medium": "as bf16" if INTERPRETED else "bf16"}
 # numbers that are not worth a kernel of their own where they are 1 or a multiple of 16
 _ANY = ["steps", "biased", "weighted", "apart", "known", "known_weighted", "varying", "direct", "paneled"]
 
@@ -52,6 +53,9 @@ def _multiply(
         b = tl.load(weight + at, mask=(k < depth)[:, None] & (column < n)[None, :], other=0.0)
         if PRODUCTS == "bf16":
             total = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
+        elif PRODUCTS == "as bf16":
+            a, b = a.to(tl.bfloat16).to(tl.float32), b.to(tl.bfloat16).to(tl.float32)
+            total = tl.dot(a, b, total, input_precision="ieee")
         else:
             total = tl.dot(a, b, total, input_precision=PRODUCTS)
     return total
