@@ -125,4 +125,51 @@ inline void check_finite(const char* name, double x) {
   STD_TORCH_CHECK(std::isfinite(x), name, " must be finite, got ", x);
 }
 
+// ---- the arguments of whole operators, on every device
+
+inline void check_gaussian(const Tensor& value, const Tensor& pred,
+                           const std::optional<Tensor>& logvar) {
+  check_state(value, pred);
+  dtype_of("value", value);
+  if (logvar)
+    check_logvar(*logvar, value);
+}
+
+inline void check_estep(const Tensor& value, const Tensor& error,
+                        const std::optional<Tensor>& feedback, double lr) {
+  dtype_of("value", value);
+  check_no_overlap("value", value);
+  check_same("error", error, "value", value);
+  if (feedback)
+    check_same("feedback", *feedback, "value", value);
+  check_finite("lr", lr);
+}
+
+// After `check_estep`.
+inline void check_momentum(const Tensor& value, const Tensor& buffer, double momentum,
+                           double dampening) {
+  check_same("buffer", buffer, "value", value);
+  check_no_overlap("buffer", buffer);
+  check_finite("momentum", momentum);
+  check_finite("dampening", dampening);
+}
+
+inline DType check_cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {
+  STD_TORCH_CHECK(logdiag.dim() == 1, "logdiag must have one dimension, got shape ",
+                  to_string(logdiag.sizes()));
+  const DType dtype = dtype_of("logdiag", logdiag);
+  check_like("offtril", offtril, "logdiag", logdiag);
+  check_square("offtril", offtril, logdiag.size(0));
+  return dtype;
+}
+
+inline DType check_cholesky_factor_backward(const Tensor& grad, const Tensor& factor) {
+  STD_TORCH_CHECK(factor.dim() == 2, "factor must have shape [n, n], got ",
+                  to_string(factor.sizes()));
+  const DType dtype = dtype_of("factor", factor);
+  check_square("factor", factor, factor.size(0));
+  check_same("grad", grad, "factor", factor);
+  return dtype;
+}
+
 } // namespace pyromancy

@@ -41,12 +41,8 @@ void copy_lower_row(T* to, const T* from, Sizes strides, int64_t i, int64_t n) {
 }
 
 Tensor cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {
-  STD_TORCH_CHECK(logdiag.dim() == 1, "logdiag must have one dimension, got shape ",
-                  to_string(logdiag.sizes()));
+  const DType dtype = check_cholesky_factor(logdiag, offtril);
   const int64_t n = logdiag.size(0);
-  const DType dtype = dtype_of("logdiag", logdiag);
-  check_like("offtril", offtril, "logdiag", logdiag);
-  check_square("offtril", offtril, n);
   Tensor factor = allocate(offtril.sizes(), offtril);
 
   with_element(dtype, [&](auto zero) {
@@ -68,12 +64,8 @@ Tensor cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {
 }
 
 std::tuple<Tensor, Tensor> cholesky_factor_backward(const Tensor& grad, const Tensor& factor) {
-  STD_TORCH_CHECK(factor.dim() == 2, "factor must have shape [n, n], got ",
-                  to_string(factor.sizes()));
+  const DType dtype = check_cholesky_factor_backward(grad, factor);
   const int64_t n = factor.size(0);
-  const DType dtype = dtype_of("factor", factor);
-  check_square("factor", factor, n);
-  check_same("grad", grad, "factor", factor);
   Tensor grad_logdiag = allocate({&n, 1}, factor);
   Tensor grad_offtril = allocate(factor.sizes(), factor);
 

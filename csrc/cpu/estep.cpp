@@ -10,16 +10,6 @@ namespace {
 // A piece of work: whole blocks of the kernels, few enough elements to share a small state out.
 constexpr int64_t kPiece = 8192;
 
-void check_arguments(const Tensor& value, const Tensor& error,
-                     const std::optional<Tensor>& feedback, double lr) {
-  dtype_of("value", value);
-  check_no_overlap("value", value);
-  check_same("error", error, "value", value);
-  if (feedback)
-    check_same("feedback", *feedback, "value", value);
-  check_finite("lr", lr);
-}
-
 void launch(void (*kernel)(const EstepArgs&, int64_t, int64_t), const Tensor& value,
             const Tensor& error, const std::optional<Tensor>& feedback, const Tensor* velocity,
             EstepArgs& args) {
@@ -42,7 +32,7 @@ void launch(void (*kernel)(const EstepArgs&, int64_t, int64_t), const Tensor& va
 
 void estep_(const Tensor& value, const Tensor& error, const std::optional<Tensor>& feedback,
             double lr) {
-  check_arguments(value, error, feedback, lr);
+  check_estep(value, error, feedback, lr);
   const EstepKernels& kernels = PYROMANCY_SELECT_KERNELS(estep_kernels, dtype_of("value", value));
   EstepArgs args;
   args.lr = lr;
@@ -52,11 +42,8 @@ void estep_(const Tensor& value, const Tensor& error, const std::optional<Tensor
 void estep_momentum_(const Tensor& value, const Tensor& buffer, const Tensor& error,
                      const std::optional<Tensor>& feedback, double lr, double momentum,
                      double dampening, bool nesterov) {
-  check_arguments(value, error, feedback, lr);
-  check_same("buffer", buffer, "value", value);
-  check_no_overlap("buffer", buffer);
-  check_finite("momentum", momentum);
-  check_finite("dampening", dampening);
+  check_estep(value, error, feedback, lr);
+  check_momentum(value, buffer, momentum, dampening);
   const EstepKernels& kernels = PYROMANCY_SELECT_KERNELS(estep_kernels, dtype_of("value", value));
   EstepArgs args;
   args.lr = lr;

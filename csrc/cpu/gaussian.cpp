@@ -114,16 +114,9 @@ private:
   std::optional<Scratch> expanded_;
 };
 
-void check_arguments(const Tensor& value, const Tensor& pred, const std::optional<Tensor>& logvar) {
-  check_state(value, pred);
-  dtype_of("value", value);
-  if (logvar)
-    check_logvar(*logvar, value);
-}
-
 Tensor gaussian_energy(const Tensor& value, const Tensor& pred,
                        const std::optional<Tensor>& logvar) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   const int64_t rows = value.size(0);
   const Tensor energy = allocate({&rows, 1}, value);
 
@@ -147,7 +140,7 @@ Tensor gaussian_energy(const Tensor& value, const Tensor& pred,
 std::tuple<Tensor, Tensor> gaussian_energy_backward(const Tensor& grad, const Tensor& value,
                                                     const Tensor& pred,
                                                     const std::optional<Tensor>& logvar) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   check_batch("grad", grad, "value", value);
   Tensor grad_value = allocate_like(value), grad_pred = allocate_like(pred);
 
@@ -164,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_energy_backward_logvar(const Tensor&
                                                                    const Tensor& value,
                                                                    const Tensor& pred,
                                                                    const Tensor& logvar) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   check_batch("grad", grad, "value", value);
   Tensor grad_value = allocate_like(value), grad_pred = allocate_like(pred);
   Tensor grad_logvar = allocate(logvar.sizes(), logvar);
@@ -208,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_energy_backward_logvar(const Tensor&
 
 Tensor gaussian_error(const Tensor& value, const Tensor& pred, const std::optional<Tensor>& logvar,
                       const std::optional<Tensor>& weight) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   if (weight)
     check_batch("weight", *weight, "value", value);
   Tensor error = allocate_like(value);

@@ -7,16 +7,6 @@
 namespace pyromancy::cuda {
 namespace {
 
-void check_arguments(const Tensor& value, const Tensor& error,
-                     const std::optional<Tensor>& feedback, double lr) {
-  dtype_of("value", value);
-  check_no_overlap("value", value);
-  check_same("error", error, "value", value);
-  if (feedback)
-    check_same("feedback", *feedback, "value", value);
-  check_finite("lr", lr);
-}
-
 void launch(const Tensor& value, const Tensor& error, const std::optional<Tensor>& feedback,
             const Tensor* velocity, EstepArgs& args) {
   const Context context(value);
@@ -47,7 +37,7 @@ void launch(const Tensor& value, const Tensor& error, const std::optional<Tensor
 
 void estep_(const Tensor& value, const Tensor& error, const std::optional<Tensor>& feedback,
             double lr) {
-  check_arguments(value, error, feedback, lr);
+  check_estep(value, error, feedback, lr);
   EstepArgs args{};
   args.lr = lr;
   launch(value, error, feedback, nullptr, args);
@@ -56,11 +46,8 @@ void estep_(const Tensor& value, const Tensor& error, const std::optional<Tensor
 void estep_momentum_(const Tensor& value, const Tensor& buffer, const Tensor& error,
                      const std::optional<Tensor>& feedback, double lr, double momentum,
                      double dampening, bool nesterov) {
-  check_arguments(value, error, feedback, lr);
-  check_same("buffer", buffer, "value", value);
-  check_no_overlap("buffer", buffer);
-  check_finite("momentum", momentum);
-  check_finite("dampening", dampening);
+  check_estep(value, error, feedback, lr);
+  check_momentum(value, buffer, momentum, dampening);
   EstepArgs args{};
   args.lr = lr;
   args.momentum = momentum;

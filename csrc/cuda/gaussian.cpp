@@ -11,13 +11,6 @@
 namespace pyromancy::cuda {
 namespace {
 
-void check_arguments(const Tensor& value, const Tensor& pred, const std::optional<Tensor>& logvar) {
-  check_state(value, pred);
-  dtype_of("value", value);
-  if (logvar)
-    check_logvar(*logvar, value);
-}
-
 // The layout of a call and what the kernels are told of it. Outputs may be absent.
 class Call {
 public:
@@ -104,7 +97,7 @@ void reduce_rows(DType dtype, const Tensor& in, int64_t items, int64_t count, do
 
 Tensor gaussian_energy(const Tensor& value, const Tensor& pred,
                        const std::optional<Tensor>& logvar) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   const Context context(value);
   const int64_t rows = value.size(0);
   const Tensor energy = allocate({&rows, 1}, value);
@@ -123,7 +116,7 @@ Tensor gaussian_energy(const Tensor& value, const Tensor& pred,
 
 Tensor gaussian_error(const Tensor& value, const Tensor& pred, const std::optional<Tensor>& logvar,
                       const std::optional<Tensor>& weight) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   if (weight)
     check_batch("weight", *weight, "value", value);
   const Context context(value);
@@ -137,7 +130,7 @@ Tensor gaussian_error(const Tensor& value, const Tensor& pred, const std::option
 std::tuple<Tensor, Tensor> gaussian_energy_backward(const Tensor& grad, const Tensor& value,
                                                     const Tensor& pred,
                                                     const std::optional<Tensor>& logvar) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   check_batch("grad", grad, "value", value);
   const Context context(value);
   const Tensor grad_value = torch::stable::empty_like(value);
@@ -205,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_energy_backward_logvar(const Tensor&
                                                                    const Tensor& value,
                                                                    const Tensor& pred,
                                                                    const Tensor& logvar) {
-  check_arguments(value, pred, logvar);
+  check_gaussian(value, pred, logvar);
   check_batch("grad", grad, "value", value);
   const Context context(value);
   const Tensor grad_value = torch::stable::empty_like(value);
