@@ -244,7 +244,7 @@ double tile_estimate(const TileArgs& a, Precision precision, const DeviceLimits&
     for (int phase = 0; phase < 3; ++phase)
       if (products[phase] < products[phase + 1])
         step += phase_cost(a, round, phase, precision);
-    step += (products[1] < products[2] ? 3 : 2) *
+    step += (2 + (products[1] < products[2]) + (a.rounds > 1)) *
             (a.cluster > 1 ? cost::cluster_barrier : cost::barrier);
   }
   for (int l = 0; l < a.nodes; ++l)

@@ -346,10 +346,13 @@ struct Tile {
     }
   }
 
-  // Nobody writes into a panel that another block still reads: a barrier of the cluster always lies
-  // between the products that read it and the next who writes.
+  // Nobody writes to another block what it does not expect yet: between the products that read a
+  // panel and whoever writes there next lies a barrier of the cluster. With several rounds, whose
+  // panels lie at the same place, that is the first one; else one of the two others.
   template <Precision precision>
   __device__ void move(int64_t step, int round) const {
+    if (a.rounds > 1)
+      cluster.sync();
     publish_states(round);
     cluster.sync();
 #pragma unroll 1 // or the code of the products would be there three times

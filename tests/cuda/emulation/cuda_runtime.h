@@ -146,14 +146,23 @@ public:
       warps_[w] = {total - w * kWarp < kWarp ? total - w * kWarp : kWarp, 0, 0};
     for (int i = 0; i < total; ++i)
       threads_[i].started = threads_[i].done = false;
+    // Every block runs as far ahead of the others as the barriers allow, so that a barrier that is
+    // missing between blocks shows.
     for (int left = total; left > 0;)
-      for (int i = 0; i < total; ++i) {
-        current_ = reversed ? total - 1 - i : i;
-        Thread& thread = threads_[current_];
-        if (thread.done)
-          continue;
-        resume(thread);
-        left -= thread.done;
+      for (int b = 0; b < blocks; ++b) {
+        const int begin = (reversed ? blocks - 1 - b : b) * threads;
+        do {
+          moved_ = false;
+          for (int i = 0; i < threads; ++i) {
+            current_ = begin + (reversed ? threads - 1 - i : i);
+            Thread& thread = threads_[current_];
+            if (thread.done)
+              continue;
+            resume(thread);
+            left -= thread.done;
+            moved_ = moved_ || thread.done;
+          }
+        } while (moved_);
       }
   }
 
@@ -222,6 +231,7 @@ private:
     if (++barrier.arrived == barrier.size) {
       barrier.arrived = 0;
       ++barrier.generation;
+      moved_ = true;
     }
     while (barrier.generation == generation)
       yield();
@@ -234,6 +244,7 @@ private:
   uint32_t fragments_[kWarps][kWarp][6];
   jmp_buf scheduler_;
   int current_ = 0, threads_of_block_ = 1;
+  bool moved_ = false; // a barrier has opened or a thread has ended
   unsigned first_ = 0;
   size_t shared_size_ = 0;
   void (*body_)(void*) = nullptr;
