@@ -29,7 +29,7 @@ help: ## list the targets
 digits: $(STAMP) ## train a network on scikit-learn's digits; ARGS="--epochs 3" goes to the example
 	$(PY) examples/train_digits.py $(ARGS)
 
-test: $(STAMP) | $(PYROMANCY_ORACLE) ## run the tests; PYTEST_ARGS="-k energy" goes to pytest
+test: $(STAMP)-test | $(PYROMANCY_ORACLE) ## run the tests; PYTEST_ARGS="-k energy" goes to pytest
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)-dev ## check style, format and types
@@ -51,7 +51,7 @@ wheel: $(STAMP) ## build a wheel for this Python into dist/
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist .cache .coverage .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -rf python/*.egg-info python/pyromancy/*.so $(STAMP) $(STAMP)-dev
+	rm -rf python/*.egg-info python/pyromancy/*.so $(STAMP) $(STAMP)-test $(STAMP)-dev
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(PY):
@@ -61,13 +61,13 @@ $(PY):
 # An environment holds one checkout at a time: installing this one voids the stamps of the others.
 $(STAMP): $(SOURCES) | $(PY)
 	$(PIP) install 'setuptools>=77' ninja 'pybind11>=2.13' torch
-	$(PIP) install --no-build-isolation -e '.[test]'
+	$(PIP) install --no-build-isolation -e '.[examples]'
 	rm -f $(VENV)/.pyromancy-*
 	touch $@
 
 # The package is there already, so that this adds what its extra names and builds nothing again.
-$(STAMP)-dev: $(STAMP)
-	$(PIP) install 'pyromancy-kernels[dev]'
+$(STAMP)-%: $(STAMP)
+	$(PIP) install 'pyromancy-kernels[$*]'
 	touch $@
 
 # Without a network the comparison tests skip and say why. einops is what the package needs beside torch.

@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--oracle", type=Path, metavar="DIR", help="folder with the package `pyromancy` of pyromancy-ai 0.0.1"
     )
-    group.addoption("--sizes", choices=("small", "full"), default="full", help="small: a quick look, under a minute")
+    group.addoption("--sizes", choices=("small", "full"), default="full", help="small: a quick look")
 
 
 def pytest_configure(config: pytest.Config) -> None:

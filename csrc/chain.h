@@ -134,6 +134,8 @@ inline void check_inference(const ChainOperands& chain, const Inference& inferen
   for (int64_t l = 0; l + 1 < nodes; ++l) {
     if (!inference.grams[l])
       continue;
+    STD_TORCH_CHECK(!inference.energies, "grams[", l,
+                    "] must be None where energies are recorded, which take the errors");
     check_like("grams", *inference.grams[l], "states[0]", first);
     check_square("grams", *inference.grams[l], chain.width(l));
     const auto& precision = chain.precisions[l + 1];

@@ -401,7 +401,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=seed, default=0, help="of the weights and the order of the images (0)")
     p.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
     p.add_argument("--threads", type=positive_int, help="threads on the CPU (PyTorch's own choice)")
-    p.add_argument("--plot", type=Path, default=Path("energies.png"), metavar="FILE", help="(energies.png)")
+    p.add_argument("--plot", type=Path, default=Path("energies.png"), metavar="FILE", help="picture (energies.png)")
     p.add_argument("--no-plot", action="store_const", const=None, dest="plot", help="write no plot")
     return p
 

@@ -263,6 +263,9 @@ double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& 
   double least = std::numeric_limits<double>::infinity();
   const int64_t limit = device.shared_bytes / 4;
   const TileArgs asked = args;
+  for (int l = 0; l < asked.nodes; ++l)
+    if (asked.node[l].n == 0)
+      return least;
   for (const int rounds : kRounds)
     for (const int cluster : kClusters)
       for (const int sample_tiles : kSampleTiles)

@@ -79,6 +79,10 @@ enum class Precision : int {
   high,    // TF32
   medium,  // bfloat16
 };
+// Blocks with so much shared memory that can run in one cluster on the current device, which knows
+// clusters.
+int largest_cluster(int shared_bytes);
+
 void launch_chain_tile(const TileArgs& args, Precision precision, void* stream);
 
 // A matrix into blocks: element (row, k) of it is at row * row_stride + k * depth_stride.

@@ -93,6 +93,31 @@ struct Tile {
       *cluster.peer(to, r) = x;
   }
 
+  // The margin that an odd number of neurons' tiles leaves in a panel, where with several rounds
+  // another one's numbers lie: times the matrix's zeros, infinity would be NaN.
+  __device__ void clear_margin(int offset, const TileNode& node) const {
+    const int neurons = node.tiles * cluster.size() * kNeurons;
+    if (offset == kAbsent || neurons % kDepth == 0)
+      return;
+    float* const block = shared + offset + neurons / kDepth * M * kSamples * kDepth;
+    for (int i = threadIdx.x; i < M * kSamples * kNeurons; i += kThreads) {
+      const int row = i / kNeurons, k = kNeurons + i % kNeurons;
+      block[row / 8 * kBlock + (row % 8 * 4 + k / 4) * 4 + k % 4] = 0;
+    }
+  }
+
+  __device__ void clear_margins(int round) const {
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (node.move_round == round)
+        clear_margin(node.h, node);
+      if (node.error_round == round) {
+        clear_margin(node.d, node);
+        clear_margin(node.residual, node);
+      }
+    }
+  }
+
   __device__ float2 of_columns(int offset, const Pair& p, float otherwise) const {
     if (offset == kAbsent)
       return make_float2(otherwise, otherwise);
@@ -351,8 +376,10 @@ struct Tile {
   // panels lie at the same place, that is the first one; else one of the two others.
   template <Precision precision>
   __device__ void move(int64_t step, int round) const {
-    if (a.rounds > 1)
+    if (a.rounds > 1) {
       cluster.sync();
+      clear_margins(round);
+    }
     publish_states(round);
     cluster.sync();
 #pragma unroll 1 // or the code of the products would be there three times
@@ -431,6 +458,23 @@ void launch_tiles(const TileArgs& args, Precision precision, void* stream) {
 }
 
 } // namespace
+
+int largest_cluster(int shared_bytes) {
+  const void* const kernel =
+      reinterpret_cast<const void*>(chain_tile_kernel<1, Precision::highest>);
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel));
+  if (attributes.ptxVersion < 90) // translated from code that was compiled without clusters
+    return 1;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(kClusters[std::size(kClusters) - 1]));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  int size = 1;
+  check(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config));
+  return size;
+}
 
 void launch_chain_tile(const TileArgs& args, Precision precision, void* stream) {
   if (args.sample_tiles == 1)

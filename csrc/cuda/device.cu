@@ -16,9 +16,10 @@ DeviceLimits device_limits() {
     check(cudaDeviceGetAttribute(&value, attribute, device));
     return value;
   };
-  const bool clusters = get(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return {get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          clusters ? kClusters[std::size(kClusters) - 1] : 1};
+  const int shared_bytes = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const bool has_clusters = get(cudaDevAttrComputeCapabilityMajor) >= 9;
+  return {get(cudaDevAttrMultiProcessorCount), shared_bytes,
+          has_clusters ? largest_cluster(shared_bytes) : 1};
 }
 
 } // namespace pyromancy::cuda

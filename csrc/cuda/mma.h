@@ -32,6 +32,13 @@ __device__ inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The TF32 number next to x, NaN and infinity kept.
+__device__ inline uint32_t nearest_tf32(float x) {
+  uint32_t nearest;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(nearest) : "f"(x));
+  return nearest;
+}
+
 // low in the lower half
 __device__ inline uint32_t two_bfloat16(float low, float high) {
   uint32_t both;
@@ -40,11 +47,6 @@ __device__ inline uint32_t two_bfloat16(float low, float high) {
 }
 
 #endif
-
-// The TF32 number next to x. The instructions read none of the 13 bits that are cleared here.
-__device__ inline uint32_t nearest_tf32(float x) {
-  return (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
-}
 
 // What is left of x after that, as the instructions read it, within 2^-22 of x. NaN stays one here.
 __device__ inline uint32_t rest_tf32(float x) {

@@ -37,6 +37,7 @@ DEVICES = {
     "few, cramped": (5, 56_000, 9),
     "old": (108, 166_912, 8),  # knows no clusters
     "none": (132, 0, 9),  # nothing fits
+    "old, cramped": (108, 30_000, 8),
 }
 NAMES = ("PYROMANCY_EMULATED_MULTIPROCESSORS", "PYROMANCY_EMULATED_SHARED_BYTES", "PYROMANCY_EMULATED_CAPABILITY")
 UNIT = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}
@@ -65,6 +66,10 @@ def calls():
     for device in ("large", "few", "few, cramped", "old"):
         yield f"wide on {device}", device, problem((20, 128, 120, 10), 20, "relu", record=True, dtype=FLOAT)
         yield f"deep on {device}", device, problem((3, *[40] * 8, 4), 17, record=True, dtype=FLOAT, **everything)
+    for device in ("few, cramped", "old, cramped"):  # panels of all sizes follow one another at the same place
+        widths = (10, 60, 17, 64, 12, 40, 5, 3)
+        yield f"uneven on {device}", device, problem(widths, 16, "tanh", dtype=FLOAT)
+    yield "nothing wide", "large", problem((5, 6, 0, 4), 3, "tanh", dtype=FLOAT)
     for widths in ((3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5), (9, 8, 16, 24, 7)):
         for batch in (0, 1, 3, 65):
             yield f"{widths}, {batch}", "large", of_size(widths, batch, FLOAT)
@@ -83,12 +88,44 @@ def digest_of(sha, arguments):
             sha.update(x.numpy().tobytes())
 
 
+def keeps_nan(launches):
+    """What is not a number stays so at every precision, in its sample only where it is a state."""
+    become("large")
+    for precision in UNIT:
+        arguments = problem((5, 7, 6, 3), 4, dtype=FLOAT) | {"precision": precision}
+        arguments["weights"][1].view(torch.int32).fill_(0x7FFF_FFFF)  # as GPUs write it
+        operator(**arguments)
+        assert [z.isnan().all().item() for z in arguments["states"]] == [False, True, True, False], precision
+    become("old")
+    os.environ[NAMES[1]] = "20000"  # several rounds, and panels of an odd number of neurons' tiles
+    arguments = problem((8, 37, 5, 8, 20), 16, dtype=FLOAT)
+    arguments["states"][1][3] = float("inf")
+    before = sum(launches)
+    operator(**arguments)
+    assert sum(launches) == before + 1
+    for z in arguments["states"]:
+        assert z[[i for i in range(16) if i != 3]].isfinite().all()
+
+
+def knows_its_clusters(launches):
+    """No more blocks than the device and the compiled code allow."""
+    become("large")
+    for name, value, largest in (("PTX", "80", 1), ("CLUSTER", "4", 4)):
+        os.environ[f"PYROMANCY_EMULATED_{name}"] = value
+        before = [*launches]
+        check(problem((20, 128, 120, 10), 17, dtype=FLOAT))
+        (ran,) = (i for i, (a, b) in enumerate(zip(before, launches, strict=True)) if a != b)
+        assert ran <= largest, f"{name}: {ran}"
+        del os.environ[f"PYROMANCY_EMULATED_{name}"]
+
+
 def refuses():
     arguments = problem((5, 7, 3), 4, dtype=FLOAT)
     for wrong in (
         {"precision": "low"}, {"steps": -1}, {"lr": float("inf")}, {"free": [True]}, {"activations": [0, 10, 0, 0]},
         {"states": [x.half() for x in arguments["states"]]}, {"weights": [w.T for w in arguments["weights"]]},
         {"prior": torch.zeros(2, 5)}, {"grams": [torch.zeros(5, 5), None]},
+        {"grams": [None, torch.eye(7)], "energies": torch.zeros(6, 3, 4)},
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"must|needs"), saying(wrong):
             operator(**arguments | wrong)
@@ -107,7 +144,11 @@ def main(library):
         before = [*launches]
         with saying(what):
             check(arguments)
-            if device == "none" or arguments["states"][0].dtype == torch.float64 or what == "40 nodes":
+            if (
+                device == "none"
+                or arguments["states"][0].dtype == torch.float64
+                or what in ("40 nodes", "nothing wide")
+            ):
                 assert [*launches] == before
             elif arguments["states"][0].shape[0] and "cramped" not in device:
                 assert sum(launches) == sum(before) + 1
@@ -127,6 +168,8 @@ def main(library):
     for batch in (0, 1, 3):
         check_mstep(of_size((63, 12, 2), batch, FLOAT))
     refuses()
+    keeps_nan(launches)
+    knows_its_clusters(launches)
     print({cluster: count for cluster, count in enumerate(launches) if count})
     print(sha.hexdigest())
 

@@ -225,6 +225,18 @@ def test_another_backend_is_another_graph(device):
     assert [t.replays for t in device.tapes] == [2]
 
 
+@pytest.mark.usefixtures("switches")
+def test_high_and_medium_precision_are_kinds(device):
+    torch.set_float32_matmul_precision("high")
+    _, loop = prepared(device)
+    torch.set_float32_matmul_precision("medium")
+    loop.run(5)
+    assert [t.replays for t in device.tapes] == [1]
+    torch.set_float32_matmul_precision("high")
+    loop.run(5)
+    assert [t.replays for t in device.tapes] == [2]
+
+
 def test_steps_and_recording_are_kinds(device):
     _, loop = prepared(device)
     for _ in range(3):

@@ -16,7 +16,7 @@ from .capture import has_hooks
 from .graph import partition
 from .lowering import Activation, Chain, Node, precision
 from .program import Program, Slot
-from .replay import Replay, replayed
+from .replay import Replay, product_precision, replayed
 
 # With channels last the library of convolutions need not reorder its operands, and pooling takes whole vectors.
 _CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
@@ -86,14 +86,6 @@ class _Replaying(Executor):
         self, leaves: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
     ) -> list[Tensor]:
         """All steps on the states among these leaves, without waiting for the device; gives what is recorded."""
-
-
-def _product_precision() -> str:
-    """Of float32 products, as the user has set it in PyTorch."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set by newer names, of which that function does not know all
-        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
 class _Operands(NamedTuple):
@@ -197,7 +189,7 @@ class ChainExecutor(_Replaying):
             known = ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
                 steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
-                _product_precision(),
+                product_precision(),
             )  # fmt: skip
             kept.append(known)
             for node, state in zip(nodes, states, strict=True):

@@ -244,12 +244,21 @@ def _form(t: Tensor) -> Key:
     return t.shape, t.stride(), t.dtype, t.device
 
 
+def product_precision() -> str:
+    """Of float32 products, "highest", "high" or "medium", as the user has set it in PyTorch."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by newer names, of which that function does not know all
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
 def _switches() -> Key:
     """What else decides which kernels run."""
     matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     return (
         backends.chosen(),
         matmul.fp32_precision,
+        product_precision(),
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
         cudnn.conv.fp32_precision,

@@ -79,6 +79,14 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  const char* const compiled = std::getenv("PYROMANCY_EMULATED_PTX");
+  attributes->ptxVersion = compiled ? std::atoi(compiled) : 90;
+  return cudaSuccess;
+}
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline cudaError_t cudaFuncSetAttribute(const void*, int, int) {
   return cudaSuccess;
@@ -320,12 +328,23 @@ inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
     return static_cast<double>(std::bit_cast<float>(k ? x & 0xffff0000u : x << 16));
   });
 }
+inline uint32_t nearest_tf32(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
+  return std::isfinite(x) ? (u + 0x1000u) & 0xffffe000u : u;
+}
 inline uint32_t two_bfloat16(float low, float high) {
   const auto round = [](float x) {
     const uint32_t u = std::bit_cast<uint32_t>(x);
     return std::isnan(x) ? 0x7fffu : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   };
   return round(low) | round(high) << 16;
+}
+
+inline cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void*,
+                                                        const cudaLaunchConfig_t*) {
+  const char* const set = std::getenv("PYROMANCY_EMULATED_CLUSTER");
+  *size = set ? std::atoi(set) : 8;
+  return cudaSuccess;
 }
 
 template <class... Parameters, class... Arguments>
