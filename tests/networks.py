@@ -118,3 +118,36 @@ def randomize(network, batch):
             node.logvar.data.normal_(std=0.3)
         if hasattr(node, "covar_cf_logdiag"):
             node.covariance = covariance_of(node.size)
+
+
+class Images(nn.Module):
+    """Images, whose layout the executor changes; the edge before them is fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.nodes = nn.ModuleList(
+            [nodes.FloatNode(3, 8, 8), *(nodes.StandardGaussianNode(*s) for s in ((4, 8, 8), (2, 4, 4)))]
+        )
+        self.edges = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)])
+
+    def init(self, x, y):
+        self.nodes[0].init(x)
+        self.nodes[1].init(self.edges[0](x).detach())
+        self.nodes[2].init(y)
+
+    def energy(self):
+        x, z = self.nodes[0].value, self.nodes[1].value
+        below = F.avg_pool2d(self.edges[1](tanh(z)), 2)
+        return self.nodes[1].energy(self.edges[0](x)) + self.nodes[2].energy(below)
+
+
+def data_for(network, batch):
+    """Input and target of `Chain` or `Images`."""
+    like = network.edges[0].weight
+    return tuple(torch.randn(batch, *network.nodes[i].bshape, dtype=like.dtype, device=like.device) for i in (0, -1))
+
+
+def loop_for(network, executor=None, **options):
+    """A loop over it that clamps both ends."""
+    states = list(pyro.get_estep_params(network, exclude=[network.nodes[0], network.nodes[-1]]))
+    return pyro.InferenceLoop(network.energy, states, **{"lr": 0.02} | options, executor=executor)

@@ -5,31 +5,6 @@
 
 namespace pyromancy::cuda {
 
-__device__ inline float tangent(float x) {
-  return tanhf(x);
-}
-__device__ inline double tangent(double x) {
-  return tanh(x);
-}
-__device__ inline float error_function(float x) {
-  return erff(x);
-}
-__device__ inline double error_function(double x) {
-  return erf(x);
-}
-__device__ inline float expm1_of(float x) {
-  return expm1f(x);
-}
-__device__ inline double expm1_of(double x) {
-  return expm1(x);
-}
-__device__ inline float log1p_of(float x) {
-  return log1pf(x);
-}
-__device__ inline double log1p_of(double x) {
-  return log1p(x);
-}
-
 inline constexpr double kSqrtHalf = 0.70710678118654752440;
 inline constexpr double kInvSqrt2Pi = 0.39894228040143267794;
 inline constexpr double kGeluScale = 0.79788456080286535588; // sqrt(2 / pi)
@@ -37,7 +12,7 @@ inline constexpr double kGeluCubic = 0.044715;
 
 template <class C>
 __device__ inline C logistic(C x) {
-  const C e = exponential(x < 0 ? x : -x);
+  const C e = std::exp(x < 0 ? x : -x);
   return (x < 0 ? e : C(1)) / (e + C(1));
 }
 
@@ -53,20 +28,20 @@ __device__ inline C activate(const Nonlinearity& f, C x) {
   case Activation::leaky_relu:
     return x > 0 ? x : p * x;
   case Activation::elu:
-    return x > 0 ? x : p * expm1_of(x);
+    return x > 0 ? x : p * std::expm1(x);
   case Activation::silu:
     return x * logistic(x);
   case Activation::gelu:
-    return C(0.5) * x * (C(1) + error_function(x * C(kSqrtHalf)));
+    return C(0.5) * x * (C(1) + std::erf(x * C(kSqrtHalf)));
   case Activation::gelu_tanh:
-    return C(0.5) * x * (C(1) + tangent(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x)));
+    return C(0.5) * x * (C(1) + std::tanh(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x)));
   case Activation::tanh:
-    return tangent(x);
+    return std::tanh(x);
   case Activation::sigmoid:
     return logistic(x);
   case Activation::softplus: {
     const C y = x * p;
-    return y > 20 ? x : ((y > 0 ? y : C(0)) + log1p_of(exponential(y < 0 ? y : -y))) / p;
+    return y > 20 ? x : ((y > 0 ? y : C(0)) + std::log1p(std::exp(y < 0 ? y : -y))) / p;
   }
   }
   return x;
@@ -90,10 +65,10 @@ __device__ inline C slope(const Nonlinearity& f, C x, C y) {
     return s * (C(1) + x * (C(1) - s));
   }
   case Activation::gelu:
-    return C(0.5) * (C(1) + error_function(x * C(kSqrtHalf))) +
-           x * C(kInvSqrt2Pi) * exponential(C(-0.5) * x * x);
+    return C(0.5) * (C(1) + std::erf(x * C(kSqrtHalf))) +
+           x * C(kInvSqrt2Pi) * std::exp(C(-0.5) * x * x);
   case Activation::gelu_tanh: {
-    const C t = tangent(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x));
+    const C t = std::tanh(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x));
     return C(0.5) * (C(1) + t) +
            C(0.5) * x * (C(1) - t * t) * C(kGeluScale) * (C(1) + C(3 * kGeluCubic) * x * x);
   }

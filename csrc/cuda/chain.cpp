@@ -123,9 +123,9 @@ private:
 };
 
 // What inference computes once, and what it has to compute at every step.
-class Plan {
+class Schedule {
 public:
-  Plan(const Chain& chain, const Inference& inference) : chain_(chain), inference_(inference) {
+  Schedule(const Chain& chain, const Inference& inference) : chain_(chain), inference_(inference) {
     const int64_t nodes = chain.nodes;
     constant.resize(nodes);
     constant_row.resize(nodes);
@@ -178,9 +178,8 @@ private:
     const int64_t target = edge + 1;
     const Tensor weighed = chain_.like_state(target);
     const MaybeTensor& bias = chain_.biases[edge];
-    ErrorArgs args = chain_.error_args(target, pointer(bias), 0);
-    const Tensor zeros = bias ? *bias : zeros_like_row(target);
-    args.given = zeros.data_ptr();
+    const Tensor given = bias ? *bias : zeros_like_row(target);
+    ErrorArgs args = chain_.error_args(target, given.data_ptr(), 0);
     args.error = weighed.data_ptr();
     launch_error(args, chain_.stream());
     const Tensor result = chain_.like_state(edge);
@@ -203,22 +202,22 @@ private:
 
 class Steps {
 public:
-  Steps(const Chain& chain, const Inference& inference, const Plan& plan)
-      : chain_(chain), inference_(inference), plan_(plan) {
+  Steps(const Chain& chain, const Inference& inference, const Schedule& schedule)
+      : chain_(chain), inference_(inference), schedule_(schedule) {
     for (int64_t l = 0; l < chain.nodes; ++l) {
       Node& node = nodes_.emplace_back();
-      const bool feeds = plan.feedback(l) != Feedback::none;
+      const bool feeds = schedule.feedback(l) != Feedback::none;
       if (feeds)
         node.activated = chain.activated(l);
       if (feeds)
         node.feedback = chain.like_state(l);
-      if (!plan.computes_error[l])
+      if (!schedule.computes_error[l])
         continue;
       node.error = chain.like_state(l);
       const bool full = chain.matrices[l].has_value();
       if (full || inference.energies)
         node.residual = chain.like_state(l);
-      if (!plan.live[l])
+      if (!schedule.live[l])
         continue;
       node.product = chain.like_state(l);
       node.weight = transposed(chain.weights[l - 1]);
@@ -231,12 +230,12 @@ public:
   void run() {
     for (int64_t step = 0; step < inference_.steps; ++step) {
       for (int64_t l = 0; l < chain_.nodes; ++l)
-        if (plan_.computes_error[l])
+        if (schedule_.computes_error[l])
           find_error(l, step);
       for (int64_t l = 0; l < chain_.nodes; ++l)
-        if (plan_.feedback(l) == Feedback::gram)
+        if (schedule_.feedback(l) == Feedback::gram)
           multiply(*nodes_[l].feedback, *nodes_[l].activated, *inference_.grams[l]);
-        else if (plan_.feedback(l) == Feedback::product)
+        else if (schedule_.feedback(l) == Feedback::product)
           multiply(*nodes_[l].feedback, *nodes_[l + 1].delta, chain_.weights[l]);
       for (int64_t l = 0; l < chain_.nodes; ++l)
         if (inference_.free[l])
@@ -252,11 +251,11 @@ private:
   void find_error(int64_t l, int64_t step) {
     const Node& node = nodes_[l];
     const bool full = chain_.matrices[l].has_value();
-    if (plan_.live[l])
+    if (schedule_.live[l])
       multiply(*node.product, *nodes_[l - 1].activated, *node.weight);
-    ErrorArgs args =
-        plan_.live[l] ? chain_.error_args(l, *node.product)
-                      : chain_.error_args(l, plan_.constant[l]->data_ptr(), plan_.constant_row[l]);
+    ErrorArgs args = schedule_.live[l] ? chain_.error_args(l, *node.product)
+                                       : chain_.error_args(l, schedule_.constant[l]->data_ptr(),
+                                                           schedule_.constant_row[l]);
     void* const error = node.error->data_ptr();
     void* const delta = pointer(node.delta);
     args.residual = pointer(node.residual);
@@ -301,7 +300,7 @@ private:
     if (node.feedback) {
       args.before = chain_.before(l);
       args.feedback = node.feedback->data_ptr();
-      args.drive = pointer(plan_.drive[l]);
+      args.drive = pointer(schedule_.drive[l]);
       args.activated = args.before.kind == Activation::identity ? nullptr : pointer(node.activated);
     }
     launch_update(args, chain_.stream());
@@ -309,7 +308,7 @@ private:
 
   const Chain& chain_;
   const Inference& inference_;
-  const Plan& plan_;
+  const Schedule& schedule_;
   std::vector<Node> nodes_;
 };
 
@@ -321,7 +320,7 @@ Precision precision_of(const Inference& inference) {
                                           : Precision::medium;
 }
 
-TileArgs tile_args(const Chain& chain, const Inference& inference, const Plan& plan) {
+TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedule& schedule) {
   TileArgs args{};
   args.batch = chain.batch;
   args.steps = inference.steps;
@@ -337,20 +336,20 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Plan& p
     TileNode& node = args.node[l];
     node.n = static_cast<int>(chain.width(l));
     node.free = inference.free[l];
-    node.computes_error = plan.computes_error[l];
-    node.feedback = plan.feedback(l);
-    node.into = plan.live[l] ? 0 : kAbsent;
-    node.weigh = plan.computes_error[l] && chain.matrices[l] ? 0 : kAbsent;
+    node.computes_error = schedule.computes_error[l];
+    node.feedback = schedule.feedback(l);
+    node.into = schedule.live[l] ? 0 : kAbsent;
+    node.weigh = schedule.computes_error[l] && chain.matrices[l] ? 0 : kAbsent;
     if (l + 1 < chain.nodes)
       node.before = chain.before(l);
-    if (plan.live[l]) {
+    if (schedule.live[l]) {
       node.after = chain.after(l - 1);
       node.bias = floats(chain.biases[l - 1]);
     }
     node.precision = floats(chain.diagonals[l]);
-    node.constant = floats(plan.constant[l]);
-    node.constant_row = plan.constant_row[l];
-    node.drive = floats(plan.drive[l]);
+    node.constant = floats(schedule.constant[l]);
+    node.constant_row = schedule.constant_row[l];
+    node.drive = floats(schedule.drive[l]);
     node.state = floats(chain.states[l]);
     if (node.free && !inference.velocities.empty())
       node.velocity = floats(inference.velocities[l]);
@@ -432,9 +431,9 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
   const Chain chain(operands);
   if (chain.batch == 0 || steps == 0)
     return {};
-  const Plan plan(chain, inference);
+  const Schedule schedule(chain, inference);
   if (chain.dtype == DType::float32 && chain.nodes <= kTileNodes) {
-    TileArgs args = tile_args(chain, inference, plan);
+    TileArgs args = tile_args(chain, inference, schedule);
     if (fits_better(args, precision_of(inference))) {
       run_tiles(chain, inference, args);
       return {};
@@ -444,7 +443,7 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
     Tensor all = *energies;
     torch::stable::zero_(all);
   }
-  Steps(chain, inference, plan).run();
+  Steps(chain, inference, schedule).run();
   return {};
 }
 
@@ -474,10 +473,9 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
     const int64_t row = prior && prior->size(0) == 1 ? 0 : chain.width(l);
     ErrorArgs args =
         l > 0 ? chain.error_args(l, *product) : chain.error_args(l, pointer(chain.prior), row);
-    const int64_t n = chain.width(l), square[] = {n, n};
+    const int64_t n = chain.width(l);
     const bool full = chain.matrices[l].has_value();
-    const Tensor delta = chain.like_state(l);
-    MaybeTensor error;
+    MaybeTensor error, delta, square;
     if (full) {
       const Tensor residual = chain.like_state(l);
       args.residual = residual.data_ptr();
@@ -487,36 +485,35 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
       multiply(*error, residual, *chain.matrices[l]);
       args.weighed = error->data_ptr();
     }
-    if (for_precision[l]) {
-      const Tensor& moment = moments.emplace_back(allocate(Sizes(square, full ? 2 : 1), states[0]));
-      if (full) {
-        const Tensor scaled = chain.like_state(l);
-        ErrorArgs scaling = chain.error_args(l, states[l].data_ptr(), n);
-        scaling.weighed = error->data_ptr();
-        scaling.scale = mean;
-        scaling.delta = scaled.data_ptr();
-        launch_error(scaling, chain.stream());
-        multiply(moment, transposed(scaled), *error);
-      } else {
-        const Tensor each = chain.like_state(l);
-        ErrorArgs squares = args;
-        squares.scale = mean;
-        squares.square = each.data_ptr();
-        launch_error(squares, chain.stream());
-        sum_first(moment, each);
-      }
+    if (needs_delta)
+      delta = chain.like_state(l);
+    if (for_precision[l] && !full)
+      square = chain.like_state(l);
+    args.scale = -mean;
+    args.delta = pointer(delta);
+    args.square = pointer(square);
+    if (delta || square)
+      launch_error(args, chain.stream());
+    if (square) {
+      sum_first(moments.emplace_back(allocate(Sizes(&n, 1), states[0])), *square);
+    } else if (for_precision[l]) {
+      const Tensor scaled = chain.like_state(l);
+      ErrorArgs scaling = chain.error_args(l, states[l].data_ptr(), n);
+      scaling.weighed = error->data_ptr();
+      scaling.scale = mean;
+      scaling.delta = scaled.data_ptr();
+      launch_error(scaling, chain.stream());
+      const int64_t sizes[] = {n, n};
+      multiply(moments.emplace_back(allocate(Sizes(sizes, 2), states[0])), transposed(scaled),
+               *error);
     }
     if (!needs_delta)
       continue;
-    args.scale = -mean;
-    args.delta = delta.data_ptr();
-    launch_error(args, chain.stream());
-    if (for_weight[l - 1]) {
-      const Tensor& gradient = of_weights.emplace_back(allocate(weights[l - 1].sizes(), states[0]));
-      multiply(gradient, transposed(delta), *source);
-    }
+    if (for_weight[l - 1])
+      multiply(of_weights.emplace_back(allocate(weights[l - 1].sizes(), states[0])),
+               transposed(*delta), *source);
     if (for_bias[l - 1])
-      sum_first(of_biases.emplace_back(allocate(Sizes(&n, 1), states[0])), delta);
+      sum_first(of_biases.emplace_back(allocate(Sizes(&n, 1), states[0])), *delta);
   }
   Tensors results = std::move(of_weights);
   results.insert(results.end(), of_biases.begin(), of_biases.end());

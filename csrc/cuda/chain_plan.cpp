@@ -26,7 +26,8 @@ constexpr double tf32 = 8 * float32, bfloat16 = 14 * float32;
 constexpr double memory_bytes = 20; // of device memory that a multiprocessor moves in a cycle
 } // namespace cost
 
-constexpr int kWarps = 8, kQuarters = 4;
+constexpr int kWarps = 8, kQuarters = 4; // of a block, and of a multiprocessor
+constexpr int kThreads = 32 * kWarps;    // as in device.h, which only nvcc reads
 constexpr int kRounds[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};
 constexpr int kGrains[] = {1, 2, 4}; // finer parts keep the warps evenly busy, and take more memory
 
@@ -249,7 +250,7 @@ double tile_estimate(const TileArgs& a, Precision precision, const DeviceLimits&
   }
   for (int l = 0; l < a.nodes; ++l)
     pairs += slice_size(a, l) / 2.0 * (a.node[l].free + a.node[l].computes_error);
-  step += pairs / 256 * (cost::pair + cost::pair_peer * a.cluster);
+  step += pairs / kThreads * (cost::pair + cost::pair_peer * a.cluster);
   const int64_t tiles = ceil_div(a.batch, kSamples * a.sample_tiles);
   const int64_t at_once = std::max(1, device.multiprocessors / a.cluster);
   const double waves = static_cast<double>(ceil_div(tiles, at_once));

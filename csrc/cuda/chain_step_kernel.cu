@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
     const T scale = static_cast<T>(a.scale);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      residual[k] *= scale * error[k];
+      residual[k] *= -scale * error[k];
       error[k] *= scale;
     }
     store_if<T, V>(a.square, at, residual);

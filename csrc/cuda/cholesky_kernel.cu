@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
     if (j < i)
       x = element<T>(offtril, i, j);
     else if (j == i)
-      x = narrow<T>(exponential(widen(logdiag[i * stride])));
+      x = narrow<T>(std::exp(widen(logdiag[i * stride])));
     out[e] = x;
   }
 }

@@ -6,6 +6,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
+
 #include "../cpu/dtype.h"
 #include "operands.h"
 
@@ -43,19 +45,6 @@ __device__ inline bfloat16 narrow<bfloat16>(float x) {
 template <>
 __device__ inline float16 narrow<float16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
-}
-
-__device__ inline float exponential(float x) {
-  return expf(x);
-}
-__device__ inline double exponential(double x) {
-  return exp(x);
-}
-__device__ inline float logarithm(float x) {
-  return logf(x);
-}
-__device__ inline double logarithm(double x) {
-  return log(x);
 }
 
 // V consecutive elements, moved in one piece.

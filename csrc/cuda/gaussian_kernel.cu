@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
       load_logvar<T>(logvar, a, p);
 #pragma unroll
       for (int k = 0; k < V; ++k)
-        sums[k] += a.logvar ? d[k] * d[k] * exponential(-logvar[k]) + logvar[k] : d[k] * d[k];
+        sums[k] += a.logvar ? d[k] * d[k] * std::exp(-logvar[k]) + logvar[k] : d[k] * d[k];
     }
     C sum = 0;
 #pragma unroll
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
     const C weight = weight_of<T>(a, row);
 #pragma unroll
     for (int k = 0; k < V; ++k)
-      x[k] = weight * (a.logvar ? x[k] * exponential(-logvar[k]) : x[k]);
+      x[k] = weight * (a.logvar ? x[k] * std::exp(-logvar[k]) : x[k]);
     store_residual<T>(a, residual, negative, row, offset_of<V>(a.extent, a.residual_at, p),
                       negative ? offset_of<V>(a.extent, a.negative_at, p) : 0, x);
   }
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     load_logvar<T>(precision, a, p);
 #pragma unroll
     for (int k = 0; k < V; ++k)
-      precision[k] = exponential(-precision[k]);
+      precision[k] = std::exp(-precision[k]);
     for (int64_t row = range; row < a.extent.rows; row += ranges) {
       C d[V];
       load_difference<T>(d, a, row, value_offset, pred_offset);

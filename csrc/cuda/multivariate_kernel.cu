@@ -125,7 +125,7 @@ __device__ inline void substitute(SolveMemory<Compute<T>>& memory, const SolveAr
       if (a.negative)
         static_cast<T*>(a.negative)[at] = narrow<T>(-x[q]);
       if (!transposed && a.energy)
-        energy[q] += C(0.5) * x[q] * x[q] + logarithm(diagonal);
+        energy[q] += C(0.5) * x[q] * x[q] + std::log(diagonal);
     }
   }
   if (!transposed && a.energy)

@@ -5,37 +5,15 @@ import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import pyromancy as pyro
-from networks import KINDS, Chain
+from networks import KINDS, Chain, Images, data_for, loop_for
 from pyromancy.inference import replay
-from pyromancy.nodes import FloatNode, StandardGaussianNode
 
 pytestmark = pytest.mark.gpu
 
 REPLAYED = "all steps in one CUDA graph"
 MOMENTUM = {"momentum": 0.6, "dampening": 0.25}
-
-
-class Convolutional(nn.Module):
-    """Images, and an edge from a clamped node."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleList([FloatNode(3, 8, 8), *(StandardGaussianNode(*s) for s in ((4, 8, 8), (2, 4, 4)))])
-        self.edges = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)])
-
-    def init(self, x, y):
-        self.nodes[0].init(x)
-        self.nodes[1].init(self.edges[0](x).detach())
-        self.nodes[2].init(y)
-
-    def energy(self):
-        x, z = self.nodes[0].value, self.nodes[1].value
-        below = F.avg_pool2d(self.edges[1](torch.tanh(z)), 2)
-        return self.nodes[1].energy(self.edges[0](x)) + self.nodes[2].energy(below)
 
 
 class Synchronising(Chain):
@@ -48,16 +26,6 @@ class Synchronising(Chain):
 
 def chain(kinds=KINDS, widths=(6, 9, 8, 5), make=Chain):
     return make(kinds, widths).cuda()
-
-
-def data_for(network, batch):
-    like = network.edges[0].weight
-    return tuple(torch.randn(batch, *network.nodes[i].bshape, dtype=like.dtype, device="cuda") for i in (0, -1))
-
-
-def loop_for(network, executor=None, **options):
-    states = list(pyro.get_estep_params(network, exclude=[network.nodes[0], network.nodes[-1]]))
-    return pyro.InferenceLoop(network.energy, states, **{"lr": 0.02} | options, executor=executor)
 
 
 def train(network, loop, batches, record=False):
@@ -92,7 +60,7 @@ def test_training_as_with_autograd(case, options, record):
     results = []
     for executor in ("graph" if case == "chain-on-graph" else None, "autograd"):
         torch.manual_seed(7)
-        network = Convolutional().double().cuda() if case == "convolutions" else chain()
+        network = Images().double().cuda() if case == "convolutions" else chain()
         loop = loop_for(network, executor, **options)
         results.append(train(network, loop, [data_for(network, 7) for _ in range(5)], record))
         assert (REPLAYED in loop.explain()) == (executor != "autograd")

@@ -10,15 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 import pyromancy as pyro
-from networks import KINDS, Chain
+from networks import KINDS, Chain, Images, data_for, loop_for
 from numerics import same_bits
 from pyromancy import backends
 from pyromancy.inference import executors, lowering, replay
 from pyromancy.inference.replay import Replay
-from pyromancy.nodes import FloatNode, StandardGaussianNode
 
 MOMENTUM = {"momentum": 0.6, "dampening": 0.25}
 NESTEROV = {"momentum": 0.6, "nesterov": True}
@@ -59,37 +57,8 @@ def device(monkeypatch):
     return state
 
 
-class Convolutional(nn.Module):
-    """Images, whose layout the executor changes; the edge before them is fixed."""
-
-    def __init__(self):
-        super().__init__()
-        self.nodes = nn.ModuleList([FloatNode(3, 8, 8), *(StandardGaussianNode(*s) for s in ((4, 8, 8), (2, 4, 4)))])
-        self.edges = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)])
-
-    def init(self, x, y):
-        self.nodes[0].init(x)
-        self.nodes[1].init(self.edges[0](x).detach())
-        self.nodes[2].init(y)
-
-    def energy(self):
-        x, z = self.nodes[0].value, self.nodes[1].value
-        below = F.avg_pool2d(self.edges[1](torch.tanh(z)), 2)
-        return self.nodes[1].energy(self.edges[0](x)) + self.nodes[2].energy(below)
-
-
 def chain():
     return Chain(KINDS, (6, 9, 8, 5))
-
-
-def data_for(network, batch):
-    dtype = network.edges[0].weight.dtype
-    return tuple(torch.randn(batch, *network.nodes[i].bshape, dtype=dtype) for i in (0, -1))
-
-
-def loop_for(network, executor=None, **options):
-    states = list(pyro.get_estep_params(network, exclude=[network.nodes[0], network.nodes[-1]]))
-    return pyro.InferenceLoop(network.energy, states, **{"lr": 0.02} | options, executor=executor)
 
 
 def train(network, loop, batches, record, runs=2):
@@ -114,7 +83,7 @@ def train(network, loop, batches, record, runs=2):
 CASES = {
     "chain": (chain, None),
     "chain-on-graph": (chain, "graph"),
-    "convolutions": (Convolutional, None),
+    "convolutions": (Images, None),
 }
 
 

@@ -114,6 +114,10 @@ class TestRefusals:
                 "velocities[1] must be contig",
             ),
             ({"precision": "low"}, "precision must be highest, high or medium, got low"),
+            (
+                {"grams": [None, torch.eye(7)], "energies": torch.zeros(6, 3, 4)},
+                "grams[1] must be None where energies are recorded",
+            ),
             ({"energies": torch.zeros(6, 3, 5)}, "energies must have shape (6, 3, 4), got (6, 3, 5)"),
         ],
         ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

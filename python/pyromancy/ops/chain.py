@@ -46,7 +46,7 @@ def infer_chain_(
         precisions: P of every node: None for 1, its diagonal ``[n]``, or the matrix ``[n, n]``, symmetric.
         prior: constant prediction of node 0, ``[1 or B, n_0]``.
         grams: of an edge from a free to a clamped node, ``W^T P W`` where the feedback is to be computed as
-            ``W^T P (z - b) - (W^T P W) before(z)``.
+            ``W^T P (z - b) - (W^T P W) before(z)``; none where energies are recorded, which take the errors.
         activations: before and after of every edge, as numbers in `ACTIVATIONS`.
         parameters: the parameters of these.
         predicted: whether a node has an energy.

@@ -299,10 +299,7 @@ def infer_chain_(
     precision: str = "highest",
 ) -> list[Tensor]:
     chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
-    _check_descent(chain, grams, free, steps, lr, velocities, energies)
-    torch._check(
-        precision in persistent.PRODUCTS, lambda: f"precision must be highest, high or medium, got {precision}"
-    )
+    _check_descent(chain, grams, free, steps, lr, velocities, energies, precision)
     constant = {i + 1: chain.prediction(i) for i in range(len(weights)) if predicted[i + 1] and not free[i]}
     known = what_is_known(states, weights, activations, predicted, free, constant)
     if chain.prior is not None:
@@ -313,7 +310,7 @@ def infer_chain_(
         if free[i] and not resume:
             velocity.zero_()
     kept = (1 - dampening if resume else 1.0, 1 - dampening)
-    drives = {} if energies is not None else {i: (_drive(chain, i), g) for i, g in enumerate(grams) if g is not None}
+    drives = {i: (_drive(chain, i), g) for i, g in enumerate(grams) if g is not None}
     descent = Descent(free, constant, drives, steps, lr, velocities, momentum, kept, nesterov, energies, precision)
     if energies is not None:
         _constant_energies(chain, descent, energies)
@@ -497,10 +494,14 @@ def _check_descent(
     lr: float,
     velocities: list[Tensor],
     energies: Tensor | None,
+    precision: str,
 ) -> None:
     states, count, dtype = chain.states, len(chain.states), chain.states[0].dtype
     torch._check(math.isfinite(lr), lambda: f"lr must be finite, got {lr}")
     torch._check(steps >= 0, lambda: f"steps must not be negative, got {steps}")
+    torch._check(
+        precision in persistent.PRODUCTS, lambda: f"precision must be highest, high or medium, got {precision}"
+    )
     _check_entries("grams", grams, count - 1, count)
     _check_entries("free", free, count, count)
     if velocities:
@@ -511,6 +512,10 @@ def _check_descent(
     for i, gram in enumerate(grams):
         if gram is None:
             continue
+        torch._check(
+            energies is None,
+            lambda i=i: f"grams[{i}] must be None where energies are recorded, which take the errors",
+        )
         n = states[i].shape[1]
         _check_shape(f"grams[{i}]", gram, (n, n), dtype=dtype)
         torch._check(
