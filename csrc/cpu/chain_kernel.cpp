@@ -103,6 +103,7 @@ struct Wide {
   template <int R>
   static void panel(const C* a, int64_t depth, const C* x, Vec<C>* sums) {
     Vec<C> c[R][V] = {};
+#pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
       Vec<C> b[V];
 #pragma GCC unroll 2
@@ -334,24 +335,19 @@ struct Tile {
       Layout::store_samples(from, n, count(), static_cast<C*>(to) + first * n);
   }
 
-  // sums (+)= or (*)= a constant per row; f(sum, constant)
-  template <class F>
-  static void with_constants(const void* constants, int64_t i, int64_t rows, Vec<C>* sums, F f) {
-    for (int64_t r = 0; r < rows; ++r, sums += width) {
-      const Vec<C> each = Layout::constant(constants, i + r);
-#pragma GCC unroll 4
-      for (int v = 0; v < width; ++v)
-        sums[v] = f(sums[v], each);
-    }
-  }
-
   void run() {
     prepare();
     for (int64_t t = 0; t < args.steps; ++t) {
-      predict();
+      const bool fresh = t == 0 && !args.resume;
+      // A node's update follows the error that feeds back into it while that is in the cache.
+      for (int64_t l = 0; l < args.nodes; ++l) {
+        predict(l);
+        if (l > 0)
+          descend(l - 1, fresh);
+      }
+      descend(args.nodes - 1, fresh);
       if (args.energies)
         record(t);
-      descend(t == 0 && !args.resume);
     }
     for (int64_t l = 0; l < args.nodes; ++l)
       if (const ChainNode& node = args.node[l]; node.free) {
@@ -362,7 +358,8 @@ struct Tile {
 
   void errors() {
     prepare();
-    predict();
+    for (int64_t l = 0; l < args.nodes; ++l)
+      predict(l);
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<C>& b = buffers[l];
@@ -398,11 +395,10 @@ struct Tile {
         load_samples(target.prediction, target.n, target.n, to.mu);
       else if (to.mu)
         Layout::product(edge.weight, target.n, args.node[l].n, from.a,
-                        [&](int64_t i, int64_t rows, Vec<C>* c) {
-                          with_constants(edge.bias, i, rows, c, plus);
+                        [&](int64_t i, int64_t rows, const Vec<C>* c) {
                           C* mu = to.mu + i * row;
                           for (int64_t q = 0; q < rows * width; ++q)
-                            store(mu + q * w, c[q]);
+                            store(mu + q * w, c[q] + Layout::constant(edge.bias, i + q / width));
                           activate_all<C>(edge.after, mu, mu, rows * width);
                         });
       if (to.mu && !target.prediction_known)
@@ -416,7 +412,7 @@ struct Tile {
             store(to.error + at, target.precision ? Layout::constant(target.precision, i) * d : d);
           }
         Layout::product(edge.transposed, args.node[l].n, target.n, to.error,
-                        [&](int64_t i, int64_t rows, Vec<C>* c) {
+                        [&](int64_t i, int64_t rows, const Vec<C>* c) {
                           for (int64_t q = 0; q < rows * width; ++q)
                             store(from.drive + i * row + q * w, c[q]);
                         });
@@ -424,79 +420,74 @@ struct Tile {
     }
   }
 
-  static Vec<C> plus(Vec<C> a, Vec<C> b) {
-    return a + b;
-  }
-  static Vec<C> times(Vec<C> a, Vec<C> b) {
-    return a * b;
-  }
-
-  // Errors of all nodes whose error the step needs.
-  void predict() {
-    for (int64_t l = 0; l < args.nodes; ++l) {
-      const ChainNode& node = args.node[l];
-      const Buffers<C>& b = buffers[l];
-      if (!node.predicted)
-        continue;
-      if (b.mu) {
-        if (b.residual)
-          for (int64_t i = 0; i < Layout::rows(node.n); ++i)
-            for (int v = 0; v < width; ++v) {
-              const int64_t at = i * row + v * w;
-              const Vec<C> d = load(b.z + at) - load(b.mu + at);
-              store(b.residual + at, d);
-              if (b.error)
-                store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
-            }
-      } else if (const ChainEdge& edge = args.edge[l - 1]; !edge.gram) {
-        Layout::product(edge.weight, node.n, args.node[l - 1].n, buffers[l - 1].a,
-                        [&](int64_t i, int64_t rows, Vec<C>* c) { err(l, i, rows, c); });
-      }
-      if (node.full_precision)
-        Layout::product(node.full_precision, node.n, node.n, b.residual,
-                        [&](int64_t i, int64_t rows, Vec<C>* c) {
-                          for (int64_t q = 0; q < rows * width; ++q) {
-                            const int64_t at = i * row + q * w;
-                            store(b.error + at, c[q]);
-                            if (b.slope)
-                              store(b.delta + at, c[q] * load(b.slope + at));
-                          }
-                        });
+  // Node l's error, where the step needs it.
+  void predict(int64_t l) {
+    const ChainNode& node = args.node[l];
+    const Buffers<C>& b = buffers[l];
+    if (!node.predicted)
+      return;
+    if (b.mu) {
+      if (b.residual)
+        for (int64_t i = 0; i < Layout::rows(node.n); ++i)
+          for (int v = 0; v < width; ++v) {
+            const int64_t at = i * row + v * w;
+            const Vec<C> d = load(b.z + at) - load(b.mu + at);
+            store(b.residual + at, d);
+            if (b.error)
+              store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
+          }
+    } else if (const ChainEdge& edge = args.edge[l - 1]; !edge.gram) {
+      Layout::product(edge.weight, node.n, args.node[l - 1].n, buffers[l - 1].a,
+                      [&](int64_t i, int64_t rows, const Vec<C>* c) { err(l, i, rows, c); });
     }
+    if (node.full_precision)
+      Layout::product(node.full_precision, node.n, node.n, b.residual,
+                      [&](int64_t i, int64_t rows, const Vec<C>* c) {
+                        for (int64_t q = 0; q < rows * width; ++q) {
+                          const int64_t at = i * row + q * w;
+                          store(b.error + at, c[q]);
+                          if (b.slope)
+                            store(b.delta + at, c[q] * load(b.slope + at));
+                        }
+                      });
   }
 
-  // Rows i to i + rows of node l's error, given those of the product that predicts it.
-  void err(int64_t l, int64_t i, int64_t rows, Vec<C>* c) {
+  // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
+  // compiled for every activation.
+  void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+    with_kind(args.edge[l - 1].after.kind, [&](auto kind) { err_as<kind>(l, i, rows, c); });
+  }
+
+  template <Activation kind>
+  __attribute__((noinline)) void err_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
     const ChainNode& node = args.node[l];
     const ChainEdge& edge = args.edge[l - 1];
-    const Buffers<C>& b = buffers[l];
-    const int64_t at = i * row, vectors = rows * width;
-    with_constants(edge.bias, i, rows, c, plus);
-    const bool bent = b.delta != b.error;
-    if (bent) { // c is the product, and its buffers have room for it and for the prediction
-      C* const product = b.slope ? b.slope + at : b.delta + at;
-      C* const prediction = b.error + at;
-      for (int64_t q = 0; q < vectors; ++q)
-        store(product + q * w, c[q]);
-      activate_all<C>(edge.after, product, prediction, vectors);
-      for (int64_t q = 0; q < vectors; ++q)
-        c[q] = load(prediction + q * w);
-      slope_all<C>(edge.after, product, prediction, product, vectors);
-    }
-    for (int64_t q = 0; q < vectors; ++q)
-      c[q] = load(b.z + at + q * w) - c[q];
-    if (b.residual)
-      for (int64_t q = 0; q < vectors; ++q)
-        store(b.residual + at + q * w, c[q]);
-    if (node.full_precision)
-      return;
-    if (node.precision)
-      with_constants(node.precision, i, rows, c, times);
-    for (int64_t q = 0; q < vectors; ++q)
-      store(b.error + at + q * w, c[q]);
-    if (bent)
-      for (int64_t q = 0; q < vectors; ++q)
-        store(b.delta + at + q * w, c[q] * load(b.delta + at + q * w));
+    const Nonlinearity after{kind, edge.after.parameter};
+    const Buffers<C> b = buffers[l];
+    const void* const bias = edge.bias;
+    const void* const precision = node.precision;
+    const bool full = static_cast<bool>(node.full_precision);
+    int64_t at = i * row;
+    for (int64_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < width; ++v, at += w) {
+        const Vec<C> product = *c++ + Layout::constant(bias, i + r);
+        const Vec<C> prediction = activate<C>(after, product);
+        Vec<C> error = load(b.z + at) - prediction;
+        if (b.residual)
+          store(b.residual + at, error);
+        const Vec<C> slopes = slope<C>(after, product, prediction);
+        if (full) {
+          if (b.slope)
+            store(b.slope + at, slopes);
+          continue;
+        }
+        if (precision)
+          error *= Layout::constant(precision, i + r);
+        if (b.delta != b.error)
+          store(b.delta + at, error * slopes);
+        store(b.error + at, error);
+      }
   }
 
   // 1/2 (z - mu)^T P (z - mu) per sample
@@ -511,76 +502,80 @@ struct Tile {
     }
   }
 
-  void descend(bool fresh) {
-    for (int64_t l = 0; l < args.nodes; ++l) {
-      const ChainNode& node = args.node[l];
-      Buffers<C>& b = buffers[l];
-      if (!node.free)
-        continue;
-      const ChainEdge* out =
-          l + 1 < args.nodes && args.node[l + 1].predicted ? args.edge + l : nullptr;
-      const auto step = [&](int64_t i, int64_t rows, Vec<C>* feedback) {
-        if (out && out->gram)
-          for (int64_t q = 0; q < rows * width; ++q)
-            feedback[q] = load(b.drive + i * row + q * w) - feedback[q];
-        update(l, i, rows, out ? feedback : nullptr, fresh);
-      };
-      if (out && out->gram)
-        Layout::product(out->gram, node.n, node.n, b.a, step);
-      else if (out)
-        Layout::product(out->transposed, node.n, args.node[l + 1].n, buffers[l + 1].delta, step);
-      else
-        for (int64_t i = 0; i < Layout::rows(node.n); i += kTile / width)
-          step(i, smaller(kTile / width, Layout::rows(node.n) - i), nullptr);
-      if (b.next) {
-        C* const a = b.a;
-        b.a = b.next;
-        b.next = a;
-      }
+  // Updates node l. Nothing else that this step reads may change: other nodes' errors are there or
+  // do not depend on it.
+  void descend(int64_t l, bool fresh) {
+    const ChainNode& node = args.node[l];
+    Buffers<C>& b = buffers[l];
+    if (!node.free)
+      return;
+    const ChainEdge* out =
+        l + 1 < args.nodes && args.node[l + 1].predicted ? args.edge + l : nullptr;
+    const auto step = [&](int64_t i, int64_t rows, const Vec<C>* feedback) {
+      update(l, i, rows, feedback, fresh);
+    };
+    if (out && out->gram)
+      Layout::product(out->gram, node.n, node.n, b.a, step);
+    else if (out)
+      Layout::product(out->transposed, node.n, args.node[l + 1].n, buffers[l + 1].delta, step);
+    else
+      for (int64_t i = 0; i < Layout::rows(node.n); i += kTile / width)
+        step(i, smaller(kTile / width, Layout::rows(node.n) - i), nullptr);
+    if (b.next) {
+      C* const a = b.a;
+      b.a = b.next;
+      b.next = a;
     }
   }
 
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
   void update(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback, bool fresh) {
-    const ChainNode& node = args.node[l];
-    const Buffers<C>& b = buffers[l];
-    const int64_t at = i * row, vectors = rows * width;
-    C* const z = b.z + at;
-    Vec<C> g[kTile] = {};
-    if (b.error) {
-      for (int64_t q = 0; q < vectors; ++q)
-        g[q] = load(b.error + at + q * w);
-    } else if (b.mu) {
-      for (int64_t q = 0; q < vectors; ++q)
-        g[q] = load(z + q * w) - load(b.mu + at + q * w);
-      if (node.precision)
-        with_constants(node.precision, i, rows, g, times);
-    }
-    const Nonlinearity before = feedback ? args.edge[l].before : Nonlinearity{};
-    if (before.kind != Activation::identity) {
-      C slopes[kTile * w];
-      slope_all<C>(before, z, b.a + at, slopes, vectors);
-      for (int64_t q = 0; q < vectors; ++q)
-        g[q] = fnma(load(slopes + q * w), feedback[q], g[q]);
-    } else if (feedback) {
-      for (int64_t q = 0; q < vectors; ++q)
-        g[q] = g[q] - feedback[q];
-    }
-    if (b.velocity) {
-      const Vec<C> momentum = splat(static_cast<C>(args.momentum));
-      const Vec<C> fraction = splat(static_cast<C>(1 - args.dampening));
-      for (int64_t q = 0; q < vectors; ++q) {
-        C* const v = b.velocity + at + q * w;
-        const Vec<C> velocity = fresh ? g[q] : fma(momentum, load(v), fraction * g[q]);
-        store(v, velocity);
-        g[q] = args.nesterov ? fma(momentum, velocity, g[q]) : velocity;
-      }
-    }
+    const Activation kind = feedback ? args.edge[l].before.kind : Activation::identity;
+    with_kind(kind, [&](auto kind) { update_as<kind>(l, i, rows, feedback, fresh); });
+  }
+
+  template <Activation kind>
+  __attribute__((noinline)) void update_as(int64_t l, int64_t i, int64_t rows,
+                                           const Vec<C>* feedback, bool fresh) {
+    const Nonlinearity before{kind, feedback ? args.edge[l].before.parameter : 0};
+    const Buffers<C> b = buffers[l];
+    const void* const precision = args.node[l].precision;
+    C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
-    for (int64_t q = 0; q < vectors; ++q)
-      store(z + q * w, fnma(lr, g[q], load(z + q * w)));
-    if (C* const activations = b.next ? b.next : b.a; activations != b.z)
-      activate_all<C>(args.edge[l].before, z, activations + at, vectors);
+    const Vec<C> momentum = splat(static_cast<C>(args.momentum));
+    const Vec<C> fraction = splat(static_cast<C>(1 - args.dampening));
+    const bool nesterov = args.nesterov;
+    int64_t at = i * row;
+    for (int64_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < width; ++v, at += w) {
+        Vec<C> z = load(b.z + at), g{};
+        if (b.error)
+          g = load(b.error + at);
+        else if (b.mu) {
+          g = z - load(b.mu + at);
+          if (precision)
+            g *= Layout::constant(precision, i + r);
+        }
+        if (feedback) {
+          Vec<C> back = *feedback++;
+          if (b.drive)
+            back = load(b.drive + at) - back;
+          if constexpr (kind == Activation::identity)
+            g -= back;
+          else
+            g = fnma(slope<C>(before, z, load(b.a + at)), back, g);
+        }
+        if (b.velocity) {
+          const Vec<C> velocity = fresh ? g : fma(momentum, load(b.velocity + at), fraction * g);
+          store(b.velocity + at, velocity);
+          g = nesterov ? fma(momentum, velocity, g) : velocity;
+        }
+        z = fnma(lr, g, z);
+        store(b.z + at, z);
+        if (activations)
+          store(activations + at, activate<C>(before, z));
+      }
   }
 };
 

@@ -17,6 +17,9 @@
 
 #include "dtype.h"
 
+// For functions of vectors inside loops: a call would spill whatever the loop keeps in registers.
+#define PYROMANCY_INLINE __attribute__((always_inline)) inline
+
 namespace pyromancy::PYROMANCY_ISA {
 
 #if defined(__AVX512F__)
@@ -370,9 +373,26 @@ inline Vec<double> divide(Vec<double> a, Vec<double> b) {
   return a / b;
 }
 
+// The nearest of [low, high]; NaN stays.
+template <class C>
+PYROMANCY_INLINE Vec<C> clamp(Vec<C> x, C low, C high) {
+#if defined(__AVX512F__) // the compiler makes these a comparison and a blend each
+  if constexpr (sizeof(C) == 4) {
+    const __m512 above = _mm512_max_ps((__m512)splat(low), (__m512)x);
+    return (Vec<C>)_mm512_min_ps((__m512)splat(high), above);
+  } else {
+    const __m512d above = _mm512_max_pd((__m512d)splat(low), (__m512d)x);
+    return (Vec<C>)_mm512_min_pd((__m512d)splat(high), above);
+  }
+#else
+  x = x < low ? splat(low) : x;
+  return x > high ? splat(high) : x;
+#endif
+}
+
 // 1 / n! + x / (n + 1)! + x^2 / (n + 2)! + ..., up to the term with `last`!
 template <class C>
-inline Vec<C> exponential_series(Vec<C> x, int n, int last) {
+PYROMANCY_INLINE Vec<C> exponential_series(Vec<C> x, int n, int last) {
   double factorial[20] = {1};
   for (int i = 1; i <= last; ++i)
     factorial[i] = i * factorial[i - 1];
@@ -387,21 +407,27 @@ inline Vec<C> exponential_series(Vec<C> x, int n, int last) {
 // where they belong. x = k ln 2 + r with |r| <= ln(2) / 2, and e^r by its Taylor series, whose
 // remainder is below 1e-8 (float, r^8 / 8!) and 5e-18 (double, r^14 / 14!).
 template <class C>
-inline Vec<C> exp(Vec<C> x) {
+PYROMANCY_INLINE Vec<C> exp(Vec<C> x) {
   using K = ExpConstants<C>;
-  using Ints = VecN<typename K::Int, kLanes<C>>;
-  x = x < K::lowest ? splat<C>(K::lowest) : x;
-  x = x > K::highest ? splat<C>(K::highest) : x;
+  x = clamp<C>(x, K::lowest, K::highest);
   const Vec<C> shifted = fma(x, splat<C>(K::log2e), splat<C>(K::shift));
   const Vec<C> k = shifted - K::shift;
   const Vec<C> r = fnma(k, splat<C>(K::ln2_low), fnma(k, splat<C>(K::ln2_high), x));
   const Vec<C> e = exponential_series<C>(r, 0, K::terms);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm512_scalef_ps((__m512)e, (__m512)k);
+  else
+    return (Vec<C>)_mm512_scalef_pd((__m512d)e, (__m512d)k);
+#else
   // 2^k in two factors, each a normal number even where the result is not.
+  using Ints = VecN<typename K::Int, kLanes<C>>;
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(splat<C>(K::shift));
   const Ints half = exponent >> 1;
   const Vec<C> scale = bit_cast<Vec<C>>((half + K::bias) << K::mantissa);
   const Vec<C> rest = bit_cast<Vec<C>>((exponent - half + K::bias) << K::mantissa);
   return e * scale * rest;
+#endif
 }
 
 } // namespace pyromancy::PYROMANCY_ISA
