@@ -72,13 +72,17 @@ class StateNode(Node):
 
     value: Tensor
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Drop the state and the gradients of the node's parameters."""
-        self.zero_grad()
-        self.value.data = self.value.new_empty(0)
+        if self._modules:
+            self.zero_grad()
+        else:  # whose search for parameters would cost more than all the rest
+            for parameter in self._parameters.values():
+                if parameter is not None:
+                    parameter.grad = None
+        state = self.value
+        state.data = torch.empty(0, dtype=state.dtype, device=state.device)
 
-    @torch.no_grad()
     def init(self, value: Tensor) -> Any:
         """Set the state, in the node's dtype and on its device, and clear its gradient.
 
@@ -98,7 +102,8 @@ class StateNode(Node):
             raise ValueError(f"value must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
         state = self.value
         state.grad = None
-        state.data = value.to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
+        copy = value.detach().to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
+        state.data = copy
         torch.autograd.graph.increment_version(state)  # assigning `data` does not; graphs over the old state are void
         return state
 
