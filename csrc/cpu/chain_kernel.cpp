@@ -469,7 +469,6 @@ struct Tile {
     const bool full = static_cast<bool>(node.full_precision);
     int64_t at = i * row;
     for (int64_t r = 0; r < rows; ++r)
-#pragma GCC unroll 4
       for (int v = 0; v < width; ++v, at += w) {
         const Vec<C> product = *c++ + Layout::constant(bias, i + r);
         const Vec<C> prediction = activate<C>(after, product);
@@ -547,7 +546,6 @@ struct Tile {
     const bool nesterov = args.nesterov;
     int64_t at = i * row;
     for (int64_t r = 0; r < rows; ++r)
-#pragma GCC unroll 4
       for (int v = 0; v < width; ++v, at += w) {
         Vec<C> z = load(b.z + at), g{};
         if (b.error)
