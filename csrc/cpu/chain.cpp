@@ -1,6 +1,7 @@
 #include "chain_kernel.h"
 
 #include <torch/csrc/stable/library.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -46,7 +47,7 @@ public:
     edges_.resize(count - 1);
     args.node = nodes_.data();
     args.edge = edges_.data();
-    kind = choose_kind();
+    kind = choose_kind(operands);
     for (int64_t l = 0; l < count; ++l) {
       ChainNode& node = args.node[l];
       node.n = operands.width(l);
@@ -193,10 +194,18 @@ private:
     return PYROMANCY_SELECT_KERNELS(chain_kernels, dtype);
   }
 
-  // The kind with which the busiest thread is done first. Narrow tiles keep the multipliers less
-  // busy, but share out a small batch more evenly.
-  TileKind choose_kind() const {
-    constexpr double per_sample[kTileKinds] = {1, 1.12, 1.25, 2.2};
+  // The kind with which the busiest thread is done first. Narrow tiles share out a small batch more
+  // evenly, but a sample of theirs takes longer (in units of the widest's, fitted to what chains
+  // 64 to 300 wide took at batches of 1 to 100 on an AVX-512 machine), above all where an E-step's
+  // matrices, which every tile reads, do not stay in a core's cache.
+  TileKind choose_kind(const ChainOperands& operands) const {
+    int64_t elements = 0;
+    for (int64_t l = 1; l + 1 < operands.nodes(); ++l)
+      elements += 2 * operands.width(l) * operands.width(l + 1);
+    const bool cached = elements * states_.front().element_size() <= second_level_cache() * 3 / 4;
+    constexpr double from_cache[kTileKinds] = {1, 1.5, 1.35, 2.6};
+    constexpr double from_afar[kTileKinds] = {1, 1.35, 2.8, 9};
+    const double* per_sample = cached ? from_cache : from_afar;
     const int64_t threads = torch::stable::get_num_threads();
     int best = 0;
     double least = 0;
@@ -208,6 +217,15 @@ private:
         best = k, least = cost;
     }
     return static_cast<TileKind>(best);
+  }
+
+  // In bytes, of one core; a guess where the system does not tell.
+  static int64_t second_level_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0)
+      return bytes;
+#endif
+    return 1 << 20;
   }
 
   bool stampable(int64_t edge) const {

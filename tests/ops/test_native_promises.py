@@ -54,9 +54,10 @@ def test_multivariate_results_of_a_sample_ignore_their_neighbours(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("widths", [(40, 129, 65, 3), (40, 700, 500, 3)], ids=["in cache", "out of cache"])
 @pytest.mark.parametrize("option", ["plain", "after", "covariances", "momentum", "gram"])
-def test_a_sample_ignores_its_neighbours(option, dtype):
-    # batches of these sizes run in every kind of tile, on one thread and on more
+def test_a_sample_ignores_its_neighbours(option, widths, dtype):
+    # batches of these sizes, with matrices that do and do not fit a core's cache, run in every kind of tile
     options = {
         "plain": {"before": "relu"},
         "after": {"before": "leaky_relu", "after": "tanh"},
@@ -65,7 +66,7 @@ def test_a_sample_ignores_its_neighbours(option, dtype):
         "gram": {"before": "tanh"},
     }[option]
     record = option != "gram"
-    whole = problem((40, 129, 65, 3), 130, dtype=dtype, record=record, **options)
+    whole = problem(widths, 130, dtype=dtype, record=record, **options)
     if option == "gram":
         w = whole["weights"][-1]
         whole["grams"][-1] = w.T @ w
