@@ -386,7 +386,9 @@ def parser() -> argparse.ArgumentParser:
         description="Train a predictive coding network to read digits, by inference learning.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
     )
-    p.add_argument("--data", type=Path, metavar="DIR", help="MNIST's IDX files, gzipped or not (scikit-learn's digits)")
+    p.add_argument(
+        "--data", type=Path, metavar="DIR", help="MNIST's IDX files, gzipped or not (else scikit-learn's digits)"
+    )
     p.add_argument("--epochs", type=positive_int, help="passes over the training images (10; 6 with --data)")
     p.add_argument("--batch-size", type=positive_int, help="images per batch (100; 500 with --data)")
     p.add_argument("--steps", type=positive_int, default=20, metavar="T", help="E-steps per batch (20)")

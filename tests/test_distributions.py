@@ -36,7 +36,7 @@ def test_warns_of_the_metadata(installed):
     text = processes.python(*IMPORT, path=[installed], expect=1)
     assert f"RuntimeWarning: {BOTH}" in text
     assert "pip uninstall pyromancy-ai" in text
-    assert "pip install --force-reinstall --no-deps pyromancy-kernels" in text
+    assert "install pyromancy-kernels again" in text
 
 
 def test_warns_with_the_files_mixed(mixed):

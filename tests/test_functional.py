@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, hessian, jacrev, vmap
+from torch.func import grad, hessian, jacrev, jvp, vmap
 
 import formulas
 import operators
@@ -507,13 +506,24 @@ class TestRefusals:
         assert not value.any()
 
 
-@pytest.mark.parametrize("mode", [FakeTensorMode, torch.inference_mode])
-def test_a_small_energy_first_asked_for_in_a_mode_serves_graphs_after_it(mode):
-    n = 37 if mode is FakeTensorMode else 41  # not met elsewhere: what is remembered is remembered by width
-    with mode():
-        functional.gaussian_energy(torch.ones(3, n), torch.zeros(3, n))
-    value = torch.ones(3, n, requires_grad=True)
-    energy = functional.gaussian_energy(value, torch.zeros(3, n))
+def test_a_small_energy_under_one_transform_after_another():
+    value, pred = randn(4, 11), randn(4, 11)
+
+    def energy(value):
+        return functional.gaussian_energy(value, pred).sum()
+
+    for _ in range(2):
+        assert_near(hessian(energy)(value).reshape(44, 44), torch.eye(44), 1)
+        assert_near(grad(energy)(value), value - pred, 1)
+        assert_near(jvp(energy, (value,), (pred,))[1], ((value - pred) * pred).sum(), 44)
+
+
+def test_a_small_energy_of_infinite_and_huge_differences():
+    value = torch.tensor([[float("inf"), 1.0], [1e30, -1e30], [float("nan"), 2.0]], requires_grad=True)
+    energy = functional.gaussian_energy(value, torch.zeros(3, 2))
     energy.sum().backward()
-    assert energy.tolist() == [n / 2] * 3
-    assert value.grad.eq(1).all()
+    assert energy[:2].tolist() == [float("inf")] * 2
+    assert energy[2].isnan()
+    assert value.grad[0].tolist() == [torch.finfo(torch.float32).max, 1]
+    assert value.grad[1].equal(value[1])
+    assert value.grad[2, 0].isnan()

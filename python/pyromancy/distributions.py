@@ -16,7 +16,7 @@ def warn_if_shadowed() -> None:
         return
     warnings.warn(
         f"{THEIRS} {version} is installed over {OURS}, and both provide `pyromancy`, so its modules may be of either; "
-        f"run `pip uninstall {THEIRS}` and then `pip install --force-reinstall --no-deps {OURS}`",
+        f"run `pip uninstall {THEIRS}`, which takes modules of both with it, and then install {OURS} again",
         RuntimeWarning,
         stacklevel=3,
     )

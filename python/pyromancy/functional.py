@@ -14,7 +14,6 @@ through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. Tens
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,9 +37,9 @@ _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float
 # With so few elements Python costs more than arithmetic: a unit-variance energy is two of PyTorch's own operators,
 # whose backward passes run without it.
 _SMALL = 1 << 14
-_square: Any = torch._C._nn.mse_loss  # type: ignore[attr-defined, unused-ignore]
+_huber: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
+_NOT_LINEAR = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}  # Huber's loss is 1/2 d^2 below
 _transforming = torch._C._are_functorch_transforms_active
-_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
 _GaussianError = super(Function, autograd.GaussianError).apply
 _CholeskyFactor = super(Function, autograd.CholeskyFactor).apply
@@ -53,7 +52,8 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
 
     Computes ``1/2 sum_i [ (value_i - pred_i)^2 / exp(logvar_i) + logvar_i ]`` over all node positions i; a
     log-variance that several positions share counts at each of them. A small float32 or float64 state of unit variance
-    on the CPU is served by two of PyTorch's operators, which no choice of a backend changes.
+    on the CPU is served by two of PyTorch's operators, which no choice of a backend changes; there the gradient of an
+    infinite ``value - pred`` is the largest finite number.
 
     Args:
         value: states, ``[B, *node]``.
@@ -71,7 +71,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
     compiling = torch.compiler.is_compiling()
     if logvar is None and not compiling and _is_small(value, pred):
-        return _square(value, pred, 0).mv(_halves(value.shape[1], value.dtype))
+        return _huber(value, pred, 0, _NOT_LINEAR[value.dtype]).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
     if compiling:
         return ops.gaussian_energy(value, pred, logvar)
@@ -267,14 +267,7 @@ def _is_small(value: Tensor, pred: Tensor) -> bool:
         and (dtype is torch.float32 or dtype is torch.float64)
         and dtype is pred.dtype
         and value.shape == pred.shape
-        and _modes() == 0  # one that traces or fakes tensors would meet, or leave behind, a constant of the other kind
     )
-
-
-@lru_cache(maxsize=64)
-def _halves(n: int, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # as part of a graph even if first asked for without one
-        return torch.full((n,), 0.5, dtype=dtype, device="cpu")
 
 
 def _describe(t: Tensor) -> str:
