@@ -193,16 +193,4 @@ __attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, in
   });
 }
 
-// slopes = f'(x), given also y = f(x); may overwrite x
-template <class C>
-__attribute__((noinline)) void slope_all(Nonlinearity f, const C* x, const C* y, C* slopes,
-                                         int64_t vectors) {
-  with_kind(f.kind, [&](auto kind) {
-    for (int64_t q = 0; q < vectors; ++q) {
-      const int64_t at = q * kLanes<C>;
-      store(slopes + at, slope<C>({kind, f.parameter}, load(x + at), load(y + at)));
-    }
-  });
-}
-
 } // namespace pyromancy::PYROMANCY_ISA
