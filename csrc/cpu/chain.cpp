@@ -219,13 +219,17 @@ private:
     return static_cast<TileKind>(best);
   }
 
-  // In bytes, of one core; a guess where the system does not tell.
+  // In bytes, of one core; a guess where the system does not tell. Asked once: on a virtual machine
+  // the answer may take the hypervisor.
   static int64_t second_level_cache() {
+    static const int64_t bytes = [] {
+      long told = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-    if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0)
-      return bytes;
+      told = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    return 1 << 20;
+      return told > 0 ? told : 1L << 20;
+    }();
+    return bytes;
   }
 
   bool stampable(int64_t edge) const {

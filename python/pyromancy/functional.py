@@ -38,8 +38,8 @@ _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float
 # whose backward passes run without it.
 _SMALL = 1 << 14
 _huber: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
-# The |d| from which Huber's loss is no longer 1/2 d^2.
-_NEVER = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
+# The |d| from which Huber's loss is no longer 1/2 d^2: none that is finite.
+_LINEAR_FROM = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 _transforming = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
 _GaussianError = super(Function, autograd.GaussianError).apply
@@ -72,7 +72,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
     compiling = torch.compiler.is_compiling()
     if logvar is None and not compiling and _is_small(value, pred):
-        return _huber(value, pred, 0, _NEVER[value.dtype]).sum(1)
+        return _huber(value, pred, 0, _LINEAR_FROM[value.dtype]).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
     if compiling:
         return ops.gaussian_energy(value, pred, logvar)

@@ -7,6 +7,7 @@ import operators
 from chains import everything_wanted, mstep, operator, problem, to
 from numerics import FLOATS, LOW, name, same_bits
 from pyromancy import ops
+from pyromancy.ops.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("native_backend")
 
@@ -81,6 +82,34 @@ def test_a_sample_ignores_its_neighbours(option, widths, dtype):
         for a, b in zip(together["states"], part["states"], strict=True):
             assert same_bits(a[i:j], b)
         assert not record or same_bits(together["energies"][..., i:j], part["energies"])
+
+
+@pytest.mark.parametrize(
+    ("activation", "exact", "units"),
+    [
+        ("tanh", torch.tanh, 7),
+        ("sigmoid", torch.sigmoid, 4),
+        ("softplus", torch.nn.functional.softplus, 4),
+        ("elu", torch.nn.functional.elu, 4),
+    ],
+)
+def test_activations_are_as_accurate_as_documented(activation, exact, units):
+    # the prediction of a clamped edge whose weight is 1 is the activation itself
+    magnitudes = torch.cat([torch.logspace(-30, 1.3, 100_001), torch.linspace(0.01, 20, 200_001)])
+    x = torch.cat([magnitudes, -magnitudes, torch.tensor([0.0, float("inf"), -float("inf")])]).unsqueeze(1)
+    states, number = [x, torch.zeros_like(x)], [*ACTIVATIONS].index(activation)
+    found, _ = ops.infer_chain_(
+        states, [torch.ones(1, 1)], [None], [None, None], None, [None], [number, 0], [1.0, 0.0],
+        [False, True], [False, True], 0, 0.1, [], 0.0, 0.0, False, False, None, "highest",
+    )  # fmt: skip
+    expected = exact(x.double())
+    rounded = expected.float().abs()
+    unit = (torch.nextafter(rounded, torch.full_like(rounded, float("inf"))) - rounded).double()
+    finite = expected.isfinite() & (rounded >= torch.finfo(torch.float32).tiny)
+    assert ((found.double() - expected).abs() / unit)[finite].max() <= units
+    assert found[~expected.isfinite()].double().equal(expected[~expected.isfinite()])
+    if activation == "tanh":
+        assert found.abs().max() == 1
 
 
 def test_threads_change_no_bit():
