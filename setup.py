@@ -1,4 +1,4 @@
-"""Builds ``pyromancy._C``: the C++ kernels for the CPU, on PyTorch's stable ABI, with ninja.
+"""Builds ``pyromancy._C``, the C++ and CUDA kernels on PyTorch's stable ABI, with ninja.
 
 Environment:
     PYROMANCY_NATIVE=0         no compiled module: a pure-Python wheel that runs on the eager reference
@@ -33,6 +33,7 @@ COMMON = [
 NVCC = [
     "-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-math-errno,-ffp-contract=off,-Wall,-Wextra",
 ]  # fmt: skip
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 CUDA_ARCHS = "80;90;100+PTX"
 ISAS = {
     "baseline": [],
@@ -60,7 +61,7 @@ def find_nvcc() -> str | None:
     return (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
 
 
-def wants_cuda() -> bool:
+def wants_cuda(torch: Path) -> bool:
     """Decided by toolkit and torch, never by a visible GPU, so that a build in a container is the same build."""
     choice = os.environ.get("PYROMANCY_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
@@ -70,7 +71,7 @@ def wants_cuda() -> bool:
     missing = None
     if find_nvcc() is None:
         missing = "nvcc is neither on the PATH nor in CUDA_HOME"
-    elif not list((torch_folder() / "lib").glob("libtorch_cuda.*")):
+    elif not list((torch / "lib").glob("libtorch_cuda.*")):
         missing = "the installed torch is a CPU build"
     if missing and choice == "1":
         sys.exit(f"pyromancy: PYROMANCY_CUDA=1, but {missing}.")
@@ -112,81 +113,84 @@ class NinjaBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Write build.ninja and run it."""
-        import pybind11
-
         torch = torch_folder()
-        x86 = platform.machine().lower() in ("x86_64", "amd64")
-        includes = [
-            ROOT / "csrc", torch / "include", torch / "include/torch/csrc/api/include",
-            pybind11.get_include(), sysconfig.get_path("include"),
-        ]  # fmt: skip
-        flags = [
-            *COMMON, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-DPYROMANCY_X86_ISAS={int(x86)}",
-            f"-ffile-prefix-map={ROOT}/=",  # error messages name source files, not where they were built
-            f"-I{includes[0]}", *(f"-isystem{i}" for i in includes[1:]),
-            *shlex.split(os.environ.get("CXXFLAGS", "")),
-        ]  # fmt: skip
+        cuda = wants_cuda(torch)
         # Not pip's temporary folder: ninja compiles again only what has changed since the last build.
         folder = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-
-        lines = [
-            f"cxx = {os.environ.get('CXX', 'c++')}",
-            f"flags = {ninja_quote(flags)}",
-            "rule compile",
-            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-        ]
-        libs = [f"-L{torch}/lib", "-ltorch_cpu"]
-        about_cuda = []
-        if cuda:
-            archs = cuda_archs()
-            version = re.search(r"release ([\d.]+)", ask_nvcc("--version"))
-            about_cuda = [
-                f"-DPYROMANCY_CUDA_VERSION={version[1] if version else 'unknown'}",
-                f"-DPYROMANCY_CUDA_ARCHS={' '.join(archs)}",
-            ]
-            lines += [
-                f"nvcc = {find_nvcc()}",
-                f"nvcc_flags = {ninja_quote([*NVCC, *map(gencode, archs)])}",
-                "rule compile_cuda",
-                "  command = $nvcc $nvcc_flags -MMD -MF $out.d -c $in -o $out",
-                "  depfile = $out.d",
-                "  deps = gcc",
-                # The CUDA runtime goes in, and is nobody else's to see: the wheel needs none, and mixes with any.
-                # libtorch has libtorch_cuda behind it where torch is built with CUDA, and is there where it is not.
-                "rule link",
-                "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out $libs",
-            ]
-            libs += ["-Xlinker", "--push-state,--no-as-needed", "-ltorch", "-Xlinker", "--pop-state"]
-        else:
-            lines += ["rule link", "  command = $cxx -shared $in -o $out $libs"]
-        objects = []
-        for source in map(Path, ext.sources):
-            if source.parent.name == "cuda":  # whose files are named as the ones in cpu are
-                obj = folder / f"cuda.{source.name}.o"
-                rule = "compile_cuda" if source.suffix == ".cu" else "compile"
-                lines.append(f"build {ninja_path(obj)}: {rule} {ninja_path(ROOT / source)}")
-                objects.append(ninja_path(obj))
-                continue
-            isas = (ISAS if x86 else ["baseline"]) if source.stem.endswith("_kernel") else [None]
-            for isa in isas:
-                obj = folder / f"{source.stem}{'.' + isa if isa else ''}.o"
-                lines.append(f"build {ninja_path(obj)}: compile {ninja_path(ROOT / source)}")
-                if isa:
-                    lines.append(f"  isa = {ninja_quote([f'-DPYROMANCY_ISA={isa}', *ISAS[isa]])}")
-                if source.stem == "module" and cuda:
-                    lines.append(f"  isa = {ninja_quote(about_cuda)}")
-                objects.append(ninja_path(obj))
-        lines.append(f"build {ninja_path(target)}: link {' '.join(objects)}")
-        lines.append(f"  libs = {ninja_quote(libs)}")
+        sources = [s for s in map(Path, ext.sources) if cuda or s.parent.name != "cuda"]
+        lines = rules(torch, cuda) + builds(sources, folder, target)
         (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-
         jobs = os.environ.get("MAX_JOBS")
         subprocess.run(["ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])], check=True)
+
+
+def rules(torch: Path, cuda: bool) -> list[str]:
+    """How ninja compiles C++ and CUDA, and links."""
+    import pybind11
+
+    includes = [
+        torch / "include", torch / "include/torch/csrc/api/include", pybind11.get_include(),
+        sysconfig.get_path("include"),
+    ]  # fmt: skip
+    flags = [
+        *COMMON, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-DPYROMANCY_X86_ISAS={int(X86)}",
+        f"-ffile-prefix-map={ROOT}/=",  # error messages name source files, not where they were built
+        f"-I{ROOT / 'csrc'}", *(f"-isystem{i}" for i in includes), *shlex.split(os.environ.get("CXXFLAGS", "")),
+    ]  # fmt: skip
+    depfile = ["  depfile = $out.d", "  deps = gcc"]
+    lines = [
+        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"flags = {ninja_quote(flags)}",
+        "rule compile",
+        "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
+        *depfile,
+    ]
+    libs = [f"-L{torch}/lib", "-ltorch_cpu"]
+    if not cuda:
+        return [*lines, f"libs = {ninja_quote(libs)}", "rule link", "  command = $cxx -shared $in -o $out $libs"]
+    archs = cuda_archs()
+    version = re.search(r"release ([\d.]+)", ask_nvcc("--version"))
+    about = [
+        f"-DPYROMANCY_CUDA_VERSION={version[1] if version else 'unknown'}",
+        f"-DPYROMANCY_CUDA_ARCHS={' '.join(archs)}",
+    ]
+    # libtorch has libtorch_cuda behind it where torch is built with CUDA, and is there where it is not.
+    libs += ["-Xlinker", "--push-state,--no-as-needed", "-ltorch", "-Xlinker", "--pop-state"]
+    return [
+        *lines,
+        f"about_cuda = {ninja_quote(about)}",
+        f"nvcc = {find_nvcc()}",
+        f"nvcc_flags = {ninja_quote([*NVCC, *map(gencode, archs)])}",
+        "rule compile_cuda",
+        "  command = $nvcc $nvcc_flags -MMD -MF $out.d -c $in -o $out",
+        *depfile,
+        f"libs = {ninja_quote(libs)}",
+        # The CUDA runtime goes in, and is nobody else's to see: the wheel needs none, and mixes with any.
+        "rule link",
+        "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out $libs",
+    ]
+
+
+def builds(sources: list[Path], folder: Path, target: Path) -> list[str]:
+    """What ninja makes of which source."""
+    lines, objects = [], []
+
+    def add(source: Path, name: str, rule: str = "compile", own: str = "") -> None:
+        objects.append(ninja_path(folder / f"{name}.o"))
+        lines.extend([f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}", f"  own = {own}"])
+
+    for source in sources:
+        if source.parent.name == "cuda":  # whose files are named as the ones in cpu are
+            add(source, f"cuda.{source.name}", "compile_cuda" if source.suffix == ".cu" else "compile")
+        elif source.stem.endswith("_kernel"):
+            for isa in ISAS if X86 else ["baseline"]:
+                add(source, f"{source.stem}.{isa}", own=ninja_quote([f"-DPYROMANCY_ISA={isa}", *ISAS[isa]]))
+        else:
+            add(source, source.stem, own="$about_cuda" if source.stem == "module" else "")
+    return [*lines, f"build {ninja_path(target)}: link {' '.join(objects)}"]
 
 
 def ninja_path(path: Path) -> str:
@@ -199,16 +203,10 @@ def ninja_quote(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-native = os.environ.get("PYROMANCY_NATIVE", "1") != "0"
-if native:
-    torch_folder()
-cuda = native and wants_cuda()
-sources = sorted(
-    str(p.relative_to(ROOT))
-    for p in (ROOT / "csrc").rglob("*.c*")
-    if p.suffix in (".cpp", ".cu") and (cuda or p.parent.name != "cuda")
-)
-setup(
-    ext_modules=[Extension("pyromancy._C", sources)] if native else [],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":  # nothing here needs torch: a source distribution and metadata are made without it
+    native = os.environ.get("PYROMANCY_NATIVE", "1") != "0"
+    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c*") if p.suffix in (".cpp", ".cu"))
+    setup(
+        ext_modules=[Extension("pyromancy._C", sources)] if native else [],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -24,7 +24,7 @@ py::dict build_info() {
 #endif
   py::list sets;
   sets.append("default");
-#ifdef PYROMANCY_X86_ISAS
+#if PYROMANCY_X86_ISAS
   sets.append("avx2");
   sets.append("avx512");
 #endif

@@ -1,12 +1,14 @@
-"""What setup.py decides before it compiles anything."""
+"""What setup.py decides before it compiles anything, and what is compiled for other processors."""
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "setup.py").exists():
@@ -14,17 +16,21 @@ if not (ROOT / "setup.py").exists():
 pytest.importorskip("setuptools")
 
 
-def setup(tmp_path, **environment):
-    """Status and messages of a setup.py that is asked for nothing but the version."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYROMANCY_", "CUDA_"))}
-    run = subprocess.run(
-        [sys.executable, "setup.py", "--version"],
-        cwd=ROOT,
-        env={**variables, "PATH": str(tmp_path), **environment},
-        capture_output=True,
-        text=True,
-    )
-    return run.returncode, run.stderr
+@pytest.fixture
+def wants_cuda(monkeypatch, tmp_path):
+    """What setup.py says of CUDA, where no nvcc is on the PATH and torch is a folder without libraries."""
+    for name in [n for n in os.environ if n.startswith(("PYROMANCY_", "CUDA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    decide = runpy.run_path(str(ROOT / "setup.py"))["wants_cuda"]
+
+    def ask(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return decide(tmp_path / "torch")
+
+    return ask
 
 
 def toolkit(folder):
@@ -33,32 +39,69 @@ def toolkit(folder):
     nvcc = folder / "bin" / "nvcc"
     nvcc.write_text("#!/bin/sh\nexit 1\n")
     nvcc.chmod(0o755)
-    return nvcc.parent.parent
+    return folder
 
 
 @pytest.mark.parametrize("choice", ["auto", "0"])
-def test_without_nvcc_there_is_no_cuda(tmp_path, choice):
-    assert setup(tmp_path, PYROMANCY_CUDA=choice)[0] == 0
+def test_without_nvcc_there_is_no_cuda(wants_cuda, choice):
+    assert not wants_cuda(PYROMANCY_CUDA=choice)
 
 
-def test_cuda_without_nvcc_stops_with_one_sentence(tmp_path):
-    status, text = setup(tmp_path, PYROMANCY_CUDA="1")
-    assert status == 1
-    assert text.strip() == "pyromancy: PYROMANCY_CUDA=1, but nvcc is neither on the PATH nor in CUDA_HOME."
+def test_cuda_without_nvcc_stops_with_one_sentence(wants_cuda):
+    with pytest.raises(SystemExit) as stop:
+        wants_cuda(PYROMANCY_CUDA="1")
+    assert stop.value.code == "pyromancy: PYROMANCY_CUDA=1, but nvcc is neither on the PATH nor in CUDA_HOME."
 
 
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 @pytest.mark.parametrize("place", ["PATH", "CUDA_HOME"])
-def test_cuda_with_a_torch_for_cpus_stops_with_one_sentence(tmp_path, place):
+def test_cuda_with_a_torch_for_cpus_stops_with_one_sentence(wants_cuda, tmp_path, place):
     home = toolkit(tmp_path)
     where = {"PATH": str(home / "bin")} if place == "PATH" else {"CUDA_HOME": str(home)}
-    status, text = setup(tmp_path, PYROMANCY_CUDA="1", **where)
-    assert status == 1
-    assert text.strip() == "pyromancy: PYROMANCY_CUDA=1, but the installed torch is a CPU build."
-    assert setup(tmp_path, PYROMANCY_CUDA="auto", **where)[0] == 0
+    with pytest.raises(SystemExit) as stop:
+        wants_cuda(PYROMANCY_CUDA="1", **where)
+    assert stop.value.code == "pyromancy: PYROMANCY_CUDA=1, but the installed torch is a CPU build."
+    assert not wants_cuda(PYROMANCY_CUDA="auto", **where)
 
 
-def test_unknown_choice(tmp_path):
-    status, text = setup(tmp_path, PYROMANCY_CUDA="yes")
-    assert status == 1
-    assert text.strip() == "pyromancy: PYROMANCY_CUDA must be auto, 0 or 1, got 'yes'."
+def test_with_both_there_is_cuda(wants_cuda, tmp_path):
+    (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()
+    assert wants_cuda(CUDA_HOME=str(toolkit(tmp_path)))
+    assert not wants_cuda(PYROMANCY_CUDA="0")
+
+
+def test_unknown_choice(wants_cuda):
+    with pytest.raises(SystemExit) as stop:
+        wants_cuda(PYROMANCY_CUDA="yes")
+    assert stop.value.code == "pyromancy: PYROMANCY_CUDA must be auto, 0 or 1, got 'yes'."
+
+
+def test_a_source_distribution_has_what_a_build_and_its_tests_need(tmp_path):
+    """Made by an interpreter that cannot see torch, or anything else but setuptools."""
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("build", "dist", ".*", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    without_torch = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from setuptools import build_meta\n"
+        f"print(build_meta.build_sdist({str(tmp_path)!r}))"
+    )
+    made = subprocess.run([sys.executable, "-c", without_torch], cwd=copy, check=True, capture_output=True, text=True)
+    with tarfile.open(tmp_path / made.stdout.split()[-1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {
+        str(path.relative_to(copy))
+        for folder in ("csrc", "python", "tests", "examples", "docs")
+        for path in (copy / folder).rglob("*")
+        if path.is_file() and "egg-info" not in str(path)
+    }
+    assert needed - held == set()
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= held
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
+@pytest.mark.parametrize("x86", [0, 1])
+def test_other_processors_are_asked_for_no_x86_instructions(x86):
+    """Whether the file that chooses between instruction sets asks for them, by the switch that setup.py sets."""
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-E", f"-DPYROMANCY_X86_ISAS={x86}", "csrc/cpu/isa.cpp"]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert ("__builtin_cpu_supports" in text) == bool(x86)

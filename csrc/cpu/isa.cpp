@@ -7,7 +7,7 @@ namespace pyromancy {
 namespace {
 
 Isa detect() {
-#ifdef PYROMANCY_X86_ISAS
+#if PYROMANCY_X86_ISAS
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("f16c");

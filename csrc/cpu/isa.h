@@ -2,6 +2,10 @@
 
 #include "dtype.h"
 
+#ifndef PYROMANCY_X86_ISAS
+#error "PYROMANCY_X86_ISAS must be 1 (kernels for AVX2 and AVX-512 too) or 0; see setup.py"
+#endif
+
 namespace pyromancy {
 
 enum class Isa : int { baseline, avx2, avx512 };
@@ -18,7 +22,7 @@ const char* isa_name();
 // A kernel table holds one entry per dtype and exists once per instruction set, in a namespace
 // named after it. DECLARE goes into the header that the kernels share with their host functions,
 // SELECT into host functions only.
-#ifdef PYROMANCY_X86_ISAS
+#if PYROMANCY_X86_ISAS
 #define PYROMANCY_DECLARE_KERNELS(Table, name)                                                     \
   namespace baseline {                                                                             \
   extern const Table name[kDTypes];                                                                \
