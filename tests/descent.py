@@ -1,6 +1,7 @@
-"""The ways to run E-steps and M-steps that the tests of the theory put to the same formulas."""
+"""The ways to run E-steps and M-steps, which must come to the same."""
 
 import torch
+import torch.nn as nn
 
 from pyromancy import InferenceLoop
 
@@ -42,3 +43,35 @@ def mean_gradients(energy, free, learned, how):
         return [p.grad for p in learned]
 
     return gradients
+
+
+def free(*shape, dtype=torch.float64):
+    """A state."""
+    return nn.Parameter(torch.randn(*shape, dtype=dtype))
+
+
+def assert_as_autograd(energy, states, learned=(), steps=3, **options):
+    """The loop's states and gradients are those of autograd and SGD; returns what the loop explains."""
+    before = [z.detach().clone() for z in states]
+    loop = InferenceLoop(energy, states, lr=0.1, **options)
+    loop.run(steps)
+    loop.backward(learned)
+    found = [z.detach().clone() for z in states] + [p.grad for p in learned]
+    with torch.no_grad():
+        for z, start in zip(states, before, strict=True):
+            z.copy_(start)
+    sgd = torch.optim.SGD(states, lr=0.1, **options)
+    for _ in range(steps):
+        sgd.zero_grad()
+        energy().sum().backward(inputs=states)
+        sgd.step()
+    for p in learned:
+        p.grad = None
+    if any(p.requires_grad for p in learned):
+        energy().mean().backward(inputs=[p for p in learned if p.requires_grad])
+    expected = [z.detach() for z in states] + [p.grad for p in learned]
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    return loop.explain()

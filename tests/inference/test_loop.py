@@ -24,7 +24,7 @@ from networks import (
     standard,
     states_of,
 )
-from pyromancy.nodes import BiasNode, FixedNode, FloatNode
+from pyromancy.nodes import BiasNode, FixedNode, FloatNode, MultivariateGaussianNode
 
 ACTIVATIONS = {
     "identity": nn.Identity,
@@ -129,8 +129,30 @@ def test_float32_is_as_good_as_autograd(activation):
     for e, s, p in zip(exact.nodes, single.nodes, plain.nodes, strict=True):
         mine = (s.value.double() - e.value).abs().max()
         theirs = (p.value.double() - e.value).abs().max()
-        # 100 steps, each of which rounds states of order 1 once or twice
-        assert mine <= 2 * theirs + 200 * torch.finfo(torch.float32).eps
+        assert mine <= 4 * theirs + 4 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e6])
+def test_float32_gradients_of_a_covariance_are_as_good_as_autograds(condition):
+    n = 32
+    basis, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))
+    spectrum = condition ** -torch.linspace(0, 1, n, dtype=torch.float64)
+    node = MultivariateGaussianNode(n, covariance=basis * spectrum @ basis.T)
+    edge, x = nn.Linear(10, n), torch.rand(16, 10)
+    node.init(torch.randn(16, n))
+    learned = [node.covar_cf_logdiag, node.covar_cf_offtril, *edge.parameters()]
+    exact_node, exact_edge = copy.deepcopy(node).double(), copy.deepcopy(edge).double()
+    exact_node.init(node.value)
+    exact_learned = [exact_node.covar_cf_logdiag, exact_node.covar_cf_offtril, *exact_edge.parameters()]
+    exact = torch.autograd.grad(exact_node.energy(exact_edge(x.double())).mean(), exact_learned)
+    plain = torch.autograd.grad(node.energy(edge(x)).mean(), learned)
+    loop = pyro.InferenceLoop(lambda: node.energy(edge(x)), [node.value], lr=0.1, executor="chain")
+    loop.backward(learned)
+    assert "M-step" not in loop.explain()
+    for p, theirs, expected in zip(learned, plain, exact, strict=True):
+        scale = expected.abs().max()
+        error, bound = (p.grad - expected).abs().max() / scale, (theirs - expected).abs().max() / scale
+        assert error <= 4 * bound + 16 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.usefixtures("backend")
@@ -594,7 +616,9 @@ def test_hand_value():
         ({"params": ["value"]}, TypeError, "params must hold tensors, got str"),
         ({"lr": -0.1}, ValueError, "lr must be finite and not negative, got -0.1"),
         ({"lr": float("nan")}, ValueError, "lr must be finite and not negative, got nan"),
-        ({"momentum": -1.0}, ValueError, "momentum must not be negative, got -1.0"),
+        ({"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),
+        ({"momentum": -1.0}, ValueError, "momentum must be finite and not negative, got -1.0"),
+        ({"dampening": float("inf")}, ValueError, "dampening must be finite, got inf"),
         ({"nesterov": True}, ValueError, "nesterov needs a momentum"),
         ({"reduction": "max"}, ValueError, "reduction must be 'sum' or 'mean', got 'max'"),
         ({"executor": "fast"}, ValueError, "executor must be one of chain, graph, autograd or None, got 'fast'"),
@@ -608,12 +632,68 @@ def test_bad_arguments(arguments, error, message):
         pyro.InferenceLoop(**given)
 
 
-@pytest.mark.parametrize("steps", [-1, 2.5, "3"])
-def test_bad_steps(steps):
+def small_loop():
     network = Chain(["StandardGaussianNode"] * 3, (1, 1, 1))
     randomize(network, 2)
-    with pytest.raises(ValueError, match="steps must be an int that is not negative"):
-        pyro.InferenceLoop(network.energy, states_of(network, (0, 2)), lr=0.1).run(steps)
+    return pyro.InferenceLoop(network.energy, states_of(network, (0, 2)), lr=0.1)
+
+
+@pytest.mark.parametrize(("steps", "error"), [(-1, ValueError), (2.5, TypeError), ("3", TypeError)])
+def test_bad_steps(steps, error):
+    with pytest.raises(error, match=f"steps must (be an integer|not be negative), got {steps!r}"):
+        small_loop().run(steps)
+
+
+def test_steps_may_be_any_integer():
+    assert small_loop().run(torch.tensor(3)).steps == 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", float("nan")), ("momentum", -1.0), ("nesterov", True)])
+def test_an_option_changed_to_a_bad_value_is_refused(name, value):
+    loop = small_loop()
+    loop.run(1)
+    setattr(loop, name, value)
+    with pytest.raises(ValueError, match=name):
+        loop.run(1)
+
+
+def test_one_state_twice_is_refused():
+    network = Chain(["StandardGaussianNode"] * 3, (1, 1, 1))
+    with pytest.raises(ValueError, match="params must hold every state once"):
+        pyro.InferenceLoop(network.energy, states_of(network, (0, 2)) * 2, lr=0.1)
+
+
+@pytest.mark.parametrize("executor", ["graph", "autograd"])
+def test_an_energy_of_the_whole_batch_is_not_recorded(executor):
+    z = nn.Parameter(torch.ones(3, 2))
+    loop = pyro.InferenceLoop(lambda: z.square().sum(), [z], lr=0.1, executor=executor)
+    loop.run(2)
+    with pytest.raises(
+        ValueError, match=r"energy must return one value per sample, \[B\], to be recorded, got shape \(\)"
+    ):
+        loop.run(1, record=True)
+
+
+@pytest.mark.parametrize("with_another", [False, True])
+def test_a_state_that_the_energy_does_not_use_is_refused(with_another):
+    z, unused = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 5))
+    states = [z, unused] if with_another else [unused]
+    loop = pyro.InferenceLoop(lambda: z.square().sum(1), states, lr=0.1)
+    with pytest.raises(ValueError, match=r"params must hold states that the energy uses, got one of shape \(3, 5\)"):
+        loop.run(1)
+    assert torch.equal(z, torch.ones(3, 2))
+
+
+def test_a_state_frozen_between_runs_is_refused():
+    network = Chain(["StandardGaussianNode"] * 3, (3, 4, 2))
+    randomize(network, 2)
+    loop = pyro.InferenceLoop(network.energy, states_of(network, (0, 2)), lr=0.1)
+    loop.run(1)
+    network.nodes[1].value.requires_grad_(False)
+    before = network.nodes[1].value.clone()
+    with pytest.raises(ValueError, match=r"params must require gradients, got one of shape \(2, 4\)"):
+        loop.run(1)
+    assert torch.equal(network.nodes[1].value, before)
 
 
 def test_no_steps_change_nothing():

@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import pyromancy as pyro
+from descent import assert_as_autograd, free
 from pyromancy.nodes import StandardGaussianNode
 
 
@@ -161,37 +162,6 @@ def test_a_frozen_state_is_refused():
     net.hidden.value.requires_grad_(False)
     with pytest.raises(ValueError, match=r"params must require gradients, got one of shape \(6, 5\)"):
         pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.05)
-
-
-def free(*shape, dtype=torch.float64):
-    return nn.Parameter(torch.randn(*shape, dtype=dtype))
-
-
-def assert_as_autograd(energy, states, learned=(), steps=3, **options):
-    """The loop's states and gradients are those of autograd and SGD; returns what the loop explains."""
-    before = [z.detach().clone() for z in states]
-    loop = pyro.InferenceLoop(energy, states, lr=0.1, **options)
-    loop.run(steps)
-    loop.backward(learned)
-    found = [z.detach().clone() for z in states] + [p.grad for p in learned]
-    with torch.no_grad():
-        for z, start in zip(states, before, strict=True):
-            z.copy_(start)
-    sgd = torch.optim.SGD(states, lr=0.1, **options)
-    for _ in range(steps):
-        sgd.zero_grad()
-        energy().sum().backward(inputs=states)
-        sgd.step()
-    for p in learned:
-        p.grad = None
-    if any(p.requires_grad for p in learned):
-        energy().mean().backward(inputs=[p for p in learned if p.requires_grad])
-    expected = [z.detach() for z in states] + [p.grad for p in learned]
-    for a, b in zip(found, expected, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-    return loop.explain()
 
 
 gaussian_energy = pyro.functional.gaussian_energy

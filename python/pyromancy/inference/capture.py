@@ -8,15 +8,18 @@ parameter, another branch, train and eval mode, a new batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import autograd
-from .program import Call, Program, Slot
+from .program import Call, Program, Slot, form_of, replaced, tensors
 
 
 class NotCapturable(Exception):
@@ -68,25 +71,30 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
 
     Raises:
         NotCapturable: the energy depends on more than PyTorch calls on fixed tensors.
+        ValueError: it does not depend on one of the states.
     """
-    if torch.is_autocast_enabled(free[0].device.type):
-        raise NotCapturable("autocast is on, and chooses dtypes call by call")
-    for t in free:
-        if has_hooks(t):
-            raise NotCapturable("a state has a gradient hook")
+    if obstacle := _obstacle(free):
+        raise NotCapturable(obstacle)
     recorder = _Recorder()
-    with torch.enable_grad(), recorder:
+    with torch.enable_grad(), recorder, _FixedShapes():
         result = energy()
     if not isinstance(result, Tensor) or id(result) not in recorder.slots:
         raise NotCapturable("the energy is not the result of a PyTorch function")
     if own := _own_function(result):
         raise NotCapturable(f"{own} is an autograd function with a backward of its own")
     program = recorder.program(result, free)
-    storages = [t.untyped_storage().data_ptr() for t in program.leaves]
-    if any(storages.count(storages[i]) > 1 for i in program.free):
+    for t in free:
+        if not any(t is leaf for leaf in program.leaves):
+            raise ValueError(
+                f"params must hold states that the energy uses, got one of shape {tuple(t.shape)} it does not"
+            )
+    if _share_memory(program.leaves, program.free):
         raise NotCapturable("a state shares its memory with another tensor")
+    results = recorder.results()
+    del recorder, result
+    program.stores = any(reference() is not None for reference in results)
     try:
-        check(energy, program)
+        _dry_run(energy, program, ())
     except _Changed as change:
         raise NotCapturable(f"two runs of the energy differ: {change}") from change
     return program
@@ -95,6 +103,23 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
 def has_hooks(t: Tensor) -> bool:
     """Whether something wants to see, or change, a tensor's gradient."""
     return bool(t._backward_hooks or getattr(t, "_post_accumulate_grad_hooks", None))
+
+
+def _obstacle(free: Sequence[Tensor]) -> str | None:
+    """Why nothing can be captured, or run from a capture, in the state that PyTorch and the states are in."""
+    if torch.is_autocast_enabled(free[0].device.type):
+        return "autocast is on, and chooses dtypes call by call"
+    if parametrize._cache_enabled:
+        return "torch.nn.utils.parametrize.cached() is on, and would keep what a dry run computes"
+    if any(map(has_hooks, free)):
+        return "a state has a gradient hook"
+    return None
+
+
+def _share_memory(leaves: Sequence[Tensor], free: Iterable[int]) -> bool:
+    """Whether a state has its memory in common with another leaf."""
+    storages = [t.untyped_storage().data_ptr() for t in leaves]
+    return any(storages.count(storages[i]) > 1 for i in free)
 
 
 def same(energy: Callable[[], Tensor], program: Program) -> bool:
@@ -107,14 +132,33 @@ def same(energy: Callable[[], Tensor], program: Program) -> bool:
 
 
 def check(energy: Callable[[], Tensor], program: Program) -> None:
-    """Run an energy dry against a program."""
-    states = [program.leaves[i] for i in program.free]
-    if torch.is_autocast_enabled(states[0].device.type) or any(map(has_hooks, states)):
-        raise _Changed("autocast, or a hook on a state")
-    for leaf, (shape, dtype, device, stride) in zip(program.leaves, program.forms, strict=True):
-        if leaf.shape != shape or leaf.dtype != dtype or leaf.device != device or leaf.stride() != stride:
-            raise _Changed(f"a tensor of shape {tuple(shape)} now is {tuple(leaf.shape)} {leaf.dtype}")
-    checker = _Checker(program)
+    """Run an energy dry against a program.
+
+    Data, which are tensors that nothing learns, may have been replaced by others of the same form: the program then
+    takes the new ones.
+    """
+    if obstacle := _obstacle([program.leaves[i] for i in program.free]):
+        raise _Changed(obstacle)
+    for leaf, form in zip(program.leaves, program.forms, strict=True):
+        if form_of(leaf) != form:
+            raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
+    new = _dry_run(energy, program, program.data())
+    if not new:
+        return
+    old = {slot: program.leaves[slot] for slot in new}
+    program.replace(new)
+    try:
+        if _share_memory(program.leaves, program.free):
+            raise _Changed("a state shares its memory with another tensor")
+        _dry_run(energy, program, ())  # every use must be of the new one
+    except _Changed:
+        program.replace(old)
+        raise
+
+
+def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> dict[int, Tensor]:
+    """The tensors in the place of leaves that are data, by slot; raises `_Changed` where anything else is different."""
+    checker = _Checker(program, {id(program.leaves[slot]): slot for slot in data})
     try:
         with torch.no_grad(), checker:
             result = energy()
@@ -124,6 +168,7 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
         raise _Changed(f"{type(error).__name__}: {error}") from error
     if checker.position != len(program.calls) or result is not program.dry_result:
         raise _Changed("it ends earlier, or with another result")
+    return checker.new
 
 
 def _own_function(result: Tensor) -> str | None:
@@ -159,57 +204,57 @@ class _Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = resolve_name(function)
+        name = resolve_name(function) or str(getattr(function, "__name__", function))
         if _is_metadata(name):
             return function(*args, **kwargs)
-        self._reject(function, name, args, kwargs)
-        inputs: list[int] = []
-        packed_args, packed_kwargs = self._pack(args, inputs), self._pack(kwargs, inputs)
+        given = tensors((args, kwargs))
+        self._reject(name, args, kwargs, given)
+        inputs = tuple(self._slot(t).index for t in given)
+        versions = [0 if t.is_inference() else t._version for t in given]
         result = function(*args, **kwargs)
-        single = isinstance(result, Tensor)
-        if not single and not (isinstance(result, tuple | list) and any(isinstance(t, Tensor) for t in result)):
-            raise NotCapturable(f"{name or function} reads values out of a tensor")
-        outputs = []
-        for t in (result,) if single else result:
-            if not isinstance(t, Tensor):
-                continue
-            known = id(t) in self.slots  # contiguous() and the like may return what they were given
-            outputs.append(self._slot(t))
-            if not known:
-                self.produced.add(outputs[-1])
-        self.calls.append(Call(function, packed_args, packed_kwargs, tuple(inputs), tuple(outputs), single))
+        if versions != [0 if t.is_inference() else t._version for t in given]:
+            raise NotCapturable(f"{name} works in place")
+        if not _is_made_of_tensors(result):
+            raise NotCapturable(f"{name} reads values out of a tensor")
+        # contiguous() and the like may return what they were given
+        fresh = [t for t in tensors(result) if id(t) not in self.slots]
+        self.produced.update(self._slot(t).index for t in fresh)
+        packed_args, packed_kwargs, packed_result = (
+            replaced(tree, Tensor, self._slot) for tree in (args, kwargs, result)
+        )
+        outputs = tuple(self._slot(t).index for t in tensors(result))
+        self.calls.append(Call(function, packed_args, packed_kwargs, packed_result, inputs, outputs))
         return result
 
-    def _reject(self, function: Any, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        short = str(name or getattr(function, "__name__", function)).rsplit(".", 1)[-1]
+    def _reject(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> None:
+        if torch._C._is_any_autocast_enabled():
+            raise NotCapturable("the energy turns autocast on, which chooses dtypes call by call")
+        for t in given:
+            if t.layout is not torch.strided:
+                raise NotCapturable(f"{name} takes a tensor of layout {t.layout}")
+            if torch._C._functorch.is_functorch_wrapped_tensor(t):
+                raise NotCapturable("the energy uses a transform of torch.func")
+        short = name.rsplit(".", 1)[-1]
         in_place = short.endswith("_") and not short.endswith("__") and not short.startswith("_")
         if in_place or short in ("__setitem__", "__set__") or kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise NotCapturable(f"{name or short} works in place")
-        if short in ("__iadd__", "__isub__", "__imul__", "__itruediv__"):
             raise NotCapturable(f"{name} works in place")
         if short in _RANDOM or (short == "dropout" and kwargs.get("training", True) and kwargs.get("p", 0.5) > 0):
-            raise NotCapturable(f"{name or short} draws random numbers at every step")
+            raise NotCapturable(f"{name} draws random numbers at every step")
         if short == "batch_norm" and kwargs.get("training") and (len(args) > 1 and args[1] is not None):
             raise NotCapturable("batch_norm in training mode updates its running statistics at every step")
         if short in ("_set_grad_enabled", "backward", "grad", "requires_grad_", "register_hook"):
             raise NotCapturable(f"{short} has to do with autograd itself")
 
-    def _slot(self, t: Tensor) -> int:
+    def _slot(self, t: Tensor) -> Slot:
         slot = self.slots.get(id(t))
         if slot is None:
             slot = self.slots[id(t)] = len(self.kept)
             self.kept.append(t)
-        return slot
+        return Slot(slot)
 
-    def _pack(self, tree: Any, inputs: list[int]) -> Any:
-        if isinstance(tree, Tensor):
-            inputs.append(self._slot(tree))
-            return Slot(inputs[-1])
-        if isinstance(tree, dict):
-            return {k: self._pack(v, inputs) for k, v in tree.items()}
-        if type(tree) in (tuple, list):
-            return type(tree)(self._pack(v, inputs) for v in tree)
-        return tree
+    def results(self) -> list[weakref.ref[Tensor]]:
+        """What the calls gave; once recorder and energy are gone, only what the user's code stores is alive."""
+        return [weakref.ref(self.kept[s]) for s in self.produced]
 
     def program(self, result: Tensor, free: Sequence[Tensor]) -> Program:
         """Renumber: leaves first, then results in order."""
@@ -219,44 +264,72 @@ class _Recorder(TorchFunctionMode):
         renumber = {old: new for new, old in enumerate([*order, *produced])}
 
         def renamed(tree: Any) -> Any:
-            if isinstance(tree, Slot):
-                return Slot(renumber[tree.index])
-            if isinstance(tree, dict):
-                return {k: renamed(v) for k, v in tree.items()}
-            if type(tree) in (tuple, list):
-                return type(tree)(renamed(v) for v in tree)
-            return tree
+            return replaced(tree, Slot, lambda slot: Slot(renumber[slot.index]))
+
+        def renumbered(slots: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(renumber[s] for s in slots)
 
         calls = [
             Call(
-                c.function,
-                renamed(c.args),
-                renamed(c.kwargs),
-                tuple(renumber[s] for s in c.inputs),
-                tuple(renumber[s] for s in c.outputs),
-                c.single,
+                c.function, renamed(c.args), renamed(c.kwargs), renamed(c.result),
+                renumbered(c.inputs), renumbered(c.outputs),
             )
             for c in self.calls
-        ]
+        ]  # fmt: skip
         identities = {id(t) for t in free}
-        # Stand-ins take no memory: one element, expanded.
         by_new = sorted(((renumber[s], t) for s, t in enumerate(self.kept)), key=lambda pair: pair[0])
         return Program(
             leaves,
             frozenset(i for i, t in enumerate(leaves) if id(t) in identities),
             calls,
             renumber[self.slots[id(result)]],
-            stand_ins=[torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape) for _, t in by_new],
+            stand_ins=[_stand_in(t) for _, t in by_new],
         )
 
 
-class _Checker(TorchFunctionMode):
-    """Compares every call with the recorded one and answers with stand-ins."""
+class _FixedShapes(TorchDispatchMode):
+    """Refuses operators the shape of whose result depends on values: it would be that of the capture for ever."""
 
-    def __init__(self, program: Program) -> None:
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        masks = operator is not torch.ops.aten.index.Tensor or any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if masks and torch.Tag.dynamic_output_shape in operator.tags:
+            raise NotCapturable(f"the shape of what {operator} gives depends on values")
+        return operator(*args, **(kwargs or {}))
+
+
+def _is_made_of_tensors(result: Any) -> bool:
+    """Whether a call returned tensors, in tuples and lists, and None, and nothing else."""
+
+    def only(tree: Any) -> bool:
+        return tree is None or isinstance(tree, Tensor) or (isinstance(tree, tuple | list) and all(map(only, tree)))
+
+    return only(result) and bool(tensors(result))
+
+
+def _stand_in(t: Tensor) -> Tensor:
+    """A tensor of a form that takes no memory, of NaN where that is a number: whoever computes with it shall see."""
+    value = float("nan") if t.is_floating_point() or t.is_complex() else 0
+    return torch.full((), value, dtype=t.dtype, device=t.device).expand(t.shape)
+
+
+class _Checker(TorchFunctionMode):
+    """Compares every call with the recorded one and answers with stand-ins.
+
+    Args:
+        program: what was recorded.
+        data: slots of the leaves that may have been replaced, by their ids.
+    """
+
+    def __init__(self, program: Program, data: dict[int, int]) -> None:
         super().__init__()
+        self.program, self.data = program, data
         self.expected = program.dry_calls()
         self.position = 0
+        self.new: dict[int, Tensor] = {}  # in the place of which leaf
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -270,38 +343,49 @@ class _Checker(TorchFunctionMode):
             if _is_metadata(_name_of(function)):
                 return function(*args, **(kwargs or {}))
             raise _Changed(f"{_name_of(function)} in the place of {call.name}")
-        if not _equal_items(expected_args, args) or (
-            (kwargs or expected_kwargs) and not _equal(expected_kwargs, kwargs)
+        if not self._equal_items(expected_args, args) or (
+            (kwargs or expected_kwargs) and not self._equal(expected_kwargs, kwargs)
         ):
             raise _Changed(f"other arguments of {call.name}")
+        if torch._C._is_any_autocast_enabled():
+            raise _Changed("autocast is on")
         self.position += 1
         return outputs
 
-
-def _equal_items(expected: tuple[Any, ...] | list[Any], given: tuple[Any, ...] | list[Any]) -> bool:
-    if len(expected) != len(given):
-        return False
-    for e, g in zip(expected, given, strict=True):  # noqa: SIM110 (a generator takes three times as long)
-        if e is not g and not _equal(e, g):
+    def _equal_items(self, expected: tuple[Any, ...] | list[Any], given: tuple[Any, ...] | list[Any]) -> bool:
+        if len(expected) != len(given):
             return False
-    return True
-
-
-def _equal(expected: Any, given: Any) -> bool:
-    """Whether arguments are the same: tensors by identity, everything else by type and value."""
-    if expected is given:
+        for e, g in zip(expected, given, strict=True):  # noqa: SIM110 (a generator takes three times as long)
+            if e is not g and not self._equal(e, g):
+                return False
         return True
-    if isinstance(expected, dict):
-        return (
-            isinstance(given, dict)
-            and expected.keys() == given.keys()
-            and all(_equal(expected[k], given[k]) for k in expected)
-        )
-    if type(expected) is not type(given) or isinstance(expected, Tensor):
-        return False
-    if type(expected) in (tuple, list):
-        return _equal_items(expected, given)
-    return bool(expected == given)
+
+    def _equal(self, expected: Any, given: Any) -> bool:
+        """Whether arguments are the same: tensors by identity, everything else by type and value."""
+        if expected is given:
+            return True
+        if isinstance(expected, dict):
+            return (
+                isinstance(given, dict)
+                and expected.keys() == given.keys()
+                and all(self._equal(expected[k], given[k]) for k in expected)
+            )
+        if type(expected) is not type(given):
+            return False
+        if isinstance(expected, Tensor):
+            return self._replaces(expected, given)
+        if isinstance(expected, tuple | list):
+            return self._equal_items(expected, given)
+        return bool(expected == given)
+
+    def _replaces(self, expected: Tensor, given: Tensor) -> bool:
+        """Whether a tensor is new data in the place of a leaf; it is then remembered as that."""
+        slot = self.data.get(id(expected))
+        if slot is None or form_of(given) != self.program.forms[slot] or given.requires_grad:
+            return False
+        if self.new.setdefault(slot, given) is not given:
+            return False
+        return not any(given is t for t in (*self.program.leaves, *self.program.stand_ins))
 
 
 _names: dict[Any, str | None] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import functional, ops
-from .capture import has_hooks
+from .capture import NotCapturable, has_hooks
 from .graph import partition
 from .lowering import Activation, Chain, Node, precision
 from .program import Program, Slot
@@ -101,24 +101,6 @@ class _Operands(NamedTuple):
     predicted: list[bool]
 
 
-def _covariance_gradients(node: Node, values: dict[int, Tensor], moment: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of a node's mean energy for its log-variance, or its Cholesky factor's log-diagonal and triangle.
-
-    Args:
-        node: its energy being ``weight [1/2 r^T Sigma^-1 r + 1/2 log|Sigma|]``.
-        values: of the program's slots.
-        moment: as `chain_mstep` returns it, with e = weight Sigma^-1 r.
-    """
-    if node.logvar is not None:
-        return ((0.5 * (node.weight - moment)).sum_to_size(values[node.logvar].shape),)
-    assert node.factor is not None
-    factor = values[node.factor]
-    if node.weight == 0:
-        return torch.zeros_like(factor.diagonal()), torch.zeros_like(factor)
-    slope = moment @ factor / -node.weight  # and weight / L_ii on the diagonal
-    return node.weight + slope.diagonal() * factor.diagonal(), slope.tril(-1)
-
-
 class ChainExecutor(_Replaying):
     """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
@@ -126,7 +108,7 @@ class ChainExecutor(_Replaying):
 
     def __init__(self, program: Program, chains: list[Chain], states: Sequence[Tensor], replay: Replay) -> None:
         weights = {s for c in chains for e in c.edges for s in (e.weight, e.bias) if s is not None}
-        data = [s for s in program.data() if s not in weights]  # what looks like data, as many rows wide as the batch
+        data = [s for s in program.moving() if s not in weights]  # what looks like data, as many rows wide as the batch
         super().__init__(program, sorted(program.free), data, replay)
         self.chains = chains
         order = {id(s): i for i, s in enumerate(states)}
@@ -261,8 +243,10 @@ class ChainExecutor(_Replaying):
             for_weight = [r and e.weight in needed for r, e in zip(reached, chain.edges, strict=True)]
             for_bias = [r and e.bias in needed for r, e in zip(reached, chain.edges, strict=True)]
             spreads = [self._spread(n) for n in chain.nodes]
-            for_precision = [not needed.isdisjoint(s) for s in spreads]
-            wants = for_weight, for_bias, for_precision
+            for_variance = [
+                n.factor is None and not needed.isdisjoint(s) for n, s in zip(chain.nodes, spreads, strict=True)
+            ]
+            wants = for_weight, for_bias, for_variance
             results = iter(ops.chain_mstep(*self._operands(chain, values, leaves), *wants, known))
             for edge, want in zip(chain.edges, for_weight, strict=True):
                 if want:
@@ -270,13 +254,17 @@ class ChainExecutor(_Replaying):
             for edge, want in zip(chain.edges, for_bias, strict=True):
                 if want:
                     add(edge.bias, next(results))
-            for node, slots, want in zip(chain.nodes, spreads, for_precision, strict=True):
-                if not want:
-                    continue
-                self._notify(node)
-                for slot, gradient in zip(slots, _covariance_gradients(node, values, next(results)), strict=True):
-                    if slot in needed:
-                        add(slot, gradient)
+            for node, want in zip(chain.nodes, for_variance, strict=True):
+                if want:
+                    assert node.logvar is not None
+                    gradient = 0.5 * (node.weight - next(results))  # of weight / 2 E[d^2 / variance + log variance]
+                    add(node.logvar, gradient.sum_to_size(values[node.logvar].shape))
+            for node, slots in zip(chain.nodes, spreads, strict=True):
+                if node.factor is not None and not needed.isdisjoint(slots):
+                    self._notify(node)
+                    for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
+                        if slot in needed:
+                            add(slot, gradient)
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
 
     def _spread(self, node: Node) -> tuple[int, ...]:
@@ -290,6 +278,23 @@ class ChainExecutor(_Replaying):
             return ()
         logdiag, offtril = call.args[:2]
         return (logdiag.index, offtril.index) if isinstance(logdiag, Slot) and isinstance(offtril, Slot) else ()
+
+    def _factor_gradients(self, node: Node, slots: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Of the mean energy, for the two parts of a node's Cholesky factor, from the residuals d = z - mu.
+
+        The moment of the errors, E[e e^T], would give them too; but L^T e loses as many digits as the covariance is
+        ill-conditioned, where u = L^-1 d does not.
+        """
+        program = self.program
+        assert node.term is not None
+        state, pred = (a.index for a in program.producer[program.terms[node.term].slot].args[:2])
+        given = program.evaluate([state, pred, *slots])
+        with torch.inference_mode(False), torch.enable_grad():
+            value, mean, *parts = (t.detach() for t in given)
+            for part in parts:
+                part.requires_grad_()
+            energy = functional.multivariate_energy(value, mean, functional.cholesky_factor(*parts))
+            return torch.autograd.grad(node.weight * energy.mean(), parts)
 
     def _notify(self, node: Node) -> None:
         """Tell the owner of a Cholesky factor that its gradient was asked for, as autograd would."""
@@ -338,12 +343,12 @@ class GraphExecutor(_Replaying):
 
     def __init__(self, program: Program, states: Sequence[Tensor], replay: Replay) -> None:
         slots = {id(t): i for i, t in enumerate(program.leaves)}
-        super().__init__(program, [slots[id(s)] for s in states], program.data(), replay)
+        super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
         self._channels_last = any(call.name in _CONVOLUTIONS for call in program.calls)
         if self._channels_last:
             try:
                 self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
-            except RuntimeError:  # the energy takes views that only the usual layout allows
+            except NotCapturable:  # the energy may take views that only the usual layout allows
                 self._channels_last = False
         if not self._channels_last:
             self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))

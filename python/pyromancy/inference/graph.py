@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         results of the first.
 
     Raises:
-        NotCapturable: something in it draws random numbers.
+        NotCapturable: it cannot be traced, or something in it draws random numbers.
     """
 
     def gradient(*leaves: Tensor) -> list[Tensor]:
@@ -43,21 +44,43 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         zeros = zip(gradients, free, strict=True)
         return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
 
-    traced = make_fx(gradient)(*leaves)
+    try:
+        with torch.inference_mode(False):
+            traced = _traced(gradient, [t.clone() if t.is_inference() else t for t in leaves])
+    except Exception as error:  # of its many ways to fail, each with its own type
+        what = re.split(r"[.\n]\s", str(error), maxsplit=1)[0] or type(error).__name__
+        raise NotCapturable(f"its gradient cannot be traced: {what}") from error
     for n in traced.graph.nodes:
         if _draws(n):
             raise NotCapturable(f"{n.target} draws random numbers at every step")
+        if _writes(n):
+            raise NotCapturable(f"{n.target} works in place")
     _drop_aliases(traced.graph)
     _fuse_sums(traced.graph)
     traced.graph.eliminate_dead_code()
     return _split(traced, free)
 
 
+def _traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
+    """A function as a graph of operators none of which writes to its arguments."""
+    traced = make_fx(function)(*arguments)
+    if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
+        traced = make_fx(torch.func.functionalize(traced))(*arguments)
+    return traced
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _draws(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
-    arguments = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
-    return bool(arguments.get("dropout_p", 1.0) != 0.0)  # attention without dropout is tagged, too
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name == "dropout_p":  # attention without dropout is tagged, too
+            given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p")
+            return bool(argument.default_value if given is None else given)
+    return True
 
 
 def _drop_aliases(graph: fx.Graph) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +48,14 @@ class InferenceLoop:
             optimizer.step()  # torch.optim.SGD(params, lr, momentum, dampening, nesterov=nesterov)
 
     The energy is captured once: which states, parameters and operations make each prediction. Before every run a dry
-    run of the callable, which computes nothing, proves that it still does the same; otherwise it is captured again. So
-    changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all noticed.
-    The callable may run more often than there are steps, so it must be free of side effects. What the check cannot see
-    are hooks on modules that are registered after the first run.
+    run of the callable, which computes nothing, compares it with what was captured; where they differ it is captured
+    again. So changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all
+    noticed; tensors that nothing learns, such as a batch's data, may be replaced without another capture.
+
+    The callable runs once per run, not once per step, so it must have no effects that matter, such as counting.
+    Tensors that it stores (``self.error = ...``, pruning, hooks that log) hold afterwards what they are at the states
+    that the run ended in. What a dry run cannot see: values that the callable takes from elsewhere than PyTorch's
+    functions of fixed tensors, such as a NumPy array.
 
     On a GPU all steps of a run are one CUDA graph, where no kernel waits for its launch: captured at the second run of
     its kind, replayed from then on. Another number of steps or rate, moved parameters or another choice of kernels
@@ -67,8 +74,8 @@ class InferenceLoop:
         executor: "chain", "graph" or "autograd" to insist on one; None takes the fastest that can.
 
     Raises:
-        TypeError: `energy` is not callable, or a parameter is not a tensor.
-        ValueError: no parameters, or another argument is out of range; the message says which.
+        TypeError: `energy` is not callable, a parameter is not a tensor, or a rate is not a number.
+        ValueError: no parameters, one given twice or frozen, or another argument out of range; the message says which.
     """
 
     def __init__(
@@ -93,19 +100,14 @@ class InferenceLoop:
         for p in self._params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"params must hold tensors, got {type(p).__name__}")
-            if not p.requires_grad:
-                raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
-        if not lr >= 0 or lr == float("inf"):
-            raise ValueError(f"lr must be finite and not negative, got {lr}")
-        if not momentum >= 0:
-            raise ValueError(f"momentum must not be negative, got {momentum}")
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("nesterov needs a momentum above 0 and no dampening")
+        if len({id(p) for p in self._params}) < len(self._params):
+            raise ValueError("params must hold every state once, got one of them twice")
+        self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
+        self._check_options()
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         if executor is not None and executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)} or None, got {executor!r}")
-        self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
         self.reduction = reduction
         self._energy, self._wanted = energy, executor
         self._program: Program | None = None
@@ -132,15 +134,25 @@ class InferenceLoop:
             What was done.
 
         Raises:
-            ValueError: `steps` is negative.
+            TypeError: `steps` is not an integer.
+            ValueError: `steps` is negative; an option set since, or a state, is not what the constructor takes; the
+                energy does not depend on a state; or there is none per sample to record.
             RuntimeError: the executor that was insisted on cannot run this energy.
         """
-        if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps must be an int that is not negative, got {steps!r}")
+        try:
+            steps = operator.index(steps)
+        except TypeError:
+            raise TypeError(f"steps must be an integer, got {steps!r}") from None
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
+        self._check_options()
         executor = self._prepared()
         if steps == 0:  # not even a velocity has begun
             return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
-        batch = max(1, self._batch()) if self.reduction == "mean" else 1
+        shape = self._shape() if record or self.reduction == "mean" else torch.Size()
+        if record and len(shape) != 1:
+            raise ValueError(f"energy must return one value per sample, [B], to be recorded, got shape {tuple(shape)}")
+        batch = max(1, shape.numel()) if self.reduction == "mean" else 1
         resume = self._velocities is not None and self._seen == self._identity()
         if self.momentum and not resume:
             self._velocities = [p.new_zeros(p.shape) for p in self._params]
@@ -148,6 +160,7 @@ class InferenceLoop:
         velocities = self._velocities if self.momentum else None
         energies = executor.run(steps, descent, velocities, resume, record)
         self._seen = self._identity()
+        self._restore()
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
@@ -165,6 +178,7 @@ class InferenceLoop:
         """
         wanted = list({id(p): p for p in params}.values())
         found = self._prepared().gradients(wanted)
+        self._restore()
         if isinstance(found, str):
             self._reasons["fused M-step gradients"] = found
             learned = [p for p in wanted if p.requires_grad]
@@ -185,12 +199,34 @@ class InferenceLoop:
     def explain(self) -> str:
         """Which executor runs the steps, what it hoists, and what keeps a faster one from it."""
         executor = self._prepared()
+        self._restore()
         lines = [f"executor: {executor.name}", *(f"  {note}" for note in executor.notes())]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
         return "\n".join(lines)
 
-    def _batch(self) -> int:
-        return (self._program.stand_ins[self._program.result] if self._program else self.energy()).numel()
+    def _check_options(self) -> None:
+        """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""
+        for name in ("lr", "momentum", "dampening"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or (value < 0 and name != "dampening"):
+                least = "" if name == "dampening" else " and not negative"
+                raise ValueError(f"{name} must be finite{least}, got {value}")
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and no dampening")
+        for p in self._params:
+            if not p.requires_grad:
+                raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
+
+    def _restore(self) -> None:
+        """Put back what the energy's code stores and a dry run has replaced with its stand-ins."""
+        if self._program is not None and self._program.stores:
+            self.energy()
+
+    def _shape(self) -> torch.Size:
+        """Of the energy."""
+        return (self._program.stand_ins[self._program.result] if self._program else self.energy()).shape
 
     def _identity(self) -> list[tuple[int, int]]:
         return [(p.data_ptr(), p._version) for p in self._params]
@@ -229,10 +265,6 @@ class InferenceLoop:
             self._program.names = _names(self._energy, self._program)
         except NotCapturable as reason:
             self._reasons["chain or graph"] = str(reason)
-            return self._instead(AutogradExecutor(self._energy, self._params))
-        missing = len(self._params) - len(self._program.free)
-        if missing:
-            self._reasons["chain or graph"] = f"{missing} of the states have no part in the energy"
             return self._instead(AutogradExecutor(self._energy, self._params))
         if self._wanted != "graph":
             try:

@@ -23,14 +23,19 @@ class Slot:
 
 @dataclass(frozen=True)
 class Call:
-    """One function call: `outputs` are the slots of the tensors it returned."""
+    """One function call: slots stand for the tensors in its arguments and its result.
+
+    Attributes:
+        inputs: slots of the tensors it took, in order.
+        outputs: slots of those it returned.
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    result: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    single: bool  # whether it returned a tensor and not a sequence of them
 
     @property
     def name(self) -> str:
@@ -65,6 +70,7 @@ class Program:
         result: slot of the energy, ``[B]``.
         names: what to call leaves when printed.
         stand_ins: for every slot a tensor of its shape and dtype that takes no memory.
+        stores: whether running the energy leaves a result of its calls somewhere.
     """
 
     leaves: list[Tensor]
@@ -73,6 +79,7 @@ class Program:
     result: int
     names: dict[int, str] = field(default_factory=dict)
     stand_ins: list[Tensor] = field(default_factory=list, repr=False)
+    stores: bool = False
 
     def __post_init__(self) -> None:
         self.producer: dict[int, Call] = {}
@@ -85,7 +92,7 @@ class Program:
             if varying.intersection(call.inputs[: _VALUES_FROM.get(call.name)]):
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
-        self.forms = [(t.shape, t.dtype, t.device, t.stride()) for t in self.leaves]
+        self.forms = [form_of(t) for t in self.leaves]
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self.terms = self._terms()
@@ -105,9 +112,14 @@ class Program:
         values: dict[int, Tensor] = dict(enumerate(self.leaves if leaves is None else leaves))
         for call in schedule:
             result = call.function(*_fill(call.args, values), **_fill(call.kwargs, values))
-            results = (result,) if call.single else tuple(t for t in result if isinstance(t, Tensor))
-            values.update(zip(call.outputs, results, strict=True))
+            values.update(zip(call.outputs, tensors(result), strict=True))
         return [values[s] for s in wanted]
+
+    def replace(self, leaves: dict[int, Tensor]) -> None:
+        """Take other tensors of the same forms for leaves, by slot."""
+        for slot, leaf in leaves.items():
+            self.leaves[slot] = leaf
+        self._dry_calls = []
 
     @property
     def dry_result(self) -> Tensor:
@@ -119,9 +131,7 @@ class Program:
         if not self._dry_calls:
             values = dict(enumerate([*self.leaves, *self.stand_ins[len(self.leaves) :]]))
             for call in self.calls:
-                outputs = tuple(values[s] for s in call.outputs)
-                filled = _fill(call.args, values), _fill(call.kwargs, values)
-                self._dry_calls.append((call, *filled, outputs[0] if call.single else outputs))
+                self._dry_calls.append((call, *(_fill(tree, values) for tree in (call.args, call.kwargs, call.result))))
         return self._dry_calls
 
     def ancestors(self, slot: int) -> set[int]:
@@ -145,7 +155,11 @@ class Program:
         return count
 
     def data(self) -> list[int]:
-        """The leaves that look like a batch's data and not like parameters: one row per sample, and not free."""
+        """The leaves that look like data and not like states or parameters: they do not require gradients."""
+        return [i for i, t in enumerate(self.leaves) if i not in self.free and not t.requires_grad]
+
+    def moving(self) -> list[int]:
+        """The leaves that may be elsewhere for every batch, by their looks: one row per sample, and not free."""
         batch = self.stand_ins[self.result].shape[:1]
         return [i for i, t in enumerate(self.leaves) if i not in self.free and t.dim() and t.shape[:1] == batch]
 
@@ -208,14 +222,34 @@ class Program:
         return "\n".join(lines)
 
 
-def _fill(tree: Any, values: dict[int, Tensor]) -> Any:
-    if isinstance(tree, Slot):
-        return values[tree.index]
+def form_of(t: Tensor) -> tuple[Any, ...]:
+    """All but a tensor's values and its place in memory."""
+    return t.shape, t.dtype, t.device, t.stride()
+
+
+def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Arguments or a result with everything of a kind in it replaced, in tuples of any type, lists and dicts."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, tuple):
+        items = [replaced(v, kind, function) for v in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if type(tree) is list:
+        return [replaced(v, kind, function) for v in tree]
     if isinstance(tree, dict):
-        return {k: _fill(v, values) for k, v in tree.items()}
-    if type(tree) in (tuple, list):
-        return type(tree)(_fill(v, values) for v in tree)
+        return {k: replaced(v, kind, function) for k, v in tree.items()}
     return tree
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in arguments or a result, in order."""
+    found: list[Tensor] = []
+    replaced(tree, Tensor, found.append)
+    return found
+
+
+def _fill(tree: Any, values: dict[int, Tensor]) -> Any:
+    return replaced(tree, Slot, lambda slot: values[slot.index])
 
 
 def _show(argument: Any) -> str:
