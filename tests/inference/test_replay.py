@@ -15,7 +15,8 @@ import pyromancy as pyro
 from networks import KINDS, Chain, Images, data_for, loop_for
 from numerics import same_bits
 from pyromancy import backends
-from pyromancy.inference import executors, lowering, replay
+from pyromancy.inference import lowering, replay
+from pyromancy.inference.executors import base
 from pyromancy.inference.replay import Replay
 
 MOMENTUM = {"momentum": 0.6, "dampening": 0.25}
@@ -52,7 +53,7 @@ def device(monkeypatch):
             state.tapes.append(Tape(function, results))
             return state.tapes[-1], results
 
-    monkeypatch.setattr(executors, "replayed", lambda device: state.on)
+    monkeypatch.setattr(base, "replayed", lambda device: state.on)
     monkeypatch.setattr(replay, "recorder", Recorder)
     return state
 

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .capture import NotCapturable, capture, same
-from .executors import AutogradExecutor, ChainExecutor, Descent, Executor, GraphExecutor
+from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run
 from .lowering import NotAChain, lower
 from .program import Program
 from .replay import Replay
@@ -156,9 +156,9 @@ class InferenceLoop:
         resume = self._velocities is not None and self._seen == self._identity()
         if self.momentum and not resume:
             self._velocities = [p.new_zeros(p.shape) for p in self._params]
-        descent = Descent(self.lr / batch, self.momentum, self.dampening, self.nesterov)
-        velocities = self._velocities if self.momentum else None
-        energies = executor.run(steps, descent, velocities, resume, record)
+        lr, momentum, dampening = float(self.lr) / batch, float(self.momentum), float(self.dampening)
+        run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record)
+        energies = executor.run(run, self._velocities if momentum else None)
         self._seen = self._identity()
         self._restore()
         if energies is None:

@@ -1,91 +1,20 @@
-"""What runs the E-steps: the chain operator, a traced graph without autograd, or autograd itself."""
+"""Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import functional, ops
-from .capture import NotCapturable, has_hooks
-from .graph import partition
-from .lowering import Activation, Chain, Node, precision
-from .program import Program, Slot
-from .replay import Replay, product_precision, replayed
-
-# With channels last the library of convolutions need not reorder its operands, and pooling takes whole vectors.
-_CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
-
-
-@dataclass(frozen=True)
-class Descent:
-    """The rate and momentum of the E-step, as in `torch.optim.SGD`."""
-
-    lr: float
-    momentum: float = 0.0
-    dampening: float = 0.0
-    nesterov: bool = False
-
-
-class Executor(ABC):
-    """Runs E-steps of one captured energy."""
-
-    name: str
-
-    @abstractmethod
-    def run(
-        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
-    ) -> Tensor | None:
-        """Run steps on the free states, in place.
-
-        Returns:
-            With `record`, the energy of every term before every step, per sample: ``[steps, terms, B]``.
-        """
-
-    def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
-        """Gradients of the batch-mean energy, or why autograd has to compute them."""
-        del wanted
-        return "the executor has no gradients of its own"
-
-    @abstractmethod
-    def notes(self) -> list[str]:
-        """Lines for `InferenceLoop.explain`."""
-
-
-class _Replaying(Executor):
-    """Runs all steps as one function of the program's leaves and the velocities, which on a GPU is replayed."""
-
-    def __init__(self, program: Program, free: list[int], data: list[int], replay: Replay) -> None:
-        self.program, self._free, self._data, self._replay = program, free, data, replay
-
-    @torch.no_grad()
-    def run(
-        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
-    ) -> Tensor | None:
-        leaves, moving, options = self.program.leaves, velocities or [], (steps, descent, resume, record)
-        if replayed(leaves[self._free[0]].device):
-            count = len(leaves)
-
-            def body(tensors: list[Tensor]) -> list[Tensor]:
-                return self._infer(tensors[:count], tensors[count:], *options)
-
-            written = [*self._free, *range(count, count + len(moving))]
-            recorded = self._replay.run(self, options, body, [*leaves, *moving], written, self._data)
-        else:
-            recorded = self._infer(leaves, moving, *options)
-        torch.autograd.graph.increment_version([leaves[i] for i in self._free])
-        return recorded[0] if record else None
-
-    @abstractmethod
-    def _infer(
-        self, leaves: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
-    ) -> list[Tensor]:
-        """All steps on the states among these leaves, without waiting for the device; gives what is recorded."""
+from ... import functional, ops
+from ..capture import has_hooks
+from ..lowering import Activation, Chain, Node, precision
+from ..program import Program, Slot
+from ..replay import Replay, product_precision
+from .base import ReplayingExecutor, Run
 
 
 class _Operands(NamedTuple):
@@ -101,7 +30,7 @@ class _Operands(NamedTuple):
     predicted: list[bool]
 
 
-class ChainExecutor(_Replaying):
+class ChainExecutor(ReplayingExecutor):
     """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
     name = "chain"
@@ -142,17 +71,13 @@ class ChainExecutor(_Replaying):
             [n.term is not None for n in chain.nodes],
         )
 
-    def run(
-        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
-    ) -> Tensor | None:
-        self._plain = 0 if record else steps
+    def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
+        self._plain = 0 if run.record else run.steps
         self._known = []
-        return super().run(steps, descent, velocities, resume, record)
+        return super().run(run, velocities)
 
-    def _infer(
-        self, leaves: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
-    ) -> list[Tensor]:
-        values = self._values(leaves)
+    def _infer(self, leaves: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
+        values, steps, record = self._values(leaves), run.steps, run.record
         recorded = self._constant_energies(leaves, steps) if record else None
         kept = []
         for chain in self.chains:
@@ -170,7 +95,7 @@ class ChainExecutor(_Replaying):
                 of_chain.append(velocities[self._velocity[node.state]] if node.free else state)
             known = ops.infer_chain_(
                 states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
-                steps, descent.lr, of_chain, descent.momentum, descent.dampening, descent.nesterov, resume, energies,
+                steps, run.lr, of_chain, run.momentum, run.dampening, run.nesterov, run.resume, energies,
                 product_precision(),
             )  # fmt: skip
             kept.append(known)
@@ -334,105 +259,3 @@ class ChainExecutor(_Replaying):
                         f"{gram / 1e6:.1f} million multiply-adds a run with it, {direct / 1e6:.1f} without"
                     )
         return [*lines, *feedback, *self._replay.notes(self)]
-
-
-class GraphExecutor(_Replaying):
-    """Any captured energy: its gradient as a traced graph, run without autograd, invariant calls once a run."""
-
-    name = "graph"
-
-    def __init__(self, program: Program, states: Sequence[Tensor], replay: Replay) -> None:
-        slots = {id(t): i for i, t in enumerate(program.leaves)}
-        super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
-        self._channels_last = any(call.name in _CONVOLUTIONS for call in program.calls)
-        if self._channels_last:
-            try:
-                self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
-            except NotCapturable:  # the energy may take views that only the usual layout allows
-                self._channels_last = False
-        if not self._channels_last:
-            self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
-
-    def _laid_out(self, leaves: list[Tensor]) -> list[Tensor]:
-        """The leaves as the graphs take them."""
-        leaves = [t.detach() for t in leaves]
-        if not self._channels_last:
-            return leaves
-        return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in leaves]
-
-    def _infer(
-        self, given: list[Tensor], velocities: list[Tensor], steps: int, descent: Descent, resume: bool, record: bool
-    ) -> list[Tensor]:
-        program = self.program
-        leaves = self._laid_out(given)
-        states = [leaves[i] for i in self._free]
-        invariant = self._once(*leaves)
-        recorded = []
-        for step in range(steps):
-            if record:
-                terms = program.evaluate([t.slot for t in program.terms], leaves)
-                recorded.append(torch.stack([t.weight * e for t, e in zip(program.terms, terms, strict=True)]))
-            gradients = self._step(*leaves, *invariant)
-            for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
-                if not velocities:
-                    functional.estep_(state, gradient, lr=descent.lr)
-                    continue
-                momentum = descent.momentum
-                if step == 0 and not resume:  # the first gradient starts the velocity
-                    velocities[i].copy_(gradient)
-                    gradient = gradient * (1 + momentum) if descent.nesterov else gradient
-                    functional.estep_(state, gradient, lr=descent.lr)
-                else:
-                    functional.estep_(
-                        state, gradient, lr=descent.lr, momentum=momentum, dampening=descent.dampening,
-                        nesterov=descent.nesterov, buffer=velocities[i],
-                    )  # fmt: skip
-        for i, state in zip(self._free, states, strict=True):
-            if state.data_ptr() != given[i].data_ptr():
-                given[i].copy_(state)
-        return [torch.stack(recorded)] if record else []
-
-    def notes(self) -> list[str]:
-        once = sum(n.op == "call_function" for n in self._once.graph.nodes)
-        every = sum(n.op == "call_function" for n in self._step.graph.nodes)
-        layout = ["images with their channels last"] if self._channels_last else []
-        return [f"{every} operator calls at every step, {once} once a run", *layout, *self._replay.notes(self)]
-
-
-class AutogradExecutor(Executor):
-    """The loop users write: backward through the energy and an SGD step, T times."""
-
-    name = "autograd"
-
-    def __init__(self, energy: Callable[[], Tensor], states: Sequence[Tensor]) -> None:
-        self._energy, self._states = energy, list(states)
-
-    def run(
-        self, steps: int, descent: Descent, velocities: list[Tensor] | None, resume: bool, record: bool
-    ) -> Tensor | None:
-        recorded = []
-        for step in range(steps):
-            for state in self._states:
-                state.grad = None
-            with torch.enable_grad():
-                energy = self._energy()
-                energy.sum().backward(inputs=self._states)
-            gradients = [state.grad for state in self._states]
-            if record:
-                recorded.append(energy.detach().unsqueeze(0))
-            with torch.no_grad():
-                for i, (state, gradient) in enumerate(zip(self._states, gradients, strict=True)):
-                    if gradient is None:
-                        continue
-                    if velocities is not None:
-                        if step == 0 and not resume:
-                            velocities[i].copy_(gradient)
-                        else:
-                            velocities[i].mul_(descent.momentum).add_(gradient, alpha=1 - descent.dampening)
-                        ahead = gradient.add(velocities[i], alpha=descent.momentum)
-                        gradient = ahead if descent.nesterov else velocities[i]
-                    state.sub_(gradient, alpha=descent.lr)
-        return torch.stack(recorded) if record else None
-
-    def notes(self) -> list[str]:
-        return []

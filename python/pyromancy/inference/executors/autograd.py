@@ -1,0 +1,40 @@
+"""The loop that users write: backward through the energy and a step of SGD, T times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Executor, Run
+
+
+class AutogradExecutor(Executor):
+    """Any energy at all, as it is."""
+
+    name = "autograd"
+
+    def __init__(self, energy: Callable[[], Tensor], states: Sequence[Tensor]) -> None:
+        self._energy, self._states = energy, list(states)
+
+    def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
+        sgd = torch.optim.SGD(self._states, run.lr, run.momentum, run.dampening, nesterov=run.nesterov)
+        if run.resume and velocities is not None:
+            for state, velocity in zip(self._states, velocities, strict=True):
+                sgd.state[state]["momentum_buffer"] = velocity
+        recorded = []
+        for _ in range(run.steps):
+            sgd.zero_grad()
+            with torch.enable_grad():
+                energy = self._energy()
+                energy.sum().backward(inputs=self._states)
+            if run.record:
+                recorded.append(energy.detach().unsqueeze(0))
+            sgd.step()
+        for state, velocity in zip(self._states, velocities or (), strict=False):
+            velocity.copy_(sgd.state[state]["momentum_buffer"])
+        return torch.stack(recorded) if run.record else None
+
+    def notes(self) -> list[str]:
+        return []

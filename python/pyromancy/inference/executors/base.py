@@ -1,0 +1,87 @@
+"""What executors have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..program import Program
+from ..replay import Replay, replayed
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be done.
+
+    Attributes:
+        steps: number of E-steps.
+        lr: their rate; this and the next three are those of `torch.optim.SGD`.
+        resume: whether the velocities hold those of earlier steps; else the first gradient starts them.
+        record: whether the energies before every step are wanted.
+    """
+
+    steps: int
+    lr: float
+    momentum: float
+    dampening: float
+    nesterov: bool
+    resume: bool
+    record: bool
+
+
+class Executor(ABC):
+    """Runs E-steps of one captured energy."""
+
+    name: str
+
+    @abstractmethod
+    def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
+        """Run steps on the free states, in place.
+
+        Args:
+            run: how many, and how.
+            velocities: of the states, in their order, updated in place; None where there is no momentum.
+
+        Returns:
+            With `run.record`, the energy of every term before every step, per sample: ``[steps, terms, B]``.
+        """
+
+    def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
+        """Gradients of the batch-mean energy, or why autograd has to compute them."""
+        del wanted
+        return "the executor has no gradients of its own"
+
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """Lines for `InferenceLoop.explain`."""
+
+
+class ReplayingExecutor(Executor):
+    """Runs all steps as one function of the program's leaves and the velocities, which on a GPU is replayed."""
+
+    def __init__(self, program: Program, free: list[int], data: list[int], replay: Replay) -> None:
+        self.program, self._free, self._data, self._replay = program, free, data, replay
+
+    @torch.no_grad()
+    def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
+        leaves, moving = self.program.leaves, velocities or []
+        if replayed(leaves[self._free[0]].device):
+            count = len(leaves)
+
+            def body(tensors: list[Tensor]) -> list[Tensor]:
+                return self._infer(tensors[:count], tensors[count:], run)
+
+            written = [*self._free, *range(count, count + len(moving))]
+            recorded = self._replay.run(self, run, body, [*leaves, *moving], written, self._data)
+        else:
+            recorded = self._infer(leaves, moving, run)
+        torch.autograd.graph.increment_version([leaves[i] for i in self._free])
+        return recorded[0] if run.record else None
+
+    @abstractmethod
+    def _infer(self, leaves: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
+        """All steps on the states among these leaves, without waiting for the device; gives what is recorded."""
