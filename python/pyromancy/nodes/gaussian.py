@@ -308,10 +308,9 @@ class _KnownFactor:
 
     def of(self, logdiag: nn.Parameter, offtril: nn.Parameter) -> Tensor:
         plain = type(logdiag) is nn.Parameter and type(offtril) is nn.Parameter
-        observed = torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled()
         if torch.compiler.is_compiling() or not plain:
             return functional.cholesky_factor(logdiag, offtril)
-        if observed:
+        if torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled():
             return functional.cholesky_factor(logdiag, offtril, notify=self.forget)
         key = (logdiag.data_ptr(), logdiag._version, offtril.data_ptr(), offtril._version, logdiag.dtype)
         if key != self._key:

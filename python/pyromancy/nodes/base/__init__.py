@@ -81,7 +81,7 @@ class StateNode(Node):
                 if parameter is not None:
                     parameter.grad = None
         state = self.value
-        state.data = torch.empty(0, dtype=state.dtype, device=state.device)
+        self._hold(torch.empty(0, dtype=state.dtype, device=state.device))
 
     def init(self, value: Tensor) -> Any:
         """Set the state, in the node's dtype and on its device, and clear its gradient.
@@ -103,13 +103,23 @@ class StateNode(Node):
         state = self.value
         state.grad = None
         copy = value.detach().to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
-        state.data = copy
+        self._hold(copy)
         torch.autograd.graph.increment_version(state)  # assigning `data` does not; graphs over the old state are void
         return state
 
     def forward(self, inputs: Tensor, **kwargs: Any) -> Tensor:
         """In training mode, set the state to `inputs` and return it; in evaluation mode, return `inputs`."""
         return self.init(inputs) if self.training else inputs
+
+    def _hold(self, data: Tensor) -> None:
+        """Make `data` the contents of the state."""
+        state = self.value
+        if state.shape != data.shape:
+            # torch.compile, before torch 2.13, looks at shapes again only where a dictionary on the way has changed
+            held: dict[str, Any] = self._parameters if "value" in self._parameters else self._buffers
+            held["value"] = None
+            held["value"] = state
+        state.data = data
 
     def _state(self, method: str) -> Tensor:
         """The state, for `method` to use."""
