@@ -255,6 +255,14 @@ class TestResolution:
             with pytest.raises(TypeError, match=f"exclude must hold parameters and modules, got {type(bad).__name__}"):
                 [*get(module, exclude=[bad])]
 
+    def test_exclude_without_a_list(self):
+        module = nn.Linear(1, 1)
+        for get in (get_named_estep_params, get_named_mstep_params, get_estep_params, get_mstep_params):
+            with pytest.raises(
+                TypeError, match="exclude must be an iterable of parameters and modules, got one Linear"
+            ):
+                get(module, exclude=module)
+
 
 class TestWarnings:
     def test_a_parameter_in_neither_set(self):

@@ -98,7 +98,7 @@ def get_named_estep_params(
         Name and parameter.
 
     Raises:
-        TypeError: an element of `exclude` is neither a parameter nor a module.
+        TypeError: `exclude` is not iterable, or an element of it neither a parameter nor a module.
     """
     return _select(_E, _M, module, default, exclude, prefix, recurse, remove_duplicate)
 
@@ -139,7 +139,7 @@ def get_named_mstep_params(
         Name and parameter.
 
     Raises:
-        TypeError: an element of `exclude` is neither a parameter nor a module.
+        TypeError: `exclude` is not iterable, or an element of it neither a parameter nor a module.
     """
     return _select(_M, _E, module, default, exclude, prefix, recurse, remove_duplicate)
 
@@ -169,6 +169,8 @@ def _select(
     remove_duplicate: bool,
 ) -> Iterator[tuple[str, nn.Parameter]]:
     seen: set[nn.Parameter] = set()
+    if not isinstance(exclude, Iterable | None):
+        raise TypeError(f"exclude must be an iterable of parameters and modules, got one {type(exclude).__name__}")
     for item in exclude or ():
         if isinstance(item, nn.Parameter):
             seen.add(item)

@@ -177,9 +177,11 @@ class TestCovariance:
         for k, v in node.named_parameters():
             assert torch.equal(v, before[k])
 
-    def test_refuses_complex(self, kind):
+    def test_refuses_what_is_no_real_number(self, kind):
         with pytest.raises(TypeError, match=r"covariance must be real, got torch.complex64"):
             LEARNED[kind](2).covariance = torch.eye(2, dtype=torch.complex64)
+        with pytest.raises(TypeError, match="covariance must be a number or a tensor, got '1'"):
+            LEARNED[kind](2).covariance = "1"
 
 
 def test_standard_covariance_is_fixed():
@@ -203,6 +205,14 @@ class TestSample:
         node, mean = LEARNED[kind](3).double(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda m: node.sample(m, torch.Generator().manual_seed(1)), [mean])
         assert gradcheck_parameters(node, lambda: node.sample(mean.detach(), torch.Generator().manual_seed(1)))
+
+    @pytest.mark.parametrize("kind", GAUSSIAN)
+    def test_samples_around_something_else(self, kind):
+        node = GAUSSIAN[kind](3)
+        with pytest.raises(ValueError, match=r"value must fit the node's shape \(None, 3\), got \(2, 4\)"):
+            node.sample(torch.zeros(2, 4))
+        with pytest.raises(TypeError, match="value must be a tensor, got list"):
+            node.sample([1.0])
 
 
 class CountFactors(TorchDispatchMode):

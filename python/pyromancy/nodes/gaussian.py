@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from numbers import Real
 from typing import Any
 
 import torch
@@ -47,7 +48,12 @@ class AbstractGaussianNode(VariationalNode):
 
         Returns:
             Samples, of the shape of `value`; differentiable in `value` and in the covariance.
+
+        Raises:
+            TypeError: `value` is not a tensor.
+            ValueError: its shape does not fit the node.
         """
+        self._check("value", value)
         rows, pragma = self._shape.coalesce(value)
         noise = torch.empty_like(rows).normal_(generator=generator)
         return value + self._shape.disperse(self._colour(noise), pragma)
@@ -65,6 +71,8 @@ class AbstractGaussianNode(VariationalNode):
         """
         n = self.size
         if not isinstance(value, Tensor):
+            if not isinstance(value, Real):
+                raise TypeError(f"covariance must be a number or a tensor, got {value!r}")
             value = torch.tensor(float(value), dtype=torch.float64)
         elif value.is_complex():
             raise TypeError(f"covariance must be real, got {value.dtype}")

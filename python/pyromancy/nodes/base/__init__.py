@@ -58,6 +58,13 @@ class Node(nn.Module, ABC):
         """Product of the concrete dimensions."""
         return self._shape.size
 
+    def _check(self, name: str, value: Tensor) -> None:
+        """Raise where an argument is no tensor of the node's shape."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if not self._shape.compat(*value.shape):
+            raise ValueError(f"{name} must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
+
     @abstractmethod
     def reset(self) -> None:
         """Forget the state of the last batch."""
@@ -96,10 +103,7 @@ class StateNode(Node):
             TypeError: `value` is not a tensor.
             ValueError: the shape does not fit the node, or the batch is empty.
         """
-        if not isinstance(value, Tensor):
-            raise TypeError(f"value must be a tensor, got {type(value).__name__}")
-        if not self._shape.compat(*value.shape):
-            raise ValueError(f"value must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
+        self._check("value", value)
         state = self.value
         state.grad = None
         copy = value.detach().to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
