@@ -13,7 +13,7 @@
 #include <sstream>
 #include <string>
 
-#include "cpu/dtype.h"
+#include "dtype.h"
 
 namespace pyromancy {
 

@@ -3,7 +3,7 @@
 // Access to the operands of a Layout in blocks of consecutive positions: the elements themselves
 // where the operand is dense, a packed copy where it is not.
 
-#include "layout.h"
+#include "../layout.h"
 #include "vec.h"
 
 namespace pyromancy::PYROMANCY_ISA {

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "../layout.h"
 #include "isa.h"
-#include "layout.h"
 
 namespace pyromancy {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "dtype.h"
+#include "../dtype.h"
 
 #ifndef PYROMANCY_X86_ISAS
 #error "PYROMANCY_X86_ISAS must be 1 (kernels for AVX2 and AVX-512 too) or 0; see setup.py"

@@ -15,7 +15,7 @@
 #pragma GCC diagnostic pop
 #endif
 
-#include "dtype.h"
+#include "../dtype.h"
 
 // For functions of vectors inside loops: a call would spill whatever the loop keeps in registers.
 #define PYROMANCY_INLINE __attribute__((always_inline)) inline

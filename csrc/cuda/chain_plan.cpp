@@ -6,6 +6,8 @@
 #include <numeric>
 #include <vector>
 
+#include "../ceil_div.h"
+
 namespace pyromancy::cuda {
 namespace {
 
@@ -30,10 +32,6 @@ constexpr int kWarps = 8, kQuarters = 4; // of a block, and of a multiprocessor
 constexpr int kThreads = 32 * kWarps;    // as in device.h, which only nvcc reads
 constexpr int kRounds[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};
 constexpr int kGrains[] = {1, 2, 4}; // finer parts keep the warps evenly busy, and take more memory
-
-int ceil_div(int64_t a, int64_t b) {
-  return static_cast<int>((a + b - 1) / b);
-}
 
 // Hands out shared memory, 16 bytes at a time.
 class Room {
@@ -67,7 +65,7 @@ int64_t slice_size(const TileArgs& a, int node) {
 
 // Blocks of a product that sums over a node's neurons.
 int depth_of(const TileArgs& a, int node) {
-  return ceil_div(int64_t{a.node[node].tiles} * a.cluster * kNeurons, kDepth);
+  return static_cast<int>(ceil_div(int64_t{a.node[node].tiles} * a.cluster * kNeurons, kDepth));
 }
 
 bool feeds_product(const TileArgs& a, int node) {
@@ -139,7 +137,7 @@ void list_products(TileArgs& a, int round) {
     p = {};
     p.tiles = a.node[to].tiles;
     p.blocks = depth_of(a, from);
-    p.groups = ceil_div(p.tiles, kGroup);
+    p.groups = static_cast<int>(ceil_div(p.tiles, kGroup));
     p.panel = panel;
     return count++;
   };
@@ -173,7 +171,8 @@ void cut(TileArgs& a, int round, int phase, int grain) {
   units = 0;
   for (int i = begin; i < end; ++i) {
     TileProduct& p = a.product[i];
-    p.parts = std::clamp(ceil_div(p.blocks, target), 1, std::min(p.blocks, kWarps));
+    p.parts = static_cast<int>(
+        std::clamp<int64_t>(ceil_div(p.blocks, target), 1, std::min(p.blocks, kWarps)));
     p.units = units;
     units += p.groups * p.parts;
   }
@@ -277,7 +276,7 @@ double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& 
           a.cluster = cluster;
           a.sample_tiles = sample_tiles;
           for (int l = 0; l < a.nodes; ++l)
-            a.node[l].tiles = ceil_div(a.node[l].n, int64_t{kNeurons} * cluster);
+            a.node[l].tiles = static_cast<int>(ceil_div(a.node[l].n, kNeurons * cluster));
           Room room;
           place_slices(a, room);
           const int64_t begin = room.used();

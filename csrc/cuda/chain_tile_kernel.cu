@@ -442,8 +442,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
 
 template <int M>
 void launch_tiles(const TileArgs& args, Precision precision, void* stream) {
-  const int64_t samples = kSamples * M;
-  const int64_t blocks = (args.batch + samples - 1) / samples * args.cluster;
+  const int64_t blocks = ceil_div(args.batch, kSamples * M) * args.cluster;
   const auto go = [&](auto kernel) {
     launch_cluster(kernel, blocks, args.cluster, args.shared * sizeof(float), stream, args);
   };

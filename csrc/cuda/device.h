@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "../cpu/dtype.h"
+#include "../dtype.h"
 #include "operands.h"
 
 namespace pyromancy::cuda {

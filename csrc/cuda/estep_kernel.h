@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../cpu/dtype.h"
+#include "../dtype.h"
 #include "operands.h"
 
 namespace pyromancy::cuda {

@@ -152,8 +152,8 @@ void energy_of(const GaussianArgs& args, void* energy, void* chunks, void* strea
     launch(energy_kernel<T, V, kWarp>, blocks_for(rows, kThreads / kWarp), stream, args, out,
            partial);
   else
-    launch(energy_kernel<T, V, kThreads>, blocks_for(rows * ((size + kChunk - 1) / kChunk), 1),
-           stream, args, out, partial);
+    launch(energy_kernel<T, V, kThreads>, blocks_for(rows * ceil_div(size, kChunk), 1), stream,
+           args, out, partial);
 }
 
 } // namespace

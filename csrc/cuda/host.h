@@ -9,15 +9,12 @@
 
 #include <initializer_list>
 
+#include "../ceil_div.h"
 #include "../check.h"
-#include "../cpu/layout.h"
+#include "../layout.h"
 #include "operands.h"
 
 namespace pyromancy::cuda {
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Makes a tensor's device the current one, and finds the stream that it works on.
 class Context {

@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "../ceil_div.h"
 #include "device.h"
 
 namespace pyromancy::cuda {
@@ -20,7 +21,7 @@ namespace pyromancy::cuda {
 inline constexpr int64_t kMaxBlocks = PYROMANCY_MAX_BLOCKS;
 
 inline int64_t blocks_for(int64_t items, int64_t items_per_block) {
-  return std::min(kMaxBlocks, (items + items_per_block - 1) / items_per_block);
+  return std::min(kMaxBlocks, ceil_div(items, items_per_block));
 }
 
 inline void check(cudaError_t error) {

@@ -233,7 +233,7 @@ void launch_solve(Solve solve, const SolveArgs& args, void* stream) {
 }
 
 void launch_outer(const OuterArgs& args, void* stream) {
-  const int64_t tiles = (args.n + kTile - 1) / kTile;
+  const int64_t tiles = ceil_div(args.n, kTile);
   with_dtype(args.dtype, [&](auto zero) {
     using T = decltype(zero);
     launch(outer_kernel<T>, blocks_for(args.segments * tiles * tiles, 1), stream, args);

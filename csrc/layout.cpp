@@ -1,6 +1,6 @@
 #include "layout.h"
 
-#include "../check.h"
+#include "check.h"
 
 namespace pyromancy {
 namespace {
