@@ -3,15 +3,10 @@
 // How a chain is laid out for chain_tile_kernel.cu, or whether the library's products serve it
 // better. Plain arithmetic, for any compiler.
 
-#include "chain_tile.h"
+#include "chain_tile_kernel.h"
+#include "current_device.h"
 
 namespace pyromancy::cuda {
-
-struct DeviceLimits {
-  int multiprocessors;
-  int shared_bytes; // of a block
-  int cluster;      // blocks of one, at most
-};
 
 // Fills in the layout: cluster, sample tiles, products, and every offset in shared memory. The
 // caller has set of every node its width, flags, functions and pointers (null or not is what

@@ -1,4 +1,4 @@
-#include "chain_tile.h"
+#include "chain_tile_kernel.h"
 
 #include "activation.h"
 #include "cluster.h"

@@ -1,4 +1,5 @@
-#include "chain_plan.h"
+#include "chain_tile_kernel.h"
+#include "current_device.h"
 #include "launch.h"
 
 namespace pyromancy::cuda {
@@ -7,7 +8,6 @@ void set_device(int device) {
   check(cudaSetDevice(device));
 }
 
-// Of the current device.
 DeviceLimits device_limits() {
   int device = 0;
   check(cudaGetDevice(&device));

@@ -1,13 +1,13 @@
 #include "host.h"
 
+#include "current_device.h"
+
 // libtorch has it where it is built with CUDA. Weak, so that a build with CUDA kernels also loads
 // with a torch that has none.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
                                                                                    void** stream);
 
 namespace pyromancy::cuda {
-
-void set_device(int device); // device.cu
 
 namespace {
 

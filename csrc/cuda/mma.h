@@ -7,7 +7,7 @@
 // 4 t + 3), and of the sums the elements (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
 // The instructions number the 16 columns otherwise, but the same way in a and b.
 
-#include "chain_tile.h"
+#include "chain_tile_kernel.h"
 #include "device.h"
 
 namespace pyromancy::cuda {

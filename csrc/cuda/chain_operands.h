@@ -1,0 +1,71 @@
+#pragma once
+
+// A chain's operands as both operators on chains use them.
+
+#include "../chain.h"
+#include "chain_step_kernel.h"
+#include "library.h"
+
+namespace pyromancy::cuda {
+
+using MaybeTensor = std::optional<Tensor>;
+
+inline void* pointer(const MaybeTensor& t) {
+  return t ? t->data_ptr() : nullptr;
+}
+
+// A chain's operands, dense, and the steps that inference and learning share.
+class Chain {
+public:
+  explicit Chain(const ChainOperands& operands);
+
+  int64_t width(int64_t node) const {
+    return states[node].size(1);
+  }
+
+  Nonlinearity before(int64_t edge) const {
+    return nonlinearity(2 * edge);
+  }
+  Nonlinearity after(int64_t edge) const {
+    return nonlinearity(2 * edge + 1);
+  }
+
+  Tensor like_state(int64_t node) const {
+    return allocate(states[node].sizes(), states[0]);
+  }
+
+  // before(z) of an edge's source, which is the state itself where there is no activation; a step
+  // that moves the state computes it again (`UpdateArgs::activated`).
+  Tensor activated(int64_t edge) const;
+
+  // Arguments for the error of a node whose prediction an edge makes.
+  ErrorArgs error_args(int64_t node, const Tensor& product) const;
+
+  // Arguments for the error of a node whose prediction is known.
+  ErrorArgs error_args(int64_t node, const void* given, int64_t row) const;
+
+  void* stream() const {
+    return context_.stream;
+  }
+
+  const Tensors &states, &weights;
+  const std::vector<bool>& predicted;
+  MaybeTensors biases, diagonals, matrices; // the two kinds of precision
+  MaybeTensor prior;
+  const int64_t nodes, batch;
+  const DType dtype;
+
+private:
+  Nonlinearity nonlinearity(int64_t i) const {
+    return {static_cast<Activation>(activations_[i]), parameters_[i]};
+  }
+
+  ErrorArgs state_args(int64_t node) const;
+
+  NoGrad no_grad_;
+  Context context_;
+  const std::vector<int64_t>& activations_;
+  const std::vector<double>& parameters_;
+};
+
+} // namespace pyromancy::cuda

@@ -1,0 +1,128 @@
+#include "chain_steps.h"
+
+namespace pyromancy::cuda {
+namespace {
+
+class Steps {
+public:
+  Steps(const Chain& chain, const Inference& inference, const Schedule& schedule)
+      : chain_(chain), inference_(inference), schedule_(schedule) {
+    for (int64_t l = 0; l < chain.nodes; ++l) {
+      Node& node = nodes_.emplace_back();
+      const bool feeds = schedule.feedback(l) != Feedback::none;
+      if (feeds)
+        node.activated = chain.activated(l);
+      if (feeds)
+        node.feedback = chain.like_state(l);
+      if (!schedule.computes_error[l])
+        continue;
+      node.error = chain.like_state(l);
+      const bool full = chain.matrices[l].has_value();
+      if (full || inference.energies)
+        node.residual = chain.like_state(l);
+      if (!schedule.live[l])
+        continue;
+      node.product = chain.like_state(l);
+      node.weight = transposed(chain.weights[l - 1]);
+      // where nothing is to be multiplied with the error, it is the delta itself
+      node.delta =
+          chain.after(l - 1).kind == Activation::identity ? node.error : chain.like_state(l);
+    }
+  }
+
+  void run() {
+    for (int64_t step = 0; step < inference_.steps; ++step) {
+      for (int64_t l = 0; l < chain_.nodes; ++l)
+        if (schedule_.computes_error[l])
+          find_error(l, step);
+      for (int64_t l = 0; l < chain_.nodes; ++l)
+        if (schedule_.feedback(l) == Feedback::gram)
+          multiply(*nodes_[l].feedback, *nodes_[l].activated, *inference_.grams[l]);
+        else if (schedule_.feedback(l) == Feedback::product)
+          multiply(*nodes_[l].feedback, *nodes_[l + 1].delta, chain_.weights[l]);
+      for (int64_t l = 0; l < chain_.nodes; ++l)
+        if (inference_.free[l])
+          descend(l, step);
+    }
+  }
+
+private:
+  struct Node {
+    MaybeTensor activated, feedback, product, weight, residual, error, delta;
+  };
+
+  void find_error(int64_t l, int64_t step) {
+    const Node& node = nodes_[l];
+    const bool full = chain_.matrices[l].has_value();
+    if (schedule_.live[l])
+      multiply(*node.product, *nodes_[l - 1].activated, *node.weight);
+    ErrorArgs args = schedule_.live[l] ? chain_.error_args(l, *node.product)
+                                       : chain_.error_args(l, schedule_.constant[l]->data_ptr(),
+                                                           schedule_.constant_row[l]);
+    void* const error = node.error->data_ptr();
+    void* const delta = pointer(node.delta);
+    args.residual = pointer(node.residual);
+    if (!full) {
+      args.error = error;
+      args.delta = delta == error ? nullptr : delta;
+    }
+    launch_error(args, chain_.stream());
+    if (full) {
+      multiply(*node.error, *node.residual, *chain_.matrices[l]);
+      if (delta && delta != error) {
+        args.residual = nullptr;
+        args.weighed = error;
+        args.delta = delta;
+        launch_error(args, chain_.stream());
+      }
+    }
+    if (inference_.energies) {
+      char* const to = static_cast<char*>(inference_.energies->data_ptr());
+      launch_half_dot(
+          {chain_.dtype, chain_.batch, chain_.width(l), node.residual->data_ptr(), error,
+           to + (step * chain_.nodes + l) * chain_.batch * inference_.energies->element_size()},
+          chain_.stream());
+    }
+  }
+
+  void descend(int64_t l, int64_t step) {
+    const Node& node = nodes_[l];
+    UpdateArgs args{};
+    args.dtype = chain_.dtype;
+    args.size = chain_.states[l].numel();
+    args.state = chain_.states[l].data_ptr();
+    args.error = pointer(node.error);
+    args.lr = inference_.lr;
+    if (!inference_.velocities.empty()) {
+      args.velocity = inference_.velocities[l].data_ptr();
+      args.momentum = inference_.momentum;
+      args.dampening = inference_.dampening;
+      args.nesterov = inference_.nesterov;
+      args.starts = step == 0 && !inference_.resume;
+    }
+    if (node.feedback) {
+      args.before = chain_.before(l);
+      args.feedback = node.feedback->data_ptr();
+      args.drive = pointer(schedule_.drive[l]);
+      args.activated = args.before.kind == Activation::identity ? nullptr : pointer(node.activated);
+    }
+    launch_update(args, chain_.stream());
+  }
+
+  const Chain& chain_;
+  const Inference& inference_;
+  const Schedule& schedule_;
+  std::vector<Node> nodes_;
+};
+
+} // namespace
+
+void run_steps(const Chain& chain, const Inference& inference, const Schedule& schedule) {
+  if (inference.energies) { // of nodes without an energy
+    Tensor all = *inference.energies;
+    torch::stable::zero_(all);
+  }
+  Steps(chain, inference, schedule).run();
+}
+
+} // namespace pyromancy::cuda
