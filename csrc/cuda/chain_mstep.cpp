@@ -33,7 +33,7 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
         l > 0 ? chain.error_args(l, *product) : chain.error_args(l, pointer(chain.prior), row);
     const int64_t n = chain.width(l);
     const bool full = chain.matrices[l].has_value();
-    MaybeTensor error, delta, square;
+    MaybeTensor error, delta, square, scaled;
     if (full) {
       const Tensor residual = chain.like_state(l);
       args.residual = residual.data_ptr();
@@ -45,24 +45,18 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
     }
     if (needs_delta)
       delta = chain.like_state(l);
-    if (for_precision[l] && !full)
-      square = chain.like_state(l);
+    if (for_precision[l])
+      (full ? scaled : square) = chain.like_state(l);
     args.scale = -mean;
     args.delta = pointer(delta);
     args.square = pointer(square);
-    if (delta || square)
-      launch_error(args, chain.stream());
+    args.scaled = pointer(scaled);
+    launch_error(args, chain.stream());
     if (square) {
       sum_first(moments.emplace_back(allocate(Sizes(&n, 1), states[0])), *square);
-    } else if (for_precision[l]) {
-      const Tensor scaled = chain.like_state(l);
-      ErrorArgs scaling = chain.error_args(l, states[l].data_ptr(), n);
-      scaling.weighed = error->data_ptr();
-      scaling.scale = mean;
-      scaling.delta = scaled.data_ptr();
-      launch_error(scaling, chain.stream());
+    } else if (scaled) {
       const int64_t sizes[] = {n, n};
-      multiply(moments.emplace_back(allocate(Sizes(sizes, 2), states[0])), transposed(scaled),
+      multiply(moments.emplace_back(allocate(Sizes(sizes, 2), states[0])), transposed(*scaled),
                *error);
     }
     if (!needs_delta)

@@ -57,10 +57,12 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
     const T scale = static_cast<T>(a.scale);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      residual[k] *= -scale * error[k];
+      x[k] = -scale * error[k];
+      residual[k] *= x[k];
       error[k] *= scale;
     }
     store_if<T, V>(a.square, at, residual);
+    store_if<T, V>(a.scaled, at, x);
     if (a.delta && a.product)
 #pragma unroll
       for (int k = 0; k < V; ++k)
@@ -159,7 +161,7 @@ void launch_error(const ErrorArgs& a, void* stream) {
     using T = decltype(zero);
     with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
                  {a.product, a.bias, a.given, a.state, a.precision, a.weighed, a.prediction,
-                  a.residual, a.error, a.delta, a.square},
+                  a.residual, a.error, a.delta, a.square, a.scaled},
                  [&](auto pack) {
                    launch(error_kernel<T, pack>, blocks_for(a.rows * a.n, pack * kThreads), stream,
                           a);

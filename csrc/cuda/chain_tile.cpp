@@ -47,11 +47,13 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
 
 void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args) {
   PackArgs packing{};
+  int product_of[kProducts]; // that reads matrix i of packing
   int64_t floats = 0;
   const auto pack = [&](int product, const Tensor& matrix, bool is_transposed) {
     if (product == kAbsent)
       return;
     const TileProduct& p = args.product[product];
+    product_of[packing.count] = product;
     packing.matrix[packing.count++] = {static_cast<const float*>(matrix.data_ptr()),
                                        matrix.stride(is_transposed),
                                        matrix.stride(!is_transposed),
@@ -60,7 +62,6 @@ void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args) {
                                        p.tiles * args.cluster,
                                        p.blocks,
                                        floats};
-    args.product[product].packed = reinterpret_cast<const float*>(floats); // an offset as yet
     floats += int64_t{p.tiles} * args.cluster * p.blocks * kBlock;
   };
   for (int l = 0; l < args.nodes; ++l) {
@@ -76,8 +77,8 @@ void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args) {
   }
   const Tensor packed = allocate(Sizes(&floats, 1), chain.states[0]);
   packing.packed = static_cast<float*>(packed.data_ptr());
-  for (int i = 0; i < args.phase[args.rounds - 1][3]; ++i)
-    args.product[i].packed = packing.packed + reinterpret_cast<intptr_t>(args.product[i].packed);
+  for (int i = 0; i < packing.count; ++i)
+    args.product[product_of[i]].packed = packing.packed + packing.matrix[i].to;
   launch_pack(packing, chain.stream());
 
   MaybeTensor of_blocks;
