@@ -2,7 +2,7 @@
 
 Environment:
     PYROMANCY_NATIVE=0         no compiled module: a pure-Python wheel that runs on the eager reference
-    PYROMANCY_CUDA=auto|0|1    CUDA kernels where nvcc and a CUDA build of torch are there | never | or else an error
+    PYROMANCY_CUDA=auto|0|1    CUDA kernels given nvcc >= 12.1 and a CUDA build of torch | never | or else an error
     PYROMANCY_CUDA_ARCHS       their architectures, "80;90;100+PTX" where nvcc knows all of these
     CUDA_HOME                  the toolkit, where nvcc is not on the PATH or is not the one to use
     CXX, CXXFLAGS, MAX_JOBS    as usual
@@ -35,6 +35,7 @@ NVCC = [
 ]  # fmt: skip
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 CUDA_ARCHS = "80;90;100+PTX"
+OLDEST_NVCC = "12.1"  # from which on a kernel's arguments may take more than 4 KB
 ISAS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -73,6 +74,8 @@ def wants_cuda(torch: Path) -> bool:
         missing = "nvcc is neither on the PATH nor in CUDA_HOME"
     elif not list((torch / "lib").glob("libtorch_cuda.*")):
         missing = "the installed torch is a CPU build"
+    elif parts(release := nvcc_release()) < parts(OLDEST_NVCC):
+        missing = f"nvcc is {release}, and {OLDEST_NVCC} is needed"
     if missing and choice == "1":
         sys.exit(f"pyromancy: PYROMANCY_CUDA=1, but {missing}.")
     return missing is None
@@ -81,6 +84,17 @@ def wants_cuda(torch: Path) -> bool:
 def ask_nvcc(*arguments: str) -> str:
     """What nvcc prints."""
     return subprocess.run([find_nvcc() or "nvcc", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def nvcc_release() -> str:
+    """As in "12.8"."""
+    found = re.search(r"release ([\d.]+)", ask_nvcc("--version"))
+    return found[1] if found else "unknown"
+
+
+def parts(release: str) -> list[int]:
+    """Its numbers, which compare as releases do; none of an unknown one, which comes before all others."""
+    return [int(n) for n in re.findall(r"\d+", release)]
 
 
 def cuda_archs() -> list[str]:
@@ -152,9 +166,8 @@ def rules(torch: Path, cuda: bool) -> list[str]:
     if not cuda:
         return [*lines, f"libs = {ninja_quote(libs)}", "rule link", "  command = $cxx -shared $in -o $out $libs"]
     archs = cuda_archs()
-    version = re.search(r"release ([\d.]+)", ask_nvcc("--version"))
     about = [
-        f"-DPYROMANCY_CUDA_VERSION={version[1] if version else 'unknown'}",
+        f"-DPYROMANCY_CUDA_VERSION={nvcc_release()}",
         f"-DPYROMANCY_CUDA_ARCHS={' '.join(archs)}",
     ]
     # libtorch has libtorch_cuda behind it where torch is built with CUDA, and is there where it is not.

@@ -33,11 +33,11 @@ def wants_cuda(monkeypatch, tmp_path):
     return ask
 
 
-def toolkit(folder):
-    """An nvcc that is there, and no more."""
+def toolkit(folder, release="12.1"):
+    """An nvcc that says its release, and no more."""
     (folder / "bin").mkdir()
     nvcc = folder / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo 'Cuda compilation tools, release {release}, V1'\n")
     nvcc.chmod(0o755)
     return folder
 
@@ -67,6 +67,22 @@ def test_with_both_there_is_cuda(wants_cuda, tmp_path):
     (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()
     assert wants_cuda(CUDA_HOME=str(toolkit(tmp_path)))
     assert not wants_cuda(PYROMANCY_CUDA="0")
+
+
+@pytest.mark.parametrize("release", ["11.8", "12.0"])
+def test_cuda_with_an_old_nvcc_stops_with_one_sentence(wants_cuda, tmp_path, release):
+    (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()
+    home = str(toolkit(tmp_path, release))
+    with pytest.raises(SystemExit) as stop:
+        wants_cuda(PYROMANCY_CUDA="1", CUDA_HOME=home)
+    assert stop.value.code == f"pyromancy: PYROMANCY_CUDA=1, but nvcc is {release}, and 12.1 is needed."
+    assert not wants_cuda(PYROMANCY_CUDA="auto", CUDA_HOME=home)
+
+
+@pytest.mark.parametrize("release", ["12.10", "13.0"])
+def test_releases_compare_by_their_numbers(wants_cuda, tmp_path, release):
+    (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()
+    assert wants_cuda(PYROMANCY_CUDA="1", CUDA_HOME=str(toolkit(tmp_path, release)))
 
 
 def test_unknown_choice(wants_cuda):
