@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <numeric>
-#include <vector>
+#include <span>
+#include <utility>
 
 #include "../ceil_div.h"
 
@@ -36,6 +36,9 @@ constexpr int kGrains[] = {1, 2, 4}; // finer parts keep the warps evenly busy, 
 // Hands out shared memory, 16 bytes at a time.
 class Room {
 public:
+  Room() = default;
+  explicit Room(int64_t used) : used_(used), most_(used) {}
+
   int take(int64_t floats) {
     const int64_t at = used_;
     used_ += (floats + 3) / 4 * 4;
@@ -51,12 +54,16 @@ public:
   void back_to(int64_t used) {
     used_ = used;
   }
-  void onwards() {
-    used_ = most_;
-  }
 
 private:
   int64_t used_ = 0, most_ = 0;
+};
+
+// One in the making: `place` and then `finish` overwrite whatever another choice has left in it.
+struct Layout {
+  TileArgs args;
+  int grams[kTileNodes];  // a round's products that are of grams, which come first
+  Room rooms[kTileNodes]; // a round's shared memory up to its results
 };
 
 int64_t slice_size(const TileArgs& a, int node) {
@@ -76,13 +83,17 @@ bool has_edge(const TileArgs& a, int source) {
   return a.node[source].feedback == Feedback::gram || feeds_product(a, source);
 }
 
-// Deals the edges out to so many rounds, in order. Returns whether there are that many edges.
-bool deal_out(TileArgs& a, int rounds) {
-  int edges = 0, edge = 0, round = 0;
+int edges_of(const TileArgs& a) {
+  int edges = 0;
   for (int l = 0; l < a.nodes; ++l)
     edges += has_edge(a, l);
-  if (rounds > std::max(1, edges))
-    return false;
+  return edges;
+}
+
+// Deals the edges out to so many rounds, in order.
+void deal_out(TileArgs& a, int rounds) {
+  const int edges = edges_of(a);
+  int edge = 0, round = 0;
   a.rounds = rounds;
   for (int l = 0; l < a.nodes; ++l) {
     TileNode& node = a.node[l];
@@ -92,7 +103,6 @@ bool deal_out(TileArgs& a, int rounds) {
     node.move_round = round;
     node.error_round = node.into == kAbsent ? round : before;
   }
-  return true;
 }
 
 // What stays from step to step.
@@ -115,49 +125,60 @@ void place_slices(TileArgs& a, Room& room) {
   }
 }
 
-// The panels of a round.
-void place_panels(TileArgs& a, int round, Room& room) {
+// Panels are of a round: each begins where the slices end.
+void place_panels(Layout& layout) {
+  TileArgs& a = layout.args;
   for (int l = 0; l < a.nodes; ++l) {
     TileNode& node = a.node[l];
+    Room &moving = layout.rooms[node.move_round], &erring = layout.rooms[node.error_round];
     const int64_t panel = int64_t{depth_of(a, l)} * a.sample_tiles * kSamples * kDepth;
-    if (node.move_round == round)
-      node.h = node.free && has_edge(a, l) ? room.take(panel) : kAbsent;
-    if (node.error_round == round) {
-      node.d = l > 0 && a.node[l - 1].feedback == Feedback::product ? room.take(panel) : kAbsent;
-      node.residual = node.weigh != kAbsent ? room.take(panel) : kAbsent;
-    }
+    node.h = node.free && has_edge(a, l) ? moving.take(panel) : kAbsent;
+    node.d = l > 0 && a.node[l - 1].feedback == Feedback::product ? erring.take(panel) : kAbsent;
+    node.residual = node.weigh != kAbsent ? erring.take(panel) : kAbsent;
   }
 }
 
-// The products of a round, phase by phase. Those with a gram come first in theirs.
-void list_products(TileArgs& a, int round) {
-  int count = round > 0 ? a.phase[round - 1][3] : 0;
-  const auto add = [&](int to, int from, int panel) {
-    TileProduct& p = a.product[count];
+// The products, in the order in which they are computed: by round, kind and node.
+void list_products(Layout& layout) {
+  enum { gram, forward, precision, feedback, kinds };
+  TileArgs& a = layout.args;
+  int at[kTileNodes][kinds] = {}; // how many there are, and then where the next one goes
+  for (int l = 0; l < a.nodes; ++l) {
+    const TileNode& node = a.node[l];
+    at[node.move_round][gram] += node.feedback == Feedback::gram;
+    at[node.error_round][forward] += node.into != kAbsent;
+    at[node.error_round][precision] += node.weigh != kAbsent;
+    at[node.move_round][feedback] += node.feedback == Feedback::product;
+  }
+  int count = 0;
+  for (int round = 0; round < a.rounds; ++round) {
+    layout.grams[round] = at[round][gram];
+    a.phase[round][0] = count;
+    for (int kind = 0; kind < kinds; ++kind) {
+      count += std::exchange(at[round][kind], count);
+      a.phase[round][std::max(kind, 1)] = count; // a gram's is in a phase with the forward ones
+    }
+  }
+  const auto add = [&](int round, int kind, int to, int from, int panel) {
+    TileProduct& p = a.product[at[round][kind]];
     p = {};
     p.tiles = a.node[to].tiles;
     p.blocks = depth_of(a, from);
     p.groups = static_cast<int>(ceil_div(p.tiles, kGroup));
     p.panel = panel;
-    return count++;
+    return at[round][kind]++;
   };
-  int* const phase = a.phase[round];
-  phase[0] = count;
-  for (int l = 0; l < a.nodes; ++l)
-    if (TileNode& node = a.node[l]; node.move_round == round)
-      node.back = node.feedback == Feedback::gram ? add(l, l, node.h) : kAbsent;
-  for (int l = 0; l < a.nodes; ++l)
-    if (TileNode& node = a.node[l]; node.into != kAbsent && node.error_round == round)
-      node.into = add(l, l - 1, a.node[l - 1].h);
-  phase[1] = count;
-  for (int l = 0; l < a.nodes; ++l)
-    if (TileNode& node = a.node[l]; node.weigh != kAbsent && node.error_round == round)
-      node.weigh = add(l, l, node.residual);
-  phase[2] = count;
-  for (int l = 0; l < a.nodes; ++l)
-    if (TileNode& node = a.node[l]; node.feedback == Feedback::product && node.move_round == round)
-      node.back = add(l, l + 1, a.node[l + 1].d);
-  phase[3] = count;
+  for (int l = 0; l < a.nodes; ++l) {
+    TileNode& node = a.node[l];
+    if (node.into != kAbsent)
+      node.into = add(node.error_round, forward, l, l - 1, a.node[l - 1].h);
+    if (node.weigh != kAbsent)
+      node.weigh = add(node.error_round, precision, l, l, node.residual);
+    node.back = node.feedback == Feedback::gram ? add(node.move_round, gram, l, l, node.h)
+                : node.feedback == Feedback::product
+                    ? add(node.move_round, feedback, l, l + 1, a.node[l + 1].d)
+                    : kAbsent;
+  }
 }
 
 // Cuts a phase's products into units that keep the warps evenly busy.
@@ -180,81 +201,148 @@ void cut(TileArgs& a, int round, int phase, int grain) {
 
 // The results of a round's products. Those of predictions and precisions are no longer needed when
 // there is feedback; a gram's is.
-void place_results(TileArgs& a, int round, Room& room) {
+void place_results(Layout& layout, int round, Room& room) {
+  TileArgs& a = layout.args;
   const int* const phase = a.phase[round];
-  int grams = 0;
-  for (int l = 0; l < a.nodes; ++l)
-    grams += a.node[l].feedback == Feedback::gram && a.node[l].move_round == round;
+  const int grams_end = phase[0] + layout.grams[round];
   const auto place = [&](int begin, int end) {
     for (int i = begin; i < end; ++i) {
       TileProduct& p = a.product[i];
       p.out = room.take(int64_t{p.parts} * p.tiles * a.sample_tiles * kSamples * kNeurons);
     }
   };
-  place(phase[0], phase[0] + grams);
+  place(phase[0], grams_end);
   const int64_t begin = room.used();
-  place(phase[0] + grams, phase[2]);
+  place(grams_end, phase[2]);
   room.back_to(begin);
   place(phase[2], phase[3]);
 }
 
 // Keeps as many matrices in shared memory as fit, the largest first.
 void place_matrices(TileArgs& a, Room& room, int64_t limit) {
-  std::vector<int> order(a.phase[a.rounds - 1][3]);
-  std::iota(order.begin(), order.end(), 0);
-  const auto size = [&](int i) {
-    return int64_t{a.product[i].tiles} * a.product[i].blocks * kBlock;
-  };
-  std::stable_sort(order.begin(), order.end(), [&](int i, int j) { return size(i) > size(j); });
-  for (const int i : order)
-    a.product[i].resident = room.most() + size(i) <= limit ? room.take(size(i)) : kAbsent;
+  const int count = a.phase[a.rounds - 1][3];
+  int order[kProducts];
+  int64_t size[kProducts];
+  for (int i = 0; i < count; ++i) {
+    order[i] = i;
+    size[i] = int64_t{a.product[i].tiles} * a.product[i].blocks * kBlock;
+  }
+  std::sort(order, order + count,
+            [&](int i, int j) { return size[i] != size[j] ? size[i] > size[j] : i < j; });
+  for (const int i : std::span(order, count))
+    a.product[i].resident = room.used() + size[i] <= limit ? room.take(size[i]) : kAbsent;
 }
 
-int instructions(Precision precision) { // of a block of a product, per tile of samples
-  return precision == Precision::highest ? 6 : precision == Precision::high ? 2 : 1;
+// Everything but results and matrices. Returns whether it fits.
+bool place(Layout& layout, int rounds, int cluster, int sample_tiles, int64_t limit) {
+  TileArgs& a = layout.args;
+  a.cluster = cluster;
+  a.sample_tiles = sample_tiles;
+  for (int l = 0; l < a.nodes; ++l)
+    a.node[l].tiles = static_cast<int>(ceil_div(a.node[l].n, kNeurons * cluster));
+  Room room;
+  place_slices(a, room);
+  if (room.used() > limit)
+    return false;
+  deal_out(a, rounds);
+  std::fill_n(layout.rooms, rounds, room);
+  place_panels(layout);
+  const auto fits = [limit](const Room& of_round) { return of_round.used() <= limit; };
+  if (!std::all_of(layout.rooms, layout.rooms + rounds, fits))
+    return false;
+  list_products(layout);
+  return true;
+}
+
+// The rest, for as many units of work as the grain makes. Returns whether it fits.
+bool finish(Layout& layout, int grain, int64_t limit) {
+  TileArgs& a = layout.args;
+  Room whole;
+  for (int round = 0; round < a.rounds; ++round) {
+    for (int phase = 0; phase < 3; ++phase)
+      cut(a, round, phase, grain);
+    Room room = layout.rooms[round];
+    place_results(layout, round, room);
+    if (room.most() > limit)
+      return false;
+    if (room.most() > whole.used())
+      whole = Room(room.most());
+  }
+  place_matrices(a, whole, limit);
+  a.shared = static_cast<int>(whole.used());
+  return true;
+}
+
+// Cycles in which a quarter of a multiprocessor issues a block of a product, for a group of tiles.
+double issue_cost(const TileArgs& a, Precision precision) {
+  const int instructions = precision == Precision::highest ? 6
+                           : precision == Precision::high  ? 2
+                                                           : 1;
+  return cost::instruction * instructions * kGroup * a.sample_tiles;
 }
 
 // Cycles of a phase's products in one block.
 double phase_cost(const TileArgs& a, int round, int phase, Precision precision) {
-  double warp[kWarps] = {}, shared = 0, l2 = 0;
+  int64_t warp[kWarps] = {};
+  double shared = 0, l2 = 0;
   for (int i = a.phase[round][phase]; i < a.phase[round][phase + 1]; ++i) {
     const TileProduct& p = a.product[i];
-    for (int u = 0; u < p.groups * p.parts; ++u) {
-      const int part = u / p.groups;
-      const int blocks = p.blocks * (part + 1) / p.parts - p.blocks * part / p.parts;
-      warp[(p.units + u) % kWarps] += blocks;
-      shared += blocks * a.sample_tiles * kSamples * kDepth * 4.0;
+    for (int part = 0, unit = p.units, begin = 0; part < p.parts; ++part) {
+      const int end = p.blocks * (part + 1) / p.parts;
+      for (int group = 0; group < p.groups; ++group)
+        warp[unit++ % kWarps] += end - begin;
+      begin = end;
     }
+    shared += 1.0 * p.groups * p.blocks * a.sample_tiles * kSamples * kDepth * 4;
     (p.resident == kAbsent ? l2 : shared) += 4.0 * p.tiles * p.blocks * kBlock;
   }
-  const double issue = cost::instruction * instructions(precision) * kGroup * a.sample_tiles;
+  const double issue = issue_cost(a, precision);
   double busiest = 0;
   for (int w = 0; w < kWarps; ++w) {
-    busiest = std::max(busiest, warp[w] * cost::latency);
+    busiest = std::max(busiest, static_cast<double>(warp[w]) * cost::latency);
     if (w < kQuarters)
-      busiest = std::max(busiest, (warp[w] + warp[w + kQuarters]) * issue);
+      busiest = std::max(busiest, static_cast<double>(warp[w] + warp[w + kQuarters]) * issue);
   }
   return std::max({busiest, shared / cost::shared_bytes, l2 / cost::l2_bytes}) + cost::barrier;
 }
 
-double tile_estimate(const TileArgs& a, Precision precision, const DeviceLimits& device) {
-  double step = 0, pairs = 0;
-  for (int round = 0; round < a.rounds; ++round) {
-    const int* const products = a.phase[round];
-    for (int phase = 0; phase < 3; ++phase)
-      if (products[phase] < products[phase + 1])
-        step += phase_cost(a, round, phase, precision);
-    step += (2 + (products[1] < products[2]) + (a.rounds > 1)) *
-            (a.cluster > 1 ? cost::cluster_barrier : cost::barrier);
-  }
+// Cycles of a step's elementwise work and of the barriers between its phases.
+double fixed_cost(const TileArgs& a) {
+  double pairs = 0, barriers = 0;
   for (int l = 0; l < a.nodes; ++l)
     pairs += slice_size(a, l) / 2.0 * (a.node[l].free + a.node[l].computes_error);
-  step += pairs / kThreads * (cost::pair + cost::pair_peer * a.cluster);
+  for (int round = 0; round < a.rounds; ++round)
+    barriers += 2 + (a.phase[round][1] < a.phase[round][2]) + (a.rounds > 1);
+  return pairs / kThreads * (cost::pair + cost::pair_peer * a.cluster) +
+         barriers * (a.cluster > 1 ? cost::cluster_barrier : cost::barrier);
+}
+
+// Microseconds in which all tiles of samples load what they keep and take their steps.
+double time_of(const TileArgs& a, double load, double step, const DeviceLimits& device) {
   const int64_t tiles = ceil_div(a.batch, kSamples * a.sample_tiles);
   const int64_t at_once = std::max(1, device.multiprocessors / a.cluster);
   const double waves = static_cast<double>(ceil_div(tiles, at_once));
-  const double load = a.shared * 4.0 / cost::l2_bytes;
   return 2 * cost::launch + waves * (load + a.steps * step) / cost::clock;
+}
+
+// Of a layout that is finished.
+double tile_estimate(const TileArgs& a, Precision precision, const DeviceLimits& device) {
+  double step = fixed_cost(a);
+  for (int round = 0; round < a.rounds; ++round)
+    for (int phase = 0; phase < 3; ++phase)
+      if (a.phase[round][phase] < a.phase[round][phase + 1])
+        step += phase_cost(a, round, phase, precision);
+  return time_of(a, a.shared * 4.0 / cost::l2_bytes, step, device);
+}
+
+// Of one that is placed: what it takes at least, with every warp busy to the end and nothing to
+// wait for.
+double tile_bound(const TileArgs& a, Precision precision, const DeviceLimits& device) {
+  double blocks = 0;
+  for (int i = 0; i < a.phase[a.rounds - 1][3]; ++i)
+    blocks += 1.0 * a.product[i].groups * a.product[i].blocks;
+  const double busy = std::max(cost::latency / kWarps, issue_cost(a, precision) / kQuarters);
+  return time_of(a, 0, fixed_cost(a) + blocks * busy, device);
 }
 
 } // namespace
@@ -262,43 +350,38 @@ double tile_estimate(const TileArgs& a, Precision precision, const DeviceLimits&
 double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& device) {
   double least = std::numeric_limits<double>::infinity();
   const int64_t limit = device.shared_bytes / 4;
-  const TileArgs asked = args;
-  for (int l = 0; l < asked.nodes; ++l)
-    if (asked.node[l].n == 0)
+  for (int l = 0; l < args.nodes; ++l)
+    if (args.node[l].n == 0)
       return least;
+  const int most_rounds = std::max(1, edges_of(args));
+  Layout trial{args, {}, {}};
+  struct {
+    int rounds, cluster, sample_tiles, grain;
+  } best{};
   for (const int rounds : kRounds)
     for (const int cluster : kClusters)
-      for (const int sample_tiles : kSampleTiles)
+      for (const int sample_tiles : kSampleTiles) {
+        if (rounds > most_rounds || cluster > device.cluster ||
+            !place(trial, rounds, cluster, sample_tiles, limit))
+          break; // nor would more tiles fit
+        if (tile_bound(trial.args, precision, device) >= least)
+          continue;
         for (const int grain : kGrains) {
-          TileArgs a = asked;
-          if (cluster > device.cluster || !deal_out(a, rounds))
+          if (!finish(trial, grain, limit))
             continue;
-          a.cluster = cluster;
-          a.sample_tiles = sample_tiles;
-          for (int l = 0; l < a.nodes; ++l)
-            a.node[l].tiles = static_cast<int>(ceil_div(a.node[l].n, kNeurons * cluster));
-          Room room;
-          place_slices(a, room);
-          const int64_t begin = room.used();
-          for (int round = 0; round < rounds; ++round) {
-            room.back_to(begin);
-            place_panels(a, round, room);
-            list_products(a, round);
-            for (int phase = 0; phase < 3; ++phase)
-              cut(a, round, phase, grain);
-            place_results(a, round, room);
-          }
-          room.onwards();
-          if (room.most() > limit)
-            continue;
-          place_matrices(a, room, limit);
-          a.shared = static_cast<int>(room.most());
-          const double estimate = tile_estimate(a, precision, device);
+          const double estimate = tile_estimate(trial.args, precision, device);
           if (estimate < least) {
             least = estimate;
-            args = a;
+            best = {rounds, cluster, sample_tiles, grain};
           }
         }
+      }
+  if (best.rounds > 0) {
+    Layout chosen{args, {}, {}};
+    place(chosen, best.rounds, best.cluster, best.sample_tiles, limit);
+    finish(chosen, best.grain, limit);
+    args = chosen.args;
+  }
   return least;
 }
 
