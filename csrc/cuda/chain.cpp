@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <string_view>
 
 #include "chain_plan.h"
 #include "chain_steps.h"
@@ -10,15 +11,23 @@
 namespace pyromancy::cuda {
 namespace {
 
-// Whether a kernel of its own serves the chain better than the library, or at all where the
-// environment asks for it (PYROMANCY_CUDA_CHAIN=tile or steps: for tests and benchmarks).
-bool fits_better(TileArgs& args, Precision precision) {
+// Takes all steps in one kernel where that is expected to be faster than the library's products.
+// The environment can ask for it wherever it is possible, or never (PYROMANCY_CUDA_CHAIN=tile or
+// steps: for tests and benchmarks). Returns whether it has.
+bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const Schedule& schedule) {
+  if (chain.dtype != DType::float32 || chain.nodes > kTileNodes)
+    return false;
+  const char* const asked = std::getenv("PYROMANCY_CUDA_CHAIN");
+  if (asked && std::string_view(asked) != "tile")
+    return false;
+  const Precision precision = precision_of(inference);
   const DeviceLimits device = device_limits();
-  const double steps_time = steps_estimate(args, precision, device);
-  const double tile_time = plan_chain_tile(args, precision, device);
-  if (const char* asked = std::getenv("PYROMANCY_CUDA_CHAIN"))
-    return std::string(asked) == "tile" && std::isfinite(tile_time);
-  return tile_time < steps_time;
+  TileArgs args = tile_args(chain, inference, schedule);
+  const double time = plan_chain_tile(args, precision, device);
+  if (!(asked ? std::isfinite(time) : time < steps_estimate(args, precision, device)))
+    return false;
+  run_tiles(chain, inference, args);
+  return true;
 }
 
 Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
@@ -39,14 +48,8 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
   if (chain.batch == 0 || steps == 0)
     return {};
   const Schedule schedule(chain, inference);
-  if (chain.dtype == DType::float32 && chain.nodes <= kTileNodes) {
-    TileArgs args = tile_args(chain, inference, schedule);
-    if (fits_better(args, precision_of(inference))) {
-      run_tiles(chain, inference, args);
-      return {};
-    }
-  }
-  run_steps(chain, inference, schedule);
+  if (!run_tiles_if_faster(chain, inference, schedule))
+    run_steps(chain, inference, schedule);
   return {};
 }
 

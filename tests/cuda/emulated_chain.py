@@ -119,6 +119,18 @@ def knows_its_clusters(launches):
         del os.environ[f"PYROMANCY_EMULATED_{name}"]
 
 
+def goes_the_way_that_is_asked_for(launches):
+    """On a device where either is possible, and on one where the tile does not fit."""
+    for device, asked, kernels in (("large", "tile", 1), ("large", "steps", 0), ("none", "tile", 0)):
+        become(device)
+        os.environ["PYROMANCY_CUDA_CHAIN"] = asked
+        before = sum(launches)
+        with saying(f"{asked} on {device}"):
+            check(problem((5, 33, 7, 3), 17, dtype=FLOAT))
+            assert sum(launches) == before + kernels
+    del os.environ["PYROMANCY_CUDA_CHAIN"]
+
+
 def refuses():
     arguments = problem((5, 7, 3), 4, dtype=FLOAT)
     for wrong in (
@@ -170,6 +182,7 @@ def main(library):
     refuses()
     keeps_nan(launches)
     knows_its_clusters(launches)
+    goes_the_way_that_is_asked_for(launches)
     print({cluster: count for cluster, count in enumerate(launches) if count})
     print(sha.hexdigest())
 

@@ -9,6 +9,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -16,6 +17,7 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -59,14 +61,23 @@ inline float __uint_as_float(uint32_t x) {
   return std::bit_cast<float>(x);
 }
 
-// The device is as large as the environment says.
+// The device is as large as the environment says, and another one where that says otherwise.
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin
 };
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  static std::vector<std::string> seen;
+  std::string now;
+  for (const char* name : {"CAPABILITY", "MULTIPROCESSORS", "SHARED_BYTES", "PTX", "CLUSTER"}) {
+    const char* const set = std::getenv((std::string("PYROMANCY_EMULATED_") + name).c_str());
+    now += std::string(set ? set : "") + ' ';
+  }
+  const auto at = std::find(seen.begin(), seen.end(), now);
+  *device = static_cast<int>(at - seen.begin());
+  if (at == seen.end())
+    seen.push_back(now);
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
