@@ -18,7 +18,7 @@ def folder():
         pytest.skip(f"{VARIABLE} does not name the folder that `pip install --target FOLDER pyromancy-ai==0.0.1` made",
                     allow_module_level=True)  # fmt: skip
     package = Path(value) / "pyromancy"
-    if not (package / "infra.py").exists():
+    if not (package / "nodes" / "base.py").exists():  # in this package a folder
         pytest.skip(f"{VARIABLE}={value} holds no pyromancy-ai", allow_module_level=True)
     return package
 

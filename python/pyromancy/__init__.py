@@ -1,6 +1,8 @@
 """Predictive coding networks trained by expectation-maximization."""
 
 from . import backends, functional, nodes
+from . import infra as infra  # not needed here, but `pyromancy.infra` and `pyromancy.utils` are there in pyromancy-ai
+from . import utils as utils
 from .inference import InferenceLoop
 from .registration import (
     eparameters,

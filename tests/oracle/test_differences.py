@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.metadata
+import pkgutil
 import warnings
 
 import pytest
@@ -11,11 +12,15 @@ import torch.nn as nn
 
 import formulas
 import oracle_package
+import processes
 import pyromancy
 from networks import KINDS, LEARNED, Chain, covariance_of, node
 
 oracle = oracle_package.load()
 pytestmark = pytest.mark.usefixtures("backend")
+
+
+STATEFUL = [*KINDS, "FloatNode", "FixedNode", "BiasNode"]
 
 
 def both(kind, *dims, **options):
@@ -175,10 +180,65 @@ def test_8_import_warns_of_the_other_distribution(monkeypatch):
         pyromancy.distributions.warn_if_shadowed()
 
 
+class Test9:
+    """Objects pickled by 0.0.1 do not load; the parameters of the same network do."""
+
+    @pytest.fixture(scope="class")
+    def saved(self, tmp_path_factory):
+        """Files that pyromancy-ai wrote under its own name, in a process where that is `pyromancy`."""
+        folder = tmp_path_factory.mktemp("saved")
+        write = (
+            "import sys, torch, pyromancy\n"
+            "for name in sys.argv[2:]:\n"
+            "    node = getattr(pyromancy.nodes, name)(3)\n"
+            "    torch.save(node, f'{sys.argv[1]}/{name}.module')\n"
+            "    torch.save(node.state_dict(), f'{sys.argv[1]}/{name}.state_dict')\n"
+            "torch.save(pyromancy.Shape(3), f'{sys.argv[1]}/Shape.object')\n"
+        )
+        processes.python("-c", write, folder, *STATEFUL, path=[oracle_package.folder().parent])
+        return folder
+
+    @pytest.mark.parametrize("name", [f"{name}.module" for name in STATEFUL] + ["Shape.object"])
+    def test_objects_do_not_load(self, saved, name):
+        with pytest.raises(AttributeError, match="Shape"):
+            torch.load(saved / name, weights_only=False)
+
+    @pytest.mark.parametrize("name", STATEFUL)
+    def test_parameters_load(self, saved, name):
+        result = getattr(pyromancy.nodes, name)(3).load_state_dict(torch.load(saved / f"{name}.state_dict"))
+        assert result.missing_keys == result.unexpected_keys == []
+
+
 def test_shapes_are_hashable():
     assert hash(pyromancy.Shape(2, None)) == hash((2, None))
     with pytest.raises(TypeError, match="unhashable"):
         hash(oracle.Shape(2, None))
+
+
+MODULES = ["", *(f".{module.name}" for module in pkgutil.iter_modules(oracle.__path__))]
+MODULES += [f".nodes.{module.name}" for module in pkgutil.iter_modules(oracle.nodes.__path__)]
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_modules_have_the_same_names(path):
+    """Every name that a module of 0.0.1 defines, or has in its `__all__`, can be imported from the same place."""
+    theirs, ours = (importlib.import_module(package.__name__ + path) for package in (oracle, pyromancy))
+    own = {name for name, v in vars(theirs).items() if getattr(v, "__module__", None) == theirs.__name__}
+    public = {name for name in own if not name.startswith("_")} - {"T"}  # a type variable
+    missing = (public | {*getattr(theirs, "__all__", ())}) - {*dir(ours)}
+    assert not missing
+    for name in public:
+        assert getattr(ours, name) is getattr(pyromancy, name, None) or getattr(ours, name) is getattr(
+            pyromancy.nodes, name
+        )
+
+
+def test_modules_are_attributes():
+    """As after ``import pyromancy`` alone."""
+    assert {"infra", "nodes", "utils"} <= {*vars(oracle)}
+    assert processes.python("-c", "import pyromancy; print(pyromancy.utils.__name__, pyromancy.infra.Shape(2))") == (
+        "pyromancy.utils Shape(2)\n"
+    )
 
 
 def test_everything_else_has_the_same_names():
