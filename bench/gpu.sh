@@ -6,8 +6,8 @@
 #
 # OUTDIR gets a log of each phase, operators.json, chain.json and em.json (figures) and summary.json (what passed, device,
 # versions, date). A phase that fails does not stop the next one; the exit status is the number of phases that failed, or 64 and
-# above where nothing could be started. Needs torch with CUDA, nvcc, ninja, pybind11, pytest and, for the operators'
-# figures, pytest-benchmark; EM batches compete with JAX where that sees the GPU.
+# above where nothing could be started. Needs torch with CUDA, nvcc, ninja, pybind11, pytest; EM batches compete
+# with JAX where that sees the GPU.
 # PYTHON names the interpreter, PYROMANCY_CUDA_ARCHS the architectures, by default the device's own.
 #
 # The 600 s: at most 130 for the build, 90 + 90 for tests, 40 + 40 for the sanitizer, 65 for operators, 30 for chains. EM

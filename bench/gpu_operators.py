@@ -3,7 +3,7 @@
     python -m bench.gpu_operators --out FILE.json    measure, write the figures, print a table
     python -m bench.gpu_operators --show FILE.json   print the table again
 
-Formulas, inputs and what counts as moved are those of `test_operators.py`. Nothing is timed whose results have not
+Formulas, inputs and what counts as moved are those of `operators.py`. Nothing is timed whose results have not
 been compared with float64 before, in the same run. Rounds of all contenders and of a copy alternate.
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from pyromancy import backends
 
-from . import gpu
+from . import gpu, operators
 from .gpu import FLOAT, Entry
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ def contenders() -> list[str]:
 
 def measure(elements: int, log: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """All figures, saved after every case; what failed is in there too, with the reason."""
-    from . import test_operators as suite  # which needs pytest-benchmark
-
     sizes = [(name, (elements // WIDTH, WIDTH)) for name in STREAMING] + [(name, MATRIX_SIZE) for name in MATRICES]
     source = torch.ones(elements, device=gpu.DEVICE)
     target = torch.zeros_like(source)
@@ -59,8 +57,8 @@ def measure(elements: int, log: Callable[[str], None], save: Callable[[dict[str,
     copies: list[float] = []
     result: dict[str, Any] = {}
     for name, size in sizes:
-        case = suite.BY_NAME[name]
-        timed, failed = race(suite, case, size, copy)
+        case = operators.BY_NAME[name]
+        timed, failed = race(case, size, copy)
         copies += timed.pop("copy")
         failures += [{"case": name, "contender": who, "reason": reason} for who, reason in failed.items()]
         eager = timed.get("eager")
@@ -97,11 +95,11 @@ def measure(elements: int, log: Callable[[str], None], save: Callable[[dict[str,
 
 
 def race(
-    suite: Any, case: Any, size: tuple[int, int], copy: Callable[[], object]
+    case: operators.Case, size: tuple[int, int], copy: Callable[[], object]
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of each round by contender, the copy among them, and why the others did not run."""
     inputs = [t.to(gpu.DEVICE) for t in case.inputs(*size)]
-    expected = suite.results(case, case.formula, [t.double() for t in inputs])
+    expected = operators.results(case, case.formula, [t.double() for t in inputs])
     entries = {"copy": Entry(copy)}
     failed: dict[str, str] = {}
     for who in contenders():
@@ -113,8 +111,8 @@ def race(
                 torch._dynamo.reset()
                 function = torch.compile(case.formula, fullgraph=True, dynamic=False)
             with choice():
-                suite.check(suite.results(case, function, inputs), expected, max(size))
-                call = suite.bind(case, function, [t.detach().clone() for t in inputs])
+                operators.check(operators.results(case, function, inputs), expected, max(size))
+                call = operators.bind(case, function, [t.detach().clone() for t in inputs])
                 gpu.seconds(call, 3)
         except Exception as error:
             failed[who] = gpu.reason(error)

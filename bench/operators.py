@@ -1,0 +1,254 @@
+"""The calls of operators that are timed: formulas, arguments, and what counts as moved, on any device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyromancy import functional
+from pyromancy.ops import schema
+from pyromancy.ops.activations import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZES = {"large": (16384, 1024), "small": (64, 128), "matrix": (256, 256)}
+RATE, MOMENTUM, CHAIN_STEPS = 0.05, 0.9, 8
+FLOAT = 4  # bytes
+
+
+def energy(value: Tensor, pred: Tensor) -> Tensor:
+    return 0.5 * (value - pred).square().sum(1)
+
+
+def energy_logvar(value: Tensor, pred: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (((value - pred).square() * torch.exp(-logvar)).sum(1) + logvar.sum())
+
+
+def error(value: Tensor, pred: Tensor) -> Tensor:
+    return value - pred
+
+
+def error_logvar(value: Tensor, pred: Tensor, logvar: Tensor) -> Tensor:
+    return (value - pred) * torch.exp(-logvar)
+
+
+def cholesky(logdiag: Tensor, offtril: Tensor) -> Tensor:
+    return offtril.tril(-1) + torch.diag(logdiag.exp())
+
+
+def multivariate(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
+    whitened = torch.linalg.solve_triangular(factor, (value - pred).mT, upper=False)
+    return 0.5 * whitened.square().sum(0) + factor.diagonal().log().sum()
+
+
+def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
+    return torch.cholesky_solve((value - pred).mT, factor).mT
+
+
+def estep(value: Tensor, error: Tensor, feedback: Tensor) -> None:
+    value.sub_(error - feedback, alpha=RATE)
+
+
+def estep_momentum(value: Tensor, buffer: Tensor, error: Tensor, feedback: Tensor) -> None:
+    buffer.mul_(MOMENTUM).add_(error - feedback)
+    value.sub_(buffer, alpha=RATE)
+
+
+def our_estep(value: Tensor, error: Tensor, feedback: Tensor) -> None:
+    functional.estep_(value, error, feedback, lr=RATE)
+
+
+def our_estep_momentum(value: Tensor, buffer: Tensor, error: Tensor, feedback: Tensor) -> None:
+    functional.estep_(value, error, feedback, lr=RATE, momentum=MOMENTUM, buffer=buffer)
+
+
+def chain(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> None:
+    constant = torch.tanh(x) @ w1.T
+    for _ in range(CHAIN_STEPS):
+        a1, a2 = torch.tanh(z1), torch.tanh(z2)
+        e2, e3 = z2 - a1 @ w2.T, y - a2 @ w3.T
+        z1.sub_(z1 - constant - (1 - a1 * a1) * (e2 @ w2), alpha=RATE)
+        z2.sub_(e2 - (1 - a2 * a2) * (e3 @ w3), alpha=RATE)
+
+
+def mstep(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+    gradients = []
+    for z, target, w in ((x, z1, w1), (z1, z2, w2), (z2, y, w3)):
+        a = torch.tanh(z)
+        gradients.append((a @ w.T - target).T @ a / len(z))
+    return torch.stack(gradients)
+
+
+def our_operands(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> dict[str, Any]:
+    numbers = list(ACTIVATIONS)
+    return {
+        "states": [x, z1, z2, y],
+        "weights": [w1, w2, w3],
+        "biases": [None] * 3,
+        "precisions": [None] * 4,
+        "prior": None,
+        "activations": [numbers.index("tanh"), numbers.index("identity")] * 3,
+        "parameters": [0.0] * 6,
+        "predicted": [False, True, True, True],
+    }
+
+
+def our_chain(*tensors: Tensor) -> None:
+    torch.ops.pyromancy.infer_chain_(
+        **our_operands(*tensors),
+        grams=[None] * 3,
+        free=[False, True, True, False],
+        steps=CHAIN_STEPS,
+        lr=RATE,
+        velocities=[],
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        resume=False,
+        energies=None,
+    )
+
+
+def our_mstep(*tensors: Tensor) -> Tensor:
+    wanted = {"for_weight": [True] * 3, "for_bias": [False] * 3, "for_precision": [False] * 4, "known": []}
+    return torch.stack(torch.ops.pyromancy.chain_mstep(**our_operands(*tensors), **wanted))
+
+
+def normal(batch: int, width: int, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, width, generator=generator) for _ in range(count)]
+
+
+def states(batch: int, width: int) -> list[Tensor]:
+    return normal(batch, width, 2)
+
+
+def states_logvar(batch: int, width: int) -> list[Tensor]:
+    return [*states(batch, width), 0.3 * normal(1, width, 1)[0][0]]
+
+
+def cholesky_parameters(batch: int, width: int) -> list[Tensor]:
+    return [0.1 * normal(1, width, 1)[0][0], 0.3 * normal(width, width, 1)[0] / width**0.5]
+
+
+def chain_tensors(batch: int, width: int) -> list[Tensor]:
+    return normal(batch, width, 4) + [w / width**0.5 for w in normal(width, width, 3)]
+
+
+def states_factor(batch: int, width: int) -> list[Tensor]:
+    return [*states(batch, width), cholesky(*cholesky_parameters(batch, width))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call that is timed.
+
+    Attributes:
+        name: of the case.
+        operators: those in the schema that it runs.
+        formula: it in plain PyTorch, which `torch.compile` takes too, and float64 for the expectation.
+        ours: it in this package.
+        inputs: its arguments for a batch and a width.
+        sizes: keys of `SIZES`.
+        streams: batch x width tensors that it must read or write, counted once each.
+        flops: floating-point operations per sample and squared width, where these and not memory are the ceiling.
+        backward: whether the gradients of all arguments are part of it.
+        in_place: how many leading arguments it overwrites.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    formula: Callable[..., Any]
+    ours: Callable[..., Any]
+    inputs: Callable[[int, int], list[Tensor]]
+    sizes: tuple[str, ...]
+    streams: int = 0
+    flops: int = 0
+    backward: bool = False
+    in_place: int = 0
+
+
+BOTH, MATRIX = ("large", "small"), ("matrix",)
+CASES = [
+    Case("energy", ("gaussian_energy",), energy, functional.gaussian_energy, states, BOTH, streams=2),
+    Case(
+        "energy, logvar", ("gaussian_energy",), energy_logvar, functional.gaussian_energy, states_logvar, BOTH,
+        streams=2,
+    ),
+    # backward reads both again and writes both gradients
+    Case(
+        "energy + backward", ("gaussian_energy", "gaussian_energy_backward"), energy, functional.gaussian_energy,
+        states, BOTH, streams=6, backward=True,
+    ),
+    Case(
+        "energy + backward, logvar", ("gaussian_energy", "gaussian_energy_backward_logvar"), energy_logvar,
+        functional.gaussian_energy, states_logvar, BOTH, streams=6, backward=True,
+    ),
+    Case("error", ("gaussian_error",), error, functional.gaussian_error, states, BOTH, streams=3),
+    Case("error, logvar", ("gaussian_error",), error_logvar, functional.gaussian_error, states_logvar, BOTH, streams=3),
+    Case("estep_", ("estep_",), estep, our_estep, lambda b, n: normal(b, n, 3), BOTH, streams=4, in_place=1),
+    Case(
+        "estep_, momentum", ("estep_momentum_",), estep_momentum, our_estep_momentum, lambda b, n: normal(b, n, 4),
+        BOTH, streams=6, in_place=2,
+    ),
+    Case(
+        "cholesky_factor", ("cholesky_factor",), cholesky, functional.cholesky_factor, cholesky_parameters, MATRIX,
+        streams=2,
+    ),
+    Case(
+        "cholesky_factor + backward", ("cholesky_factor", "cholesky_factor_backward"), cholesky,
+        functional.cholesky_factor, cholesky_parameters, MATRIX, streams=4, backward=True,
+    ),
+    # a triangular solve takes n^2 operations per sample, and so does the lower triangle of the factor's gradient
+    Case(
+        "multivariate_energy", ("multivariate_energy",), multivariate, functional.multivariate_energy, states_factor,
+        MATRIX, flops=1,
+    ),
+    Case(
+        "multivariate_energy + backward",
+        ("multivariate_energy", "multivariate_energy_backward", "multivariate_energy_backward_factor"),
+        multivariate, functional.multivariate_energy, states_factor, MATRIX, flops=3, backward=True,
+    ),
+    Case(
+        "multivariate_error", ("multivariate_error",), multivariate_error, functional.multivariate_error,
+        states_factor, MATRIX, flops=2,
+    ),
+    # one product for the clamped input's edge, and two for each of the others at every step
+    Case(
+        "infer_chain_, tanh", ("infer_chain_",), chain, our_chain, chain_tensors, MATRIX,
+        flops=2 * (1 + 4 * CHAIN_STEPS), in_place=2,
+    ),
+    Case("chain_mstep, tanh", ("chain_mstep",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
+]  # fmt: skip
+
+BY_NAME = {case.name: case for case in CASES}
+OPERATORS = {name: [case.name for case in CASES if name in case.operators] for name in schema.SCHEMAS}
+
+
+def bind(case: Case, function: Callable[..., Any], inputs: list[Tensor]) -> Callable[[], Any]:
+    """The call that is timed, with its arguments."""
+    if not case.backward:
+        return lambda: function(*inputs)
+    leaves = [t.requires_grad_() for t in inputs]
+    return lambda: torch.autograd.grad(function(*leaves).sum(), leaves)
+
+
+def results(case: Case, function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
+    """What one call makes: value, gradients, overwritten arguments."""
+    inputs = [t.detach().clone() for t in inputs]
+    made = [] if case.in_place else [function(*inputs)]
+    call = bind(case, function, inputs)()
+    return made + (list(call) if case.backward else []) + inputs[: case.in_place]
+
+
+def check(got: list[Tensor], expected: list[Tensor], terms: int) -> None:
+    """Fail unless the largest deviation is within the rounding of a float32 sum of `terms` terms."""
+    tolerance = 8 * torch.finfo(torch.float32).eps * math.sqrt(terms)
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        deviation = ((a.double() - b).abs().max() / b.abs().max()).item()
+        assert deviation <= tolerance, f"result {i} is off by {deviation:.2g}, allowed {tolerance:.2g}: not timed"
