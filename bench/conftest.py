@@ -15,7 +15,7 @@ import torch
 import pyromancy
 from pyromancy import backends
 
-from . import report, timing
+from . import report, rivals, timing
 from .result import Result
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def record(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None
 
     def keep(**figures: Any) -> None:
         benchmark.extra_info.update(figures)
-        request.config.stash[ROWS].append({"extra_info": figures})
+        stats = benchmark.stats.stats
+        scatter = {"iqr": stats.iqr, "median": stats.median}
+        request.config.stash[ROWS].append({"extra_info": figures, "stats": scatter})
 
     return keep
 
@@ -96,6 +98,7 @@ def _machine(config: pytest.Config) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "pyromancy": pyromancy.__version__,
         "torch": torch.__version__,
+        "jax": rivals.version_of_jax(),
         "copy_gb_per_s": ceilings and ceilings.copy / 1e9,
         "product_gflop_per_s": ceilings and ceilings.product / 1e9,
     }

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from itertools import pairwise
 from typing import Any
 
@@ -243,7 +242,7 @@ def measure(limit: float, log: Callable[[str], None], save: Callable[[dict[str, 
     start = time.perf_counter()
     rates = ceilings()
     result: dict[str, Any] = {
-        "machine": gpu.machine() | rates | {"jax": version_of_jax()},
+        "machine": gpu.machine() | rates | {"jax": rivals.version_of_jax()},
         "date": gpu.today(),
         "compiled_at": f"torch.compile and JAX: batch {COMPILED_BATCH} of every setting, every batch of {FIRST}; "
         f"{COMPILING:.0f} s in all",
@@ -277,13 +276,6 @@ def serving() -> str:
     """What serves chains now: a backend leaves to the others what it has no kernel for."""
     at = "infer_chain_", torch.device(gpu.DEVICE).type
     return next(s.backend for s in backends.report() if (s.operator, s.device) == at)
-
-
-def version_of_jax() -> str | None:
-    try:
-        return metadata.version("jax")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def race(

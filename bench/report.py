@@ -67,7 +67,7 @@ def show(results: list[Result]) -> None:
     for result in results:
         console.print(f"\n[bold]{result.title}[/bold]\n{result.ceilings}")
         for table in tables(result):
-            rich = RichTable(title=table.title, title_justify="left")
+            rich = RichTable(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
             for i, name in enumerate(table.header):
                 rich.add_column(name, justify="right" if i else "left")
             for row in table.rows:

@@ -8,12 +8,14 @@ from typing import Any
 
 Row = dict[str, Any]  # the figures of one benchmark
 
-REFERENCES = ("eager", "torch.compile", "backprop", "pyromancy-ai")  # everything else is served by this package
+DISTURBED = 0.3  # a benchmark is, when the interquartile range of its times exceeds this part of their median
+REFERENCES = ("eager", "torch.compile", "backprop", "pyromancy-ai", "JAX")  # everything else is served by this package
 COLOURS = {
     "eager": "#b8bcc2",
     "torch.compile": "#7d848d",
     "backprop": "#b8bcc2",
     "pyromancy-ai": "#7d848d",
+    "JAX": "#4d5359",
     "reference": "#9ecae1",
     "plain, reference": "#9ecae1",
     "native": "#d95f0e",
@@ -30,7 +32,7 @@ class Result:
     Attributes:
         machine: device, versions, measured ceilings.
         date: of the run.
-        rows: the figures by kind of benchmark.
+        rows: the figures by kind of benchmark, and in each under "disturbed" whether its times scatter too much.
     """
 
     machine: dict[str, Any]
@@ -41,7 +43,7 @@ class Result:
     def parse(content: dict[str, Any]) -> Result:
         """Pick this suite's figures out of what pytest-benchmark writes; KeyError or the like where they lack."""
         machine = content["machine_info"]["bench"]
-        rows = [bench["extra_info"] for bench in content["benchmarks"]]
+        rows = [{**bench["extra_info"], "disturbed": _disturbed(bench.get("stats"))} for bench in content["benchmarks"]]
         return Result(machine, content["datetime"][:10], grouped(rows, lambda row: row["kind"]))
 
     def of(self, kind: str) -> list[Row]:
@@ -52,10 +54,8 @@ class Result:
     def title(self) -> str:
         """Device, versions and date."""
         m = self.machine
-        return (
-            f"{m['device']} ({m['instruction_set']}), {m['threads']} threads; "
-            f"pyromancy {m['pyromancy']}, torch {m['torch']}; {self.date}"
-        )
+        versions = f"pyromancy {m['pyromancy']}, torch {m['torch']}" + (f", jax {m['jax']}" if m.get("jax") else "")
+        return f"{m['device']} ({m['instruction_set']}), {m['threads']} threads; {versions}; {self.date}"
 
     @property
     def ceilings(self) -> str:
@@ -70,6 +70,11 @@ class Result:
         settings = list(dict.fromkeys(setting for setting, _, _ in found))
         found.sort(key=lambda entry: settings.index(entry[0]))
         return {at: [row for _, _, row in rows] for at, rows in grouped(found, lambda entry: entry[:2]).items()}
+
+
+def _disturbed(stats: dict[str, float] | None) -> bool:
+    """Whether a figure is no measurement, because the times of its rounds lie too far apart."""
+    return bool(stats) and stats["iqr"] > DISTURBED * stats["median"]
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -180,8 +183,30 @@ def compiled_graph(setting: Setting, device: str) -> Runner:
     return expert.runner(lambda: expert.by_hand(tuned))
 
 
-def jax_scan(setting: Setting, device: str) -> Runner:
-    """JAX: the whole batch under one jit, a scan over the E-steps, buffers of the parameters donated."""
+def version_of_jax() -> str | None:
+    """The version of JAX that is installed; None where it is not."""
+    try:
+        return metadata.version("jax")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def has_jax() -> bool:
+    """Whether JAX can be imported."""
+    try:
+        importlib.import_module("jax")
+    except ImportError:
+        return False
+    return True
+
+
+def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32) -> Runner:
+    """JAX: the whole batch under one jit, a scan over the E-steps, buffers of the parameters donated.
+
+    Raises:
+        NotHereError: JAX is not installed, or does not run on the device.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the device is PyTorch's too
     try:
         jax = importlib.import_module("jax")
@@ -190,12 +215,16 @@ def jax_scan(setting: Setting, device: str) -> Runner:
         raise NotHereError(f"no JAX for {device} here: {error}") from None
     jnp = jax.numpy
     f = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}[setting.activation]
-    x, y = (jax.device_put(t.numpy(), place) for t in make_data(setting))
-    parameters = [
-        (jax.device_put(edge[1].weight.detach().numpy(), place), jax.device_put(edge[1].bias.detach().numpy(), place))
-        for edge in make_edges(setting)
-    ]
-    zeros = jax.tree.map(jnp.zeros_like, parameters)
+    # without it JAX makes float32 of everything
+    double = functools.partial(jax.enable_x64, True) if dtype == torch.float64 else nullcontext
+
+    def put(t: Tensor) -> Any:
+        return jax.device_put(t.detach().to(dtype).numpy(), place)
+
+    with double():
+        x, y = map(put, make_data(setting))
+        parameters = [(put(edge[1].weight), put(edge[1].bias)) for edge in make_edges(setting)]
+        zeros = jax.tree.map(jnp.zeros_like, parameters)
 
     def predict(edge: Any, below: Any) -> Any:
         return f(below) @ edge[0].T + edge[1]
@@ -224,11 +253,11 @@ def jax_scan(setting: Setting, device: str) -> Runner:
         moved = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * scale) + EPS), parameters, mean, square)
         return moved, mean, square, count, states
 
-    with jax.default_matmul_precision("highest"), jax.default_device(place):
+    with jax.default_matmul_precision("highest"), jax.default_device(place), double():
         step = jax.jit(batch, donate_argnums=(0, 1, 2, 3))
         count = jnp.zeros(())
         program = step.lower(parameters, zeros, zeros, count, x, y).compile()
-    kept = [parameters, zeros, jax.tree.map(jnp.zeros_like, parameters), count, None]
+        kept = [parameters, zeros, jax.tree.map(jnp.zeros_like, parameters), count, None]
 
     def run() -> None:
         kept[:] = program(*kept[:4], x, y)

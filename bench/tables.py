@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from .result import REFERENCES, Result, Row, grouped, short, unique
+from .result import DISTURBED, REFERENCES, Result, Row, grouped, short, unique
+
+MARK = "~"
 
 
 @dataclass(frozen=True)
@@ -16,19 +20,27 @@ class Table:
     header: list[str]
     rows: list[list[str]]
 
+    @property
+    def note(self) -> str:
+        """What the mark means, where the table has one."""
+        if not any(cell.startswith(MARK) for row in self.rows for cell in row):
+            return ""
+        return f"{MARK} disturbed: the interquartile range of the times exceeds {DISTURBED} of their median"
+
     def markdown(self) -> str:
         """The table under a heading."""
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        return f"### {self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        text = f"### {self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"{text}\n\n{self.note}" if self.note else text
 
 
 def tables(result: Result) -> list[Table]:
     """A table for each kind of figure that the run measured; KeyError or the like where a figure lacks."""
-    compared = [row for row in result.of("em-batch") if row["over_pyromancy_ai"] is not None]
     kinds: list[tuple[Any, Any]] = [
         (_operators, result.of("operator")),
         (_batches, result.batches()),
-        (_over_pyromancy_ai, compared),
+        (partial(_over, "pyromancy-ai", "over_pyromancy_ai"), _having(result.of("em-batch"), "over_pyromancy_ai")),
+        (partial(_over, "JAX", "over_jax"), _having(result.of("em-batch"), "over_jax")),
         (_scaling, result.of("scaling")),
         (_general, result.of("general")),
         (_incremental, result.of("incremental")),
@@ -68,13 +80,18 @@ def _batches(groups: dict[tuple[str, str], list[Row]]) -> Table:
     return Table("EM batch, and how many times the ideal time it takes", header, lines)
 
 
-def _over_pyromancy_ai(rows: list[Row]) -> Table:
+def _having(rows: list[Row], ratio: str) -> list[Row]:
+    """The rows with a ratio; files of before it was measured have none."""
+    return [row for row in rows if row.get(ratio) is not None]
+
+
+def _over(baseline: str, ratio: str, rows: list[Row]) -> Table:
     names = unique(row["loop"] for row in rows)
     lines = []
     for setting, group in grouped(rows, lambda row: row["setting"]).items():
         by = {row["loop"]: row for row in group}
-        lines.append([setting, *(_cell(by, n, lambda r: f"{r['over_pyromancy_ai']:.3g}x") for n in names)])
-    return Table("EM batch, and how many times faster than pyromancy-ai it is", ["EM batch", *names], lines)
+        lines.append([setting, *(_cell(by, n, lambda r: f"{r[ratio]:.3g}x") for n in names)])
+    return Table(f"EM batch, and how many times faster than {baseline} it is", ["EM batch", *names], lines)
 
 
 def _scaling(rows: list[Row]) -> Table:
@@ -83,10 +100,13 @@ def _scaling(rows: list[Row]) -> Table:
         [
             f"{variable} {value}",
             _time(row["ideal_seconds"]),
-            _time(row["seconds"]),
-            f"{short(row['seconds'] / row['ideal_seconds'])}x",
-            _time(row["plain_seconds"]),
-            f"{row['over_plain']:.3g}x",
+            *_marked(
+                row,
+                _time(row["seconds"]),
+                f"{short(row['seconds'] / row['ideal_seconds'])}x",
+                _time(row["plain_seconds"]),
+                f"{row['over_plain']:.3g}x",
+            ),
         ]
         for variable, points in sweeps(rows).items()
         for value, row in points
@@ -95,29 +115,30 @@ def _scaling(rows: list[Row]) -> Table:
 
 
 def _general(rows: list[Row]) -> Table:
-    header = ["EM batch of no chain", "plain", "InferenceLoop", "plain over InferenceLoop", "executor"]
+    header = ["EM batch", "plain", "InferenceLoop", "plain over InferenceLoop", "executor"]
     lines = [
         [
             f"{row['network']}, batch {row['batch']}, {row['steps']} E-steps",
-            _time(row["plain_seconds"]),
-            _time(row["seconds"]),
-            f"{row['over_plain']:.3g}x",
+            *_marked(row, _time(row["plain_seconds"]), _time(row["seconds"]), f"{row['over_plain']:.3g}x"),
             row["executor"],
         ]
         for row in rows
     ]
-    return Table("EM batch of networks that are no chain", header, lines)
+    return Table("EM batch of networks other than chains", header, lines)
 
 
 def _incremental(rows: list[Row]) -> Table:
-    header = ["T E-steps and T M-steps", "E-steps in a row", "by turns", "more by turns", "more, of the E-steps' time"]
+    header = ["T E-steps and T M-steps", "back to back", "interleaved", "overhead", "overhead, of the E-steps' time"]
     lines = [
         [
             f"{row['setting']}, {row['loop']}, T = {row['steps']}",
-            _time(row["in_a_row_seconds"]),
-            _time(row["seconds"]),
-            f"{100 * row['overhead_of_step']:.3g}%",
-            f"{100 * row['overhead_of_estep']:.3g}%",
+            *_marked(
+                row,
+                _time(row["in_a_row_seconds"]),
+                _time(row["seconds"]),
+                f"{100 * row['overhead_of_step']:.3g}%",
+                f"{100 * row['overhead_of_estep']:.3g}%",
+            ),
         ]
         for row in rows
     ]
@@ -133,8 +154,13 @@ def sweeps(rows: list[Row]) -> dict[str, list[tuple[int, Row]]]:
     }
 
 
-def _cell(by: dict[str, Row], name: str, text: Any) -> str:
-    return text(by[name]) if name in by else ""
+def _cell(by: dict[str, Row], name: str, text: Callable[[Row], str]) -> str:
+    return _marked(by[name], text(by[name]))[0] if name in by else ""
+
+
+def _marked(row: Row, *figures: str) -> list[str]:
+    """Figures of a row, with the mark before each where the row is disturbed."""
+    return [MARK + figure if row["disturbed"] and figure else figure for figure in figures]
 
 
 def _time(seconds: float) -> str:

@@ -1,4 +1,7 @@
-"""One whole EM batch per setting, and its E-steps alone, in milliseconds and in multiples of the ideal time."""
+"""One whole EM batch per setting, and its E-steps alone, in milliseconds and in multiples of the ideal time.
+
+Where JAX is installed it takes part: the batch of `rivals.py`, of which InferenceLoop's rows have the ratio.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch.nn as nn
 import pyromancy
 from pyromancy import backends
 
-from . import timing
+from . import rivals, timing
 from .conftest import ORACLE, usable_backends
 from .exact import EXACT, ROUNDING, Outcome, exact_outcome, outcome, relative, require
 from .loops import LOOPS, loop_of, plain
@@ -38,12 +41,30 @@ def backpropagation(setting: Setting) -> Callable[[], None]:
     return batch
 
 
+@functools.lru_cache(maxsize=1)
+def jax_batch(setting: Setting) -> Callable[[], None]:
+    """The batch in JAX, compiled, and compared with float64; the function returns when the batch is done."""
+    for dtype, allowed in ((torch.float64, EXACT), (torch.float32, ROUNDING)):
+        runner = rivals.jax_scan(setting, "cpu", dtype)
+        runner.batch()
+        off = runner.left()[0].deviation(expectation(setting))
+        require(off, allowed, f"JAX: states or gradients in {dtype} are")
+    batch, finish = runner.batch, runner.finish
+    assert finish is not None
+
+    def done() -> None:
+        batch()
+        finish()
+
+    return done
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     small = metafunc.config.getoption("--sizes") == "small"
     metafunc.parametrize("setting", QUICK if small else SETTINGS)
     if "contender" in metafunc.fixturenames:
         theirs = ["pyromancy-ai"] if metafunc.config.stash[ORACLE] else []
-        metafunc.parametrize("contender", ["backprop", *theirs])
+        metafunc.parametrize("contender", ["backprop", *theirs, *(["JAX"] if rivals.has_jax() else [])])
     if "loop" in metafunc.fixturenames:
         metafunc.parametrize("loop", LOOPS)
     if "backend" in metafunc.fixturenames:
@@ -93,6 +114,8 @@ def test_em_batch(
 
         run = make(make_problem(pyromancy, work))
         baselines = {} if oracle is None else {"pyromancy-ai": plain(make_problem(oracle, work))}
+        if loop == "InferenceLoop" and rivals.has_jax():
+            baselines["JAX"] = jax_batch(work)
         for function in (run, *baselines.values()):
             function()
         timed = timing.alternate(benchmark, run, baselines, budget=1.0)
@@ -141,7 +164,10 @@ def test_baseline(
 ) -> None:
     benchmark.group = f"EM batch: {setting}"
     work = SETTINGS[setting]
-    run = backpropagation(work) if contender == "backprop" else plain(make_problem(oracle, work))
+    if contender == "JAX":
+        run = jax_batch(work)
+    else:
+        run = backpropagation(work) if contender == "backprop" else plain(make_problem(oracle, work))
     run()
     keep(record, setting, contender, timing.alternate(benchmark, run, {}), ceilings)
 
@@ -160,4 +186,5 @@ def keep(
         ideal_seconds=ideal,
         multiple_of_ideal=timed.seconds / ideal,
         over_pyromancy_ai=timed.ratios.get("pyromancy-ai"),
+        over_jax=timed.ratios.get("JAX"),
     )
