@@ -1,9 +1,14 @@
-"""What the documents say: code in them runs, files and commands in them are there."""
+"""What the documents say: code in them runs and prints what they show, files and commands in them are there."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
 import pytest
+
+import processes
+import pyromancy
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -30,9 +35,46 @@ def test_the_example_learns():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_python_in_documents_runs(document):
+    """And prints the text that is shown right below it."""
     scope = {}
-    for code in blocks(document, "python"):
-        exec(compile(code, named(document), "exec"), scope)
+    for code, shown in re.findall(
+        r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", document.read_text(), re.DOTALL | re.MULTILINE
+    ):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, named(document), "exec"), scope)
+        if shown:
+            assert comparable(printed.getvalue()) == comparable(shown)
+
+
+def comparable(text):
+    """Printed text, less what depends on PyTorch's version: into how many calls it takes a gradient apart."""
+    return re.sub(r"\d+ (operator calls at every step), \d+", r"N \1, N", text)
+
+
+INFERENCE = ROOT / "docs" / "inference-loop.md"
+
+
+def test_reasons_that_are_quoted_are_given():
+    """The table of what keeps an energy from an executor quotes the messages of the package."""
+    sources = "".join(path.read_text() for path in Path(pyromancy.inference.__file__).parent.glob("*.py"))
+    table = INFERENCE.read_text().split("| your energy | executor | because |")[1].split("\n\n")[0]
+    quoted = re.findall(r"\| (chain|graph|autograd) \| `(.*)` \|$", table, re.MULTILINE)
+    assert len(quoted) == len(table.strip().splitlines()) - 1
+    assert [reason for _, reason in quoted if reason not in sources] == []
+
+
+def test_what_the_command_prints_is_shown():
+    """Lines and operators; versions, backends and instruction sets are those of one machine."""
+    shown = next(text for text in blocks(INFERENCE, "text") if text.startswith("pyromancy "))
+    printed = processes.python("-m", "pyromancy")
+
+    def form(text):
+        head, cpu = text.split("\ncpu:\n")
+        operators = [line.split()[:2] for line in cpu.split("\n\n")[0].splitlines()]
+        assert {backend for _, backend in operators} <= {*pyromancy.backends.BACKENDS}
+        return [line.split()[0] for line in head.splitlines() if line], [name for name, _ in operators]
+
+    assert form(printed) == form(shown)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
