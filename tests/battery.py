@@ -1,12 +1,14 @@
 """Every operator once, in every dtype, in a process of its own: run as a script, it says what served and what failed.
 
-For settings that are read when the package is loaded: instruction sets, and whether there are compiled kernels.
+For settings that are read when the package is loaded: instruction sets, and whether there are compiled kernels. What an
+instruction set changes in chains is how contents are hashed.
 """
 
 import sys
 
 import torch
 
+import chains
 import operators
 from numerics import FLOATS, LOW, assert_near, contiguous, sliced, transposed
 from pyromancy import backends
@@ -23,6 +25,7 @@ def main():
                 for output, exact in zip(operators.run(case, arguments), expected, strict=True):
                     assert_near(output, exact, case.length)
                 calls += 1
+    chains.check_known()
     serving = {(s.backend, s.detail) for s in backends.report() if s.device == "cpu"}
     print(calls, *(" ".join(pair) for pair in sorted(serving)), sep="\n")
 

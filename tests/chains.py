@@ -229,6 +229,26 @@ def check_resumed(whole, run=operator):
         assert_near(a, b, 50)
 
 
+def check_known():
+    """`chain_mstep` notices signs that flip after `infer_chain_`, a few at any distance, in float32 and float64.
+
+    Inputs of +1 and -1 are common, and a hash must not take differences of one bit for the same. Words that meet in one
+    lane of a hash lie as far apart as a few vectors are long.
+    """
+    for dtype, words in itertools.product((torch.float32, torch.float64), (1, 2, 4, 8, 16, 32, 64)):
+        arguments = problem((160, 6, 3), 8, "tanh", dtype=dtype)
+        x = arguments["states"][0]
+        x.sign_()
+        known = operator(**arguments)
+        wanted = everything_wanted(arguments)
+        step = words * 8 // x.element_size()
+        for flipped in ((1, step, step + 1), (0, step), (step, 2 * step), (1, 1 + step), (0, 1, 2, step, 3 * step)):
+            x.view(-1)[[*flipped]] *= -1
+            for f, e in zip(mstep(**wanted | {"known": known}), mstep_by_autograd(arguments), strict=True):
+                assert_near(f, e, 160)
+            x.view(-1)[[*flipped]] *= -1
+
+
 def check_mstep(arguments, run=mstep, unit=0.0):
     """`chain_mstep` returns autograd's gradients: all, one at a time, and none."""
     batch, widest = arguments["states"][0].shape[0], max(z.shape[1] for z in arguments["states"])

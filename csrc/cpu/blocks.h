@@ -10,10 +10,6 @@ namespace pyromancy::PYROMANCY_ISA {
 
 inline constexpr int64_t kBlock = 2048;
 
-inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 // f(offset, stride, n) for each run along the innermost dim within [begin, begin + count).
 template <class F>
 inline void for_runs(const Layout& layout, const Operand& operand, int64_t begin, int64_t count,

@@ -15,10 +15,6 @@ int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
 }
 
-int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 // Element (i, k) of a matrix is at w[i * row_stride + k * depth_stride].
 template <class C>
 struct Strided {
@@ -271,10 +267,6 @@ struct Buffers {
   C* velocity;
 };
 
-bool predicts_freely(const ChainArgs& args, int64_t l) {
-  return l > 0 && args.node[l - 1].free;
-}
-
 // Hands out the buffers of every node from `base` on and returns how many elements they take.
 template <class C, class Layout>
 int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
@@ -291,7 +283,7 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
       return p;
     };
     const bool gram = out && out->gram;
-    const bool varies = node.predicted && predicts_freely(args, l); // its prediction does
+    const bool varies = node.predicted && node.prediction_varies;
     const bool bent = varies && in->after.kind != Activation::identity;
     const bool full = node.predicted && node.full_precision;
     Buffers<C> b{};
@@ -352,7 +344,8 @@ struct Tile {
     for (int64_t l = 0; l < args.nodes; ++l)
       if (const ChainNode& node = args.node[l]; node.free) {
         store_samples(buffers[l].z, node.n, node.state);
-        store_samples(buffers[l].velocity, node.n, node.velocity);
+        if (args.steps > 0) // velocities that are not resumed start with the first
+          store_samples(buffers[l].velocity, node.n, node.velocity);
       }
   }
 
@@ -698,40 +691,47 @@ void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) 
   });
 }
 
-// Four chains of (h ^ word) * odd side by side, each step of which is a bijection of h.
-uint64_t stamp(const void* bytes, int64_t count, uint64_t seed) {
+// A round of xxHash64 (Yann Collet's; its constants): a bijection of h and of word alike. A word is
+// multiplied before it is added and after, so that neither sign bits nor other small differences of
+// two words cancel.
+constexpr uint64_t kPrime[] = {0x9e3779b185ebca87, 0xc2b2ae3d27d4eb4f, 0x165667b19e3779f9};
+
+template <class W>
+PYROMANCY_INLINE W mixed(W h, W word) {
+  h += word * kPrime[1];
+  h = h << 31 | h >> 33;
+  return h * kPrime[0];
+}
+
+// Four vectors of chains of rounds side by side, and one that takes what is left and all of them.
+uint64_t content_hash(const void* bytes, int64_t count, uint64_t seed) {
   constexpr int w = kVectorBytes / 8, chains = 4;
   using Words64 = VecN<uint64_t, w>;
-  constexpr uint64_t odd = 0x9e3779b97f4a7c15; // 2^64 over the golden ratio
   const char* p = static_cast<const char*>(bytes);
   Words64 h[chains];
   for (int c = 0; c < chains; ++c)
     for (int i = 0; i < w; ++i)
-      h[c][i] = seed + odd * (c * w + i + 1);
-  const auto mix = [&](Words64& x, const char* from) {
-    Words64 word;
-    __builtin_memcpy(&word, from, sizeof word);
-    x = (x ^ word) * odd;
-    x ^= x >> 32;
-  };
+      h[c][i] = seed + kPrime[0] * (c * w + i + 1);
   int64_t at = 0;
   for (; at + chains * kVectorBytes <= count; at += chains * kVectorBytes)
-    for (int c = 0; c < chains; ++c)
-      mix(h[c], p + at + c * kVectorBytes);
-  uint64_t result = seed ^ static_cast<uint64_t>(count);
-  const auto fold = [&](uint64_t word) {
-    result = (result ^ word) * odd;
-    result ^= result >> 32;
-  };
+    for (int c = 0; c < chains; ++c) {
+      Words64 word;
+      __builtin_memcpy(&word, p + at + c * kVectorBytes, sizeof word);
+      h[c] = mixed(h[c], word);
+    }
+  uint64_t result = mixed(seed, static_cast<uint64_t>(count));
   for (; at < count; at += 8) {
     uint64_t word = 0;
     __builtin_memcpy(&word, p + at, smaller(8, count - at));
-    fold(word);
+    result = mixed(result, word);
   }
   for (int c = 0; c < chains; ++c)
     for (int i = 0; i < w; ++i)
-      fold(h[c][i]);
-  return result;
+      result = mixed(result, uint64_t{h[c][i]});
+  // every bit of the last round reaches every other
+  result = (result ^ result >> 33) * kPrime[1];
+  result = (result ^ result >> 29) * kPrime[2];
+  return result ^ result >> 32;
 }
 
 template <class C>
@@ -742,7 +742,7 @@ constexpr ChainKernels table() {
           run<C>,        errors<C>,
           2 * kLanes<C>, 2 * kLanes<C> * kDepth,
           outer<C>,      sum_rows<C>,
-          stamp};
+          content_hash};
 }
 
 } // namespace

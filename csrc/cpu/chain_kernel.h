@@ -20,6 +20,7 @@ struct PackedMatrix {
 struct ChainNode {
   int64_t n;
   bool free, predicted;
+  bool prediction_varies;      // from step to step; the M-step computes such a prediction anew
   void* state;                 // [B, n], contiguous; overwritten where free
   void* velocity;              // [B, n] where there is momentum and the node is free, else null
   const void* precision;       // the diagonal of P [n], padded with zeros; null is 1
@@ -85,9 +86,9 @@ struct ChainKernels {
                 double scale, int64_t begin, int64_t end, void* panel, void* out);
   // out[n] = scale * the sum of the rows of a [batch, n]
   void (*sum_rows)(const void* a, int64_t batch, int64_t n, double scale, void* out);
-  // A number that any change of one 8-byte word changes, and any other change with probability
-  // 1 - 2^-64.
-  uint64_t (*stamp)(const void* bytes, int64_t count, uint64_t seed);
+  // A number that every change within one 8-byte word changes. Changes of several words that were
+  // not chosen to leave it as it is do so about once in 2^64. It depends on the instruction set.
+  uint64_t (*content_hash)(const void* bytes, int64_t count, uint64_t seed);
 };
 
 // float32 and float64 only

@@ -11,21 +11,6 @@ namespace {
 
 using torch::stable::parallel_for;
 
-// f(element) with a zero of the tensors' element type.
-template <class F>
-void with_element(DType dtype, F f) {
-  switch (dtype) {
-  case DType::float32:
-    return f(float());
-  case DType::float64:
-    return f(double());
-  case DType::bfloat16:
-    return f(torch::headeronly::BFloat16());
-  case DType::float16:
-    return f(torch::headeronly::Half());
-  }
-}
-
 // The strictly lower triangle of `from`, any strides, into row i of a contiguous matrix, and zeros
 // from the diagonal on. What `from` holds elsewhere is never read.
 template <class T>

@@ -4,6 +4,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "../check.h"
 
 namespace pyromancy {
@@ -48,6 +51,52 @@ private:
   int64_t size_;
   void* data_;
 };
+
+// f(scratch, task) for every task, each thread taking the next one as it comes free. Every thread
+// has `bytes` of scratch memory. The tasks must not depend on one another.
+template <class F>
+void share_out(int64_t tasks, int64_t bytes, F f) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+  const auto work = [&](int64_t, int64_t) {
+    Scratch scratch(bytes);
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      f(scratch.as<void>(), task);
+  };
+  if (threads > 1)
+    torch::stable::parallel_for(0, threads, 1, work);
+  else if (tasks > 0)
+    work(0, 1);
+}
+
+// f(element) with a zero of the tensors' element type.
+template <class F>
+void with_element(DType dtype, F f) {
+  switch (dtype) {
+  case DType::float32:
+    return f(float());
+  case DType::float64:
+    return f(double());
+  case DType::bfloat16:
+    return f(torch::headeronly::BFloat16());
+  case DType::float16:
+    return f(torch::headeronly::Half());
+  }
+}
+
+// The type that elements are computed in.
+inline DType computed_in(DType dtype) {
+  return dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
+// f(element) with a zero of that type.
+template <class F>
+void with_computed(DType dtype, F f) {
+  if (computed_in(dtype) == DType::float64)
+    f(double());
+  else
+    f(float());
+}
 
 // torch.empty(sizes), dtype and device as in `like`.
 Tensor allocate(Sizes sizes, const Tensor& like);

@@ -18,7 +18,7 @@ constexpr int64_t kSolveGrain = 1 << 20;
 
 // The type that a tensor is computed in.
 DType compute_dtype(const Tensor& t) {
-  return dtype_of("value", t) == DType::float64 ? DType::float64 : DType::float32;
+  return computed_in(dtype_of("value", t));
 }
 
 bool is_half(const Tensor& t) {
@@ -45,15 +45,6 @@ Tensor as_rows(const Tensor& t) {
   return wide.size(2) <= 1 || wide.stride(2) == 1 ? wide : torch::stable::contiguous(wide);
 }
 
-// f(element) with a zero of the type that the widened tensors have.
-template <class F>
-void with_element(const Tensor& t, F f) {
-  if (compute_dtype(t) == DType::float64)
-    f(double());
-  else
-    f(float());
-}
-
 // Rows to solve for, and the factor they are solved with.
 class Call {
 public:
@@ -77,7 +68,7 @@ public:
     }
     args.factor = factor_.data_ptr();
     args.reciprocal = reciprocal_.as<void>();
-    with_element(factor_, [&](auto zero) {
+    with_computed(compute_dtype(factor_), [&](auto zero) {
       using T = decltype(zero);
       const T* l = data<T>(factor_);
       for (int64_t i = 0; i < args.n; ++i)
@@ -131,7 +122,7 @@ std::tuple<Tensor, Tensor> multivariate_energy(const Tensor& value, const Tensor
   call.launch([&](void* workspace, int64_t begin, int64_t end) {
     call.kernels.whiten(args, workspace, whitened.data_ptr(), norms, begin, end);
   });
-  with_element(wide, [&](auto zero) {
+  with_computed(compute_dtype(wide), [&](auto zero) {
     using T = decltype(zero);
     const T* l = static_cast<const T*>(args.factor);
     double logdet = 0;
@@ -188,7 +179,7 @@ Tensor multivariate_energy_backward_factor(const Tensor& grad, const Tensor& whi
   const Tensor weight = widened(grad), wide_factor = widened(factor);
   const Tensor out = allocate(factor.sizes(), wide_factor);
 
-  with_element(out, [&](auto zero) {
+  with_computed(compute_dtype(out), [&](auto zero) {
     using T = decltype(zero);
     const MultivariateKernels& kernels =
         PYROMANCY_SELECT_KERNELS(multivariate_kernels, compute_dtype(out));

@@ -11,10 +11,6 @@ constexpr int kVectors = kVectorBytes == 64 ? 4 : 2;
 // Rows of the panel that are applied to the others while they lie in the first-level cache.
 constexpr int64_t kDepth = 16 * kRows;
 
-int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 // c[i][v] -= sum_k a(i, k) b[k][v] for an R x V tile of vectors, where a(i, k) is a[i * pitch + k]
 // or, transposed, a[k * pitch + i].
 template <bool transposed, int R, int V, class T, class Extent = Whole>

@@ -42,6 +42,10 @@ inline constexpr int kLanes = kVectorBytes / sizeof(C);
 template <class C>
 using Vec = VecN<C, kLanes<C>>;
 
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
 template <class To, class From>
 inline To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));

@@ -16,6 +16,7 @@ from chains import (
     WIDTHS,
     check,
     check_mstep,
+    check_known,
     check_resumed,
     everything_wanted,
     joined,
@@ -69,6 +70,14 @@ def test_no_steps():
     assert all(same_bits(a, b) for a, b in zip(arguments["states"], before, strict=True))
 
 
+@pytest.mark.parametrize("resume", [False, True], ids=["fresh", "resumed"])
+def test_no_steps_leave_velocities_alone(resume):
+    arguments = problem((5, 7, 3), 4, momentum={"momentum": 0.8, "resume": resume}) | {"steps": 0}
+    arguments["velocities"] = [torch.full_like(v, 0.1) for v in arguments["velocities"]]
+    operator(**arguments)
+    assert all((v == 0.1).all() for v in arguments["velocities"])
+
+
 def test_resumes_with_its_velocities():
     check_resumed(problem((5, 7, 3), 4, "tanh", momentum={"momentum": 0.8}))
 
@@ -100,6 +109,14 @@ def test_mstep_activations(activation, side):
         check_mstep(problem((5, 33, 7, 3), SOME, **{side: activation}, dtype=dtype))
 
 
+@pytest.mark.parametrize("batch", [0, 3])
+def test_mstep_of_a_node_without_neurons(batch):
+    arguments = problem((5, 0, 3), batch, prior="one", covariances=True)
+    arguments["precisions"] = [torch.eye(n, dtype=torch.float64) for n in (5, 0, 3)]
+    found = mstep(**everything_wanted(arguments))
+    assert [tuple(f.shape) for f in found] == [(0, 5), (3, 0), (0,), (3,), (5, 5), (0, 0), (3, 3)]
+
+
 @pytest.mark.parametrize("batch", MSTEP_BATCHES[1:])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_mstep_takes_over_known_predictions_unless_something_changed(batch, dtype):
@@ -117,6 +134,10 @@ def test_mstep_takes_over_known_predictions_unless_something_changed(batch, dtyp
         for f, e in zip(mstep(**wanted | {"known": known}), mstep_by_autograd(arguments), strict=True):
             assert_near(f, e, 33 * batch)
         changed.data.view(-1)[-1] -= 0.5
+
+
+def test_mstep_notices_signs_that_flip():
+    check_known()
 
 
 def test_known_predictions_of_another_chain_are_left_alone():

@@ -112,6 +112,39 @@ def test_activations_are_as_accurate_as_documented(activation, exact, units):
         assert found.abs().max() == 1
 
 
+def content_hash(x):
+    """Of an edge from a clamped node, as `infer_chain_` returns it."""
+    states = [x, torch.zeros(x.shape[0], 3, dtype=x.dtype)]
+    *_, table = ops.infer_chain_(
+        states, [torch.ones(3, x.shape[1], dtype=x.dtype)], [None], [None, None], None, [None], [0, 0], [0.0, 0.0],
+        [False, True], [False, True], 0, 0.1, [], 0.0, 0.0, False, False, None, "highest",
+    )  # fmt: skip
+    return table[0, 1].item()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_all_sign_patterns_have_hashes_of_their_own(dtype):
+    patterns = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=dtype)] * 10)
+    assert len({content_hash(row.unsqueeze(0)) for row in patterns}) == 2**10
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_a_hash_notices_what_differs_by_few_bits(dtype):
+    # flips of one or two signs anywhere, in enough words for every lane to take several
+    x = torch.ones(1, 200, dtype=dtype)
+    hashes = {content_hash(x)}
+    flips = [(i, j) for i in range(200) for j in range(i, 200, 7)]
+    for pair in flips:
+        y = x.clone()
+        y[0, [*{*pair}]] *= -1
+        hashes.add(content_hash(y))
+    for i in range(200):  # and one unit in the last place
+        y = x.clone()
+        y[0, i] = torch.nextafter(y[0, i], y.new_zeros(()))
+        hashes.add(content_hash(y))
+    assert len(hashes) == 1 + len(flips) + 200
+
+
 def test_threads_change_no_bit():
     threads, results = torch.get_num_threads(), []
     first = problem((40, 129, 65, 3), 300, "relu", dtype=torch.float32)
