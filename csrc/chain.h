@@ -47,7 +47,7 @@ struct Inference {
   double momentum, dampening;
   bool nesterov, resume;
   const std::optional<Tensor>& energies;
-  const std::string& precision; // "highest", "high" or "medium"
+  const std::string& precision; // of matrix products: "highest", "high" or "medium"
 };
 
 inline void check_length(const char* name, size_t length, int64_t expected,
@@ -72,28 +72,32 @@ inline void check_chain(const ChainOperands& chain) {
   check_length("predicted", chain.predicted.size(), nodes, chain);
   for (int64_t l = 0; l < nodes; ++l) {
     const Tensor& state = chain.states[l];
-    STD_TORCH_CHECK(state.dim() == 2 && state.size(0) == first.size(0) && state.is_contiguous(),
-                    "states[", l, "] must be contiguous with shape (",
-                    first.dim() > 0 ? first.size(0) : 0, ", n), got ", to_string(state.sizes()));
-    check_like("states", state, "states[0]", first);
+    const Name name{"states", l};
+    STD_TORCH_CHECK(state.dim() == 2, name, " must have shape (B, n), got ",
+                    to_string(state.sizes()));
+    check_like(name, state, {"states", 0}, first);
+    STD_TORCH_CHECK(state.size(0) == first.size(0), name, " must have shape (", first.size(0), ", ",
+                    state.size(1), "), got ", to_string(state.sizes()));
+    check_contiguous(name, state);
     if (!chain.precisions[l])
       continue;
     const Tensor& p = *chain.precisions[l];
-    check_like("precisions", p, "states[0]", first);
-    if (p.dim() != 1)
-      check_square("precisions", p, state.size(1));
-    STD_TORCH_CHECK(p.size(0) == state.size(1), "precisions[", l, "] must have shape (",
-                    state.size(1), ",) or (", state.size(1), ", ", state.size(1), "), got ",
-                    to_string(p.sizes()));
+    const int64_t n = state.size(1);
+    check_like({"precisions", l}, p, {"states", 0}, first);
+    const bool fits = p.dim() == 1   ? p.size(0) == n
+                      : p.dim() == 2 ? p.size(0) == n && p.size(1) == n
+                                     : false;
+    STD_TORCH_CHECK(fits, "precisions[", l, "] must have shape (", n, ",) or (", n, ", ", n,
+                    "), got ", to_string(p.sizes()));
   }
   for (int64_t l = 0; l < edges; ++l) {
     const int64_t in = chain.width(l), out = chain.width(l + 1);
     const Tensor& weight = chain.weights[l];
-    check_like("weights", weight, "states[0]", first);
+    check_like({"weights", l}, weight, {"states", 0}, first);
     STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == out && weight.size(1) == in, "weights[",
                     l, "] must have shape (", out, ", ", in, "), got ", to_string(weight.sizes()));
     if (const auto& bias = chain.biases[l]) {
-      check_like("biases", *bias, "states[0]", first);
+      check_like({"biases", l}, *bias, {"states", 0}, first);
       STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out, "biases[", l, "] must have shape (",
                       out, ",), got ", to_string(bias->sizes()));
     }
@@ -102,15 +106,51 @@ inline void check_chain(const ChainOperands& chain) {
     STD_TORCH_CHECK(kind >= 0 && kind < kActivations, "activations must be from 0 to ",
                     kActivations - 1, ", got ", kind);
   if (chain.prior) {
-    check_like("prior", *chain.prior, "states[0]", first);
+    check_like("prior", *chain.prior, {"states", 0}, first);
     const Tensor& p = *chain.prior;
     STD_TORCH_CHECK(p.dim() == 2 && (p.size(0) == 1 || p.size(0) == chain.batch()) &&
                         p.size(1) == chain.width(0),
-                    "prior must have shape (1 or ", chain.batch(), ", ", chain.width(0), "), got ",
-                    to_string(p.sizes()));
+                    "prior must have shape (1, ", chain.width(0), ") or (", chain.batch(), ", ",
+                    chain.width(0), "), got ", to_string(p.sizes()));
   }
   STD_TORCH_CHECK(chain.predicted[0] == chain.prior.has_value(),
                   "predicted[0] must be true exactly where there is a prior");
+}
+
+// What is written must share no memory with anything else: tiles and steps read it at will.
+inline void check_apart(const ChainOperands& chain, const Inference& inference) {
+  struct Operand {
+    Name name;
+    const Tensor* tensor;
+    bool written;
+    Bytes bytes;
+  };
+  std::vector<Operand> operands;
+  const auto add = [&](const char* name, int64_t l, const Tensor& t, bool written) {
+    operands.push_back({{name, l}, &t, written, Bytes(t)});
+  };
+  for (int64_t l = 0; l < chain.nodes(); ++l) {
+    add("states", l, chain.states[l], inference.free[l]);
+    if (inference.free[l] && !inference.velocities.empty())
+      add("velocities", l, inference.velocities[l], true);
+    if (chain.precisions[l])
+      add("precisions", l, *chain.precisions[l], false);
+  }
+  for (int64_t l = 0; l + 1 < chain.nodes(); ++l) {
+    add("weights", l, chain.weights[l], false);
+    if (chain.biases[l])
+      add("biases", l, *chain.biases[l], false);
+    if (inference.grams[l])
+      add("grams", l, *inference.grams[l], false);
+  }
+  if (chain.prior)
+    add("prior", -1, *chain.prior, false);
+  if (inference.energies)
+    add("energies", -1, *inference.energies, true);
+  for (const Operand& a : operands)
+    for (const Operand& b : operands)
+      if (a.written && &a != &b && a.bytes.meets(b.bytes))
+        check_no_partial_overlap(a.name, *a.tensor, b.name, *b.tensor, false);
 }
 
 // After `check_chain`.
@@ -118,41 +158,44 @@ inline void check_inference(const ChainOperands& chain, const Inference& inferen
   const Tensor& first = chain.states.front();
   const int64_t nodes = chain.nodes();
   check_finite("lr", inference.lr);
+  check_finite("momentum", inference.momentum);
+  check_finite("dampening", inference.dampening);
   STD_TORCH_CHECK(inference.steps >= 0, "steps must not be negative, got ", inference.steps);
   const std::string& p = inference.precision;
   STD_TORCH_CHECK(p == "highest" || p == "high" || p == "medium",
-                  "precision must be highest, high or medium, got ", p);
+                  "matmul_precision must be highest, high or medium, got ", p);
   check_length("grams", inference.grams.size(), nodes - 1, chain);
   check_length("free", inference.free.size(), nodes, chain);
   if (!inference.velocities.empty())
     check_length("velocities", inference.velocities.size(), nodes, chain);
   for (int64_t l = 0; l < nodes; ++l)
     if (inference.free[l] && !inference.velocities.empty()) {
-      check_same("velocities", inference.velocities[l], "their states", chain.states[l]);
-      STD_TORCH_CHECK(inference.velocities[l].is_contiguous(), "velocities must be contiguous");
+      check_same({"velocities", l}, inference.velocities[l], {"states", l}, chain.states[l]);
+      check_contiguous({"velocities", l}, inference.velocities[l]);
     }
   for (int64_t l = 0; l + 1 < nodes; ++l) {
     if (!inference.grams[l])
       continue;
     STD_TORCH_CHECK(!inference.energies, "grams[", l,
                     "] must be None where energies are recorded, which take the errors");
-    check_like("grams", *inference.grams[l], "states[0]", first);
-    check_square("grams", *inference.grams[l], chain.width(l));
+    check_like({"grams", l}, *inference.grams[l], {"states", 0}, first);
+    check_square({"grams", l}, *inference.grams[l], chain.width(l));
     const auto& precision = chain.precisions[l + 1];
     STD_TORCH_CHECK(inference.free[l] && !inference.free[l + 1] && chain.predicted[l + 1] &&
                         chain.activations[2 * l + 1] == 0 && !(precision && precision->dim() == 2),
                     "grams[", l,
-                    "] needs a free source, a clamped, predicted target with a diagonal "
-                    "precision, and no activation after the product");
+                    "] needs a free source, a clamped target that is predicted and has no matrix "
+                    "for its precision, and no activation after the product");
   }
   if (const auto& energies = inference.energies) {
-    check_like("energies", *energies, "states[0]", first);
+    check_like("energies", *energies, {"states", 0}, first);
     STD_TORCH_CHECK(energies->dim() == 3 && energies->size(0) == inference.steps &&
-                        energies->size(1) == nodes && energies->size(2) == chain.batch() &&
-                        energies->is_contiguous(),
-                    "energies must be contiguous with shape (", inference.steps, ", ", nodes, ", ",
-                    chain.batch(), "), got ", to_string(energies->sizes()));
+                        energies->size(1) == nodes && energies->size(2) == chain.batch(),
+                    "energies must have shape (", inference.steps, ", ", nodes, ", ", chain.batch(),
+                    "), got ", to_string(energies->sizes()));
+    check_contiguous("energies", *energies);
   }
+  check_apart(chain, inference);
 }
 
 // After `check_chain`.
@@ -164,10 +207,16 @@ inline void check_wanted(const ChainOperands& chain, const std::vector<bool>& fo
   check_length("for_bias", for_bias.size(), nodes - 1, chain);
   check_length("for_precision", for_precision.size(), nodes, chain);
   for (int64_t l = 0; l < nodes; ++l) {
-    STD_TORCH_CHECK(chain.predicted[l] || l == 0 || !(for_weight[l - 1] || for_bias[l - 1]),
-                    "for_weight and for_bias need predicted nodes, and node ", l, " is not");
-    STD_TORCH_CHECK(chain.predicted[l] || !for_precision[l],
-                    "for_precision needs predicted nodes, and node ", l, " is not");
+    if (chain.predicted[l])
+      continue;
+    const auto check = [&](Name name, bool wanted) {
+      STD_TORCH_CHECK(!wanted, name, " needs a predicted node, and node ", l, " is not");
+    };
+    if (l > 0) {
+      check({"for_weight", l - 1}, for_weight[l - 1]);
+      check({"for_bias", l - 1}, for_bias[l - 1]);
+    }
+    check({"for_precision", l}, for_precision[l]);
   }
 }
 

@@ -12,6 +12,8 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "dtype.h"
 
@@ -29,13 +31,26 @@ inline std::string to_string(Sizes sizes) {
   return text.str();
 }
 
+// An argument's name, or that of an entry of a list.
+struct Name {
+  const char* name;
+  int64_t index;
+
+  Name(const char* name, int64_t index = -1) : name(name), index(index) {}
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.name;
+  return name.index < 0 ? out : out << '[' << name.index << ']';
+}
+
 inline int32_t raw_dtype(const Tensor& t) {
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   return dtype;
 }
 
-inline DType dtype_of(const char* name, const Tensor& t) {
+inline DType dtype_of(Name name, const Tensor& t) {
   const int32_t dtype = raw_dtype(t);
   if (dtype == aoti_torch_dtype_float32())
     return DType::float32;
@@ -57,16 +72,14 @@ inline int64_t device_key(const Tensor& t) {
 }
 
 // dtype and device
-inline void check_like(const char* name, const Tensor& t, const char* like_name,
-                       const Tensor& like) {
+inline void check_like(Name name, const Tensor& t, Name like_name, const Tensor& like) {
   STD_TORCH_CHECK(raw_dtype(t) == raw_dtype(like), name, " must have dtype ",
                   torch::headeronly::toString(like.scalar_type()), " of ", like_name, ", got ",
                   torch::headeronly::toString(t.scalar_type()));
   STD_TORCH_CHECK(device_key(t) == device_key(like), name, " must be on the device of ", like_name);
 }
 
-inline void check_same(const char* name, const Tensor& t, const char* like_name,
-                       const Tensor& like) {
+inline void check_same(Name name, const Tensor& t, Name like_name, const Tensor& like) {
   check_like(name, t, like_name, like);
   const Sizes a = t.sizes(), b = like.sizes();
   STD_TORCH_CHECK(a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin()), name,
@@ -99,7 +112,12 @@ inline void check_batch(const char* name, const Tensor& t, const char* like_name
                   like.size(0), ",), got ", to_string(t.sizes()));
 }
 
-inline void check_square(const char* name, const Tensor& t, int64_t n) {
+inline void check_contiguous(Name name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous, got strides ",
+                  to_string(t.strides()));
+}
+
+inline void check_square(Name name, const Tensor& t, int64_t n) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == n && t.size(1) == n, name, " must have shape (", n,
                   ", ", n, "), got ", to_string(t.sizes()));
 }
@@ -121,6 +139,65 @@ inline void check_no_overlap(const char* name, const Tensor& t) {
                     " of shape ", to_string(sizes));
 }
 
+// The bytes from a tensor's first element to past its last.
+struct Bytes {
+  uintptr_t begin, end;
+
+  explicit Bytes(const Tensor& t) : begin(reinterpret_cast<uintptr_t>(t.data_ptr())), end(begin) {
+    const Sizes sizes = t.sizes(), strides = t.strides();
+    int64_t last = 0;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] == 0)
+        return;
+      last += (sizes[i] - 1) * strides[i];
+    }
+    end += (last + 1) * t.element_size();
+  }
+  bool meets(const Bytes& other) const {
+    return begin < other.end && other.begin < end;
+  }
+};
+
+// Whether all bytes between the first and the last of a tensor are its own.
+inline bool has_no_gaps(const Tensor& t) {
+  const Sizes sizes = t.sizes(), strides = t.strides();
+  std::vector<std::pair<int64_t, int64_t>> dims; // stride, size
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] != 1 && strides[i] != 0)
+      dims.emplace_back(strides[i], sizes[i]);
+  std::sort(dims.begin(), dims.end());
+  int64_t step = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != step)
+      return false;
+    step *= size;
+  }
+  return true;
+}
+
+inline bool same_elements(const Tensor& a, const Tensor& b) {
+  const Sizes sizes = a.sizes(), other = b.sizes(), x = a.strides(), y = b.strides();
+  if (a.data_ptr() != b.data_ptr() ||
+      !std::equal(sizes.begin(), sizes.end(), other.begin(), other.end()))
+    return false;
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] > 1 && x[i] != y[i])
+      return false;
+  return true;
+}
+
+// What is written must not be read as another operand's elements too, as far as this can be told
+// without a search: not where one of the two has gaps. Written element by element, an operand may
+// be the very one that is written.
+inline void check_no_partial_overlap(Name name, const Tensor& written, Name other_name,
+                                     const Tensor& other, bool may_be_same = true) {
+  if (!Bytes(written).meets(Bytes(other)) || (may_be_same && same_elements(written, other)))
+    return;
+  STD_TORCH_CHECK(!has_no_gaps(written) || !has_no_gaps(other), name,
+                  " is written in place and must not overlap ", other_name,
+                  " in memory; clone one of them");
+}
+
 inline void check_finite(const char* name, double x) {
   STD_TORCH_CHECK(std::isfinite(x), name, " must be finite, got ", x);
 }
@@ -140,8 +217,11 @@ inline void check_estep(const Tensor& value, const Tensor& error,
   dtype_of("value", value);
   check_no_overlap("value", value);
   check_same("error", error, "value", value);
-  if (feedback)
+  check_no_partial_overlap("value", value, "error", error);
+  if (feedback) {
     check_same("feedback", *feedback, "value", value);
+    check_no_partial_overlap("value", value, "feedback", *feedback);
+  }
   check_finite("lr", lr);
 }
 
@@ -150,6 +230,7 @@ inline void check_momentum(const Tensor& value, const Tensor& buffer, double mom
                            double dampening) {
   check_same("buffer", buffer, "value", value);
   check_no_overlap("buffer", buffer);
+  check_no_partial_overlap("value", value, "buffer", buffer, false);
   check_finite("momentum", momentum);
   check_finite("dampening", dampening);
 }

@@ -84,7 +84,7 @@ def problem(widths, batch, before="identity", after="identity", *, prior=False, 
         "velocities": [torch.zeros(batch, n) for n in widths] if momentum else [],
         "momentum": 0.0, "dampening": 0.0, "nesterov": False, "resume": False,
         "energies": torch.full((STEPS, count, batch), float("nan")) if record else None,
-        "precision": "highest",
+        "matmul_precision": "highest",
         **(momentum or {}),
     }  # fmt: skip
     return {k: to(x, dtype) for k, x in arguments.items()}

@@ -75,7 +75,7 @@ def chain_calls():
     for widths, products in (((64, 256, 256, 16), "highest"), ((5, 33, 7, 3), "highest"), ((5, 33, 7, 3), "medium")):
         for tall in persistent._TILES:
             problem = chains.problem(widths, 64, dtype=torch.float32, **options)
-            problem |= {"precisions": [torch.ones(n) for n in widths], "precision": products}
+            problem |= {"precisions": [torch.ones(n) for n in widths], "matmul_precision": products}
             persistent.height = lambda *_, tall=tall: tall
             yield "infer_chain_", problem, torch.float32
 

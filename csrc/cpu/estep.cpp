@@ -44,6 +44,9 @@ void estep_momentum_(const Tensor& value, const Tensor& buffer, const Tensor& er
                      double dampening, bool nesterov) {
   check_estep(value, error, feedback, lr);
   check_momentum(value, buffer, momentum, dampening);
+  check_no_partial_overlap("buffer", buffer, "error", error);
+  if (feedback)
+    check_no_partial_overlap("buffer", buffer, "feedback", *feedback);
   const EstepKernels& kernels = PYROMANCY_SELECT_KERNELS(estep_kernels, dtype_of("value", value));
   EstepArgs args;
   args.lr = lr;

@@ -92,7 +92,7 @@ def keeps_nan(launches):
     """What is not a number stays so at every precision, in its sample only where it is a state."""
     become("large")
     for precision in UNIT:
-        arguments = problem((5, 7, 6, 3), 4, dtype=FLOAT) | {"precision": precision}
+        arguments = problem((5, 7, 6, 3), 4, dtype=FLOAT) | {"matmul_precision": precision}
         arguments["weights"][1].view(torch.int32).fill_(0x7FFF_FFFF)  # as GPUs write it
         operator(**arguments)
         assert [z.isnan().all().item() for z in arguments["states"]] == [False, True, True, False], precision
@@ -134,7 +134,8 @@ def goes_the_way_that_is_asked_for(launches):
 def refuses():
     arguments = problem((5, 7, 3), 4, dtype=FLOAT)
     for wrong in (
-        {"precision": "low"}, {"steps": -1}, {"lr": float("inf")}, {"free": [True]}, {"activations": [0, 10, 0, 0]},
+        {"matmul_precision": "low"}, {"steps": -1}, {"lr": float("inf")}, {"free": [True]},
+        {"activations": [0, 10, 0, 0]},
         {"states": [x.half() for x in arguments["states"]]}, {"weights": [w.T for w in arguments["weights"]]},
         {"prior": torch.zeros(2, 5)}, {"grams": [torch.zeros(5, 5), None]},
         {"grams": [None, torch.eye(7)], "energies": torch.zeros(6, 3, 4)},
@@ -169,7 +170,7 @@ def main(library):
     for precision, unit in UNIT.items():
         with saying(precision):
             arguments = problem((5, 33, 40, 3), 40, "tanh", record=True, dtype=FLOAT)
-            check(arguments | {"precision": precision}, unit=unit)
+            check(arguments | {"matmul_precision": precision}, unit=unit)
             digest_of(sha, arguments)
     for dtype in FLOATS:
         check_resumed(problem((5, 7, 3), 4, "tanh", momentum={"momentum": 0.8}, dtype=dtype))

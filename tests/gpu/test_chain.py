@@ -184,14 +184,14 @@ class TestValues:
         options = OPTIONS["everything"] if size == "everything" else {}
         # without the kink of its "relu": next to that, rounding decides on which side a state is
         arguments = there(*LARGE.get(size, small), record=True, dtype=torch.float32, **options | {"before": "tanh"})
-        arguments["precision"] = matmul_precision
+        arguments["matmul_precision"] = matmul_precision
         unit = UNITS[matmul_precision] * (4 if size == "everything" else 1)  # its precisions amplify errors, to order 4
         check(arguments, infer_, unit)
         check_mstep(arguments, gradients, unit)
 
     @pytest.mark.parametrize("matmul_precision", UNITS, indirect=True)
     def test_float64_is_kept(self, matmul_precision):
-        arguments = there((5, 33, 70, 3), 17, "tanh") | {"precision": matmul_precision}
+        arguments = there((5, 33, 70, 3), 17, "tanh") | {"matmul_precision": matmul_precision}
         check(arguments, infer_)
         check_mstep(arguments, gradients)
 

@@ -30,6 +30,7 @@ SUITES = {
         "ops/test_contracts.py::TestSchema",
         "ops/test_contracts.py::TestGradients",
         "ops/test_contracts.py::TestWritesInPlace",
+        "ops/test_contracts.py::TestWrongArguments",
         "test_functional.py::TestNotFinite",
         "test_functional.py::TestEStep",
         "ops/interpreted.py",

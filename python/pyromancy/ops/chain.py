@@ -31,7 +31,7 @@ def infer_chain_(
     nesterov: bool,
     resume: bool,
     energies: Tensor | None,
-    precision: str = "highest",
+    matmul_precision: str = "highest",
 ) -> list[Tensor]:
     """All E-steps of a chain of nodes, in place on the free states.
 
@@ -59,7 +59,7 @@ def infer_chain_(
         nesterov: as in `torch.optim.SGD`.
         resume: whether `velocities` hold those of earlier steps; else the first gradient starts them.
         energies: ``[steps, nodes, B]``, set to the nodes' energies before each step, without log-determinants.
-        precision: of float32 products in kernels for GPUs, "highest", "high" or "medium" as in
+        matmul_precision: of float32 products in kernels for GPUs, "highest", "high" or "medium" as in
             `torch.set_float32_matmul_precision`, which the library's products follow by themselves.
 
     Returns:

@@ -7,12 +7,12 @@ bfloat16 and float16 are computed in float32 and rounded once.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import checks
 from .chain import chain_mstep, infer_chain_
 from .schema import library
 
@@ -115,20 +115,7 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     return _unwhiten(_whiten(_wide(value) - _wide(pred), wide), wide).to(value.dtype)
 
 
-def _check_written(lr: float, **tensors: Tensor) -> None:
-    torch._check(math.isfinite(lr), lambda: f"lr must be finite, got {lr}")
-    for name, t in tensors.items():
-        torch._check(
-            all(stride != 0 or size <= 1 for size, stride in zip(t.shape, t.stride(), strict=True)),
-            lambda name=name, t=t: (
-                f"{name} is written in place and must not be expanded, "
-                f"got strides {t.stride()} of shape {tuple(t.shape)}"
-            ),
-        )
-
-
 def estep_(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
-    _check_written(lr, value=value)
     descent = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
     value.copy_(_wide(value) - lr * descent)
 
@@ -143,7 +130,6 @@ def estep_momentum_(
     dampening: float,
     nesterov: bool,
 ) -> None:
-    _check_written(lr, value=value, buffer=buffer)
     descent = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
     velocity = momentum * _wide(buffer) + (1 - dampening) * descent
     buffer.copy_(velocity)
@@ -192,6 +178,7 @@ def _as_kernel(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(*args: Any) -> Any:
         with torch.no_grad():
+            checks.check(name, args)
             result = function(*args)
         if result is None:
             return None

@@ -10,10 +10,15 @@ P positions that share one n x n covariance. Within one call every tensor has th
 
 from __future__ import annotations
 
-import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .checks import CHECKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMESPACE = "pyromancy"
 
@@ -54,7 +59,7 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!)[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
         "Tensor?[] grams, int[] activations, float[] parameters, bool[] predicted, bool[] free, int steps, float lr, "
         "Tensor(b!)[] velocities, float momentum, float dampening, bool nesterov, bool resume, "
-        'Tensor(c!)? energies, str precision="highest") -> Tensor[]'
+        'Tensor(c!)? energies, str matmul_precision="highest") -> Tensor[]'
     ),
     # gradients of the chain's batch-mean energy for weights and biases, and what those for variances are made of
     "chain_mstep": (
@@ -68,176 +73,82 @@ library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _signature in SCHEMAS.items():
     library.define(_name + _signature)
 
-_check = torch._check
+
+def _fake(outputs: Callable[..., Any]) -> None:
+    """Register the fake of the operator that a function is named after: its checks, and what comes out of it."""
+    name = outputs.__name__
+
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        CHECKS[name](*args, **kwargs)
+        return outputs(*args, **kwargs)
+
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
 
 
-def _check_state(value: Tensor, pred: Tensor, *others: Tensor | None) -> None:
-    _check(value.dim() >= 1, lambda: f"value must have a batch dimension, got shape {tuple(value.shape)}")
-    _check(
-        value.shape == pred.shape,
-        lambda: f"pred must have the shape of value {tuple(value.shape)}, got {tuple(pred.shape)}",
-    )
-    for t in (pred, *others):
-        if t is not None:
-            _check(t.dtype == value.dtype, lambda t=t: f"expected dtype {value.dtype} of value, got {t.dtype}")
-            _check(t.device == value.device, lambda t=t: f"expected device {value.device} of value, got {t.device}")
-
-
-def _check_logvar(value: Tensor, logvar: Tensor | None) -> None:
-    if logvar is None or logvar.dim() == 0:
-        return
-    node = value.shape[1:]
-    _check(
-        logvar.dim() == len(node) and all(a in (1, b) for a, b in zip(logvar.shape, node, strict=True)),
-        lambda: f"logvar must broadcast against the node dimensions {tuple(node)}, got shape {tuple(logvar.shape)}",
-    )
-
-
-def _check_batch(name: str, t: Tensor, value: Tensor) -> None:
-    _check(
-        t.dim() == 1 and t.shape[0] == value.shape[0],
-        lambda: f"{name} must have shape ({value.shape[0]},), got {tuple(t.shape)}",
-    )
-
-
-def _check_factor(value: Tensor, factor: Tensor) -> None:
-    _check(value.dim() == 3, lambda: f"value must have shape [B, P, n], got {tuple(value.shape)}")
-    n = value.shape[2]
-    _check(
-        factor.dim() == 2 and factor.shape[0] == n and factor.shape[1] == n,
-        lambda: f"factor must have shape ({n}, {n}), got {tuple(factor.shape)}",
-    )
-
-
-@torch.library.register_fake(f"{NAMESPACE}::gaussian_energy", lib=library)
-def _(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
-    _check_state(value, pred, logvar)
-    _check_logvar(value, logvar)
+@_fake
+def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
     return value.new_empty(value.shape[:1])
 
 
-@torch.library.register_fake(f"{NAMESPACE}::gaussian_energy_backward", lib=library)
-def _(grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
-    _check_state(value, pred, logvar, grad)
-    _check_logvar(value, logvar)
-    _check_batch("grad", grad, value)
+@_fake
+def gaussian_energy_backward(grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(pred)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::gaussian_energy_backward_logvar", lib=library)
-def _(grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    _check_state(value, pred, logvar, grad)
-    _check_logvar(value, logvar)
-    _check_batch("grad", grad, value)
+@_fake
+def gaussian_energy_backward_logvar(
+    grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(pred), logvar.new_empty(logvar.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::gaussian_error", lib=library)
-def _(value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
-    _check_state(value, pred, logvar, weight)
-    _check_logvar(value, logvar)
-    if weight is not None:
-        _check_batch("weight", weight, value)
+@_fake
+def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
     return torch.empty_like(value)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::cholesky_factor", lib=library)
-def _(logdiag: Tensor, offtril: Tensor) -> Tensor:
-    _check(logdiag.dim() == 1, lambda: f"logdiag must have one dimension, got shape {tuple(logdiag.shape)}")
-    n = logdiag.shape[0]
-    _check(
-        offtril.dim() == 2 and offtril.shape[0] == n and offtril.shape[1] == n,
-        lambda: f"offtril must have shape ({n}, {n}), got {tuple(offtril.shape)}",
-    )
-    _check(offtril.dtype == logdiag.dtype, lambda: f"expected dtype {logdiag.dtype} of logdiag, got {offtril.dtype}")
+@_fake
+def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     return offtril.new_empty(offtril.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::cholesky_factor_backward", lib=library)
-def _(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    _check(
-        factor.dim() == 2 and factor.shape == grad.shape,
-        lambda: f"grad must have the shape of factor {tuple(factor.shape)}, got {tuple(grad.shape)}",
-    )
-    _check(grad.dtype == factor.dtype, lambda: f"expected dtype {factor.dtype} of factor, got {grad.dtype}")
+@_fake
+def cholesky_factor_backward(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return factor.new_empty(factor.shape[:1]), factor.new_empty(factor.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::multivariate_energy", lib=library)
-def _(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    _check_state(value, pred, factor)
-    _check_factor(value, factor)
+@_fake
+def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return value.new_empty(value.shape[:1]), value.new_empty(value.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::multivariate_energy_backward", lib=library)
-def _(grad: Tensor, whitened: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    _check_state(whitened, whitened, factor, grad)
-    _check_factor(whitened, factor)
-    _check_batch("grad", grad, whitened)
+@_fake
+def multivariate_energy_backward(grad: Tensor, whitened: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return whitened.new_empty(whitened.shape), whitened.new_empty(whitened.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::multivariate_energy_backward_factor", lib=library)
-def _(grad: Tensor, whitened: Tensor, grad_value: Tensor, factor: Tensor) -> Tensor:
-    _check_state(whitened, grad_value, factor, grad)
-    _check_factor(whitened, factor)
-    _check_batch("grad", grad, whitened)
+@_fake
+def multivariate_energy_backward_factor(grad: Tensor, whitened: Tensor, grad_value: Tensor, factor: Tensor) -> Tensor:
     return factor.new_empty(factor.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::multivariate_error", lib=library)
-def _(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
-    _check_state(value, pred, factor)
-    _check_factor(value, factor)
+@_fake
+def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     return value.new_empty(value.shape)
 
 
-@torch.library.register_fake(f"{NAMESPACE}::estep_", lib=library)
-def _(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
-    _check_estep(value, lr, error=error, feedback=feedback)
+@_fake
+def estep_(value: Tensor, *_: object, **__: object) -> None:
+    return None
 
 
-@torch.library.register_fake(f"{NAMESPACE}::estep_momentum_", lib=library)
-def _(
-    value: Tensor,
-    buffer: Tensor,
-    error: Tensor,
-    feedback: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-) -> None:
-    _check_estep(value, lr, buffer=buffer, error=error, feedback=feedback)
+@_fake
+def estep_momentum_(value: Tensor, *_: object, **__: object) -> None:
+    return None
 
 
-def _check_estep(value: Tensor, lr: float, **others: Tensor | None) -> None:
-    _check(math.isfinite(lr), lambda: f"lr must be finite, got {lr}")
-    for name, t in others.items():
-        if t is not None:
-            _check(
-                t.shape == value.shape,
-                lambda name=name, t=t: (
-                    f"{name} must have the shape of value {tuple(value.shape)}, got {tuple(t.shape)}"
-                ),
-            )
-            _check(t.dtype == value.dtype, lambda name=name, t=t: f"{name} must be {value.dtype}, got {t.dtype}")
-
-
-def _check_chain(states: list[Tensor], weights: list[Tensor]) -> None:
-    for i, weight in enumerate(weights):
-        expected = (states[i + 1].shape[1], states[i].shape[1])
-        _check(
-            tuple(weight.shape) == expected,
-            lambda i=i, weight=weight, expected=expected: (
-                f"weights[{i}] must have shape {expected}, got {tuple(weight.shape)}"
-            ),
-        )
-
-
-@torch.library.register_fake(f"{NAMESPACE}::infer_chain_", lib=library)
-def _(
+@_fake
+def infer_chain_(
     states: list[Tensor],
     weights: list[Tensor],
     biases: list[Tensor | None],
@@ -249,8 +160,8 @@ def _(
     predicted: list[bool],
     free: list[bool],
     *_: object,
+    **__: object,
 ) -> list[Tensor]:
-    _check_chain(states, weights)
     if states[0].device.type == "cuda":
         return []
     kept = kept_predictions(weights, activations, predicted, free)
@@ -269,8 +180,8 @@ def kept_predictions(
     ]
 
 
-@torch.library.register_fake(f"{NAMESPACE}::chain_mstep", lib=library)
-def _(
+@_fake
+def chain_mstep(
     states: list[Tensor],
     weights: list[Tensor],
     biases: list[Tensor | None],
@@ -284,7 +195,6 @@ def _(
     for_precision: list[bool],
     known: list[Tensor],
 ) -> list[Tensor]:
-    _check_chain(states, weights)
     results = [w.new_empty(w.shape) for w, wanted in zip(weights, for_weight, strict=True) if wanted]
     results += [w.new_empty(w.shape[0]) for w, wanted in zip(weights, for_bias, strict=True) if wanted]
     for state, precision, wanted in zip(states, precisions, for_precision, strict=True):

@@ -34,7 +34,7 @@ def load() -> tuple[dict[str, Callable[..., Any]], str]:
     except Exception as error:  # a Triton that does not fit the system or the Python fails in many ways
         return {}, f"Triton does not load: {type(error).__name__}: {error}"
     modules = (gaussian, cholesky, multivariate, estep, chain)
-    return {name: launch.guarded(f) for m in modules for name, f in vars(m).items() if name in OPERATORS}, ""
+    return {name: launch.guarded(name, f) for m in modules for name, f in vars(m).items() if name in OPERATORS}, ""
 
 
 def interpreted() -> bool:

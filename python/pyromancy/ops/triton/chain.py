@@ -6,26 +6,20 @@ for the device, and buffers are allocated once a call, so that a CUDA graph can 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..activations import ACTIVATIONS
 from ..chain import what_is_known
-from ..schema import _check_chain
 from . import persistent
 from .activation import IDENTITY, activate, slope
 from .gaussian import _tile
 from .launch import blocks, computed_in, launch
 from .reduce import finish
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _BLOCK = 1024  # elements; half as many of float64, which takes two registers
 
@@ -143,7 +137,7 @@ class Errors(NamedTuple):
 
 
 class Chain:
-    """Operands of a call, checked, and what is computed of them in either operator."""
+    """Operands of a call, and what is computed of them in either operator."""
 
     def __init__(
         self,
@@ -156,7 +150,6 @@ class Chain:
         parameters: list[float],
         predicted: list[bool],
     ) -> None:
-        _check_operands(states, weights, biases, precisions, prior, activations, parameters, predicted)
         self.states, self.weights, self.predicted = states, weights, predicted
         self.biases = [None if b is None else b.contiguous() for b in biases]
         self.precisions = [None if p is None else p.contiguous() for p in precisions]
@@ -273,7 +266,7 @@ class Descent:
     kept: tuple[float, float]
     nesterov: bool
     energies: Tensor | None
-    precision: str
+    matmul_precision: str
 
 
 @torch.no_grad()
@@ -296,10 +289,9 @@ def infer_chain_(
     nesterov: bool,
     resume: bool,
     energies: Tensor | None,
-    precision: str = "highest",
+    matmul_precision: str = "highest",
 ) -> list[Tensor]:
     chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
-    _check_descent(chain, grams, free, steps, lr, velocities, energies, precision)
     constant = {i + 1: chain.prediction(i) for i in range(len(weights)) if predicted[i + 1] and not free[i]}
     known = what_is_known(states, weights, activations, predicted, free, constant)
     if chain.prior is not None:
@@ -311,7 +303,9 @@ def infer_chain_(
             velocity.zero_()
     kept = (1 - dampening if resume else 1.0, 1 - dampening)
     drives = {i: (_drive(chain, i), g) for i, g in enumerate(grams) if g is not None}
-    descent = Descent(free, constant, drives, steps, lr, velocities, momentum, kept, nesterov, energies, precision)
+    descent = Descent(
+        free, constant, drives, steps, lr, velocities, momentum, kept, nesterov, energies, matmul_precision
+    )
     if energies is not None:
         _constant_energies(chain, descent, energies)
     if tall := persistent.rows_of_a_program(chain, descent):
@@ -392,7 +386,6 @@ def chain_mstep(
 ) -> list[Tensor]:
     """`known` is not looked at: to compare contents the host would wait for the device."""
     chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
-    _check_wanted(chain, for_weight, for_bias, for_precision)
     mean = 1 / max(1, chain.batch)
     for_weights, for_biases, moments = [], [], []
     for i in range(len(states)):
@@ -423,123 +416,3 @@ def _outer(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """The product left^T right, which the library scales."""
     out = left.new_empty(left.shape[1], right.shape[1])
     return torch.addmm(out, left.mT, right, beta=0, alpha=scale, out=out)
-
-
-def _check_entries(name: str, entries: Sequence[object], expected: int, count: int) -> None:
-    torch._check(
-        len(entries) == expected,
-        lambda: f"{name} must have {expected} entries for {count} states, got {len(entries)}",
-    )
-
-
-def _check_shape(name: str, t: Tensor, *shapes: tuple[int, ...], dtype: torch.dtype, contiguous: bool = False) -> None:
-    torch._check(t.dtype == dtype, lambda: f"{name} must have dtype {dtype} of states[0], got {t.dtype}")
-    torch._check(
-        tuple(t.shape) in shapes,
-        lambda: f"{name} must have shape {' or '.join(map(str, shapes))}, got {tuple(t.shape)}",
-    )
-    torch._check(t.is_contiguous() or not contiguous, lambda: f"{name} must be contiguous, got strides {t.stride()}")
-
-
-def _check_operands(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-) -> None:
-    torch._check(len(states) > 0, lambda: "states must not be empty")
-    first, count = states[0], len(states)
-    dtype = first.dtype
-    torch._check(dtype in (torch.float32, torch.float64), lambda: f"states must be float32 or float64, got {dtype}")
-    for name, per_edge in (("weights", weights), ("biases", biases)):
-        _check_entries(name, per_edge, count - 1, count)
-    for name, per_side in (("activations", activations), ("parameters", parameters)):
-        _check_entries(name, per_side, 2 * (count - 1), count)
-    for name, per_node in (("precisions", precisions), ("predicted", predicted)):
-        _check_entries(name, per_node, count, count)
-    for i, z in enumerate(states):
-        torch._check(z.dim() == 2, lambda i=i, z=z: f"states[{i}] must have shape (B, n), got {tuple(z.shape)}")
-        _check_shape(f"states[{i}]", z, (first.shape[0], z.shape[1]), dtype=dtype, contiguous=True)
-    _check_chain(states, weights)
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        _check_shape(f"weights[{i}]", weight, tuple(weight.shape), dtype=dtype)
-        if bias is not None:
-            _check_shape(f"biases[{i}]", bias, (len(weight),), dtype=dtype)
-    for i, (z, precision) in enumerate(zip(states, precisions, strict=True)):
-        if precision is not None:
-            n = z.shape[1]
-            _check_shape(f"precisions[{i}]", precision, (n,), (n, n), dtype=dtype)
-    if prior is not None:
-        n = first.shape[1]
-        _check_shape("prior", prior, (1, n), (first.shape[0], n), dtype=dtype)
-    torch._check(
-        predicted[0] == (prior is not None), lambda: "predicted[0] must be true exactly where there is a prior"
-    )
-    for kind in activations:
-        torch._check(
-            0 <= kind < len(ACTIVATIONS),
-            lambda kind=kind: f"activations must be from 0 to {len(ACTIVATIONS) - 1}, got {kind}",
-        )
-
-
-def _check_descent(
-    chain: Chain,
-    grams: list[Tensor | None],
-    free: list[bool],
-    steps: int,
-    lr: float,
-    velocities: list[Tensor],
-    energies: Tensor | None,
-    precision: str,
-) -> None:
-    states, count, dtype = chain.states, len(chain.states), chain.states[0].dtype
-    torch._check(math.isfinite(lr), lambda: f"lr must be finite, got {lr}")
-    torch._check(steps >= 0, lambda: f"steps must not be negative, got {steps}")
-    torch._check(
-        precision in persistent.PRODUCTS, lambda: f"precision must be highest, high or medium, got {precision}"
-    )
-    _check_entries("grams", grams, count - 1, count)
-    _check_entries("free", free, count, count)
-    if velocities:
-        _check_entries("velocities", velocities, count, count)
-    for i, velocity in enumerate(velocities):
-        if free[i]:
-            _check_shape(f"velocities[{i}]", velocity, tuple(states[i].shape), dtype=dtype, contiguous=True)
-    for i, gram in enumerate(grams):
-        if gram is None:
-            continue
-        torch._check(
-            energies is None,
-            lambda i=i: f"grams[{i}] must be None where energies are recorded, which take the errors",
-        )
-        n = states[i].shape[1]
-        _check_shape(f"grams[{i}]", gram, (n, n), dtype=dtype)
-        torch._check(
-            free[i] and chain.predicted[i + 1] and not free[i + 1] and chain.after[i][0] == IDENTITY
-            and not chain.full(i + 1),
-            lambda i=i: f"grams[{i}] needs a free source, a clamped target that is predicted and has no matrix for its "
-            "precision, and no activation after the product",
-        )  # fmt: skip
-    if energies is not None:
-        _check_shape("energies", energies, (steps, count, chain.batch), dtype=dtype, contiguous=True)
-
-
-def _check_wanted(chain: Chain, for_weight: list[bool], for_bias: list[bool], for_precision: list[bool]) -> None:
-    count = len(chain.states)
-    for name, per_edge in (("for_weight", for_weight), ("for_bias", for_bias)):
-        _check_entries(name, per_edge, count - 1, count)
-        for i, wanted in enumerate(per_edge):
-            torch._check(
-                chain.predicted[i + 1] or not wanted,
-                lambda i=i, name=name: f"{name}[{i}] needs a predicted node, and node {i + 1} is not",
-            )
-    _check_entries("for_precision", for_precision, count, count)
-    for i, wanted in enumerate(for_precision):
-        torch._check(
-            chain.predicted[i] or not wanted,
-            lambda i=i: f"for_precision[{i}] needs a predicted node, and node {i} is not",
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -46,9 +45,7 @@ def factor_backward_kernel(
 
 
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
-    torch._check(logdiag.dim() == 1, lambda: f"logdiag must have one dimension, got shape {tuple(logdiag.shape)}")
     n, acc = len(logdiag), computed_in("logdiag", logdiag)
-    _check_square("offtril", offtril, n, logdiag.dtype)
     factor = offtril.new_empty((n, n))
     tiles = blocks(n, _TILE)
     launch(
@@ -59,10 +56,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
 
 
 def cholesky_factor_backward(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    torch._check(factor.dim() == 2, lambda: f"factor must have shape [n, n], got {tuple(factor.shape)}")
     n, acc = len(factor), computed_in("factor", factor)
-    _check_square("factor", factor, n, factor.dtype)
-    _check_square("grad", grad, n, factor.dtype)
     grad_logdiag, grad_offtril = factor.new_empty(n), factor.new_empty((n, n))
     tiles = blocks(n, _TILE)
     launch(
@@ -70,8 +64,3 @@ def cholesky_factor_backward(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tens
         sum(factor.stride()), tiles, acc, _TILE,
     )  # fmt: skip
     return grad_logdiag, grad_offtril
-
-
-def _check_square(name: str, t: Tensor, n: int, dtype: torch.dtype) -> None:
-    torch._check(t.shape == (n, n), lambda: f"{name} must have shape ({n}, {n}), got {tuple(t.shape)}")
-    torch._check(t.dtype == dtype, lambda: f"{name} must have dtype {dtype}, got {t.dtype}")

@@ -6,8 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import _check_written
-from ..schema import _check_estep
 from .launch import blocks, computed_in, launch
 from .layout import merge, offset
 
@@ -56,8 +54,6 @@ def _descend(
 
 
 def estep_(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
-    _check_estep(value, lr, error=error, feedback=feedback)
-    _check_written(lr, value=value)
     _descend(value, None, error, feedback, lr, 0.0, 0.0, False)
 
 
@@ -71,6 +67,4 @@ def estep_momentum_(
     dampening: float,
     nesterov: bool,
 ) -> None:
-    _check_estep(value, lr, buffer=buffer, error=error, feedback=feedback)
-    _check_written(lr, value=value, buffer=buffer)
     _descend(value, buffer, error, feedback, lr, momentum, dampening, nesterov)

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..schema import _check_batch, _check_logvar, _check_state
 from .launch import blocks, computed_in, launch, power_of_2, wide
 from .layout import Layout, merge, offset, shared_strides
 from .reduce import finish
@@ -121,8 +120,6 @@ def _tile(size: int, acc: tl.dtype) -> tuple[int, int]:
 
 
 def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
-    _check_state(value, pred, logvar)
-    _check_logvar(value, logvar)
     acc = computed_in("value", value)
     layout = _layout(logvar, value, pred)
     rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
@@ -159,19 +156,12 @@ def _residual(
 
 
 def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
-    _check_state(value, pred, logvar, weight)
-    _check_logvar(value, logvar)
-    if weight is not None:
-        _check_batch("weight", weight, value)
     error = torch.empty_like(value)
     _residual(value, pred, logvar, weight, error, None)
     return error
 
 
 def gaussian_energy_backward(grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
-    _check_state(value, pred, logvar, grad)
-    _check_logvar(value, logvar)
-    _check_batch("grad", grad, value)
     grad_value, grad_pred = torch.empty_like(value), torch.empty_like(pred)
     _residual(value, pred, logvar, grad, grad_value, grad_pred)
     return grad_value, grad_pred
@@ -180,9 +170,6 @@ def gaussian_energy_backward(grad: Tensor, value: Tensor, pred: Tensor, logvar: 
 def gaussian_energy_backward_logvar(
     grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_state(value, pred, logvar, grad)
-    _check_logvar(value, logvar)
-    _check_batch("grad", grad, value)
     acc = computed_in("value", value)
     grad_value, grad_pred = torch.empty_like(value), torch.empty_like(pred)
     layout = _layout(logvar, value, pred, grad_value, grad_pred)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..checks import check
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -52,15 +54,12 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         kernel[(programs,)](*args, enable_fp_fusion=True, **options)
 
 
-def guarded(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher with the device of its first tensor as the current one."""
+def guarded(name: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """The launcher of an operator, its arguments checked and the device of its first tensor the current one."""
 
     def kernel(*args: Any) -> Any:
-        first = next(_tensors(args))
-        for t in _tensors(args):
-            if t.device != first.device:
-                raise RuntimeError(f"tensors must be on one device, got {first.device} and {t.device}")
-        with torch.cuda.device_of(first):
+        check(name, args)
+        with torch.cuda.device_of(next(_tensors(args))):
             return launcher(*args)
 
     return kernel

@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from ..schema import _check_batch, _check_factor, _check_state
 from .launch import blocks, computed_in, launch, wide
 from .reduce import finish
 
@@ -186,8 +185,6 @@ def _solve(
 
 
 def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    _check_state(value, pred, factor)
-    _check_factor(value, factor)
     if len(factor) > LARGEST:
         return reference.KERNELS["multivariate_energy"](value, pred, factor)
     batch, positions, n = value.shape
@@ -199,9 +196,6 @@ def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Te
 
 
 def multivariate_energy_backward(grad: Tensor, whitened: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    _check_state(whitened, whitened, factor, grad)
-    _check_factor(whitened, factor)
-    _check_batch("grad", grad, whitened)
     if len(factor) > LARGEST:
         return reference.KERNELS["multivariate_energy_backward"](grad, whitened, factor)
     grad_pred = whitened.new_empty(whitened.shape)
@@ -210,17 +204,12 @@ def multivariate_energy_backward(grad: Tensor, whitened: Tensor, factor: Tensor)
 
 
 def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
-    _check_state(value, pred, factor)
-    _check_factor(value, factor)
     if len(factor) > LARGEST:
         return reference.KERNELS["multivariate_error"](value, pred, factor)
     return _solve(value, pred, None, factor, forward=True, backward=True).to(value.dtype)
 
 
 def multivariate_energy_backward_factor(grad: Tensor, whitened: Tensor, grad_value: Tensor, factor: Tensor) -> Tensor:
-    _check_state(whitened, grad_value, factor, grad)
-    _check_factor(whitened, factor)
-    _check_batch("grad", grad, whitened)
     if len(factor) > LARGEST:
         return reference.KERNELS["multivariate_energy_backward_factor"](grad, whitened, grad_value, factor)
     batch, positions, n = whitened.shape

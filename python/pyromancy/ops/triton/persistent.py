@@ -292,6 +292,6 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
         known_weighted=nodes.flags("own_precisions"), direct=nodes.flags("direct"), paneled=nodes.flags("own_panels"),
         energies=descent.energies, node_count=len(states), batch=chain.batch, steps=descent.steps, lr=descent.lr,
         momentum=descent.momentum, first_kept=descent.kept[0], kept=descent.kept[1],
-        KINDS=tuple(kinds), NESTEROV=descent.nesterov, PRODUCTS=PRODUCTS[descent.precision], ROWS=tall, WIDTH=width,
-        DEPTH=_DEPTH, num_warps=warps, maxnreg=_REGISTERS,
+        KINDS=tuple(kinds), NESTEROV=descent.nesterov, PRODUCTS=PRODUCTS[descent.matmul_precision], ROWS=tall,
+        WIDTH=width, DEPTH=_DEPTH, num_warps=warps, maxnreg=_REGISTERS,
     )  # fmt: skip
