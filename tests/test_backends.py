@@ -119,6 +119,39 @@ class TestUse:
             thread.join()
         assert seen == [{"reference"}]
 
+    def test_a_thread_that_is_waited_for_may_choose_too(self):
+        seen = []
+
+        def choose():
+            with backends.use("native" if native.MODULE else "reference"):
+                seen.append(serving())
+
+        with backends.use("reference"):
+            thread = threading.Thread(target=choose, daemon=True)
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive()
+            assert serving() == {"reference"}
+        assert seen == [{"native" if native.MODULE else "reference"}]
+
+    def test_blocks_of_threads_may_close_in_any_order(self):
+        before, entered, leave = serving(), threading.Event(), threading.Event()
+
+        def choose():
+            with backends.use("reference"):
+                entered.set()
+                leave.wait(60)
+
+        thread = threading.Thread(target=choose, daemon=True)
+        with backends.use(BACKENDS[0]):
+            thread.start()
+            assert entered.wait(60)
+            assert serving() == {"reference"}
+        assert serving() == {"reference"}  # its block is open still
+        leave.set()
+        thread.join(60)
+        assert serving() == before
+
     def test_what_cannot_run_raises_with_the_reason(self):
         before = serving()
         for name in backends.BACKENDS:

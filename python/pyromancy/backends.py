@@ -23,7 +23,7 @@ __all__ = ["Serving", "available", "describe", "report", "use"]
 
 BACKENDS = ("native", "triton", "reference")
 _DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA"}
-_lock = threading.RLock()
+_lock = threading.RLock()  # for the two below, and held while kernels are registered
 # the operators and devices that have a compiled kernel: what the dispatcher knows before anything else is chosen
 _NATIVE = frozenset(
     (operator, device)
@@ -43,6 +43,15 @@ class _Choice:
     library: torch.library.Library
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A ``with use(...)`` that is open."""
+
+    backend: str
+    devices: list[str]
+
+
+_open: list[_Block] = []  # in the order in which they were entered
 _choice: _Choice | None = None  # None: nothing is registered over the default, which is native wherever there is that
 
 
@@ -146,8 +155,9 @@ def use(backend: str) -> Iterator[None]:
     """Serve every operator from one backend inside a ``with`` block.
 
     The choice is the process's: it goes to PyTorch's dispatcher, so that compiled graphs follow it too, and other
-    threads see it as well. It holds on the devices that the backend runs on. An operator that it has no kernel for, and
-    a device that it does not run on, are served as by default, and `report` says so.
+    threads see it as well. Of the blocks that are open, in whatever threads, the one entered last decides. It holds on
+    the devices that the backend runs on. An operator that it has no kernel for, and a device that it does not run on,
+    are served as by default, and `report` says so.
 
     Args:
         backend: "native", "triton" or "reference".
@@ -162,17 +172,23 @@ def use(backend: str) -> Iterator[None]:
     if not devices:
         reason = answers["cuda" if backend == "triton" else "cpu"][1]
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
+    block = _Block(backend, devices)
     with _lock:
-        before = _choice
-        _publish(_register(backend, devices))
-        try:
-            yield
-        finally:
-            _publish(before and _register(before.backend, sorted({device for _, device in before.serves})))
+        _publish(_register(block))
+        _open.append(block)
+    try:
+        yield  # without the lock: what runs in the block may be another thread that chooses, too
+    finally:
+        with _lock:
+            decides = _open[-1] is block
+            _open.remove(block)
+            if decides:
+                _publish(_register(_open[-1]) if _open else None)
 
 
-def _register(backend: str, devices: list[str]) -> _Choice | None:
-    """Register a backend's kernels over whatever serves on these devices: all of them, or on an error none."""
+def _register(block: _Block) -> _Choice | None:
+    """Register a block's kernels over whatever serves on its devices: all of them, or on an error none."""
+    backend, devices = block.backend, block.devices
     if backend == "native":
         return None
     kernels = reference.KERNELS if backend == "reference" else triton.load()[0]
