@@ -252,9 +252,6 @@ def estep_(
         ops.estep_(value, error, feedback, lr)
     else:
         ops.estep_momentum_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
-    # operators defined through torch.library leave the version counters alone; autograd must see the change
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version((value,) if buffer is None else (value, buffer))
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import native  # adds the compiled kernels to the operators that `schema` defined
-from . import autograd, reference, schema, triton
+from . import autograd, checks, in_place, reference, schema, triton
 
 SERVED_BY_TRITON = triton.register()  # on GPUs: what the compiled kernels leave
 
@@ -14,20 +14,22 @@ gaussian_error = torch.ops.pyromancy.gaussian_error.default
 cholesky_factor = torch.ops.pyromancy.cholesky_factor.default
 multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
 multivariate_error = torch.ops.pyromancy.multivariate_error.default
-estep_ = torch.ops.pyromancy.estep_.default
+estep_ = in_place.bound("estep_")
 chain_mstep = torch.ops.pyromancy.chain_mstep.default
-infer_chain_ = torch.ops.pyromancy.infer_chain_.default
-estep_momentum_ = torch.ops.pyromancy.estep_momentum_.default
+infer_chain_ = in_place.bound("infer_chain_")
+estep_momentum_ = in_place.bound("estep_momentum_")
 
 __all__ = [
     "SERVED_BY_TRITON",
     "autograd",
     "chain_mstep",
+    "checks",
     "cholesky_factor",
     "estep_",
     "estep_momentum_",
     "gaussian_energy",
     "gaussian_error",
+    "in_place",
     "infer_chain_",
     "multivariate_energy",
     "multivariate_error",

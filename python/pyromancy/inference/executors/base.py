@@ -79,7 +79,6 @@ class ReplayingExecutor(Executor):
             recorded = self._replay.run(self, run, body, [*leaves, *moving], written, self._data)
         else:
             recorded = self._infer(leaves, moving, run)
-        torch.autograd.graph.increment_version([leaves[i] for i in self._free])
         return recorded[0] if run.record else None
 
     @abstractmethod

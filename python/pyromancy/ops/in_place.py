@@ -1,0 +1,104 @@
+"""What autograd must know of the operators that write in place.
+
+Operators made by define/impl leave version counters alone: a gradient that needs what has been overwritten would be
+silently wrong. The ``ADInplaceOrView`` kernels here do what those of PyTorch's own in-place operators do, however an
+operator is called. Being in Python they take every argument out of the dispatcher and put it in again; `bound` gives
+the operators to this package with the same bookkeeping and no such detour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from .schema import NAMESPACE, library
+
+_below: Any = torch._C._AutoDispatchBelowADInplaceOrView
+_keys_below: Any = torch._C._after_ADInplaceOrView_keyset
+
+
+def _chain(
+    states: list[Tensor],
+    weights: object,
+    biases: object,
+    precisions: object,
+    prior: object,
+    grams: object,
+    activations: object,
+    parameters: object,
+    predicted: object,
+    free: list[bool],
+    steps: object,
+    lr: object,
+    velocities: list[Tensor],
+    momentum: object,
+    dampening: object,
+    nesterov: object,
+    resume: object,
+    energies: Tensor | None,
+    *_: object,
+) -> list[Tensor]:
+    written = [t for tensors in (states, velocities) for t, is_free in zip(tensors, free, strict=False) if is_free]
+    return written if energies is None else [*written, energies]
+
+
+# of what may be written, what is
+WRITTEN: dict[str, Callable[..., Sequence[Tensor]]] = {
+    "estep_": lambda value, *_: (value,),
+    "estep_momentum_": lambda value, buffer, *_: (value, buffer),
+    "infer_chain_": _chain,
+}
+
+
+def _refuse_leaves(name: str, written: Sequence[Tensor]) -> None:
+    """Refuse what `Tensor.sub_` does: nobody could tell whose gradient a leaf's is, before the write or after."""
+    for t in written:
+        base = t if t._base is None else t._base
+        if base.requires_grad and base.is_leaf:
+            view = "" if base is t else "a view of "
+            raise RuntimeError(
+                f"{name} writes in place, and {view}a leaf that requires grad is no place for that; call it under "
+                "torch.no_grad() or on a detached tensor"
+            )
+
+
+def _operator(name: str) -> Any:
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    operator, written_by = _operator(name), WRITTEN[name]
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        written = written_by(*args)
+        if torch.is_grad_enabled():
+            _refuse_leaves(name, written)
+        with _below():
+            result = operator.redispatch(keys & _keys_below, *args)
+        increment_version(written)
+        return result
+
+    return kernel
+
+
+def bound(name: str) -> Callable[..., Any]:
+    """An operator that writes in place, for calls by position."""
+    operator, written_by = _operator(name), WRITTEN[name]
+
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return operator(*args)
+        with _below():
+            result = operator(*args)
+        increment_version(written_by(*args))
+        return result
+
+    return call
+
+
+for _name in WRITTEN:
+    library.impl(_name, _kernel(_name), "ADInplaceOrView", with_keyset=True)
