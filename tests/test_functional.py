@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
 import formulas
@@ -243,6 +243,17 @@ class TestGradients:
         self.check(functional.multivariate_energy, leaves(layout, value, pred, factor))
         self.check(functional.multivariate_error, leaves(layout, value, pred, factor))
 
+    def test_only_the_lower_triangle_of_a_factor_counts(self):
+        value, pred, factor = multivariate(4)
+        full = factor + randn(4, 4).triu(1)
+        self.check(functional.multivariate_energy, leaves(contiguous, value, pred, full))
+        self.check(functional.multivariate_error, leaves(contiguous, value, pred, full))
+        grads = [
+            torch.autograd.grad(functional.multivariate_error(value, pred, f).square().sum(), f)[0]
+            for f in (full.requires_grad_(), factor.requires_grad_())
+        ]
+        assert_near(*grads, 60)
+
     def test_multivariate_from_the_parameters(self):
         value, pred, _ = multivariate(3)
 
@@ -262,6 +273,78 @@ class TestGradients:
         )
         for a, b in zip(ours, theirs, strict=True):
             assert_near(a, b, 20)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=name)
+class TestLowPrecisionGradients:
+    """Computed in float32 and rounded once, whatever the order: against float64 on the same operands."""
+
+    def check(self, function, inputs, length, once=True):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+        grads, exact_grads = [], []
+        for found, of in ((grads, inputs), (exact_grads, exact_inputs)):
+            output = function(*of)
+            weight = torch.linspace(-1, 1, output.numel()).reshape(output.shape).to(inputs[0].dtype).to(output.dtype)
+            found += torch.autograd.grad(output, of, weight, create_graph=True)
+            found += torch.autograd.grad(function(*of), of, weight)  # without: through the fused operators
+            found += torch.autograd.grad(sum(g.sum() for g in found[: len(of)]), of)
+        for g, exact in zip(grads, exact_grads, strict=True):
+            assert g.dtype == inputs[0].dtype
+            scale = exact.abs().max().clamp(min=1)
+            assert_near(g / scale, exact / scale, length)
+        for g, exact in zip(grads[: 2 * len(inputs)], exact_grads, strict=False):
+            rounding = (exact.to(g.dtype).double() - exact).norm()
+            assert not once or (g.double() - exact).norm() <= 1.1 * rounding
+
+    def test_gaussian_error(self, dtype):
+        value, pred, logvar, weight = (t.to(dtype) for t in (randn(64, 9), randn(64, 9), randn(9), randn(64)))
+        self.check(functional.gaussian_error, (value, pred, logvar, weight), 600)
+
+    def test_multivariate(self, dtype):
+        value, pred, factor = (t.to(dtype) for t in multivariate(9, 2, 32))
+        self.check(functional.multivariate_error, (value, pred, factor), 600)
+        self.check(functional.multivariate_energy, (value, pred, factor), 600, once=False)  # keeps a rounded residual
+
+
+class TestForwardMode:
+    """Dual numbers of `torch.autograd.forward_ad`, at sizes that take every way."""
+
+    def tangent(self, function, inputs):
+        """Of the function along random directions, and the same from its reverse mode."""
+        tangents = [torch.randn_like(t) for t in inputs]
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        output = function(*leaves)
+        weight = torch.randn_like(output)
+        slopes = torch.autograd.grad(output, leaves, weight)
+        expected = sum((s * t).sum() for s, t in zip(slopes, tangents, strict=True))
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(t, d) for t, d in zip(inputs, tangents, strict=True)]
+            found = forward_ad.unpack_dual(function(*duals)).tangent
+        return (found * weight).sum(), expected
+
+    @pytest.mark.parametrize("n", [5, 20_000])
+    def test_gaussian(self, n):
+        value, pred, logvar = randn(B, n), randn(B, n), randn(n)
+        for function in (functional.gaussian_energy, functional.gaussian_error):
+            for inputs in ((value, pred), (value, pred, logvar)):
+                assert_near(*self.tangent(function, inputs), 100 * B * n)
+
+    @pytest.mark.parametrize("positions", [(), (2,)])
+    def test_multivariate(self, positions):
+        value, pred = randn(2, B, *positions, 5)
+        factor = operators.factor(5)
+        for function in (functional.multivariate_energy, functional.multivariate_error):
+            assert_near(*self.tangent(function, (value, pred, factor)), 1000)
+        assert_near(*self.tangent(functional.cholesky_factor, (randn(4), randn(4, 4))), 100)
+
+    @pytest.mark.parametrize("n", [5, 20_000])
+    def test_over_reverse_mode(self, n):
+        value, pred, tangent = randn(B, n).requires_grad_(), randn(B, n), randn(B, n)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(value, tangent)
+            (slope,) = torch.autograd.grad(functional.gaussian_energy(dual, pred).sum(), dual, create_graph=True)
+            assert_near(forward_ad.unpack_dual(slope).tangent, tangent)  # the Hessian of a unit variance
 
 
 class TestTransforms:

@@ -47,6 +47,11 @@ def _runs(ctx: Any, index: int) -> bool:
         return True
 
 
+def _narrow(dtype: torch.dtype, *wide: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients that were computed in a wider type, each rounded once."""
+    return tuple(t if t is None else t.to(dtype) for t in wide)
+
+
 class GaussianEnergy(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
@@ -93,7 +98,9 @@ class GaussianError(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # linear in value and pred; made of differentiable operations, so it needs no second path
-        value, pred, logvar, weight = ctx.saved_tensors
+        dtype = grad.dtype
+        value, pred, grad = map(reference._wide, (*ctx.saved_tensors[:2], grad))
+        logvar, weight = (t if t is None else reference._wide(t) for t in ctx.saved_tensors[2:])
         grad_value = reference.gaussian_error(grad, torch.zeros_like(grad), logvar, weight)
         grad_logvar = grad_weight = None
         if logvar is not None and ctx.needs_input_grad[2]:
@@ -101,7 +108,7 @@ class GaussianError(Function):
             grad_logvar = slope.sum(0).sum_to_size(logvar.shape)
         if weight is not None and ctx.needs_input_grad[3]:
             grad_weight = reference._per_sample(grad * reference.gaussian_error(value, pred, logvar, None))
-        return grad_value, -grad_value, grad_logvar, grad_weight
+        return _narrow(dtype, grad_value, -grad_value, grad_logvar, grad_weight)
 
 
 class CholeskyFactor(Function):
@@ -167,9 +174,12 @@ class MultivariateEnergy(Function):
         value, pred, factor, whitened = ctx.saved_tensors
         grad_factor = None
         if torch.is_grad_enabled():
+            dtype = value.dtype
+            value, pred, factor, grad = map(reference._wide, (value, pred, factor, grad))
             whitened = reference._whiten(value - pred, factor)
             gradients = reference.multivariate_energy_backward(grad, whitened, factor)
             grad_factor = reference.multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
+            gradients, grad_factor = (gradients[0].to(dtype), gradients[1].to(dtype)), grad_factor.to(dtype)
         else:
             gradients = _multivariate_energy_backward(grad, whitened, factor)
             if _runs(ctx, 2):
@@ -193,15 +203,16 @@ class MultivariateError(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # e = (L L^T)^-1 d: with h = (L L^T)^-1 grad, dL receives -(h (L^T e)^T + e (L^T h)^T)
-        value, pred, factor = ctx.saved_tensors
-        n = factor.shape[0]
+        dtype = grad.dtype
+        value, pred, factor, grad = map(reference._wide, (*ctx.saved_tensors, grad))
+        factor, n = factor.tril(), factor.shape[0]  # what is above the diagonal is not the factor's
         h = reference.multivariate_error(grad, torch.zeros_like(grad), factor)
         grad_factor = None
         if ctx.needs_input_grad[2]:
             e_rows = reference.multivariate_error(value, pred, factor).reshape(-1, n)
             h_rows = h.reshape(-1, n)
             grad_factor = -(h_rows.mT @ (e_rows @ factor) + e_rows.mT @ (h_rows @ factor)).tril()
-        return h, -h, grad_factor
+        return _narrow(dtype, h, -h, grad_factor)
 
 
 _DIFFERENTIABLE: dict[str, Any] = {
