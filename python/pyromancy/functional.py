@@ -6,9 +6,9 @@ without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq
     F = 1/2 [ (z - mu)^T Sigma^-1 (z - mu) + log|Sigma| ]     per sample
 
 Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
-and NaN or infinity, which propagate. Under `torch.func` transforms the eager reference runs, which they can see
-through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. Tensor subclasses and
-`torch.overrides.TorchFunctionMode` can override all but the in-place function.
+and NaN or infinity, which propagate. Under `torch.func` transforms and in forward mode (`torch.autograd.forward_ad`)
+the eager reference runs, which they can see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do.
+Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but the in-place function.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import ops
@@ -40,7 +40,7 @@ _SMALL = 1 << 14
 _huber: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
 # The |d| from which Huber's loss is no longer 1/2 d^2: none that is finite.
 _LINEAR_FROM = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
-_transforming = torch._C._are_functorch_transforms_active
+_transforming_functions = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
 _GaussianError = super(Function, autograd.GaussianError).apply
 _CholeskyFactor = super(Function, autograd.CholeskyFactor).apply
@@ -71,7 +71,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
     compiling = torch.compiler.is_compiling()
-    if logvar is None and not compiling and _is_small(value, pred):
+    if logvar is None and not compiling and forward_ad._current_level < 0 and _is_small(value, pred):
         return _huber(value, pred, 0, _LINEAR_FROM[value.dtype]).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
     if compiling:
@@ -253,6 +253,11 @@ def estep_(
     else:
         ops.estep_momentum_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
     return value
+
+
+def _transforming() -> bool:
+    """Whether something is under way that sees through PyTorch's own operators only."""
+    return forward_ad._current_level >= 0 or _transforming_functions()
 
 
 def _is_small(value: Tensor, pred: Tensor) -> bool:
