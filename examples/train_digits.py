@@ -5,21 +5,20 @@
     python examples/train_digits.py --help
 
 For every batch the image and its label are clamped, the hidden states start from a forward sweep, T E-steps move them
-down the energy summed over the batch, and one M-step moves the weights down its mean. A prediction is a forward sweep
-with no label in sight. The same seed gives the same result on the same machine with the same number of threads.
+down the energy summed over the batch, and one M-step moves the weights down its mean: that is `Trainer`. `PCN` is the
+network; a prediction is a forward sweep with no label in sight. The rest shows progress, draws a picture and reads the
+command line. The same seed gives the same result on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import math
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -30,66 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import pyromancy as pyro
+from digits import Data, load_digits, load_idx
 from pyromancy.nodes import FixedNode, StandardGaussianNode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
-IDX_FILES = {
-    "training images": "train-images-idx3-ubyte",
-    "training labels": "train-labels-idx1-ubyte",
-    "test images": "t10k-images-idx3-ubyte",
-    "test labels": "t10k-labels-idx1-ubyte",
-}
-
-
-class PCN(nn.Module):
-    """A hierarchical predictive coding network from images to labels.
-
-    Every node but the input is Gaussian with unit variance. An edge predicts the next node's state from the
-    activation of this one's, ``mu = W f(z) + b``; the input goes in as it is.
-
-    Args:
-        sizes: widths of the nodes, input and output included.
-        activation: f.
-    """
-
-    def __init__(self, sizes: Sequence[int], activation: type[nn.Module]) -> None:
-        super().__init__()
-        self.nodes = nn.ModuleList([FixedNode(sizes[0]), *(StandardGaussianNode(n) for n in sizes[1:])])
-        self.edges = nn.ModuleList([nn.Linear(sizes[0], sizes[1])])
-        for a, b in itertools.pairwise(sizes[1:]):
-            self.edges.append(nn.Sequential(activation(), nn.Linear(a, b)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sweep from the input to the output's prediction; in training mode this also sets every node's state."""
-        z: Tensor = self.nodes[0](x)
-        for edge, node in zip(self.edges, self.nodes[1:], strict=True):
-            z = node(edge(z))
-        return z
-
-    @torch.no_grad()
-    def init_xy(self, x: Tensor, y: Tensor) -> None:
-        """Clamp input and target, and start the hidden states at their predictions."""
-        self.train()
-        self(x)
-        self.nodes[-1].init(y)
-
-    def node_energies(self) -> Tensor:
-        """Energy of every predicted node for every sample, ``[nodes, B]``."""
-        chain = zip(self.nodes[:-1], self.edges, self.nodes[1:], strict=True)
-        return torch.stack([node.energy(edge(below.value)) for below, edge, node in chain])
-
-    def energy(self) -> Tensor:
-        """Energy of the network for every sample, ``[B]``."""
-        return self.node_energies().sum(0)
-
-    @torch.no_grad()
-    def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Fraction of images whose largest output is at their label."""
-        self.eval()
-        return (self(x).argmax(1) == labels).double().mean().item()
 
 
 class Trainer:
@@ -155,6 +99,54 @@ class Trainer:
         return energies
 
 
+class PCN(nn.Module):
+    """A hierarchical predictive coding network from images to labels.
+
+    Every node but the input is Gaussian with unit variance. An edge predicts the next node's state from the
+    activation of this one's, ``mu = W f(z) + b``; the input goes in as it is.
+
+    Args:
+        sizes: widths of the nodes, input and output included.
+        activation: f.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.nodes: Any = nn.ModuleList([FixedNode(sizes[0]), *(StandardGaussianNode(n) for n in sizes[1:])])
+        self.edges = nn.ModuleList([nn.Linear(sizes[0], sizes[1])])
+        for a, b in itertools.pairwise(sizes[1:]):
+            self.edges.append(nn.Sequential(activation(), nn.Linear(a, b)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sweep from the input to the output's prediction; in training mode this also sets every node's state."""
+        z: Tensor = self.nodes[0](x)
+        for edge, node in zip(self.edges, self.nodes[1:], strict=True):
+            z = node(edge(z))
+        return z
+
+    @torch.no_grad()
+    def init_xy(self, x: Tensor, y: Tensor) -> None:
+        """Clamp input and target, and start the hidden states at their predictions."""
+        self.train()
+        self(x)
+        self.nodes[-1].init(y)
+
+    def node_energies(self) -> Tensor:
+        """Energy of every predicted node for every sample, ``[nodes, B]``."""
+        chain = zip(self.nodes[:-1], self.edges, self.nodes[1:], strict=True)
+        return torch.stack([node.energy(edge(below.value)) for below, edge, node in chain])
+
+    def energy(self) -> Tensor:
+        """Energy of the network for every sample, ``[B]``."""
+        return self.node_energies().sum(0)
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, labels: Tensor) -> float:
+        """Fraction of images whose largest output is at their label."""
+        self.eval()
+        return (self(x).argmax(1) == labels).double().mean().item()
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch gave. Energies are means over its samples, in nats, one per predicted node."""
@@ -163,118 +155,6 @@ class Epoch:
     after: list[float]
     accuracy: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Data:
-    """Images as rows of numbers in [0, 1], and their labels."""
-
-    train_x: Tensor
-    train_labels: Tensor
-    test_x: Tensor
-    test_labels: Tensor
-    name: str
-
-    def to(self, device: torch.device) -> Data:
-        """The same data on a device."""
-        return Data(
-            self.train_x.to(device),
-            self.train_labels.to(device),
-            self.test_x.to(device),
-            self.test_labels.to(device),
-            self.name,
-        )
-
-
-def load_digits() -> Data:
-    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn, every fifth of each kind for testing."""
-    from sklearn import datasets, model_selection  # here, because MNIST needs neither
-
-    digits = datasets.load_digits()
-    split = model_selection.train_test_split(
-        digits.data / 16, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-    )
-    train_x, test_x, train_labels, test_labels = map(torch.from_numpy, split)
-    return Data(train_x.float(), train_labels.long(), test_x.float(), test_labels.long(), "scikit-learn's digits")
-
-
-def load_idx(folder: Path) -> Data:
-    """MNIST, or anything else in its four files.
-
-    Args:
-        folder: where the files of `IDX_FILES` are, each with or without ``.gz``.
-
-    Raises:
-        FileNotFoundError: one is missing; the message lists the names looked for.
-        ValueError: one is not what its name says, or they do not fit together.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; it should hold the files {', '.join(IDX_FILES.values())}")
-    parts = [read_idx(find_idx(folder, name)) for name in IDX_FILES.values()]
-    for (what, name), part in zip(IDX_FILES.items(), parts, strict=True):
-        dims = 3 if "images" in what else 1
-        if part.dim() != dims:
-            raise ValueError(f"{name} in {folder}: {what} must have {dims} dimensions, got {tuple(part.shape)}")
-        if part.numel() == 0:
-            raise ValueError(f"{name} in {folder}: there are no {what}, the shape is {tuple(part.shape)}")
-    train_x, train_labels, test_x, test_labels = parts
-    for what, x, labels in (("training", train_x, train_labels), ("test", test_x, test_labels)):
-        if len(x) != len(labels):
-            raise ValueError(f"{folder} has {len(x)} {what} images, but {len(labels)} {what} labels")
-    if train_x.shape[1:] != test_x.shape[1:]:
-        raise ValueError(
-            f"{folder} has training images of {tuple(train_x.shape[1:])} and test images of {tuple(test_x.shape[1:])}"
-        )
-    if test_labels.max() > train_labels.max():
-        raise ValueError(f"{folder} has the test label {test_labels.max()}, which no training image has")
-    x, test_x = (images.flatten(1).float() / 255 for images in (train_x, test_x))
-    return Data(x, train_labels.long(), test_x, test_labels.long(), str(folder))
-
-
-def find_idx(folder: Path, name: str) -> Path:
-    """The file of that name, or its gzipped twin.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    candidates = [folder / name, folder / f"{name}.gz"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no {' or '.join(p.name for p in candidates)} in {folder}")
-
-
-def read_idx(path: Path) -> Tensor:
-    """An IDX file of unsigned bytes, gzipped or not, as a uint8 tensor.
-
-    The format: two zero bytes, 8 for unsigned bytes, the number of dimensions; each dimension as a big-endian 32-bit
-    number; then the bytes themselves, last dimension fastest.
-
-    Raises:
-        ValueError: it is no such file, or its size is not what its header says.
-    """
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is gzipped, but damaged: {error}") from error
-    if content[:3] != b"\0\0\x08" or len(content) < 4:
-        raise ValueError(
-            f"{path} is not an IDX file of unsigned bytes: it must begin with the bytes 00 00 08, "
-            f"got {content[:3].hex(' ') or 'an empty file'}"
-        )
-    start = 4 + 4 * content[3]
-    if content[3] == 0 or len(content) < start:
-        raise ValueError(f"{path} must have a header of {max(start, 8)} bytes with its dimensions, got {len(content)}")
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(content) != start + math.prod(shape):
-        raise ValueError(
-            f"{path} must have {start + math.prod(shape)} bytes for its shape {tuple(shape)}, got {len(content)}"
-        )
-    if math.prod(shape) == 0:
-        return torch.empty(shape, dtype=torch.uint8)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)
 
 
 def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, seed: int, out: Console) -> list[Epoch]:
@@ -346,6 +226,9 @@ def plot(history: list[Epoch], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=150)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 
 
 def positive_int(text: str) -> int:

@@ -1,9 +1,10 @@
 """The example as a person runs it, and its reader of IDX files on files made here."""
 
 import gzip
-import importlib.util
+import importlib
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,15 +13,20 @@ import torch
 
 import pyromancy as pyro
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_digits.py"
+FOLDER = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("train_digits", EXAMPLE)
-    module = sys.modules["train_digits"] = importlib.util.module_from_spec(spec)  # its dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    """The script as a module, which finds its neighbour as it does when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module("train_digits")
+
+
+@pytest.fixture(scope="module")
+def digits(example):
+    return importlib.import_module("digits")
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +65,17 @@ def refused(example, capsys, *argv):
 
 class TestReadIdx:
     @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzipped"])
-    def test_values(self, example, tmp_path, pack):
+    def test_values(self, digits, tmp_path, pack):
         path = tmp_path / "file"
         path.write_bytes(pack(idx(range(24), 2, 3, 4)))
-        read = example.read_idx(path)
+        read = digits.read_idx(path)
         assert read.dtype == torch.uint8
         assert read.tolist() == torch.arange(24).reshape(2, 3, 4).tolist()
 
-    def test_no_items(self, example, tmp_path):
+    def test_no_items(self, digits, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(idx([], 0, 28, 28))
-        assert example.read_idx(path).shape == (0, 28, 28)
+        assert digits.read_idx(path).shape == (0, 28, 28)
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -86,16 +92,16 @@ class TestReadIdx:
         ],
         ids=["empty", "png", "floats", "short header", "no dimensions", "short", "long", "cut gzip", "bad gzip"],
     )
-    def test_refuses(self, example, tmp_path, content, message):
+    def test_refuses(self, digits, tmp_path, content, message):
         path = tmp_path / "the-file"
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"the-file.*{message}"):
-            example.read_idx(path)
+            digits.read_idx(path)
 
 
 class TestLoadIdx:
-    def test_values(self, example, folder):
-        data = example.load_idx(folder)
+    def test_values(self, digits, folder):
+        data = digits.load_idx(folder)
         assert data.train_x.shape == (8, 12)
         assert data.train_x[1].tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
         assert data.train_labels.tolist() == [0, 1, 2, 3] * 2
@@ -122,10 +128,10 @@ class TestLoadIdx:
         ],
         ids=["dimensions", "sizes", "counts", "nothing", "label"],
     )  # fmt: skip
-    def test_refuses(self, example, folder, name, content, message):
+    def test_refuses(self, digits, folder, name, content, message):
         (folder / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            example.load_idx(folder)
+            digits.load_idx(folder)
 
 
 def test_states_of_the_sweep_and_energies(example):
@@ -217,6 +223,13 @@ def test_learns_idx_files(example, folder, activation):
     assert example.main([*QUICK[:2], *map(str, argv), "--no-plot"])[-1].accuracy == 1.0
 
 
+def test_runs_as_a_script_from_anywhere(folder, tmp_path):
+    command = [sys.executable, FOLDER / "train_digits.py", *QUICK, "--data", folder]
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "8 images to learn from, 4 to test on" in done.stdout
+
+
 def test_no_plot_writes_nothing(example, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
@@ -249,14 +262,14 @@ def test_bad_arguments(example, capsys, argv, message):
     assert message in refused(example, capsys, *argv)
 
 
-def test_mnist(example, mnist):
+def test_mnist(example, digits, mnist):
     """Six thousand images, once: most of the way to what all sixty thousand teach."""
-    data = example.load_idx(mnist)
+    data = digits.load_idx(mnist)
     assert data.train_x.shape == (60_000, 784)
     assert data.test_x.shape == (10_000, 784)
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert torch.bincount(data.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    few = example.Data(data.train_x[:6000], data.train_labels[:6000], data.test_x, data.test_labels, "a tenth of MNIST")
+    few = digits.Data(data.train_x[:6000], data.train_labels[:6000], data.test_x, data.test_labels, "a tenth of MNIST")
     pcn = example.PCN([784, 128, 10], torch.nn.ReLU)
     trainer = example.Trainer(pcn, steps=5, e_lr=0.1, m_lr=3e-3)
     (epoch,) = example.train(pcn, few, trainer, 1, 100, 0, example.Console(quiet=True))
