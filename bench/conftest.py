@@ -54,6 +54,8 @@ def _load_oracle(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "pyromancy_ai", package / "__init__.py", submodule_search_locations=[str(package)]
     )
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

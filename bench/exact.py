@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -12,13 +13,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .network import Problem, make_data, make_edges
+from .network import Problem, linears, make_data, make_edges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from .settings import Setting
 
+# activations, and their slopes
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "relu": (F.relu, lambda z: (z > 0).double()),
+    "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
+    "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z)),
+}
 EXACT, ROUNDING = 1e-10, 1e-3  # how far results in float64 and in float32 may be off
 
 
@@ -36,8 +41,8 @@ def relative(got: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
 class Outcome:
     """What was left behind: the free states, and the gradients that the last M-step used or the weights it left."""
 
-    states: list[Tensor]
-    learned: list[Tensor]
+    states: Sequence[Tensor]
+    learned: Sequence[Tensor]
 
     def deviation(self, exact: Outcome) -> float:
         """How far off the states are, or what was learned from them: the larger, and NaN if either is."""
@@ -51,7 +56,7 @@ def require(off: float, allowed: float, what: str) -> None:
 
 
 def outcome(problem: Problem) -> Outcome:
-    return Outcome(problem.states, [p.grad for p in problem.m_params])
+    return Outcome(problem.states, [p.grad for p in problem.m_params if p.grad is not None])  # E-steps alone leave none
 
 
 class ExactChain:
@@ -68,15 +73,11 @@ class ExactChain:
 
     def __init__(self, setting: Setting, device: str = "cpu") -> None:
         self.rate = setting.rate
-        self.f, self.slope = {
-            "relu": (F.relu, lambda z: (z > 0).double()),
-            "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
-            "sigmoid": (torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z)),
-        }[setting.activation]
+        self.f, self.slope = ACTIVATIONS[setting.activation]
         x, y = (t.to(device, torch.float64) for t in make_data(setting))
         edges = make_edges(setting).to(device, torch.float64)
-        self.weights = [edge[1].weight.detach() for edge in edges]
-        self.biases = [edge[1].bias.detach() for edge in edges]
+        self.weights = [linear.weight.detach() for linear in linears(edges)]
+        self.biases = [linear.bias.detach() for linear in linears(edges)]
         self.states = [x]
         for i in range(len(edges) - 1):
             self.states.append(self.predict(i))
@@ -113,7 +114,7 @@ def exact_outcome(setting: Setting, device: str = "cpu") -> Outcome:
     return Outcome(chain.states[1:-1], chain.gradients())
 
 
-def exact_incremental(setting: Setting, optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]) -> Outcome:
+def exact_incremental(setting: Setting, optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer]) -> Outcome:
     """States and weights after an M-step of an optimizer of PyTorch's after every E-step."""
     chain = ExactChain(setting)
     learned = [p for pair in zip(chain.weights, chain.biases, strict=True) for p in pair]

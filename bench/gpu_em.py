@@ -14,7 +14,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -188,7 +188,7 @@ class Clock:
             self.left -= time.perf_counter() - start
 
 
-def adam_step(gradients: list[Tensor]) -> list[Tensor]:
+def adam_step(gradients: Sequence[Tensor]) -> list[Tensor]:
     """How far the first step of Adam moves parameters, in float64."""
     return [-ADAM_RATE * g / (g.abs() + EPS) for g in (g.double() for g in gradients)]
 

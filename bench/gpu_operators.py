@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import statistics
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,7 +103,8 @@ def race(
     entries = {"copy": Entry(copy)}
     failed: dict[str, str] = {}
     for who in contenders():
-        function, choice = case.ours, functools.partial(backends.use, who)
+        function = case.ours
+        choice: Callable[[], AbstractContextManager[object]] = functools.partial(backends.use, who)
         if who in ("eager", COMPILED):
             function, choice = case.formula, nullcontext
         try:

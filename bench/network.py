@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn as nn
@@ -31,7 +31,7 @@ class PCN(nn.Module):
 
     def __init__(self, pyro: ModuleType, shapes: Iterable[tuple[int, ...]], edges: nn.ModuleList) -> None:
         super().__init__()
-        self.nodes = nn.ModuleList(pyro.nodes.StandardGaussianNode(*shape) for shape in shapes)
+        self.nodes: Any = nn.ModuleList(pyro.nodes.StandardGaussianNode(*shape) for shape in shapes)
         self.edges = edges
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class PCN(nn.Module):
     def energy(self) -> Tensor:
         """Free energy per sample, ``[B]``."""
         links = zip(pairwise(self.nodes), self.edges, strict=True)
-        return sum(above.energy(edge(below.value)) for (below, above), edge in links)
+        return cast("Tensor", sum(above.energy(edge(below.value)) for (below, above), edge in links))
 
 
 @dataclass
@@ -86,6 +86,11 @@ def make_edges(setting: Setting) -> nn.ModuleList:
         nn.init.zeros_(linear.bias)
         edges.append(nn.Sequential(ACTIVATIONS[setting.activation](), linear))
     return edges
+
+
+def linears(edges: nn.ModuleList) -> list[nn.Linear]:
+    """The linear maps in edges, one each."""
+    return [module for module in edges.modules() if isinstance(module, nn.Linear)]
 
 
 def make_data(setting: Setting) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ class Result:
 
 def _disturbed(stats: dict[str, float] | None) -> bool:
     """Whether a figure is no measurement, because the times of its rounds lie too far apart."""
-    return bool(stats) and stats["iqr"] > DISTURBED * stats["median"]
+    return stats is not None and stats["iqr"] > DISTURBED * stats["median"]
 
 
 def unique(names: Iterable[str]) -> list[str]:

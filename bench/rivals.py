@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .exact import Outcome
-from .network import make_data, make_edges
+from .network import linears, make_data, make_edges
 from .settings import ADAM_RATE
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Runner:
     finish: Callable[[], object] | None = None
 
 
-def graphed(batch: Callable[[], None]) -> Callable[[], object]:
+def graphed(batch: Callable[[], object]) -> Callable[[], object]:
     """A batch as a CUDA graph, after three on a stream of their own, as PyTorch's documentation has it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -77,7 +77,8 @@ class Expert:
         self.fresh = [t.to(device) for t in make_data(setting)]
         self.x, self.y = (t.clone() for t in self.fresh)
         edges = make_edges(setting).to(device)
-        self.weights, self.biases = [edge[1].weight for edge in edges], [edge[1].bias for edge in edges]
+        self.weights = [linear.weight for linear in linears(edges)]
+        self.biases = [linear.bias for linear in linears(edges)]
         self.parameters = list(edges.parameters())
         on_gpu = torch.device(device).type == "cuda"
         self.adam = torch.optim.Adam(self.parameters, lr=ADAM_RATE, betas=BETAS, fused=True, capturable=on_gpu)
@@ -135,7 +136,7 @@ class Expert:
 
     def _energy(self, states: list[Tensor], first: Tensor) -> Tensor:
         errors = self._errors(states, [self.f(z) for z in states], first)
-        return 0.5 * sum(e.square().sum() for e in errors)
+        return 0.5 * cast("Tensor", sum(e.square().sum() for e in errors))
 
     def runner(self, batch: Callable[[], None]) -> Runner:
         """The batch as a graph over data that is copied into its place, with the parameters as they were before."""
@@ -223,7 +224,7 @@ def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32) 
 
     with double():
         x, y = map(put, make_data(setting))
-        parameters = [(put(edge[1].weight), put(edge[1].bias)) for edge in make_edges(setting)]
+        parameters = [(put(linear.weight), put(linear.bias)) for linear in linears(make_edges(setting))]
         zeros = jax.tree.map(jnp.zeros_like, parameters)
 
     def predict(edge: Any, below: Any) -> Any:

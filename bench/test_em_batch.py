@@ -166,8 +166,11 @@ def test_baseline(
     work = SETTINGS[setting]
     if contender == "JAX":
         run = jax_batch(work)
+    elif contender == "backprop":
+        run = backpropagation(work)
     else:
-        run = backpropagation(work) if contender == "backprop" else plain(make_problem(oracle, work))
+        assert oracle is not None
+        run = plain(make_problem(oracle, work))
     run()
     keep(record, setting, contender, timing.alternate(benchmark, run, {}), ceilings)
 

@@ -17,20 +17,20 @@ from .network import Problem, make_problem
 from .settings import ADAM_RATE, QUICK, SETTINGS, Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     from torch import Tensor
 
     Steps: TypeAlias = Callable[[int], object]
-    Optimizer: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
+    Optimizer: TypeAlias = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 
 
-def adam(learned: list[Tensor]) -> torch.optim.Optimizer:
+def adam(learned: Sequence[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(learned, lr=ADAM_RATE)
 
 
-def sgd(learned: list[Tensor]) -> torch.optim.Optimizer:
+def sgd(learned: Sequence[Tensor]) -> torch.optim.Optimizer:
     """For the comparison.
 
     The gradient of a unit that is off for all samples is the rounding of zero. Adam divides it by its own size, and

@@ -180,23 +180,24 @@ def test_8_import_warns_of_the_other_distribution(monkeypatch):
         pyromancy.distributions.warn_if_shadowed()
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Files that pyromancy-ai wrote under its own name, in a process where that is `pyromancy`."""
+    folder = tmp_path_factory.mktemp("saved")
+    write = (
+        "import sys, torch, pyromancy\n"
+        "for name in sys.argv[2:]:\n"
+        "    node = getattr(pyromancy.nodes, name)(3)\n"
+        "    torch.save(node, f'{sys.argv[1]}/{name}.module')\n"
+        "    torch.save(node.state_dict(), f'{sys.argv[1]}/{name}.state_dict')\n"
+        "torch.save(pyromancy.Shape(3), f'{sys.argv[1]}/Shape.object')\n"
+    )
+    processes.python("-c", write, folder, *STATEFUL, path=[oracle_package.folder().parent])
+    return folder
+
+
 class Test9:
     """Objects pickled by 0.0.1 do not load; the parameters of the same network do."""
-
-    @pytest.fixture(scope="class")
-    def saved(self, tmp_path_factory):
-        """Files that pyromancy-ai wrote under its own name, in a process where that is `pyromancy`."""
-        folder = tmp_path_factory.mktemp("saved")
-        write = (
-            "import sys, torch, pyromancy\n"
-            "for name in sys.argv[2:]:\n"
-            "    node = getattr(pyromancy.nodes, name)(3)\n"
-            "    torch.save(node, f'{sys.argv[1]}/{name}.module')\n"
-            "    torch.save(node.state_dict(), f'{sys.argv[1]}/{name}.state_dict')\n"
-            "torch.save(pyromancy.Shape(3), f'{sys.argv[1]}/Shape.object')\n"
-        )
-        processes.python("-c", write, folder, *STATEFUL, path=[oracle_package.folder().parent])
-        return folder
 
     @pytest.mark.parametrize("name", [f"{name}.module" for name in STATEFUL] + ["Shape.object"])
     def test_objects_do_not_load(self, saved, name):
