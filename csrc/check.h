@@ -226,11 +226,15 @@ inline void check_estep(const Tensor& value, const Tensor& error,
 }
 
 // After `check_estep`.
-inline void check_momentum(const Tensor& value, const Tensor& buffer, double momentum,
+inline void check_momentum(const Tensor& value, const Tensor& buffer, const Tensor& error,
+                           const std::optional<Tensor>& feedback, double momentum,
                            double dampening) {
   check_same("buffer", buffer, "value", value);
   check_no_overlap("buffer", buffer);
   check_no_partial_overlap("value", value, "buffer", buffer, false);
+  check_no_partial_overlap("buffer", buffer, "error", error);
+  if (feedback)
+    check_no_partial_overlap("buffer", buffer, "feedback", *feedback);
   check_finite("momentum", momentum);
   check_finite("dampening", dampening);
 }

@@ -43,10 +43,7 @@ void estep_momentum_(const Tensor& value, const Tensor& buffer, const Tensor& er
                      const std::optional<Tensor>& feedback, double lr, double momentum,
                      double dampening, bool nesterov) {
   check_estep(value, error, feedback, lr);
-  check_momentum(value, buffer, momentum, dampening);
-  check_no_partial_overlap("buffer", buffer, "error", error);
-  if (feedback)
-    check_no_partial_overlap("buffer", buffer, "feedback", *feedback);
+  check_momentum(value, buffer, error, feedback, momentum, dampening);
   const EstepKernels& kernels = PYROMANCY_SELECT_KERNELS(estep_kernels, dtype_of("value", value));
   EstepArgs args;
   args.lr = lr;

@@ -7,16 +7,13 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../ceil_div.h"
 #include "../check.h"
 
 namespace pyromancy {
 
 // Elements of elementwise work that are worth waking another thread for.
 inline constexpr int64_t kGrain = 32768;
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 template <class T>
 T* data(const Tensor& t) {

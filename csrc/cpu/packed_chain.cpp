@@ -35,8 +35,8 @@ TileKind choose_kind(const ChainKernels& kernels, const ChainOperands& operands)
   int64_t elements = 0;
   for (int64_t l = 1; l + 1 < operands.nodes(); ++l)
     elements += 2 * operands.width(l) * operands.width(l + 1);
-  const bool cached =
-      elements * operands.states.front().element_size() <= second_level_cache() * 3 / 4;
+  const bool cached = elements * static_cast<int64_t>(operands.states.front().element_size()) <=
+                      second_level_cache() * 3 / 4;
   constexpr double from_cache[kTileKinds] = {1, 1.5, 1.35, 2.6};
   constexpr double from_afar[kTileKinds] = {1, 1.35, 2.8, 9};
   const double* per_sample = cached ? from_cache : from_afar;

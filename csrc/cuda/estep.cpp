@@ -47,7 +47,7 @@ void estep_momentum_(const Tensor& value, const Tensor& buffer, const Tensor& er
                      const std::optional<Tensor>& feedback, double lr, double momentum,
                      double dampening, bool nesterov) {
   check_estep(value, error, feedback, lr);
-  check_momentum(value, buffer, momentum, dampening);
+  check_momentum(value, buffer, error, feedback, momentum, dampening);
   EstepArgs args{};
   args.lr = lr;
   args.momentum = momentum;
