@@ -85,8 +85,9 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     program = recorder.program(result, free)
     for t in free:
         if not any(t is leaf for leaf in program.leaves):
+            form = tuple(t.shape)
             raise ValueError(
-                f"params must hold states that the energy uses, got one of shape {tuple(t.shape)} it does not"
+                f"params must hold states that the energy uses, got one of shape {form} that it does not use"
             )
     if _share_memory(program.leaves, program.free):
         raise NotCapturable("a state shares its memory with another tensor")
@@ -186,10 +187,6 @@ def _own_function(result: Tensor) -> str | None:
     return None
 
 
-def _is_metadata(name: str | None) -> bool:
-    return name in _METADATA
-
-
 class _Recorder(TorchFunctionMode):
     """Lets every call happen and writes it down."""
 
@@ -205,7 +202,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = resolve_name(function) or str(getattr(function, "__name__", function))
-        if _is_metadata(name):
+        if name in _METADATA:
             return function(*args, **kwargs)
         given = tensors((args, kwargs))
         self._reject(name, args, kwargs, given)
@@ -335,12 +332,12 @@ class _Checker(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if self.position == len(self.expected):
-            if _is_metadata(_name_of(function)):
+            if _name_of(function) in _METADATA:
                 return function(*args, **(kwargs or {}))
             raise _Changed(f"a call of {_name_of(function)} more")
         call, expected_args, expected_kwargs, outputs = self.expected[self.position]
         if function is not call.function and function != call.function:
-            if _is_metadata(_name_of(function)):
+            if _name_of(function) in _METADATA:
                 return function(*args, **(kwargs or {}))
             raise _Changed(f"{_name_of(function)} in the place of {call.name}")
         if not self._equal_items(expected_args, args) or (
