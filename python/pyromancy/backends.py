@@ -49,6 +49,7 @@ class _Block:
 
     backend: str
     devices: list[str]
+    thread: int  # that entered it
 
 
 _open: list[_Block] = []  # in the order in which they were entered
@@ -155,7 +156,7 @@ def use(backend: str) -> Iterator[None]:
     """Serve every operator from one backend inside a ``with`` block.
 
     The choice is the process's: it goes to PyTorch's dispatcher, so that compiled graphs follow it too, and other
-    threads see it as well. Of the blocks that are open, in whatever threads, the one entered last decides. It holds on
+    threads see it as well, but may not choose until the block ends. Of nested blocks the innermost decides. It holds on
     the devices that the backend runs on. An operator that it has no kernel for, and a device that it does not run on,
     are served as by default, and `report` says so.
 
@@ -164,7 +165,7 @@ def use(backend: str) -> Iterator[None]:
 
     Raises:
         ValueError: no such backend.
-        RuntimeError: it can run on no device here; the message says why.
+        RuntimeError: it can run on no device here, and the message says why; or a block of another thread is open.
     """
     _check_name("backend", backend, BACKENDS)
     answers = {device: available(backend, device) for device in _DISPATCH_KEY}
@@ -172,12 +173,14 @@ def use(backend: str) -> Iterator[None]:
     if not devices:
         reason = answers["cuda" if backend == "triton" else "cpu"][1]
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
-    block = _Block(backend, devices)
+    block = _Block(backend, devices, threading.get_ident())
     with _lock:
+        if _open and _open[-1].thread != block.thread:  # which may be running the kernels that would be taken away
+            raise RuntimeError(f"backend {_open[-1].backend!r} is chosen until its block in another thread ends")
         _publish(_register(block))
         _open.append(block)
     try:
-        yield  # without the lock: what runs in the block may be another thread that chooses, too
+        yield
     finally:
         with _lock:
             decides = _open[-1] is block

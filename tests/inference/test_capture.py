@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -74,7 +75,20 @@ def with_autocast(z):
     return product.double().square().sum(1)
 
 
+def swallowing(z):
+    try:
+        factor = float(torch.tensor(3.0))
+    except Exception:
+        factor = 1.0
+    return factor * z.square().sum(1)
+
+
+BOUND = torch.tensor(2)
 LEFT_TO_AUTOGRAD = {
+    "refusal-that-is-caught": (swallowing, "reads values"),
+    "number-from-a-list": (lambda z: (z * torch.tensor([BOUND, BOUND, 1, 1])).square().sum(1), "reads values"),
+    "split-at-a-tensor": (lambda z: torch.tensor_split(z, torch.tensor([1, 2]), dim=1)[0].square().sum(1), "reads"),
+    "sliced-by-a-tensor": (lambda z: z[:, BOUND:].square().sum(1), "a slice reads values"),
     "augmented-assignment": (augmented, "__ipow__ works in place"),
     "count-of-a-mask": (lambda z: z.square().sum(1) / len(MASK.nonzero()), "depends on values"),
     "masked-rows": (lambda z: z.square().sum(1) / z[MASK].shape[0], "depends on values"),
@@ -102,6 +116,25 @@ def test_what_a_capture_would_get_wrong_is_left_to_autograd(name):
     explained = assert_as_autograd(lambda: 0.1 * function(z), [z])
     assert explained.startswith("executor: autograd")
     assert reason in explained
+
+
+ATTENTION, LSTM = nn.MultiheadAttention(4, 2, dropout=0.5).double(), nn.LSTM(4, 4, num_layers=2, dropout=0.5).double()
+RANDOM = {
+    "attention": lambda x: ATTENTION(x, x, x)[0],
+    "lstm": lambda x: LSTM(x)[0],
+    "sdpa": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    "binomial": lambda x: torch.binomial(torch.ones_like(x), torch.full_like(x, 0.5)),
+    "feature-dropout": lambda x: torch.feature_dropout(x, 0.5, True),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_within_a_clamped_prediction_are_left_to_autograd(name):
+    x, edge, z = data(6, 4), nn.Linear(4, 5).double(), free(6, 5)
+    loop = pyro.InferenceLoop(lambda: gaussian_energy(z, edge(RANDOM[name](x))), [z], lr=0.0)
+    energies = loop.run(4, record=True).energies.sum(1)
+    assert len(energies.unique()) > 1
+    assert "random numbers" in loop.explain()
 
 
 def test_rows_chosen_by_number_are_captured():
@@ -153,6 +186,34 @@ def test_what_the_energy_stores_is_that_of_the_states_at_hand(how):
         assert net.edge.weight.isfinite().all()
         torch.testing.assert_close(net.error.detach(), expected)
     assert loop.explain().startswith("executor: graph")
+
+
+def test_what_is_stored_is_right_whatever_becomes_of_the_run():
+    stored, keep, whole = {}, False, False
+    z, mu = free(3, 4), data(3, 4)
+
+    def energy():
+        error = z - mu
+        if keep:
+            stored["error"] = error
+        return (error.square().mean() if whole else error.square().sum(1)) / 2
+
+    def assert_right():
+        torch.testing.assert_close(stored["error"].detach(), z.detach() - mu)
+
+    loop = pyro.InferenceLoop(energy, [z], lr=0.1)
+    loop.run(3)
+    keep = True  # from the second run on
+    loop.run(3)
+    assert_right()
+    loop.run(0)
+    assert_right()
+    loop.explain()
+    assert_right()
+    whole = True
+    with pytest.raises(ValueError, match="energy must return one value per sample"):
+        loop.run(1, record=True)
+    assert_right()
 
 
 def test_nothing_is_run_again_where_nothing_is_stored():
@@ -280,3 +341,102 @@ def test_inference_mode():
         loop.run(3)
         assert loop.explain().startswith("executor: graph")
     torch.testing.assert_close(net.z, expected.z)
+
+
+def test_gradients_behind_what_the_energy_takes():
+    x, edge, top, z, y = data(6, 4), nn.Linear(4, 5).double(), nn.Linear(5, 3).double(), free(6, 5), data(6, 3)
+    mu = edge(x)  # outside the energy
+    learned = [*edge.parameters(), *top.parameters()]
+    loop = pyro.InferenceLoop(lambda: gaussian_energy(z, mu) + gaussian_energy(y, top(z)), [z], lr=0.1)
+    loop.run(2)
+    expected = torch.autograd.grad((gaussian_energy(z, edge(x)) + gaussian_energy(y, top(z))).mean(), learned)
+    loop.backward(learned)
+    torch.testing.assert_close([p.grad for p in learned], list(expected))
+    assert "computed from others" in loop.explain()
+
+
+def test_memory_that_a_state_comes_to_share_is_noticed():
+    z, other, edge = free(6, 5), data(6, 5), nn.Linear(5, 5).double()
+    energy = lambda: gaussian_energy(z, edge(other.tanh()))  # noqa: E731
+    loop = pyro.InferenceLoop(energy, [z], lr=0.1)
+    loop.run(2)
+    z.data = other
+    start = other.clone()
+    loop.run(3)
+    found = z.detach().clone()
+    other.copy_(start)
+    sgd = torch.optim.SGD([z], lr=0.1)
+    for _ in range(3):
+        sgd.zero_grad()
+        energy().sum().backward(inputs=[z])
+        sgd.step()
+    torch.testing.assert_close(found, z.detach(), rtol=1e-11, atol=1e-11)
+    assert "shares its memory" in loop.explain()
+
+
+def test_one_new_tensor_for_two_is_captured_anew():
+    x, z, y = data(6, 4), free(6, 5), free(6, 5)
+    first, second = nn.Parameter(data(5, 4)), nn.Parameter(data(5, 5))
+    biases = [data(5), data(5)]
+    energy = lambda: (  # noqa: E731
+        gaussian_energy(z, F.linear(x, first, biases[0])) + gaussian_energy(y, F.linear(z.tanh(), second, biases[1]))
+    )
+    loop = pyro.InferenceLoop(energy, [z, y], lr=0.1)
+    loop.run(2)
+    tied = data(5)
+    biases[:] = tied, tied
+    loop.run(2)
+    tied.requires_grad_()
+    (expected,) = torch.autograd.grad(energy().mean(), [tied])
+    loop.backward([tied])
+    torch.testing.assert_close(tied.grad, expected)
+
+
+def test_complex_states_run_on_autograd():
+    z = nn.Parameter(torch.randn(6, 4, dtype=torch.complex128))
+    target = torch.randn(6, 4, dtype=torch.complex128)
+    assert "complex128" in assert_as_autograd(lambda: (z - target).abs().square().sum(1), [z])
+
+
+def test_a_state_without_a_gradient_has_no_velocity():
+    z, idle = free(6, 4), free(6, 4)
+
+    def energy():
+        return z.square().sum(1) + 0.0 * float(idle.detach().sum())
+
+    start = idle.detach().clone()
+    pyro.InferenceLoop(energy, [z, idle], lr=0.1, momentum=0.5).run(3)
+    assert torch.equal(idle, start)
+
+
+def test_covariance_gradients_in_inference_mode():
+    node, edge, x = pyro.nodes.MultivariateGaussianNode(3).double(), nn.Linear(4, 3).double(), data(5, 4)
+    node.init(data(5, 3))
+    learned = [node.covar_cf_logdiag, node.covar_cf_offtril]
+    loop = pyro.InferenceLoop(lambda: node.energy(edge(x)), [node.value], lr=0.1)
+    expected = torch.autograd.grad(node.energy(edge(x)).mean(), learned)
+    loop.run(0)
+    with torch.inference_mode():
+        loop.backward(learned)
+    torch.testing.assert_close([p.grad for p in learned], list(expected))
+
+
+def test_graphs_of_several_threads():
+    """Tracing changes PyTorch's modules for a moment, and may not be done by two threads at a time."""
+    weight, failures = data(4, 4), []
+
+    def work():
+        for _ in range(4):
+            z = free(3, 4)
+            loop = pyro.InferenceLoop(lambda z=z: (z @ weight).tanh().square().sum(1), [z], lr=0.1)
+            loop.run(2)
+            if not loop.explain().startswith("executor: graph"):
+                failures.append(loop.explain())
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert not torch.fx._symbolic_trace.is_fx_tracing()

@@ -361,8 +361,7 @@ def test_states_that_share_memory_are_not_moved_apart(device):
     memory = torch.randn(7 * 17, dtype=torch.float64)
     network.nodes[1].value.data, network.nodes[2].value.data = memory[:63].view(7, 9), memory[63:].view(7, 8)
     loop.run(5)
-    assert "no CUDA graph: a state shares its memory with another tensor" in loop.explain()
-    assert device.tapes[0].replays == 2
+    assert "not chain or graph: a state shares its memory with another tensor" in loop.explain()
 
 
 def test_versions_count(device):

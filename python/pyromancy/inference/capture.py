@@ -8,7 +8,6 @@ parameter, another branch, train and eval mode, a new batch size.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -76,8 +75,10 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     if obstacle := _obstacle(free):
         raise NotCapturable(obstacle)
     recorder = _Recorder()
-    with torch.enable_grad(), recorder, _FixedShapes():
+    with torch.enable_grad(), recorder, _Operators(recorder):
         result = energy()
+    if recorder.refusal is not None:  # and the energy's own code has caught it
+        raise recorder.refusal
     if not isinstance(result, Tensor) or id(result) not in recorder.slots:
         raise NotCapturable("the energy is not the result of a PyTorch function")
     if own := _own_function(result):
@@ -91,9 +92,7 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
             )
     if _share_memory(program.leaves, program.free):
         raise NotCapturable("a state shares its memory with another tensor")
-    results = recorder.results()
     del recorder, result
-    program.stores = any(reference() is not None for reference in results)
     try:
         _dry_run(energy, program, ())
     except _Changed as change:
@@ -143,6 +142,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     for leaf, form in zip(program.leaves, program.forms, strict=True):
         if form_of(leaf) != form:
             raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
+    if _share_memory(program.leaves, program.free):
+        raise _Changed("a state shares its memory with another tensor")
     new = _dry_run(energy, program, program.data())
     if not new:
         return
@@ -166,9 +167,13 @@ def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]
     except _Changed:
         raise
     except Exception as error:  # what the energy does with a stand-in for something that it did not meet before
-        raise _Changed(f"{type(error).__name__}: {error}") from error
+        raise checker.refusal or _Changed(f"{type(error).__name__}: {error}") from error
+    if checker.refusal is not None:
+        raise checker.refusal
     if checker.position != len(program.calls) or result is not program.dry_result:
         raise _Changed("it ends earlier, or with another result")
+    del result
+    program.stores = program.stand_ins_are_held()
     return checker.new
 
 
@@ -192,6 +197,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.refusal: NotCapturable | None = None  # the first one
         self.slots: dict[int, int] = {}  # id of a tensor -> a provisional slot
         self.kept: list[Tensor] = []  # by provisional slot, so that no id is used twice
         self.produced: set[int] = set()
@@ -210,9 +216,9 @@ class _Recorder(TorchFunctionMode):
         versions = [0 if t.is_inference() else t._version for t in given]
         result = function(*args, **kwargs)
         if versions != [0 if t.is_inference() else t._version for t in given]:
-            raise NotCapturable(f"{name} works in place")
+            raise self.refuse(f"{name} works in place")
         if not _is_made_of_tensors(result):
-            raise NotCapturable(f"{name} reads values out of a tensor")
+            raise self.refuse(f"{name} reads values out of a tensor")
         # contiguous() and the like may return what they were given
         fresh = [t for t in tensors(result) if id(t) not in self.slots]
         self.produced.update(self._slot(t).index for t in fresh)
@@ -225,22 +231,31 @@ class _Recorder(TorchFunctionMode):
 
     def _reject(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> None:
         if torch._C._is_any_autocast_enabled():
-            raise NotCapturable("the energy turns autocast on, which chooses dtypes call by call")
+            raise self.refuse("the energy turns autocast on, which chooses dtypes call by call")
         for t in given:
             if t.layout is not torch.strided:
-                raise NotCapturable(f"{name} takes a tensor of layout {t.layout}")
+                raise self.refuse(f"{name} takes a tensor of layout {t.layout}")
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
-                raise NotCapturable("the energy uses a transform of torch.func")
+                raise self.refuse("the energy uses a transform of torch.func")
         short = name.rsplit(".", 1)[-1]
         in_place = short.endswith("_") and not short.endswith("__") and not short.startswith("_")
         if in_place or short in ("__setitem__", "__set__") or kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise NotCapturable(f"{name} works in place")
+            raise self.refuse(f"{name} works in place")
         if short in _RANDOM or (short == "dropout" and kwargs.get("training", True) and kwargs.get("p", 0.5) > 0):
-            raise NotCapturable(f"{name} draws random numbers at every step")
+            raise self.refuse(f"{name} draws random numbers at every step")
         if short == "batch_norm" and kwargs.get("training") and (len(args) > 1 and args[1] is not None):
-            raise NotCapturable("batch_norm in training mode updates its running statistics at every step")
+            raise self.refuse("batch_norm in training mode updates its running statistics at every step")
+        if given and (short in ("tensor", "as_tensor", "asarray") or (short == "tensor_split" and len(given) > 1)):
+            raise self.refuse(f"{name} reads values out of a tensor")
+        if short == "__getitem__" and _slices_by_tensors(args[1]):
+            raise self.refuse("a slice reads values out of a tensor")
         if short in ("_set_grad_enabled", "backward", "grad", "requires_grad_", "register_hook"):
-            raise NotCapturable(f"{short} has to do with autograd itself")
+            raise self.refuse(f"{short} has to do with autograd itself")
+
+    def refuse(self, reason: str) -> NotCapturable:
+        """An error to raise; where the energy's own code catches it, it is remembered."""
+        self.refusal = self.refusal or NotCapturable(reason)
+        return self.refusal
 
     def _slot(self, t: Tensor) -> Slot:
         slot = self.slots.get(id(t))
@@ -248,10 +263,6 @@ class _Recorder(TorchFunctionMode):
             slot = self.slots[id(t)] = len(self.kept)
             self.kept.append(t)
         return Slot(slot)
-
-    def results(self) -> list[weakref.ref[Tensor]]:
-        """What the calls gave; once recorder and energy are gone, only what the user's code stores is alive."""
-        return [weakref.ref(self.kept[s]) for s in self.produced]
 
     def program(self, result: Tensor, free: Sequence[Tensor]) -> Program:
         """Renumber: leaves first, then results in order."""
@@ -284,18 +295,45 @@ class _Recorder(TorchFunctionMode):
         )
 
 
-class _FixedShapes(TorchDispatchMode):
-    """Refuses operators the shape of whose result depends on values: it would be that of the capture for ever."""
+class _Operators(TorchDispatchMode):
+    """Refuses, within whatever function, operators that draw random numbers, which they would do once a run.
+
+    And those the shape of whose result depends on values: it would be that of the capture for ever.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         masks = operator is not torch.ops.aten.index.Tensor or any(
             i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
         )
         if masks and torch.Tag.dynamic_output_shape in operator.tags:
-            raise NotCapturable(f"the shape of what {operator} gives depends on values")
-        return operator(*args, **(kwargs or {}))
+            raise self._recorder.refuse(f"the shape of what {operator} gives depends on values")
+        if draws(operator, args, kwargs):
+            raise self._recorder.refuse(f"{operator} draws random numbers at every step")
+        return operator(*args, **kwargs)
+
+
+def draws(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of an operator draws random numbers."""
+    if not isinstance(operator, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in operator.tags:
+        return False
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.name == "dropout_p":  # attention without dropout is tagged, too
+            given = args[position] if position < len(args) else kwargs.get("dropout_p")
+            return bool(argument.default_value if given is None else given)
+    return True
+
+
+def _slices_by_tensors(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    bounds = [b for part in parts if isinstance(part, slice) for b in (part.start, part.stop, part.step)]
+    return any(isinstance(b, Tensor) for b in bounds)
 
 
 def _is_made_of_tensors(result: Any) -> bool:
@@ -327,6 +365,12 @@ class _Checker(TorchFunctionMode):
         self.expected = program.dry_calls()
         self.position = 0
         self.new: dict[int, Tensor] = {}  # in the place of which leaf
+        self.refusal: _Changed | None = None  # the first one
+
+    def refuse(self, reason: str) -> _Changed:
+        """An error to raise; where the energy's own code catches it, it is remembered."""
+        self.refusal = self.refusal or _Changed(reason)
+        return self.refusal
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -334,18 +378,18 @@ class _Checker(TorchFunctionMode):
         if self.position == len(self.expected):
             if _name_of(function) in _METADATA:
                 return function(*args, **(kwargs or {}))
-            raise _Changed(f"a call of {_name_of(function)} more")
+            raise self.refuse(f"a call of {_name_of(function)} more")
         call, expected_args, expected_kwargs, outputs = self.expected[self.position]
         if function is not call.function and function != call.function:
             if _name_of(function) in _METADATA:
                 return function(*args, **(kwargs or {}))
-            raise _Changed(f"{_name_of(function)} in the place of {call.name}")
+            raise self.refuse(f"{_name_of(function)} in the place of {call.name}")
         if not self._equal_items(expected_args, args) or (
             (kwargs or expected_kwargs) and not self._equal(expected_kwargs, kwargs)
         ):
-            raise _Changed(f"other arguments of {call.name}")
+            raise self.refuse(f"other arguments of {call.name}")
         if torch._C._is_any_autocast_enabled():
-            raise _Changed("autocast is on")
+            raise self.refuse("autocast is on")
         self.position += 1
         return outputs
 
@@ -382,7 +426,8 @@ class _Checker(TorchFunctionMode):
             return False
         if self.new.setdefault(slot, given) is not given:
             return False
-        return not any(given is t for t in (*self.program.leaves, *self.program.stand_ins))
+        others = (t for other, t in self.new.items() if other != slot)
+        return not any(given is t for t in (*others, *self.program.leaves, *self.program.stand_ins))
 
 
 _names: dict[Any, str | None] = {}

@@ -52,7 +52,8 @@ class InferenceLoop:
     again. So changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all
     noticed; tensors that nothing learns, such as a batch's data, may be replaced without another capture.
 
-    The callable runs once per run, not once per step, so it must have no effects that matter, such as counting.
+    Once captured, the callable runs a few times per run, however many steps there are, so it must have no effects that
+    matter, such as counting.
     Tensors that it stores (``self.error = ...``, pruning, hooks that log) hold afterwards what they are at the states
     that the run ended in. What a dry run cannot see: values that the callable takes from elsewhere than PyTorch's
     functions of fixed tensors, such as a NumPy array.
@@ -146,6 +147,12 @@ class InferenceLoop:
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
         self._check_options()
+        try:
+            return self._run(steps, record)
+        finally:
+            self._restore()
+
+    def _run(self, steps: int, record: bool) -> Trace:
         executor = self._prepared()
         if steps == 0:  # not even a velocity has begun
             return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
@@ -160,7 +167,6 @@ class InferenceLoop:
         run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record)
         energies = executor.run(run, self._velocities if momentum else None)
         self._seen = self._identity()
-        self._restore()
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
@@ -178,7 +184,6 @@ class InferenceLoop:
         """
         wanted = list({id(p): p for p in params}.values())
         found = self._prepared().gradients(wanted)
-        self._restore()
         if isinstance(found, str):
             self._reasons["fused M-step gradients"] = found
             learned = [p for p in wanted if p.requires_grad]
@@ -186,6 +191,7 @@ class InferenceLoop:
                 if learned:
                     self._energy().mean().backward(inputs=learned)
             return
+        self._restore()
         self._reasons.pop("fused M-step gradients", None)
         for p, gradient in zip(wanted, found, strict=True):
             if gradient is None or not p.requires_grad:
@@ -199,6 +205,8 @@ class InferenceLoop:
     def explain(self) -> str:
         """Which executor runs the steps, what it hoists, and what keeps a faster one from it."""
         executor = self._prepared()
+        if self._program is None:  # of the capture that failed a dry run may have been the last to store something
+            self.energy()
         self._restore()
         lines = [f"executor: {executor.name}", *(f"  {note}" for note in executor.notes())]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]

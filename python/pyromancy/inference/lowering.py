@@ -90,17 +90,17 @@ def lower(program: Program) -> list[Chain]:
         assert isinstance(pred, Slot)
         _check_state(program, state.index)
         if program.stand_ins[pred.index].shape != program.leaves[state.index].shape:
-            raise NotAChain(f"the prediction of state %{state.index} broadcasts")
+            raise NotAChain(f"the prediction of state {program.leaf_name(state.index)} broadcasts")
         if state.index in nodes:
-            raise NotAChain(f"state %{state.index} has two energies")
+            raise NotAChain(f"state {program.leaf_name(state.index)} has two energies")
         if isinstance(spread, Slot) and spread.index in program.varying:
-            raise NotAChain(f"the covariance of state %{state.index} depends on a free state")
+            raise NotAChain(f"the covariance of state {program.leaf_name(state.index)} depends on a free state")
         full = call.function is functional.multivariate_energy
         spread_slot = spread.index if isinstance(spread, Slot) else None
         source, edge = _trace(program, pred.index)
         if source in outgoing:
             if source in program.free:
-                raise NotAChain(f"state %{source} predicts two nodes")
+                raise NotAChain(f"state {program.leaf_name(source)} predicts two nodes")
             source = edge = None  # from a clamped state any number of predictions may come: they do not change
         nodes[state.index] = Node(
             state.index,
@@ -152,13 +152,13 @@ def _check_dtype(program: Program, chain: Chain) -> None:
 def _check_state(program: Program, slot: int) -> None:
     if slot >= len(program.leaves):
         raise NotAChain(f"%{slot}, which has an energy or predicts, is not a state but computed")
-    state = program.leaves[slot]
+    state, name = program.leaves[slot], program.leaf_name(slot)
     batch = program.stand_ins[program.result].shape
     if len(batch) != 1 or state.dim() == 0 or state.shape[0] != batch[0]:
-        raise NotAChain(f"state %{slot} is {tuple(state.shape)}, but the energy {tuple(batch)}, not one per sample")
+        raise NotAChain(f"state {name} is {tuple(state.shape)}, but the energy {tuple(batch)}, not one per sample")
     if state.dim() != 2 or state.dtype not in (torch.float32, torch.float64):
         raise NotAChain(
-            f"state %{slot} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]"
+            f"state {name} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]"
         )
 
 
@@ -197,12 +197,10 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
             raise NotAChain(f"a Linear takes the result of {inner.name}, not a state")
         return None, None
     if program.leaves[slot].dim() != 2:
-        return (None, None) if slot not in program.varying else _raise(f"state %{slot} is not of shape [B, n]")
+        if slot in program.varying:
+            raise NotAChain(f"state {program.leaf_name(slot)} is not of shape [B, n]")
+        return None, None
     return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
-
-
-def _raise(message: str) -> tuple[None, None]:
-    raise NotAChain(message)
 
 
 def _input(call: Call) -> int:

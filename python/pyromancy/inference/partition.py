@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .capture import NotCapturable
+from .capture import NotCapturable, draws
 from .program import Program
 
 aten = torch.ops.aten
+_tracing = threading.Lock()  # make_fx changes the process's modules while it runs
 
 
 def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -51,7 +53,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         what = re.split(r"[.\n]\s", str(error), maxsplit=1)[0] or type(error).__name__
         raise NotCapturable(f"its gradient cannot be traced: {what}") from error
     for n in traced.graph.nodes:
-        if _draws(n):
+        if draws(n.target, n.args, n.kwargs):
             raise NotCapturable(f"{n.target} draws random numbers at every step")
         if _writes(n):
             raise NotCapturable(f"{n.target} works in place")
@@ -63,24 +65,15 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
 
 def _traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
     """A function as a graph of operators none of which writes to its arguments."""
-    traced = make_fx(function)(*arguments)
-    if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
-        traced = make_fx(torch.func.functionalize(traced))(*arguments)
+    with _tracing:
+        traced = make_fx(function)(*arguments)
+        if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
+            traced = make_fx(torch.func.functionalize(traced))(*arguments)
     return traced
 
 
 def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _draws(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    for position, argument in enumerate(node.target._schema.arguments):
-        if argument.name == "dropout_p":  # attention without dropout is tagged, too
-            given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p")
-            return bool(argument.default_value if given is None else given)
-    return True
 
 
 def _drop_aliases(graph: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ class Program:
         result: slot of the energy, ``[B]``.
         names: what to call leaves when printed.
         stand_ins: for every slot a tensor of its shape and dtype that takes no memory.
-        stores: whether running the energy leaves a result of its calls somewhere.
+        stores: whether the last dry run left stand-ins somewhere, as the energy would its results.
     """
 
     leaves: list[Tensor]
@@ -94,6 +95,7 @@ class Program:
         self.varying = frozenset(varying)
         self.forms = [form_of(t) for t in self.leaves]
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
+        self._held = 0  # references to stand-ins, the program's own
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self.terms = self._terms()
 
@@ -132,7 +134,16 @@ class Program:
             values = dict(enumerate([*self.leaves, *self.stand_ins[len(self.leaves) :]]))
             for call in self.calls:
                 self._dry_calls.append((call, *(_fill(tree, values) for tree in (call.args, call.kwargs, call.result))))
+            del values
+            self._held = self._holders()
         return self._dry_calls
+
+    def stand_ins_are_held(self) -> bool:
+        """Whether somebody else holds stand-ins, after a dry run."""
+        return self._holders() > self._held
+
+    def _holders(self) -> int:
+        return sum(map(sys.getrefcount, self.stand_ins))
 
     def ancestors(self, slot: int) -> set[int]:
         """Slots that a slot is computed from, itself included."""

@@ -33,7 +33,8 @@ class AutogradExecutor(Executor):
                 recorded.append(energy.detach().unsqueeze(0))
             sgd.step()
         for state, velocity in zip(self._states, velocities or (), strict=False):
-            velocity.copy_(sgd.state[state]["momentum_buffer"])
+            if (buffer := sgd.state[state].get("momentum_buffer")) is not None:  # else it never had a gradient
+                velocity.copy_(buffer)
         return torch.stack(recorded) if run.record else None
 
     def notes(self) -> list[str]:

@@ -149,6 +149,8 @@ class ChainExecutor(ReplayingExecutor):
     def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
         if any(map(has_hooks, wanted)):
             return "a parameter has a gradient hook"
+        if any(t.grad_fn is not None for t in self.program.leaves):
+            return "a tensor that the energy takes is computed from others, outside it"
         slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
         needed = frozenset(slot_of[id(t)] for t in wanted if id(t) in slot_of)
         if needed not in self._obstacles:
@@ -213,9 +215,9 @@ class ChainExecutor(ReplayingExecutor):
         program = self.program
         assert node.term is not None
         state, pred = (a.index for a in program.producer[program.terms[node.term].slot].args[:2])
-        given = program.evaluate([state, pred, *slots])
         with torch.inference_mode(False), torch.enable_grad():
-            value, mean, *parts = (t.detach() for t in given)
+            leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
+            value, mean, *parts = (t.detach() for t in program.evaluate([state, pred, *slots], leaves))
             for part in parts:
                 part.requires_grad_()
             energy = functional.multivariate_energy(value, mean, functional.cholesky_factor(*parts))
@@ -256,6 +258,6 @@ class ChainExecutor(ReplayingExecutor):
                     feedback.append(
                         f"feedback from the clamped node of width {self.program.stand_ins[edge.weight].shape[0]}: "
                         f"W^T W {'chosen' if gram < direct else 'not chosen'}, "
-                        f"{gram / 1e6:.1f} million multiply-adds a run with it, {direct / 1e6:.1f} without"
+                        f"{gram / 1e6:.3g} million multiply-adds a run with it, {direct / 1e6:.3g} without"
                     )
         return [*lines, *feedback, *self._replay.notes(self)]

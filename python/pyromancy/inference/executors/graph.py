@@ -24,6 +24,9 @@ class GraphExecutor(ReplayingExecutor):
     name = "graph"
 
     def __init__(self, program: Program, states: Sequence[Tensor], replay: Replay) -> None:
+        for state in states:
+            if not state.is_floating_point():
+                raise NotCapturable(f"a state is {state.dtype}")
         slots = {id(t): i for i, t in enumerate(program.leaves)}
         super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
         self._channels_last = any(call.name in _CONVOLUTIONS for call in program.calls)
