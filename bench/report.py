@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 if not __package__:  # run as a script, it must still find its siblings (PEP 366)
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "bench"
 
 from .result import Result
