@@ -160,6 +160,9 @@ def use(backend: str) -> Iterator[None]:
     the devices that the backend runs on. An operator that it has no kernel for, and a device that it does not run on,
     are served as by default, and `report` says so.
 
+    Enter and leave a block while no other thread runs an operator of this package: PyTorch's dispatcher does not keep a
+    kernel that is being replaced alive for a call that has just found it.
+
     Args:
         backend: "native", "triton" or "reference".
 
