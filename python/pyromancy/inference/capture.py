@@ -49,13 +49,6 @@ _METADATA = frozenset(
         *("torch.is_floating_point", "torch.is_complex", "torch.numel", "torch.result_type"),
     )
 )
-_RANDOM = frozenset(
-    (
-        *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "poisson"),
-        *("bernoulli", "multinomial", "gumbel_softmax", "rrelu", "dropout1d", "dropout2d", "dropout3d"),
-        *("alpha_dropout", "feature_alpha_dropout"),
-    )
-)
 
 
 def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
@@ -142,16 +135,12 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     for leaf, form in zip(program.leaves, program.forms, strict=True):
         if form_of(leaf) != form:
             raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
-    if _share_memory(program.leaves, program.free):
-        raise _Changed("a state shares its memory with another tensor")
     new = _dry_run(energy, program, program.data())
     if not new:
         return
     old = {slot: program.leaves[slot] for slot in new}
     program.replace(new)
     try:
-        if _share_memory(program.leaves, program.free):
-            raise _Changed("a state shares its memory with another tensor")
         _dry_run(energy, program, ())  # every use must be of the new one
     except _Changed:
         program.replace(old)
@@ -160,6 +149,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
 
 def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> dict[int, Tensor]:
     """The tensors in the place of leaves that are data, by slot; raises `_Changed` where anything else is different."""
+    if _share_memory(program.leaves, program.free):
+        raise _Changed("a state shares its memory with another tensor")
     checker = _Checker(program, {id(program.leaves[slot]): slot for slot in data})
     try:
         with torch.no_grad(), checker:
@@ -241,8 +232,6 @@ class _Recorder(TorchFunctionMode):
         in_place = short.endswith("_") and not short.endswith("__") and not short.startswith("_")
         if in_place or short in ("__setitem__", "__set__") or kwargs.get("inplace") or kwargs.get("out") is not None:
             raise self.refuse(f"{name} works in place")
-        if short in _RANDOM or (short == "dropout" and kwargs.get("training", True) and kwargs.get("p", 0.5) > 0):
-            raise self.refuse(f"{name} draws random numbers at every step")
         if short == "batch_norm" and kwargs.get("training") and (len(args) > 1 and args[1] is not None):
             raise self.refuse("batch_norm in training mode updates its running statistics at every step")
         if given and (short in ("tensor", "as_tensor", "asarray") or (short == "tensor_split" and len(given) > 1)):
@@ -314,14 +303,14 @@ class _Operators(TorchDispatchMode):
         )
         if masks and torch.Tag.dynamic_output_shape in operator.tags:
             raise self._recorder.refuse(f"the shape of what {operator} gives depends on values")
-        if draws(operator, args, kwargs):
+        if _draws(operator, args, kwargs):
             raise self._recorder.refuse(f"{operator} draws random numbers at every step")
         return operator(*args, **kwargs)
 
 
-def draws(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _draws(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call of an operator draws random numbers."""
-    if not isinstance(operator, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in operator.tags:
+    if torch.Tag.nondeterministic_seeded not in operator.tags:
         return False
     for position, argument in enumerate(operator._schema.arguments):
         if argument.name == "dropout_p":  # attention without dropout is tagged, too

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .capture import NotCapturable, draws
+from .capture import NotCapturable
 from .program import Program
 
 aten = torch.ops.aten
@@ -31,7 +31,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         results of the first.
 
     Raises:
-        NotCapturable: it cannot be traced, or something in it draws random numbers.
+        NotCapturable: it cannot be traced.
     """
 
     def gradient(*leaves: Tensor) -> list[Tensor]:
@@ -53,8 +53,6 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         what = re.split(r"[.\n]\s", str(error), maxsplit=1)[0] or type(error).__name__
         raise NotCapturable(f"its gradient cannot be traced: {what}") from error
     for n in traced.graph.nodes:
-        if draws(n.target, n.args, n.kwargs):
-            raise NotCapturable(f"{n.target} draws random numbers at every step")
         if _writes(n):
             raise NotCapturable(f"{n.target} works in place")
     _drop_aliases(traced.graph)
