@@ -190,6 +190,33 @@ def test_momentum_goes_on_between_runs_and_starts_anew_with_new_states(executor)
         torch.testing.assert_close(network.nodes[1].value, stepwise, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("executor", ["chain", "graph", "autograd"])
+def test_a_velocity_outlasts_runs_without_momentum_but_not_new_states(executor):
+    network = Chain(["StandardGaussianNode"] * 3, (7, 9, 5))
+    randomize(network, 4)
+    start, states = network.nodes[1].value.detach().clone(), states_of(network, (0, 2))
+    loop = pyro.InferenceLoop(network.energy, states, lr=0.05, momentum=0.9, executor=executor)
+
+    def after(*momenta):
+        network.nodes[1].init(start)
+        for loop.momentum in momenta:
+            loop.run(2)
+        return network.nodes[1].value.detach().clone()
+
+    def plainly(*momenta):
+        network.nodes[1].init(start)
+        optimizer = torch.optim.SGD(states, lr=0.05, momentum=0.9)
+        for optimizer.param_groups[0]["momentum"] in momenta:
+            for _ in range(2):
+                optimizer.zero_grad()
+                network.energy().sum().backward(inputs=states)
+                optimizer.step()
+        return network.nodes[1].value.detach().clone()
+
+    for momenta in ((0.9, 0.0, 0.9), (0.0, 0.9), (0.9, 0.9)):  # one after another: each starts with new states
+        torch.testing.assert_close(after(*momenta), plainly(*momenta), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("executor", ["chain", "graph", "autograd"])
 def test_recorded_energies(executor):

@@ -160,13 +160,14 @@ class InferenceLoop:
         if record and len(shape) != 1:
             raise ValueError(f"energy must return one value per sample, [B], to be recorded, got shape {tuple(shape)}")
         batch = max(1, shape.numel()) if self.reduction == "mean" else 1
-        resume = self._velocities is not None and self._seen == self._identity()
-        if self.momentum and not resume:
-            self._velocities = [p.new_zeros(p.shape) for p in self._params]
         lr, momentum, dampening = float(self.lr) / batch, float(self.momentum), float(self.dampening)
+        resume = self._velocities is not None and self._seen == self._identity()
+        if not resume:
+            self._velocities = [p.new_zeros(p.shape) for p in self._params] if momentum else None
         run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record)
         energies = executor.run(run, self._velocities if momentum else None)
-        self._seen = self._identity()
+        if self._velocities is not None:
+            self._seen = self._identity()
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
@@ -214,9 +215,8 @@ class InferenceLoop:
 
     def _check_options(self) -> None:
         """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""
-        for name in ("lr", "momentum", "dampening"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Real):
+        for name, value in (("lr", self.lr), ("momentum", self.momentum), ("dampening", self.dampening)):
+            if not isinstance(value, float | numbers.Real):  # of an abstract class alone the answer takes longer
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not math.isfinite(value) or (value < 0 and name != "dampening"):
                 least = "" if name == "dampening" else " and not negative"

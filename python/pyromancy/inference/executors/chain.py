@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,27 @@ class _Operands(NamedTuple):
     predicted: list[bool]
 
 
+class _Fixed:
+    """What the operators take of a chain that is the same at every run."""
+
+    def __init__(self, chain: Chain) -> None:
+        activations = [a for e in chain.edges for a in (e.before, e.after)]
+        self.activations = [a.number for a in activations]
+        self.parameters = [a.parameter for a in activations]
+        self.predicted = [n.term is not None for n in chain.nodes]
+        self.free = [n.free for n in chain.nodes]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which of a chain's gradients an M-step wants, by edge and by node."""
+
+    weights: list[bool]
+    biases: list[bool]
+    variances: list[bool]
+    factors: list[bool]
+
+
 class ChainExecutor(ReplayingExecutor):
     """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
@@ -40,35 +62,33 @@ class ChainExecutor(ReplayingExecutor):
         data = [s for s in program.moving() if s not in weights]  # what looks like data, as many rows wide as the batch
         super().__init__(program, sorted(program.free), data, replay)
         self.chains = chains
+        self._fixed = [_Fixed(chain) for chain in chains]
         order = {id(s): i for i, s in enumerate(states)}
         self._velocity = {slot: order[id(program.leaves[slot])] for slot in self._free}
         self._plain = 0  # steps of the last run, if it could do without the errors of clamped nodes
-        wanted = set[int]()
-        for chain in chains:
-            for node in chain.nodes:
-                wanted.update(s for s in (node.logvar, node.factor, node.prediction) if s is not None)
-            for edge in chain.edges:
-                wanted.update(s for s in (edge.weight, edge.bias) if s is not None)
-        self._wanted = sorted(wanted)
+        operands = {s for c in chains for n in c.nodes for s in (n.logvar, n.factor, n.prediction) if s is not None}
+        self._computed = sorted(s for s in operands | weights if s >= len(program.leaves))
         self._known: list[list[Tensor]] = []  # of every chain, what the last run leaves for the M-step
-        self._obstacles: dict[frozenset[int], str | None] = {}  # leaves -> why autograd has to serve them
+        self._plans: dict[frozenset[int], list[_Wanted] | str] = {}  # leaves -> how, or why autograd has to serve them
 
     def _values(self, leaves: list[Tensor]) -> dict[int, Tensor]:
-        return dict(zip(self._wanted, self.program.evaluate(self._wanted, leaves), strict=True))
+        values = dict(enumerate(leaves))
+        if self._computed:
+            values.update(zip(self._computed, self.program.evaluate(self._computed, leaves), strict=True))
+        return values
 
-    def _operands(self, chain: Chain, values: dict[int, Tensor], leaves: list[Tensor]) -> _Operands:
-        states = [leaves[n.state].detach().contiguous() for n in chain.nodes]
+    def _operands(self, chain: Chain, fixed: _Fixed, values: dict[int, Tensor]) -> _Operands:
+        states = [values[n.state].contiguous() for n in chain.nodes]
         head = chain.nodes[0].prediction
-        activations = [a for e in chain.edges for a in (e.before, e.after)]
         return _Operands(
             states,
             [values[e.weight] for e in chain.edges],
             [None if e.bias is None else values[e.bias] for e in chain.edges],
             [precision(values, n, s) for n, s in zip(chain.nodes, states, strict=True)],
             None if head is None else values[head].expand(states[0].shape[0], -1).contiguous(),
-            [a.number for a in activations],
-            [a.parameter for a in activations],
-            [n.term is not None for n in chain.nodes],
+            fixed.activations,
+            fixed.parameters,
+            fixed.predicted,
         )
 
     def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
@@ -80,9 +100,10 @@ class ChainExecutor(ReplayingExecutor):
         values, steps, record = self._values(leaves), run.steps, run.record
         recorded = self._constant_energies(leaves, steps) if record else None
         kept = []
-        for chain in self.chains:
+        for chain, fixed in zip(self.chains, self._fixed, strict=True):
             nodes = chain.nodes
-            states, weights, biases, precisions, prior, *activations, predicted = self._operands(chain, values, leaves)
+            operands = self._operands(chain, fixed, values)
+            states, weights, biases, precisions, prior, *activations, predicted = operands
             grams: list[Tensor | None] = [None] * len(weights)
             for i, w in enumerate(weights):
                 gram, direct = self._costs(chain, i, 0 if record else steps)  # the recorded energies need the errors
@@ -94,7 +115,7 @@ class ChainExecutor(ReplayingExecutor):
             for node, state in zip(nodes, states, strict=True) if velocities else ():
                 of_chain.append(velocities[self._velocity[node.state]] if node.free else state)
             known = ops.infer_chain_(
-                states, weights, biases, precisions, prior, grams, *activations, predicted, [n.free for n in nodes],
+                states, weights, biases, precisions, prior, grams, *activations, predicted, fixed.free,
                 steps, run.lr, of_chain, run.momentum, run.dampening, run.nesterov, run.resume, energies,
                 product_precision(),
             )  # fmt: skip
@@ -153,46 +174,51 @@ class ChainExecutor(ReplayingExecutor):
             return "a tensor that the energy takes is computed from others, outside it"
         slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
         needed = frozenset(slot_of[id(t)] for t in wanted if id(t) in slot_of)
-        if needed not in self._obstacles:
-            self._obstacles[needed] = self._obstacle(needed)
-        if reason := self._obstacles[needed]:
-            return reason
+        plan = self._plans.get(needed)
+        if plan is None:
+            plan = self._plans[needed] = self._obstacle(needed) or [self._wanted(c, needed) for c in self.chains]
+        if isinstance(plan, str):
+            return plan
         found: dict[int, Tensor] = {}
 
         def add(slot: int | None, gradient: Tensor) -> None:
             assert slot is not None
             found[slot] = found[slot] + gradient if slot in found else gradient
 
-        leaves = self.program.leaves
-        values = self._values(leaves)
-        for chain, known in zip(self.chains, self._known or [[]] * len(self.chains), strict=True):
-            reached = [n.term is not None for n in chain.nodes[1:]]
-            for_weight = [r and e.weight in needed for r, e in zip(reached, chain.edges, strict=True)]
-            for_bias = [r and e.bias in needed for r, e in zip(reached, chain.edges, strict=True)]
-            spreads = [self._spread(n) for n in chain.nodes]
-            for_variance = [
-                n.factor is None and not needed.isdisjoint(s) for n, s in zip(chain.nodes, spreads, strict=True)
-            ]
-            wants = for_weight, for_bias, for_variance
-            results = iter(ops.chain_mstep(*self._operands(chain, values, leaves), *wants, known))
-            for edge, want in zip(chain.edges, for_weight, strict=True):
+        values = self._values(self.program.leaves)
+        known_of = self._known or [[]] * len(self.chains)
+        for chain, fixed, wants, known in zip(self.chains, self._fixed, plan, known_of, strict=True):
+            operands = self._operands(chain, fixed, values)
+            results = iter(ops.chain_mstep(*operands, wants.weights, wants.biases, wants.variances, known))
+            for edge, want in zip(chain.edges, wants.weights, strict=True):
                 if want:
                     add(edge.weight, next(results))
-            for edge, want in zip(chain.edges, for_bias, strict=True):
+            for edge, want in zip(chain.edges, wants.biases, strict=True):
                 if want:
                     add(edge.bias, next(results))
-            for node, want in zip(chain.nodes, for_variance, strict=True):
+            for node, want in zip(chain.nodes, wants.variances, strict=True):
                 if want:
                     assert node.logvar is not None
                     gradient = 0.5 * (node.weight - next(results))  # of weight / 2 E[d^2 / variance + log variance]
                     add(node.logvar, gradient.sum_to_size(values[node.logvar].shape))
-            for node, slots in zip(chain.nodes, spreads, strict=True):
-                if node.factor is not None and not needed.isdisjoint(slots):
+            for node, want in zip(chain.nodes, wants.factors, strict=True):
+                if want:
                     self._notify(node)
+                    slots = self._spread(node)
                     for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
                         if slot in needed:
                             add(slot, gradient)
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
+
+    def _wanted(self, chain: Chain, needed: frozenset[int]) -> _Wanted:
+        reached = [(n.term is not None, e) for n, e in zip(chain.nodes[1:], chain.edges, strict=True)]
+        spreads = [(n.factor is not None, not needed.isdisjoint(self._spread(n))) for n in chain.nodes]
+        return _Wanted(
+            [r and e.weight in needed for r, e in reached],
+            [r and e.bias in needed for r, e in reached],
+            [learned and not full for full, learned in spreads],
+            [learned and full for full, learned in spreads],
+        )
 
     def _spread(self, node: Node) -> tuple[int, ...]:
         """The leaves that make a node's covariance: a log-variance, or a Cholesky factor's two parts."""
