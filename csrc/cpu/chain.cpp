@@ -46,7 +46,7 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
       args.node[l + 1].prediction =
           kept.emplace_back(allocate(states[l + 1].sizes(), states.front())).data_ptr();
     }
-  chain.for_each_tile(chain.kernels.run);
+  chain.run(Aim::inference);
   const int64_t count = static_cast<int64_t>(edges.size());
   const std::vector<int64_t> hashes = chain.content_hashes(edges);
   const int64_t sizes[] = {count, 2};
@@ -112,7 +112,7 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
     if (for_precision[l])
       (full(l) ? node.error : node.square) = chain.scratch(args.batch * node.n);
   }
-  chain.for_each_tile(kernels.errors);
+  chain.run(Aim::errors);
 
   struct Outer { // columns [begin, end) of out = scale a^T f(b) [m, n]
     const void *a, *b;
@@ -157,7 +157,7 @@ Tensors chain_mstep(const Tensors& states, const Tensors& weights, const MaybeTe
       else
         add_sum(node.square, node.n, mean);
     }
-  chain.pack_panels();
+  chain.pack_all();
   const int64_t bytes = kernels.panel * states.front().element_size();
   const int64_t count = static_cast<int64_t>(outers.size());
   share_out(count + static_cast<int64_t>(sums.size()), bytes, [&](void* panel, int64_t task) {

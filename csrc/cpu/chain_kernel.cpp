@@ -1,256 +1,10 @@
 #include "chain_kernel.h"
 
 #include "activation.h"
-#include "vec.h"
+#include "tiles.h"
 
 namespace pyromancy::PYROMANCY_ISA {
 namespace {
-
-// A register tile has at most kTile accumulators.
-constexpr int kTile = kVectorBytes == 64 ? 24 : 12;
-constexpr int kRows = kTile / 2; // of one that is two vectors wide
-constexpr int kStep = kRows / 3; // a matrix's last panel has a multiple of these
-
-int64_t round_up(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
-
-// Element (i, k) of a matrix is at w[i * row_stride + k * depth_stride].
-template <class C>
-struct Strided {
-  const C* w;
-  int64_t row_stride, depth_stride;
-};
-
-// Copies `height` rows from row i on, those from `filled` on being zero, so that the elements of a
-// column lie side by side and columns `stride` apart.
-template <class C>
-void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t depth, C* out,
-               int64_t stride) {
-  constexpr int w = kLanes<C>;
-  for (int64_t r = 0; r < height; r += w) {
-    const int rows = static_cast<int>(smaller(w, height - r));
-    const int from = static_cast<int>(smaller(rows, filled > r ? filled - r : 0));
-    const C* top = m.w + (i + r) * m.row_stride;
-    int64_t k = 0;
-    if (m.row_stride == 1)
-      for (; k < depth; ++k)
-        store(out + k * stride + r, load(top + k * m.depth_stride, First{from}), First{rows});
-    else if (m.depth_stride == 1)
-      for (; k + w <= depth; k += w) {
-        Vec<C> square[w] = {};
-        for (int q = 0; q < from; ++q)
-          square[q] = load(top + q * m.row_stride + k);
-        transpose<C>(square);
-        for (int q = 0; q < w; ++q)
-          store(out + (k + q) * stride + r, square[q], First{rows});
-      }
-    for (; k < depth; ++k)
-      for (int q = 0; q < rows; ++q)
-        out[k * stride + r + q] = q < from ? top[q * m.row_stride + k * m.depth_stride] : C(0);
-  }
-}
-
-// A tile whose vectors hold one neuron of `w` samples. Buffers are [n, V vectors].
-template <class C, int V>
-struct Wide {
-  static constexpr int w = kLanes<C>, width = V, samples = V * w;
-
-  static int64_t rows(int64_t n) {
-    return n;
-  }
-  static Vec<C> constant(const void* values, int64_t i) {
-    return splat(static_cast<const C*>(values)[i]);
-  }
-
-  static int64_t packed_size(int64_t rows, int64_t depth) {
-    return round_up(rows, kStep) * depth;
-  }
-
-  // Panels of kRows rows, in each of which the elements of a column lie side by side.
-  static PackedMatrix pack(Strided<C> m, int64_t rows, int64_t depth, C* packed) {
-    for (int64_t i = 0; i < rows; i += kRows) {
-      const int64_t height = smaller(kRows, round_up(rows - i, kStep));
-      pack_rows(m, i, smaller(height, rows - i), height, depth, packed + i * depth, height);
-    }
-    return {packed, 0};
-  }
-
-  // f(i, count, sums): rows i to i + count of A x, for x [depth, V vectors]. Every element of the
-  // product is one chain of multiply-adds over k, whatever the tile around it.
-  template <class F>
-  static void product(PackedMatrix matrix, int64_t rows, int64_t depth, const C* x, F f) {
-    const C* a = static_cast<const C*>(matrix.data);
-    int64_t i = 0;
-    Vec<C> sums[kRows * V];
-    for (; i + kRows <= round_up(rows, kStep); i += kRows) {
-      panel<kRows>(a + i * depth, depth, x, sums);
-      f(i, smaller(kRows, rows - i), sums);
-    }
-    if (i >= rows)
-      return;
-    if (i + 2 * kStep <= round_up(rows, kStep))
-      panel<2 * kStep>(a + i * depth, depth, x, sums);
-    else
-      panel<kStep>(a + i * depth, depth, x, sums);
-    f(i, rows - i, sums);
-  }
-
-  template <int R>
-  static void panel(const C* a, int64_t depth, const C* x, Vec<C>* sums) {
-    Vec<C> c[R][V] = {};
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < depth; ++k) {
-      Vec<C> b[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v)
-        b[v] = load(x + (k * V + v) * w);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Vec<C> weight = splat<C>(a[k * R + r]);
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v)
-          c[r][v] = fma(weight, b[v], c[r][v]);
-      }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v)
-        sums[r * V + v] = c[r][v];
-  }
-
-  // Samples [*, n], `stride` apart, into a buffer; those beyond `count` read zero.
-  static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {
-    for (int v = 0; v < V; ++v) {
-      const int rows = static_cast<int>(smaller(w, count > v * w ? count - v * w : 0));
-      const C* row = from + v * w * stride;
-      for_vectors<C>(n, [&](int64_t j, auto extent) {
-        Vec<C> square[w] = {};
-        for (int r = 0; r < rows; ++r)
-          square[r] = load(row + r * stride + j, extent);
-        transpose<C>(square);
-        for (int q = 0; q < w && j + q < n; ++q)
-          store(to + ((j + q) * V + v) * w, square[q]);
-      });
-    }
-  }
-
-  static void store_samples(const C* from, int64_t n, int64_t count, C* to) {
-    for (int v = 0; v < V; ++v) {
-      const int rows = static_cast<int>(smaller(w, count > v * w ? count - v * w : 0));
-      C* row = to + v * w * n;
-      for_vectors<C>(n, [&](int64_t j, auto extent) {
-        Vec<C> square[w] = {};
-        for (int q = 0; q < w && j + q < n; ++q)
-          square[q] = load(from + ((j + q) * V + v) * w);
-        transpose<C>(square);
-        for (int r = 0; r < rows; ++r)
-          store(row + r * n + j, square[r], extent);
-      });
-    }
-  }
-
-  // total[sample] += the products of a and b, carried in double, neuron after neuron
-  static void dot(const C* a, const C* b, int64_t n, double* total) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int v = 0; v < V; ++v)
-        add_to(total + v * w, load(a + (i * V + v) * w) * load(b + (i * V + v) * w));
-  }
-};
-
-// A tile whose vectors hold `w` neurons of one sample. Buffers are [n / w, S vectors]; what lies in
-// the lanes beyond n is never used.
-template <class C, int S>
-struct Thin {
-  static constexpr int w = kLanes<C>, width = S, samples = S;
-  static constexpr int blocks = S == 1 ? 8 : kVectorBytes == 64 ? 6 : 2; // of a register tile
-
-  static int64_t rows(int64_t n) {
-    return (n + w - 1) / w;
-  }
-  static Vec<C> constant(const void* values, int64_t i) {
-    return load(static_cast<const C*>(values) + i * w);
-  }
-
-  static int64_t packed_size(int64_t rows, int64_t depth) {
-    return round_up(rows, w) * depth;
-  }
-
-  static PackedMatrix pack(Strided<C> m, int64_t rows, int64_t depth, C* packed) {
-    if (m.row_stride == 1 && rows % w == 0)
-      return {m.w, m.depth_stride};
-    const int64_t stride = round_up(rows, w);
-    pack_rows(m, 0, rows, stride, depth, packed, stride);
-    return {packed, stride};
-  }
-
-  template <class F>
-  static void product(PackedMatrix matrix, int64_t n, int64_t depth, const C* x, F f) {
-    const C* a = static_cast<const C*>(matrix.data);
-    Vec<C> sums[blocks * S];
-    int64_t i = 0;
-    for (; i + blocks <= rows(n); i += blocks) {
-      panel<blocks>(a + i * w, matrix.stride, depth, x, sums);
-      f(i, blocks, sums);
-    }
-    if constexpr (blocks > 4)
-      for (; i + 4 <= rows(n); i += 4) {
-        panel<4>(a + i * w, matrix.stride, depth, x, sums);
-        f(i, 4, sums);
-      }
-    for (; i < rows(n); ++i) {
-      panel<1>(a + i * w, matrix.stride, depth, x, sums);
-      f(i, 1, sums);
-    }
-  }
-
-  template <int R>
-  static void panel(const C* a, int64_t stride, int64_t depth, const C* x, Vec<C>* sums) {
-    Vec<C> c[R][S] = {};
-    for (int64_t block = 0; block < depth; block += w, x += S * w)
-      for (int64_t k = 0; k < smaller(w, depth - block); ++k, a += stride) {
-        Vec<C> each[S];
-#pragma GCC unroll 4
-        for (int s = 0; s < S; ++s)
-          each[s] = splat<C>(x[s * w + k]);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Vec<C> weights = load(a + r * w);
-#pragma GCC unroll 4
-          for (int s = 0; s < S; ++s)
-            c[r][s] = fma(weights, each[s], c[r][s]);
-        }
-      }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int s = 0; s < S; ++s)
-        sums[r * S + s] = c[r][s];
-  }
-
-  static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {
-    for (int s = 0; s < S; ++s)
-      for_vectors<C>(n, [&](int64_t j, auto extent) {
-        store(to + (j / w * S + s) * w, s < count ? load(from + s * stride + j, extent) : Vec<C>{});
-      });
-  }
-
-  static void store_samples(const C* from, int64_t n, int64_t count, C* to) {
-    for (int s = 0; s < smaller(S, count); ++s)
-      for_vectors<C>(n, [&](int64_t j, auto extent) {
-        store(to + s * n + j, load(from + (j / w * S + s) * w), extent);
-      });
-  }
-
-  static void dot(const C* a, const C* b, int64_t n, double* total) {
-    for (int s = 0; s < S; ++s)
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = (i / w * S + s) * w + i % w;
-        total[s] += static_cast<double>(a[at] * b[at]);
-      }
-  }
-};
 
 // What a tile keeps for a node, each [rows(n), width vectors]; null where the chain never needs it.
 template <class C>
@@ -327,47 +81,8 @@ struct Tile {
       Layout::store_samples(from, n, count(), static_cast<C*>(to) + first * n);
   }
 
-  void run() {
-    prepare();
-    for (int64_t t = 0; t < args.steps; ++t) {
-      const bool fresh = t == 0 && !args.resume;
-      // A node's update follows the error that feeds back into it while that is in the cache.
-      for (int64_t l = 0; l < args.nodes; ++l) {
-        predict(l);
-        if (l > 0)
-          descend(l - 1, fresh);
-      }
-      descend(args.nodes - 1, fresh);
-      if (args.energies)
-        record(t);
-    }
-    for (int64_t l = 0; l < args.nodes; ++l)
-      if (const ChainNode& node = args.node[l]; node.free) {
-        store_samples(buffers[l].z, node.n, node.state);
-        if (args.steps > 0) // velocities that are not resumed start with the first
-          store_samples(buffers[l].velocity, node.n, node.velocity);
-      }
-  }
-
-  void errors() {
-    prepare();
-    for (int64_t l = 0; l < args.nodes; ++l)
-      predict(l);
-    for (int64_t l = 0; l < args.nodes; ++l) {
-      const ChainNode& node = args.node[l];
-      const Buffers<C>& b = buffers[l];
-      store_samples(b.error, node.n, node.error);
-      store_samples(b.delta, node.n, node.delta);
-      if (!node.square)
-        continue;
-      for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
-        store(b.residual + at, load(b.residual + at) * load(b.error + at));
-      store_samples(b.residual, node.n, node.square);
-    }
-  }
-
-  // Loads the states and computes what no E-step changes.
-  void prepare() {
+  // Loads the states and what else there is.
+  void begin() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<C>& b = buffers[l];
@@ -379,70 +94,77 @@ struct Tile {
         activate_all<C>(args.edge[l].before, b.z, b.a, Layout::rows(node.n) * width);
       if (l == 0 && b.mu)
         load_samples(args.prior, args.prior_stride, node.n, b.mu);
-    }
-    for (int64_t l = 0; l + 1 < args.nodes; ++l) {
-      const ChainEdge& edge = args.edge[l];
-      const ChainNode& target = args.node[l + 1];
-      const Buffers<C>&from = buffers[l], &to = buffers[l + 1];
-      if (to.mu && target.prediction_known)
-        load_samples(target.prediction, target.n, target.n, to.mu);
-      else if (to.mu)
-        Layout::product(edge.weight, target.n, args.node[l].n, from.a,
-                        [&](int64_t i, int64_t rows, const Vec<C>* c) {
-                          C* mu = to.mu + i * row;
-                          for (int64_t q = 0; q < rows * width; ++q)
-                            store(mu + q * w, c[q] + Layout::constant(edge.bias, i + q / width));
-                          activate_all<C>(edge.after, mu, mu, rows * width);
-                        });
-      if (to.mu && !target.prediction_known)
-        store_samples(to.mu, target.n, target.prediction);
-      if (edge.gram) { // the error buffer is free to hold P (z' - b), for this once
-        const int64_t rows = Layout::rows(target.n);
-        for (int64_t i = 0; i < rows; ++i)
+      else if (b.mu && node.prediction_known)
+        load_samples(node.prediction, node.n, node.n, b.mu);
+      if (l > 0 &&
+          args.edge[l - 1].gram) // the error buffer is free to hold P (z' - b), for this once
+        for (int64_t i = 0; i < Layout::rows(node.n); ++i)
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
-            const Vec<C> d = load(to.z + at) - Layout::constant(edge.bias, i);
-            store(to.error + at, target.precision ? Layout::constant(target.precision, i) * d : d);
+            const Vec<C> d = load(b.z + at) - Layout::constant(args.edge[l - 1].bias, i);
+            store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
           }
-        Layout::product(edge.transposed, args.node[l].n, target.n, to.error,
-                        [&](int64_t i, int64_t rows, const Vec<C>* c) {
-                          for (int64_t q = 0; q < rows * width; ++q)
-                            store(from.drive + i * row + q * w, c[q]);
-                        });
+    }
+  }
+
+  void end(Aim aim) {
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const ChainNode& node = args.node[l];
+      const Buffers<C>& b = buffers[l];
+      if (l > 0 && b.mu && !node.prediction_known)
+        store_samples(b.mu, node.n, node.prediction);
+      if (aim == Aim::errors) {
+        store_samples(b.error, node.n, node.error);
+        store_samples(b.delta, node.n, node.delta);
+        if (!node.square)
+          continue;
+        for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
+          store(b.residual + at, load(b.residual + at) * load(b.error + at));
+        store_samples(b.residual, node.n, node.square);
+      } else if (node.free) {
+        store_samples(b.z, node.n, node.state);
+        if (args.steps > 0) // velocities that are not resumed start with the first
+          store_samples(b.velocity, node.n, node.velocity);
       }
     }
   }
 
-  // Node l's error, where the step needs it.
-  void predict(int64_t l) {
+  // Rows i to i + rows of a prediction that does not change, given those of its product.
+  void predict_once(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+    const ChainEdge& edge = args.edge[l - 1];
+    C* const mu = buffers[l].mu + i * row;
+    for (int64_t q = 0; q < rows * width; ++q)
+      store(mu + q * w, c[q] + Layout::constant(edge.bias, i + q / width));
+    activate_all<C>(edge.after, mu, mu, rows * width);
+  }
+
+  void drive(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+    for (int64_t q = 0; q < rows * width; ++q)
+      store(buffers[l].drive + i * row + q * w, c[q]);
+  }
+
+  void weigh(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+    const Buffers<C>& b = buffers[l];
+    for (int64_t q = 0; q < rows * width; ++q) {
+      const int64_t at = i * row + q * w;
+      store(b.error + at, c[q]);
+      if (b.slope)
+        store(b.delta + at, c[q] * load(b.slope + at));
+    }
+  }
+
+  // The error for a prediction that does not change.
+  void err_of_constant(int64_t l, Rows wanted) {
     const ChainNode& node = args.node[l];
     const Buffers<C>& b = buffers[l];
-    if (!node.predicted)
-      return;
-    if (b.mu) {
-      if (b.residual)
-        for (int64_t i = 0; i < Layout::rows(node.n); ++i)
-          for (int v = 0; v < width; ++v) {
-            const int64_t at = i * row + v * w;
-            const Vec<C> d = load(b.z + at) - load(b.mu + at);
-            store(b.residual + at, d);
-            if (b.error)
-              store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
-          }
-    } else if (const ChainEdge& edge = args.edge[l - 1]; !edge.gram) {
-      Layout::product(edge.weight, node.n, args.node[l - 1].n, buffers[l - 1].a,
-                      [&](int64_t i, int64_t rows, const Vec<C>* c) { err(l, i, rows, c); });
-    }
-    if (node.full_precision)
-      Layout::product(node.full_precision, node.n, node.n, b.residual,
-                      [&](int64_t i, int64_t rows, const Vec<C>* c) {
-                        for (int64_t q = 0; q < rows * width; ++q) {
-                          const int64_t at = i * row + q * w;
-                          store(b.error + at, c[q]);
-                          if (b.slope)
-                            store(b.delta + at, c[q] * load(b.slope + at));
-                        }
-                      });
+    for (int64_t i = wanted.begin; i < wanted.end; ++i)
+      for (int v = 0; v < width; ++v) {
+        const int64_t at = i * row + v * w;
+        const Vec<C> d = load(b.z + at) - load(b.mu + at);
+        store(b.residual + at, d);
+        if (b.error)
+          store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
+      }
   }
 
   // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
@@ -494,30 +216,11 @@ struct Tile {
     }
   }
 
-  // Updates node l. Nothing else that this step reads may change: other nodes' errors are there or
-  // do not depend on it.
-  void descend(int64_t l, bool fresh) {
-    const ChainNode& node = args.node[l];
+  void turn(int64_t l) {
     Buffers<C>& b = buffers[l];
-    if (!node.free)
-      return;
-    const ChainEdge* out =
-        l + 1 < args.nodes && args.node[l + 1].predicted ? args.edge + l : nullptr;
-    const auto step = [&](int64_t i, int64_t rows, const Vec<C>* feedback) {
-      update(l, i, rows, feedback, fresh);
-    };
-    if (out && out->gram)
-      Layout::product(out->gram, node.n, node.n, b.a, step);
-    else if (out)
-      Layout::product(out->transposed, node.n, args.node[l + 1].n, buffers[l + 1].delta, step);
-    else
-      for (int64_t i = 0; i < Layout::rows(node.n); i += kTile / width)
-        step(i, smaller(kTile / width, Layout::rows(node.n) - i), nullptr);
-    if (b.next) {
-      C* const a = b.a;
-      b.a = b.next;
-      b.next = a;
-    }
+    C* const a = b.a;
+    b.a = b.next;
+    b.next = a;
   }
 
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
@@ -570,6 +273,105 @@ struct Tile {
   }
 };
 
+// Consecutive tiles, whose workspaces lie one behind the other.
+template <class C, class Layout>
+struct Tiles {
+  static constexpr int64_t width = Layout::width;
+
+  const ChainArgs& args;
+  char* const workspaces;
+  Vec<C>* const partial;
+  const int64_t first, count;
+  const int64_t taken = lay_out<C, Layout>(args, nullptr, nullptr) * int64_t(sizeof(C));
+
+  static int64_t workspace_size(const ChainArgs& args) {
+    const int64_t bytes = lay_out<C, Layout>(args, nullptr, nullptr) * int64_t(sizeof(C)) +
+                          args.nodes * int64_t(sizeof(Buffers<C>));
+    return round_up(bytes, 64);
+  }
+
+  Tile<C, Layout> tile(int64_t t) const {
+    char* const workspace = workspaces + t * round_up(taken + args.nodes * sizeof(Buffers<C>), 64);
+    return {args, reinterpret_cast<Buffers<C>*>(workspace + taken), (first + t) * Layout::samples};
+  }
+
+  static int64_t rows(const ChainArgs& args, Stage s) {
+    const bool whole = s.work == Work::turn || s.work == Work::record;
+    return whole ? 1 : Layout::rows(args.node[s.node].n);
+  }
+
+  void begin() const {
+    for (int64_t t = 0; t < count; ++t) {
+      auto it = tile(t);
+      lay_out<C, Layout>(args, reinterpret_cast<C*>(it.buffers) - taken / sizeof(C), it.buffers);
+      it.begin();
+    }
+  }
+
+  void stage(Stage s, Rows wanted) const {
+    const int64_t l = s.node;
+    const ChainNode& node = args.node[l];
+    const auto multiply = [&](PackedMatrix matrix, int64_t source, C* Buffers<C>::* x, auto f) {
+      Layout::product(
+          matrix, node.n, args.node[source].n, wanted, count, partial,
+          [&](int64_t t) { return tile(t).buffers[source].*x; },
+          [&](int64_t t, int64_t i, int64_t rows, const Vec<C>* c) { f(tile(t), i, rows, c); });
+    };
+    switch (s.work) {
+    case Work::predict_once:
+      return multiply(args.edge[l - 1].weight, l - 1, &Buffers<C>::a,
+                      [&](auto it, auto... c) { it.predict_once(l, c...); });
+    case Work::drive:
+      return multiply(args.edge[l].transposed, l + 1, &Buffers<C>::error,
+                      [&](auto it, auto... c) { it.drive(l, c...); });
+    case Work::err:
+      if (node.prediction_varies)
+        return multiply(args.edge[l - 1].weight, l - 1, &Buffers<C>::a,
+                        [&](auto it, auto... c) { it.err(l, c...); });
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).err_of_constant(l, wanted);
+      return;
+    case Work::weigh:
+      return multiply(node.full_precision, l, &Buffers<C>::residual,
+                      [&](auto it, auto... c) { it.weigh(l, c...); });
+    case Work::descend: {
+      const bool fresh = s.step == 0 && !args.resume;
+      const bool fed = l + 1 < args.nodes && args.node[l + 1].predicted;
+      const auto step = [&](auto it, auto... c) { it.update(l, c..., fresh); };
+      if (fed && args.edge[l].gram)
+        return multiply(args.edge[l].gram, l, &Buffers<C>::a, step);
+      if (fed)
+        return multiply(args.edge[l].transposed, l + 1, &Buffers<C>::delta, step);
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).update(l, wanted.begin, wanted.end - wanted.begin, nullptr, fresh);
+      return;
+    }
+    case Work::turn:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).turn(l);
+      return;
+    case Work::record:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).record(s.step);
+    }
+  }
+
+  void end(Aim aim) const {
+    for (int64_t t = 0; t < count; ++t)
+      tile(t).end(aim);
+  }
+
+  void run(Aim aim) const {
+    const auto whole = [&](Stage s) { stage(s, {0, rows(args, s)}); };
+    begin();
+    if (aim == Aim::inference)
+      stages_of_inference(args, whole);
+    else
+      stages_of_errors(args, whole);
+    end(aim);
+  }
+};
+
 // f(layout) for the layout of a kind of tile
 template <class C, class F>
 auto with_layout(TileKind kind, F f) {
@@ -592,41 +394,73 @@ int64_t packed_size(TileKind kind, int64_t rows, int64_t depth) {
 }
 
 template <class C>
-PackedMatrix pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,
-                  int64_t row_stride, int64_t depth_stride, void* packed) {
+int64_t packed_stride(TileKind kind, int64_t rows) {
+  return with_layout<C>(kind, [&](auto layout) { return layout.packed_stride(rows); });
+}
+
+template <class C>
+PackedMatrix as_it_is(TileKind kind, const void* matrix, int64_t rows, int64_t row_stride,
+                      int64_t depth_stride) {
   const Strided<C> m{static_cast<const C*>(matrix), row_stride, depth_stride};
-  return with_layout<C>(
-      kind, [&](auto layout) { return layout.pack(m, rows, depth, static_cast<C*>(packed)); });
+  return with_layout<C>(kind, [&](auto layout) { return layout.as_it_is(m, rows); });
+}
+
+template <class C>
+void pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row_stride,
+          int64_t depth_stride, Rows wanted, void* packed) {
+  const Strided<C> m{static_cast<const C*>(matrix), row_stride, depth_stride};
+  with_layout<C>(
+      kind, [&](auto layout) { layout.pack(m, rows, depth, wanted, static_cast<C*>(packed)); });
 }
 
 template <class C>
 int64_t workspace_size(const ChainArgs& args, TileKind kind) {
-  return with_layout<C>(kind, [&](auto layout) {
-    return lay_out<C, decltype(layout)>(args, nullptr, nullptr) * int64_t(sizeof(C)) +
-           args.nodes * int64_t(sizeof(Buffers<C>));
-  });
+  return with_layout<C>(
+      kind, [&](auto layout) { return Tiles<C, decltype(layout)>::workspace_size(args); });
+}
+
+template <class C>
+int64_t partial_size(TileKind kind, int64_t tiles) {
+  return with_layout<C>(
+      kind, [&](auto layout) { return tiles * layout.partial * int64_t(sizeof(Vec<C>)); });
 }
 
 template <class C, class F>
-void with_tile(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile, F f) {
+void with_tiles(const ChainArgs& args, TileKind kind, void* workspaces, void* partial, int64_t tile,
+                int64_t tiles, F f) {
   with_layout<C>(kind, [&](auto layout) {
-    using Layout = decltype(layout);
-    C* base = static_cast<C*>(workspace);
-    auto* buffers = reinterpret_cast<Buffers<C>*>(base + lay_out<C, Layout>(args, base, nullptr));
-    lay_out<C, Layout>(args, base, buffers);
-    Tile<C, Layout> it{args, buffers, tile * Layout::samples};
-    f(it);
+    f(Tiles<C, decltype(layout)>{args, static_cast<char*>(workspaces),
+                                 static_cast<Vec<C>*>(partial), tile, tiles});
   });
 }
 
 template <class C>
-void run(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
-  with_tile<C>(args, kind, workspace, tile, [](auto& it) { it.run(); });
+void run(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, void* partial,
+         int64_t tile) {
+  with_tiles<C>(args, kind, workspace, partial, tile, 1, [&](auto it) { it.run(aim); });
 }
 
 template <class C>
-void errors(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
-  with_tile<C>(args, kind, workspace, tile, [](auto& it) { it.errors(); });
+void begin(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
+  with_tiles<C>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.begin(); });
+}
+
+template <class C>
+void stage(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
+           void* partial, int64_t tile, int64_t tiles) {
+  with_tiles<C>(args, kind, workspaces, partial, tile, tiles,
+                [&](auto it) { it.stage(stage, wanted); });
+}
+
+template <class C>
+void end(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, int64_t tile) {
+  with_tiles<C>(args, kind, workspace, nullptr, tile, 1, [&](auto it) { it.end(aim); });
+}
+
+template <class C>
+int64_t rows(const ChainArgs& args, TileKind kind, Stage stage) {
+  return with_layout<C>(kind,
+                        [&](auto layout) { return Tiles<C, decltype(layout)>::rows(args, stage); });
 }
 
 constexpr int64_t kDepth = 256; // samples of a panel, which stays in the first-level cache
@@ -638,7 +472,7 @@ void outer_rows(const C* a, const C* panel, int64_t batch, int64_t rows, C scale
                 int64_t columns, bool add) {
   constexpr int w = kLanes<C>;
   Vec<C> sums[R * 2];
-  Wide<C, 2>::template panel<R>(a, batch, panel, sums);
+  Wide<C, 2>::template multiply<R>(a, batch, panel, false, sums);
   for (int r = 0; r < smaller(R, rows); ++r)
     for (int v = 0; v < 2 && v * w < columns; ++v) {
       C* const to = out + r * n + v * w;
@@ -736,12 +570,27 @@ uint64_t content_hash(const void* bytes, int64_t count, uint64_t seed) {
 
 template <class C>
 constexpr ChainKernels table() {
-  return {kLanes<C>,     {2 * kLanes<C>, kLanes<C>, 4, 1},
-          4 * kRows,     packed_size<C>,
-          pack<C>,       workspace_size<C>,
-          run<C>,        errors<C>,
-          2 * kLanes<C>, 2 * kLanes<C> * kDepth,
-          outer<C>,      sum_rows<C>,
+  using Thin4 = Thin<C, 4>;
+  using Thin1 = Thin<C, 1>;
+  return {kLanes<C>,
+          {2 * kLanes<C>, kLanes<C>, 4, 1},
+          {kRows, kRows, Thin4::block, Thin1::block},
+          4 * kRows,
+          packed_size<C>,
+          packed_stride<C>,
+          as_it_is<C>,
+          pack<C>,
+          workspace_size<C>,
+          partial_size<C>,
+          run<C>,
+          begin<C>,
+          stage<C>,
+          end<C>,
+          rows<C>,
+          2 * kLanes<C>,
+          2 * kLanes<C> * kDepth,
+          outer<C>,
+          sum_rows<C>,
           content_hash};
 }
 

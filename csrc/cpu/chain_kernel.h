@@ -58,6 +58,87 @@ struct ChainArgs {
   void* energies;   // [steps, nodes, B] before each step, without log-determinants; or null
 };
 
+// A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
+// split at will, as different tiles may.
+enum class Work : int {
+  predict_once, // the prediction of a node whose source is clamped
+  drive,        // what of W^T e no E-step changes, where W^T P W serves
+  err,          // the error of a node
+  weigh,        // that error by a full precision
+  descend,      // the update of a node, whose rows the errors that it needs have been found for
+  turn,         // puts the activations to come in the place of those that are over
+  record,       // energies before the step
+};
+
+struct Stage {
+  Work work;
+  int64_t node, step;
+};
+
+// stage(s) for all that lies between loading the states and the first E-step, in order.
+template <class F>
+void stages_once(const ChainArgs& args, F stage) {
+  for (int64_t l = 1; l < args.nodes; ++l) {
+    const ChainNode& node = args.node[l];
+    if (node.predicted && !node.prediction_varies && !node.prediction_known)
+      stage(Stage{Work::predict_once, l, 0});
+    if (args.edge[l - 1].gram)
+      stage(Stage{Work::drive, l - 1, 0});
+  }
+}
+
+// stage(s) for the error of node l, where a step needs it.
+template <class F>
+void stages_of_error(const ChainArgs& args, int64_t l, F stage) {
+  const ChainNode& node = args.node[l];
+  if (!node.predicted)
+    return;
+  if (node.prediction_varies ? !args.edge[l - 1].gram : node.full_precision || args.every_error)
+    stage(Stage{Work::err, l, 0});
+  if (node.full_precision)
+    stage(Stage{Work::weigh, l, 0});
+}
+
+// stage(s) for everything that an inference does, in order.
+template <class F>
+void stages_of_inference(const ChainArgs& args, F stage) {
+  const auto descend = [&](int64_t l, int64_t t) {
+    if (!args.node[l].free)
+      return;
+    stage(Stage{Work::descend, l, t});
+    if (l + 1 < args.nodes && args.edge[l].gram)
+      stage(Stage{Work::turn, l, t});
+  };
+  stages_once(args, stage);
+  for (int64_t t = 0; t < args.steps; ++t) {
+    // A node's update follows the error that feeds back into it while that is in the cache.
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      stages_of_error(args, l, stage);
+      if (l > 0)
+        descend(l - 1, t);
+    }
+    descend(args.nodes - 1, t);
+    if (args.energies)
+      stage(Stage{Work::record, 0, t});
+  }
+}
+
+// stage(s) for every node's error, in order.
+template <class F>
+void stages_of_errors(const ChainArgs& args, F stage) {
+  stages_once(args, stage);
+  for (int64_t l = 0; l < args.nodes; ++l)
+    stages_of_error(args, l, stage);
+}
+
+// What is done with a chain's tiles.
+enum class Aim : int { inference, errors };
+
+// Rows [begin, end) of a matrix or of what a tile keeps for a node.
+struct Rows {
+  int64_t begin, end;
+};
+
 // How a tile keeps its samples. Wide tiles have a sample per lane; thin ones a neuron per lane.
 // No sample's result depends on the choice, in any bit.
 enum class TileKind : int { wide2, wide1, thin4, thin1 };
@@ -66,18 +147,30 @@ inline constexpr int kTileKinds = 4;
 struct ChainKernels {
   int lanes;               // of a vector; biases and precisions are padded to a multiple of it
   int samples[kTileKinds]; // of a tile
-  int64_t panel_rows; // into panels of which matrices for wide tiles are cut, one after the other
+  int block[kTileKinds];   // rows of a stage are split at multiples of it
+  int64_t panel_rows;      // a matrix may be packed in pieces that begin at multiples of it
   // Elements that a matrix with this many rows and columns takes, packed.
   int64_t (*packed_size)(TileKind kind, int64_t rows, int64_t depth);
-  // Element (i, k) of the matrix is w[i * row_stride + k * depth_stride]. `packed` may stay unused:
-  // thin tiles read some matrices as they are.
-  PackedMatrix (*pack)(TileKind kind, const void* w, int64_t rows, int64_t depth,
-                       int64_t row_stride, int64_t depth_stride, void* packed);
+  int64_t (*packed_stride)(TileKind kind, int64_t rows);
+  // A matrix that need not be packed, or null. Element (i, k) is w[i * row_stride +
+  // k * depth_stride].
+  PackedMatrix (*as_it_is)(TileKind kind, const void* w, int64_t rows, int64_t row_stride,
+                           int64_t depth_stride);
+  void (*pack)(TileKind kind, const void* w, int64_t rows, int64_t depth, int64_t row_stride,
+               int64_t depth_stride, Rows wanted, void* packed);
+  // Bytes that a tile needs, and that a thread needs which works on so many at a time.
   int64_t (*workspace_size)(const ChainArgs& args, TileKind kind);
-  // All steps for the samples of one tile.
-  void (*run)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
-  // What the M-step wants, for the samples of one tile.
-  void (*errors)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  int64_t (*partial_size)(TileKind kind, int64_t tiles);
+  // All of the work on one tile. `partial` is a thread's.
+  void (*run)(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, void* partial,
+              int64_t tile);
+  // The same in pieces: first and last, for one tile each; in between stages, for some rows of
+  // consecutive tiles, whose workspaces lie one behind the other.
+  void (*begin)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  void (*stage)(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
+                void* partial, int64_t tile, int64_t tiles);
+  void (*end)(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, int64_t tile);
+  int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory
   // out[m, n] = scale a^T f(b) for columns [begin, end) of b [batch, n], contiguous; a^T [m, batch]

@@ -34,7 +34,7 @@ public:
   Scratch& operator=(const Scratch&) = delete;
 
   template <class T>
-  T* as() {
+  T* as() const {
     return static_cast<T*>(data_);
   }
 

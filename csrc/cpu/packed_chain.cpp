@@ -8,6 +8,9 @@
 namespace pyromancy {
 namespace {
 
+constexpr int64_t kTogether = 8;      // tiles that a thread takes through a product side by side
+constexpr int64_t kAtOnce = 64 << 20; // bytes of tiles whose stages are shared out
+
 const ChainKernels& select(const ChainOperands& operands) {
   check_chain(operands);
   const DType dtype = dtype_of("states", operands.states.front());
@@ -27,37 +30,48 @@ int64_t second_level_cache() {
   return bytes;
 }
 
-// The kind with which the busiest thread is done first. Narrow tiles share out a small batch more
-// evenly, but a sample of theirs takes longer (in units of the widest's, fitted to what chains
-// 64 to 300 wide took at batches of 1 to 100 on an AVX-512 machine), above all where an E-step's
-// matrices, which every tile reads, do not stay in a core's cache.
-TileKind choose_kind(const ChainKernels& kernels, const ChainOperands& operands) {
-  int64_t elements = 0;
-  for (int64_t l = 1; l + 1 < operands.nodes(); ++l)
-    elements += 2 * operands.width(l) * operands.width(l + 1);
-  const bool cached = elements * static_cast<int64_t>(operands.states.front().element_size()) <=
-                      second_level_cache() * 3 / 4;
+} // namespace
+
+Plan PackedChain::plan(const std::vector<Product>& products) const {
   constexpr double from_cache[kTileKinds] = {1, 1.5, 1.35, 2.6};
   constexpr double from_afar[kTileKinds] = {1, 1.35, 2.8, 9};
-  const double* per_sample = cached ? from_cache : from_afar;
+  // In multiply-adds of a core: half of what it could do while the threads meet, about 5 us.
+  const double meeting = 12000.0 * kernels.lanes;
   const int64_t threads = torch::stable::get_num_threads();
-  int best = 0;
+  int64_t elements = 0;
+  for (const Product& p : products)
+    elements += p.rows * p.depth;
+  const int64_t bytes = elements * element_size_, cache = second_level_cache();
+  const double* per_sample = bytes <= cache * 3 / 4 ? from_cache : from_afar;
+  // Matrices that come from memory for every tile hold up even the widest.
+  const double held_up = bytes > 16 * cache ? 1.1 : 1;
+  Plan best{};
   double least = 0;
   for (int k = 0; k < kTileKinds; ++k) {
-    const int64_t samples = kernels.samples[k];
-    const double cost =
-        ceil_div(ceil_div(operands.batch(), samples), threads) * samples * per_sample[k];
-    if (k == 0 || cost < least)
-      best = k, least = cost;
+    const auto kind = static_cast<TileKind>(k);
+    const bool thin = kind == TileKind::thin4 || kind == TileKind::thin1;
+    const int64_t block = kernels.block[k] * (thin ? kernels.lanes : 1); // neurons
+    const int64_t samples = kernels.samples[k], tiles = ceil_div(args.batch, samples);
+    const double of_tile = static_cast<double>(samples) * per_sample[k];
+    const auto consider = [&](bool together, double cost) {
+      if ((k == 0 && !together) || cost < least)
+        best = {kind, together}, least = cost;
+    };
+    consider(false, static_cast<double>(ceil_div(tiles, threads) * elements) * of_tile * held_up);
+    double cost = 0;
+    for (const Product& p : products) {
+      const int64_t pieces = ceil_div(tiles, kTogether) * ceil_div(p.rows, block);
+      cost += meeting + static_cast<double>(tiles * p.rows * p.depth) * of_tile /
+                            static_cast<double>(std::min(threads, pieces));
+    }
+    consider(true, cost);
   }
-  return static_cast<TileKind>(best);
+  return best;
 }
-
-} // namespace
 
 PackedChain::PackedChain(const ChainOperands& operands)
     : kernels(select(operands)), states_(operands.states), weights_(operands.weights),
-      element_size_(states_.front().element_size()), kind_(choose_kind(kernels, operands)) {
+      precisions_(operands.precisions), element_size_(states_.front().element_size()) {
   const int64_t count = operands.nodes();
   args.batch = operands.batch();
   args.nodes = count;
@@ -73,8 +87,6 @@ PackedChain::PackedChain(const ChainOperands& operands)
     const std::optional<Tensor>& p = operands.precisions[l];
     if (p && p->dim() == 1)
       node.precision = pad(&*p, node.n);
-    else if (p)
-      node.full_precision = pack(*p, false);
   }
   for (int64_t l = 0; l + 1 < count; ++l) {
     ChainEdge& edge = args.edge[l];
@@ -94,10 +106,20 @@ PackedChain::PackedChain(const ChainOperands& operands)
 }
 
 void PackedChain::prepare_inference(const std::vector<bool>& free, const MaybeTensors& grams) {
+  std::vector<Product> products;
   for (int64_t l = 0; l < args.nodes; ++l) {
-    args.node[l].free = free[l];
-    args.node[l].prediction_varies = l > 0 && free[l - 1];
+    ChainNode& node = args.node[l];
+    node.free = free[l];
+    node.prediction_varies = l > 0 && free[l - 1];
+    if (!node.predicted || !node.prediction_varies)
+      continue;
+    const int64_t source = args.node[l - 1].n;
+    products.push_back({source, grams[l - 1] ? source : node.n});
+    if (!grams[l - 1])
+      products.push_back({node.n, source});
   }
+  plan_ = plan(products);
+  pack_precisions();
   for (int64_t l = 0; l + 1 < args.nodes; ++l) {
     ChainEdge& edge = args.edge[l];
     const ChainNode &source = args.node[l], &target = args.node[l + 1];
@@ -113,12 +135,24 @@ void PackedChain::prepare_inference(const std::vector<bool>& free, const MaybeTe
 }
 
 void PackedChain::prepare_errors() {
+  std::vector<Product> products;
   for (int64_t l = 0; l + 1 < args.nodes; ++l) {
     ChainNode& target = args.node[l + 1];
     target.prediction_varies = !target.prediction_known;
     if (target.predicted && target.prediction_varies)
-      args.edge[l].weight = pack(weights_[l], false);
+      products.push_back({target.n, args.node[l].n});
   }
+  plan_ = plan(products);
+  pack_precisions();
+  for (int64_t l = 0; l + 1 < args.nodes; ++l)
+    if (args.node[l + 1].predicted && args.node[l + 1].prediction_varies)
+      args.edge[l].weight = pack(weights_[l], false);
+}
+
+void PackedChain::pack_precisions() {
+  for (int64_t l = 0; l < args.nodes; ++l)
+    if (const std::optional<Tensor>& p = precisions_[l]; p && p->dim() == 2)
+      args.node[l].full_precision = pack(*p, false);
 }
 
 bool PackedChain::keeps_prediction(int64_t edge) const {
@@ -165,22 +199,70 @@ std::vector<int64_t> PackedChain::content_hashes(const std::vector<int64_t>& edg
 
 const void* PackedChain::pack_wide(const void* matrix, int64_t rows, int64_t depth, int64_t row,
                                    int64_t column) {
-  constexpr TileKind wide = TileKind::wide2;
-  const char* const from = static_cast<const char*>(matrix);
-  char* const to = static_cast<char*>(scratch(kernels.packed_size(wide, rows, depth)));
-  for (int64_t i = 0; i < rows; i += kernels.panel_rows)
-    packing_.push_back({from + i * row * element_size_, std::min(kernels.panel_rows, rows - i),
-                        depth, row, column,
-                        to + kernels.packed_size(wide, i, depth) * element_size_});
-  return to;
+  return pack(TileKind::wide2, matrix, rows, depth, row, column).data;
 }
 
-void PackedChain::pack_panels() {
+void PackedChain::pack_all() {
   share_out(static_cast<int64_t>(packing_.size()), 0, [&](void*, int64_t i) {
     const Packing& p = packing_[i];
-    kernels.pack(TileKind::wide2, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.to);
+    kernels.pack(p.kind, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.wanted, p.to);
   });
   packing_.clear();
+}
+
+void PackedChain::run(Aim aim) {
+  pack_all();
+  const TileKind kind = plan_.kind;
+  if (plan_.together)
+    return run_together(aim);
+  const int64_t samples = kernels.samples[static_cast<int>(kind)];
+  const int64_t size = kernels.workspace_size(args, kind);
+  share_out(ceil_div(args.batch, samples), size + kernels.partial_size(kind, 1),
+            [&](void* memory, int64_t tile) {
+              kernels.run(args, kind, aim, memory, static_cast<char*>(memory) + size, tile);
+            });
+}
+
+void PackedChain::run_together(Aim aim) {
+  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(plan_.kind)]);
+  const int64_t size = kernels.workspace_size(args, plan_.kind);
+  // Samples do not interact, so that a large batch may take its turns.
+  const int64_t most = std::clamp<int64_t>(kAtOnce / size, kTogether, tiles + kTogether);
+  const Scratch workspaces(std::min(most, tiles) * size);
+  for (int64_t first = 0; first < tiles; first += most)
+    run_together(aim, workspaces.as<char>(), size, first, std::min(most, tiles - first));
+}
+
+void PackedChain::run_together(Aim aim, char* workspaces, int64_t size, int64_t first,
+                               int64_t tiles) {
+  const TileKind kind = plan_.kind;
+  const int64_t block = kernels.block[static_cast<int>(kind)];
+  const int64_t groups = ceil_div(tiles, kTogether);
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto stage = [&](Stage stage) {
+    const int64_t rows = kernels.rows(args, kind, stage);
+    // A few pieces for every thread, so that none waits long for another.
+    const int64_t blocks = ceil_div(rows, block);
+    const int64_t height = block * std::clamp<int64_t>(blocks * groups / (3 * threads), 1, 8);
+    const int64_t pieces = ceil_div(rows, height);
+    share_out(pieces * groups, kernels.partial_size(kind, kTogether),
+              [&](void* partial, int64_t task) {
+                const int64_t top = task % pieces * height, tile = task / pieces * kTogether;
+                kernels.stage(args, kind, stage, {top, std::min(top + height, rows)},
+                              workspaces + tile * size, partial, first + tile,
+                              std::min(kTogether, tiles - tile));
+              });
+  };
+  share_out(tiles, 0, [&](void*, int64_t tile) {
+    kernels.begin(args, kind, workspaces + tile * size, first + tile);
+  });
+  if (aim == Aim::inference)
+    stages_of_inference(args, stage);
+  else
+    stages_of_errors(args, stage);
+  share_out(tiles, 0, [&](void*, int64_t tile) {
+    kernels.end(args, kind, aim, workspaces + tile * size, first + tile);
+  });
 }
 
 void* PackedChain::scratch(int64_t elements) {
@@ -203,12 +285,19 @@ const void* PackedChain::pad(const Tensor* t, int64_t n) {
 }
 
 PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed) {
-  const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
-  const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
-  if (kind_ == TileKind::thin1 || kind_ == TileKind::thin4)
-    return kernels.pack(kind_, matrix.data_ptr(), rows, depth, row, column,
-                        scratch(kernels.packed_size(kind_, rows, depth)));
-  return {pack_wide(matrix.data_ptr(), rows, depth, row, column), 0};
+  return pack(plan_.kind, matrix.data_ptr(), matrix.size(transposed), matrix.size(!transposed),
+              matrix.stride(transposed), matrix.stride(!transposed));
+}
+
+PackedMatrix PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,
+                               int64_t row, int64_t column) {
+  if (const PackedMatrix same = kernels.as_it_is(kind, matrix, rows, row, column))
+    return same;
+  void* const to = scratch(kernels.packed_size(kind, rows, depth));
+  for (int64_t i = 0; i < rows; i += kernels.panel_rows)
+    packing_.push_back(
+        {kind, matrix, rows, depth, row, column, {i, std::min(i + kernels.panel_rows, rows)}, to});
+  return {to, kernels.packed_stride(kind, rows)};
 }
 
 } // namespace pyromancy

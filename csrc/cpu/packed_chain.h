@@ -9,6 +9,13 @@
 
 namespace pyromancy {
 
+// How a chain's samples are cut up, and whether the threads share out tiles, each of which runs
+// from beginning to end on one, or the rows of every stage.
+struct Plan {
+  TileKind kind;
+  bool together;
+};
+
 // A call's operands, checked, in the terms of the kernels: padded, packed into panels, and with the
 // kind of tile chosen that they run in.
 class PackedChain {
@@ -28,21 +35,15 @@ public:
   // by their contents, and the activation.
   std::vector<int64_t> content_hashes(const std::vector<int64_t>& edges) const;
 
-  // A matrix as wide tiles read it, once `pack_panels` has run. Element (i, k) is at
+  // A matrix as wide tiles read it, once `pack_all` has run. Element (i, k) is at
   // matrix[i * row + k * column].
   const void* pack_wide(const void* matrix, int64_t rows, int64_t depth, int64_t row,
                         int64_t column);
-  void pack_panels();
+  void pack_all();
 
-  // Every tile runs on one thread. A sample's result depends neither on the kind of its tile nor
-  // on the samples beside it.
-  template <class F>
-  void for_each_tile(F f) {
-    pack_panels();
-    const int64_t samples = kernels.samples[static_cast<int>(kind_)];
-    share_out(ceil_div(args.batch, samples), kernels.workspace_size(args, kind_),
-              [&](void* workspace, int64_t tile) { f(args, kind_, workspace, tile); });
-  }
+  // Does the work on all samples. No result depends on the kind of tile, on the samples beside a
+  // sample or on how the work is shared out, in any bit.
+  void run(Aim aim);
 
   const Tensor& state(int64_t node) const {
     return states_[node];
@@ -60,17 +61,37 @@ private:
   // The n elements of t, or zeros, and zeros up to a whole vector.
   const void* pad(const Tensor* t, int64_t n);
   PackedMatrix pack(const Tensor& matrix, bool transposed);
+  PackedMatrix pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
+                    int64_t column);
+  void pack_precisions();
+  void run_together(Aim aim);
+  void run_together(Aim aim, char* workspaces, int64_t size, int64_t first, int64_t tiles);
+
+  // A product that is done again and again.
+  struct Product {
+    int64_t rows, depth;
+  };
+
+  // The plan with which the busiest thread is done first. Narrow tiles share out a small batch more
+  // evenly, but a sample of theirs takes longer (in units of the widest's, fitted to what chains
+  // 64 to 300 wide took at batches of 1 to 100 on an AVX-512 machine), above all where the
+  // matrices, which every tile reads, do not stay in a core's cache. The rows of stages can always
+  // be shared out evenly, but after each stage the threads wait for one another.
+  Plan plan(const std::vector<Product>& products) const;
 
   // A piece of a matrix for one thread to pack.
   struct Packing {
+    TileKind kind;
     const void* from;
     int64_t rows, depth, row_stride, depth_stride;
+    Rows wanted;
     void* to;
   };
 
   const Tensors &states_, &weights_;
+  const MaybeTensors& precisions_;
   const int64_t element_size_;
-  TileKind kind_;
+  Plan plan_{};
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
   std::vector<Packing> packing_;

@@ -145,19 +145,47 @@ def test_a_hash_notices_what_differs_by_few_bits(dtype):
     assert len(hashes) == 1 + len(flips) + 200
 
 
-def test_threads_change_no_bit():
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("batch", [1, 4, 20, 300])
+@pytest.mark.parametrize("widths", [(40, 129, 65, 3), (40, 700, 500, 3)], ids=["in cache", "out of cache"])
+@pytest.mark.parametrize("option", ["plain", "covariances", "gram"])
+def test_threads_change_no_bit(option, widths, batch, dtype):
+    # one thread takes a tile through all steps; several share out tiles, or the rows of every product
     threads, results = torch.get_num_threads(), []
-    first = problem((40, 129, 65, 3), 300, "relu", dtype=torch.float32)
+    covariances = {"covariances": True, "prior": "one", "clamped": (-1,), "after": "sigmoid", "record": True}
+    options = {"plain": {"momentum": {"momentum": 0.8}}, "covariances": covariances, "gram": {}}[option]
+    first = problem(widths, batch, "relu", dtype=dtype, **options)
+    if option == "gram":
+        w = first["weights"][-1]
+        first["grams"][-1] = w.T @ w
     try:
         for n in (1, 2, 3, 7, 64):
             torch.set_num_threads(n)
-            arguments = {k: to(x, torch.float32) for k, x in first.items()}
+            arguments = {k: to(x, dtype) for k, x in first.items()}
             operator(**arguments)
-            results.append([*arguments["states"], *mstep(**everything_wanted(arguments))])
+            recorded = [] if arguments["energies"] is None else [arguments["energies"]]
+            results.append([*arguments["states"], *recorded, *mstep(**everything_wanted(arguments))])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_batch_whose_stages_are_shared_out_in_turns():
+    # its tiles take more memory than are worked on at once
+    threads = torch.get_num_threads()
+    whole = problem((40, 700, 500, 3), 2700, "relu", dtype=torch.float32)
+    parts = [{k: [t[i:j].clone() for t in x] if k == "states" else x for k, x in whole.items()}
+             for i, j in ((0, 5), (2600, 2700))]  # fmt: skip
+    try:
+        torch.set_num_threads(7)
+        operator(**whole)
+    finally:
+        torch.set_num_threads(threads)
+    for (i, j), part in zip(((0, 5), (2600, 2700)), parts, strict=True):
+        operator(**part)
+        for a, b in zip(whole["states"], part["states"], strict=True):
+            assert same_bits(a[i:j], b)
 
 
 def test_more_than_2_31_elements():

@@ -1,0 +1,297 @@
+#pragma once
+
+// The two ways in which a tile keeps its samples, and the products of matrices with them. In both,
+// every element of a product is one chain of multiply-adds over k, whatever lies around it.
+
+#include "chain_kernel.h"
+#include "vec.h"
+
+namespace pyromancy::PYROMANCY_ISA {
+
+// A register tile has at most kTile accumulators.
+constexpr int kTile = kVectorBytes == 64 ? 24 : 12;
+constexpr int kRows = kTile / 2; // of one that is two vectors wide
+constexpr int kStep = kRows / 3; // a matrix's last panel has a multiple of these
+
+int64_t round_up(int64_t n, int64_t to) {
+  return (n + to - 1) / to * to;
+}
+
+// Element (i, k) of a matrix is at w[i * row_stride + k * depth_stride].
+template <class C>
+struct Strided {
+  const C* w;
+  int64_t row_stride, depth_stride;
+};
+
+// Copies `height` rows from row i on, those from `filled` on being zero, so that the elements of a
+// column lie side by side and columns `stride` apart.
+template <class C>
+void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t depth, C* out,
+               int64_t stride) {
+  constexpr int w = kLanes<C>;
+  for (int64_t r = 0; r < height; r += w) {
+    const int rows = static_cast<int>(smaller(w, height - r));
+    const int from = static_cast<int>(smaller(rows, filled > r ? filled - r : 0));
+    const C* top = m.w + (i + r) * m.row_stride;
+    int64_t k = 0;
+    if (m.row_stride == 1)
+      for (; k < depth; ++k)
+        store(out + k * stride + r, load(top + k * m.depth_stride, First{from}), First{rows});
+    else if (m.depth_stride == 1)
+      for (; k + w <= depth; k += w) {
+        Vec<C> square[w] = {};
+        for (int q = 0; q < from; ++q)
+          square[q] = load(top + q * m.row_stride + k);
+        transpose<C>(square);
+        for (int q = 0; q < w; ++q)
+          store(out + (k + q) * stride + r, square[q], First{rows});
+      }
+    for (; k < depth; ++k)
+      for (int q = 0; q < rows; ++q)
+        out[k * stride + r + q] = q < from ? top[q * m.row_stride + k * m.depth_stride] : C(0);
+  }
+}
+
+// A tile whose vectors hold one neuron of `w` samples. Buffers are [n, V vectors].
+template <class C, int V>
+struct Wide {
+  static constexpr int w = kLanes<C>, width = V, samples = V * w;
+  static constexpr int block = kRows;
+  static constexpr int64_t kChunk = 8 * kRows;
+  static constexpr int64_t kSlice = 40960 / (samples * sizeof(C)); // most of a 48 KiB cache
+  static constexpr int64_t partial = kChunk * V;                   // sums of a tile
+
+  static int64_t rows(int64_t n) {
+    return n;
+  }
+  static Vec<C> constant(const void* values, int64_t i) {
+    return splat(static_cast<const C*>(values)[i]);
+  }
+
+  static int64_t packed_size(int64_t rows, int64_t depth) {
+    return round_up(rows, kStep) * depth;
+  }
+
+  static PackedMatrix as_it_is(Strided<C>, int64_t) {
+    return {};
+  }
+  static int64_t packed_stride(int64_t) {
+    return 0;
+  }
+
+  // Panels of kRows rows, in each of which the elements of a column lie side by side.
+  static void pack(Strided<C> m, int64_t rows, int64_t depth, Rows wanted, C* packed) {
+    for (int64_t i = wanted.begin; i < wanted.end; i += kRows) {
+      const int64_t height = smaller(kRows, round_up(rows - i, kStep));
+      pack_rows(m, i, smaller(height, rows - i), height, depth, packed + i * depth, height);
+    }
+  }
+
+  // f(tile, i, count, sums): rows i to i + count of A x(tile), within the rows wanted, for each
+  // tile. What is read again and again stays near: of x, [depth, V vectors], one slice in the
+  // first-level cache, and of A some panels of that depth in the second. Sums that wait for more
+  // slices are kept in `partial`.
+  template <class X, class F>
+  static void product(PackedMatrix matrix, int64_t n, int64_t depth, Rows wanted, int64_t tiles,
+                      Vec<C>* partial, X x, F f) {
+    const C* const a = static_cast<const C*>(matrix.data);
+    const int64_t slices = (depth + kSlice - 1) / kSlice;
+    const int64_t most = (depth + slices - 1) / slices;
+    for (int64_t top = wanted.begin; top < wanted.end; top += kChunk) {
+      const int64_t bottom = smaller(top + kChunk, wanted.end);
+      for (int64_t k = 0; k < depth; k += most)
+        for (int64_t t = 0; t < tiles; ++t)
+          for (int64_t i = top; i < bottom; i += kRows) {
+            const int64_t height = smaller(kRows, round_up(n - i, kStep));
+            Vec<C> whole[kRows * V];
+            Vec<C>* const sums = slices == 1 ? whole : partial + (t * kChunk + i - top) * V;
+            const C* const panel = a + i * depth + k * height;
+            const int64_t count = smaller(most, depth - k);
+            const C* const slice = x(t) + k * V * w;
+            if (height == kRows)
+              multiply<kRows>(panel, count, slice, k > 0, sums);
+            else if (height == 2 * kStep)
+              multiply<2 * kStep>(panel, count, slice, k > 0, sums);
+            else
+              multiply<kStep>(panel, count, slice, k > 0, sums);
+            if (k + most >= depth)
+              f(t, i, smaller(kRows, n - i), sums);
+          }
+    }
+  }
+
+  // (Adds to) sums: a panel's columns times the rows of x.
+  template <int R>
+  static void multiply(const C* a, int64_t depth, const C* x, bool add, Vec<C>* sums) {
+    Vec<C> c[R][V] = {};
+    if (add)
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          c[r][v] = sums[r * V + v];
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < depth; ++k) {
+      Vec<C> b[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v)
+        b[v] = load(x + (k * V + v) * w);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const Vec<C> weight = splat<C>(a[k * R + r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          c[r][v] = fma(weight, b[v], c[r][v]);
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v)
+        sums[r * V + v] = c[r][v];
+  }
+
+  // Samples [*, n], `stride` apart, into a buffer; those beyond `count` read zero.
+  static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {
+    for (int v = 0; v < V; ++v) {
+      const int rows = static_cast<int>(smaller(w, count > v * w ? count - v * w : 0));
+      const C* row = from + v * w * stride;
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        Vec<C> square[w] = {};
+        for (int r = 0; r < rows; ++r)
+          square[r] = load(row + r * stride + j, extent);
+        transpose<C>(square);
+        for (int q = 0; q < w && j + q < n; ++q)
+          store(to + ((j + q) * V + v) * w, square[q]);
+      });
+    }
+  }
+
+  static void store_samples(const C* from, int64_t n, int64_t count, C* to) {
+    for (int v = 0; v < V; ++v) {
+      const int rows = static_cast<int>(smaller(w, count > v * w ? count - v * w : 0));
+      C* row = to + v * w * n;
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        Vec<C> square[w] = {};
+        for (int q = 0; q < w && j + q < n; ++q)
+          square[q] = load(from + ((j + q) * V + v) * w);
+        transpose<C>(square);
+        for (int r = 0; r < rows; ++r)
+          store(row + r * n + j, square[r], extent);
+      });
+    }
+  }
+
+  // total[sample] += the products of a and b, carried in double, neuron after neuron
+  static void dot(const C* a, const C* b, int64_t n, double* total) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int v = 0; v < V; ++v)
+        add_to(total + v * w, load(a + (i * V + v) * w) * load(b + (i * V + v) * w));
+  }
+};
+
+// A tile whose vectors hold `w` neurons of one sample. Buffers are [n / w, S vectors]; what lies in
+// the lanes beyond n is never used.
+template <class C, int S>
+struct Thin {
+  static constexpr int w = kLanes<C>, width = S, samples = S;
+  static constexpr int block = S == 1 ? 8 : kVectorBytes == 64 ? 6 : 2; // of a register tile
+  static constexpr int64_t partial = 0;
+
+  static int64_t rows(int64_t n) {
+    return (n + w - 1) / w;
+  }
+  static Vec<C> constant(const void* values, int64_t i) {
+    return load(static_cast<const C*>(values) + i * w);
+  }
+
+  static int64_t packed_size(int64_t rows, int64_t depth) {
+    return round_up(rows, w) * depth;
+  }
+
+  static PackedMatrix as_it_is(Strided<C> m, int64_t rows) {
+    return m.row_stride == 1 && rows % w == 0 ? PackedMatrix{m.w, m.depth_stride} : PackedMatrix{};
+  }
+  static int64_t packed_stride(int64_t rows) {
+    return round_up(rows, w);
+  }
+
+  static void pack(Strided<C> m, int64_t rows, int64_t depth, Rows wanted, C* packed) {
+    const int64_t stride = packed_stride(rows), begin = wanted.begin;
+    const int64_t height = wanted.end < rows ? wanted.end - begin : stride - begin;
+    pack_rows(m, begin, smaller(height, rows - begin), height, depth, packed + begin, stride);
+  }
+
+  // As for wide tiles; the rows wanted are counted in vectors.
+  template <class X, class F>
+  static void product(PackedMatrix matrix, int64_t, int64_t depth, Rows wanted, int64_t tiles,
+                      Vec<C>*, X x, F f) {
+    const C* const a = static_cast<const C*>(matrix.data);
+    Vec<C> sums[block * S];
+    for (int64_t t = 0; t < tiles; ++t) {
+      int64_t i = wanted.begin;
+      for (; i + block <= wanted.end; i += block) {
+        multiply<block>(a + i * w, matrix.stride, depth, x(t), sums);
+        f(t, i, block, sums);
+      }
+      if constexpr (block > 4)
+        for (; i + 4 <= wanted.end; i += 4) {
+          multiply<4>(a + i * w, matrix.stride, depth, x(t), sums);
+          f(t, i, 4, sums);
+        }
+      for (; i < wanted.end; ++i) {
+        multiply<1>(a + i * w, matrix.stride, depth, x(t), sums);
+        f(t, i, 1, sums);
+      }
+    }
+  }
+
+  template <int R>
+  static void multiply(const C* a, int64_t stride, int64_t depth, const C* x, Vec<C>* sums) {
+    Vec<C> c[R][S] = {};
+    for (int64_t begin = 0; begin < depth; begin += w, x += S * w)
+      for (int64_t k = 0; k < smaller(w, depth - begin); ++k, a += stride) {
+        Vec<C> each[S];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s)
+          each[s] = splat<C>(x[s * w + k]);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const Vec<C> weights = load(a + r * w);
+#pragma GCC unroll 4
+          for (int s = 0; s < S; ++s)
+            c[r][s] = fma(weights, each[s], c[r][s]);
+        }
+      }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s)
+        sums[r * S + s] = c[r][s];
+  }
+
+  static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {
+    for (int s = 0; s < S; ++s)
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        store(to + (j / w * S + s) * w, s < count ? load(from + s * stride + j, extent) : Vec<C>{});
+      });
+  }
+
+  static void store_samples(const C* from, int64_t n, int64_t count, C* to) {
+    for (int s = 0; s < smaller(S, count); ++s)
+      for_vectors<C>(n, [&](int64_t j, auto extent) {
+        store(to + s * n + j, load(from + (j / w * S + s) * w), extent);
+      });
+  }
+
+  static void dot(const C* a, const C* b, int64_t n, double* total) {
+    for (int s = 0; s < S; ++s)
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = (i / w * S + s) * w + i % w;
+        total[s] += static_cast<double>(a[at] * b[at]);
+      }
+  }
+};
+
+} // namespace pyromancy::PYROMANCY_ISA
