@@ -13,7 +13,7 @@ constexpr int kTile = kVectorBytes == 64 ? 24 : 12;
 constexpr int kRows = kTile / 2; // of one that is two vectors wide
 constexpr int kStep = kRows / 3; // a matrix's last panel has a multiple of these
 
-int64_t round_up(int64_t n, int64_t to) {
+inline int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
 }
 
