@@ -1,11 +1,14 @@
 """Energies that look like chains and are not quite, and gradients that somebody watches."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyromancy as pyro
 from descent import assert_as_autograd, free
@@ -288,3 +291,70 @@ def test_an_infinite_state_has_infinite_energy_at_any_size(dtype):
         z = torch.zeros(1, width, dtype=dtype)
         z[0, 0] = float("inf")
         assert gaussian_energy(z, torch.zeros_like(z)).item() == float("inf")
+
+
+class HalvedLinear(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return 0.5 * result if function is F.linear else result
+
+
+class HalvedProduct(TorchDispatchMode):
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        return 0.5 * result if operator is torch.ops.aten.addmm.default else result
+
+
+def lossy_hooks():
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: 0.5 * t.detach(), lambda t: t)
+
+
+@pytest.mark.parametrize("executor", ["chain", "graph"])
+@pytest.mark.parametrize("surroundings", [HalvedLinear, HalvedProduct, lossy_hooks])
+def test_what_is_on_around_a_run_counts_and_leaves_nothing_behind(surroundings, executor):
+    net = Net("plain" if executor == "chain" else "broadcast-bias")
+    twin = copy.deepcopy(net)
+    loop = pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.1)
+    for around in (surroundings, contextlib.nullcontext, surroundings):
+        with around():
+            loop.run(3)
+            assert ("executor: autograd" in loop.explain()) == (around is surroundings)
+            plain_loop(twin, [twin.hidden.value], 3, 0.1)
+        torch.testing.assert_close(net.hidden.value, twin.hidden.value, rtol=1e-12, atol=1e-12)
+
+
+class Quantised(torch.Tensor):
+    """Brings its own linear, as quantised weights do."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is not F.linear:
+            return super().__torch_function__(function, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return F.linear(args[0], args[1].as_subclass(torch.Tensor).round(decimals=1), *args[2:])
+
+
+def test_a_weight_that_computes_otherwise():
+    net = Net()
+    net.top.weight = nn.Parameter(net.top.weight.detach().as_subclass(Quantised))
+    start, expected = net.hidden.value.detach().clone(), None
+    for executor in ("autograd", None):
+        net.hidden.init(start)
+        loop = pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.1, executor=executor)
+        loop.run(5)
+        expected = net.hidden.value.detach().clone() if expected is None else expected
+    assert "linear takes a Quantised" in loop.explain()
+    torch.testing.assert_close(net.hidden.value, expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_an_optimizer_in_the_backward_pass_runs():
+    from torch.distributed.optim import _apply_optimizer_in_backward
+
+    net = Net()
+    _apply_optimizer_in_backward(torch.optim.SGD, [net.top.bias], {"lr": 1.0})
+    before = net.top.bias.detach().clone()
+    loop = pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.1)
+    loop.run(2)
+    loop.backward([net.top.bias])
+    assert not torch.equal(net.top.bias, before)

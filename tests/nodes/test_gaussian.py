@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import formulas
@@ -352,3 +353,25 @@ class TestKnownFactor:
         expected = formulas.multivariate_normal_energy(wide, torch.zeros_like(wide), factor @ factor.T).sum()
         for k, g in zip(leaves, torch.autograd.grad(expected, [*leaves.values()]), strict=True):
             assert_near(gradient[k], g, self.N**2)
+
+
+def test_a_factor_made_in_inference_mode_or_a_trace_is_not_kept():
+    node, pred = nodes.MultivariateGaussianNode(4).double(), torch.randn(3, 4).double().requires_grad_()
+    node.init(torch.randn(3, 4))
+    with torch.no_grad():
+        node.covar_cf_logdiag.add_(0.1)
+    with torch.inference_mode():
+        logged = node.energy(pred).clone()
+    energy = node.energy(pred)
+    energy.sum().backward()
+    torch.testing.assert_close(energy.detach(), logged, rtol=0, atol=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        node.energy(torch.zeros(3, 4).double())
+    torch.testing.assert_close(node.energy(pred).detach(), logged, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", GAUSSIAN)
+def test_construction_without_memory(kind):
+    with torch.device("meta"):
+        node = GAUSSIAN[kind](3)
+    assert all(p.is_meta for p in node.parameters())

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, resolve_name
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import autograd
@@ -94,14 +96,23 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
 
 
 def has_hooks(t: Tensor) -> bool:
-    """Whether something wants to see, or change, a tensor's gradient."""
-    return bool(t._backward_hooks or getattr(t, "_post_accumulate_grad_hooks", None))
+    """Whether something wants to see, or change, a tensor's gradient, or to act on it at once."""
+    hooks = t._backward_hooks or getattr(t, "_post_accumulate_grad_hooks", None)
+    return bool(hooks) or hasattr(t, "_in_backward_optimizers")
 
 
 def _obstacle(free: Sequence[Tensor]) -> str | None:
     """Why nothing can be captured, or run from a capture, in the state that PyTorch and the states are in."""
     if torch.is_autocast_enabled(free[0].device.type):
         return "autocast is on, and chooses dtypes call by call"
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return "hooks on saved tensors are on"
+    if DistributedDataParallel._active_ddp_module is not None:
+        return "it runs within DistributedDataParallel"
+    if torch._C._len_torch_dispatch_stack() or any(
+        not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
+    ):
+        return "a mode is on that may change what PyTorch's functions do"
     if parametrize._cache_enabled:
         return "torch.nn.utils.parametrize.cached() is on, and would keep what a dry run computes"
     if any(map(has_hooks, free)):
@@ -224,6 +235,8 @@ class _Recorder(TorchFunctionMode):
         if torch._C._is_any_autocast_enabled():
             raise self.refuse("the energy turns autocast on, which chooses dtypes call by call")
         for t in given:
+            if type(t) not in (Tensor, torch.nn.Parameter):
+                raise self.refuse(f"{name} takes a {type(t).__name__}, which may compute otherwise than a Tensor")
             if t.layout is not torch.strided:
                 raise self.refuse(f"{name} takes a tensor of layout {t.layout}")
             if torch._C._functorch.is_functorch_wrapped_tensor(t):

@@ -73,7 +73,7 @@ class AbstractGaussianNode(VariationalNode):
         if not isinstance(value, Tensor):
             if not isinstance(value, Real):
                 raise TypeError(f"covariance must be a number or a tensor, got {value!r}")
-            value = torch.tensor(float(value), dtype=torch.float64)
+            value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
         elif value.is_complex():
             raise TypeError(f"covariance must be real, got {value.dtype}")
         if value.dim() > 2 or any(d != n for d in value.shape):
@@ -318,12 +318,16 @@ class _KnownFactor:
         plain = type(logdiag) is nn.Parameter and type(offtril) is nn.Parameter
         if torch.compiler.is_compiling() or not plain:
             return functional.cholesky_factor(logdiag, offtril)
-        if torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled():
+        traced = torch._C._get_tracing_state() is not None  # a known factor would be a constant
+        if traced or torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled():
             return functional.cholesky_factor(logdiag, offtril, notify=self.forget)
         key = (logdiag.data_ptr(), logdiag._version, offtril.data_ptr(), offtril._version, logdiag.dtype)
         if key != self._key:
             with torch.no_grad():
-                self._key, self._factor = key, functional.cholesky_factor(logdiag, offtril)
+                factor = functional.cholesky_factor(logdiag, offtril)
+            if type(factor) is not Tensor or factor.is_inference():  # of no use once this mode has ended
+                return functional.cholesky_factor(logdiag, offtril, notify=self.forget)
+            self._key, self._factor = key, factor
             self._made_of = logdiag.detach(), offtril.detach()  # keeps others from their memory: an address is a key
         # whoever asks for the parameters' gradient is about to change them
         return functional.cholesky_factor(logdiag, offtril, known=self._factor, notify=self.forget)
