@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -368,6 +369,27 @@ def test_a_factor_made_in_inference_mode_or_a_trace_is_not_kept():
     with FakeTensorMode(allow_non_fake_inputs=True):
         node.energy(torch.zeros(3, 4).double())
     torch.testing.assert_close(node.energy(pred).detach(), logged, rtol=0, atol=0)
+
+
+class Energy(nn.Module):
+    def __init__(self, node):
+        super().__init__()
+        self.node = node
+
+    def forward(self, pred):
+        return self.node.energy(pred)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_module_follows_a_changed_covariance():
+    """The factor that the node remembers is no constant of the trace."""
+    node, pred = nodes.MultivariateGaussianNode(4, covariance=2.0), torch.randn(3, 4)
+    node.init(torch.randn(3, 4))
+    module = Energy(node)
+    module(pred)
+    traced = torch.jit.trace(module, (pred,))
+    node.covariance = 5.0
+    torch.testing.assert_close(traced(pred), module(pred))
 
 
 @pytest.mark.parametrize("kind", GAUSSIAN)

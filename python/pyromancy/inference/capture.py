@@ -70,8 +70,13 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     if obstacle := _obstacle(free):
         raise NotCapturable(obstacle)
     recorder = _Recorder()
-    with torch.enable_grad(), recorder, _Operators(recorder):
-        result = energy()
+    try:
+        with torch.enable_grad(), recorder, _Operators(recorder):
+            result = energy()
+    except Exception as error:
+        if any(t.shape == (0,) for t in recorder.kept):
+            error.add_note("The energy takes a tensor of shape (0,), as a node's state is before its first init.")
+        raise
     if recorder.refusal is not None:  # and the energy's own code has caught it
         raise recorder.refusal
     if not isinstance(result, Tensor) or id(result) not in recorder.slots:

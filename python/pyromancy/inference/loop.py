@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
@@ -204,12 +205,14 @@ class InferenceLoop:
                     p.grad.add_(gradient)
 
     def explain(self) -> str:
-        """Which executor runs the steps, what it hoists, and what keeps a faster one from it."""
+        """Which executor runs the steps, on which states, what it hoists, and what keeps a faster one from it."""
         executor = self._prepared()
         if self._program is None:  # of the capture that failed a dry run may have been the last to store something
             self.energy()
         self._restore()
-        lines = [f"executor: {executor.name}", *(f"  {note}" for note in executor.notes())]
+        named = _names(self._energy)
+        moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
+        lines = [f"executor: {executor.name}", f"  E-steps move {moved}", *(f"  {note}" for note in executor.notes())]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
         return "\n".join(lines)
 
@@ -270,7 +273,8 @@ class InferenceLoop:
             return AutogradExecutor(self._energy, self._params)
         try:
             self._program = capture(self._energy, self._params)
-            self._program.names = _names(self._energy, self._program)
+            named = _names(self._energy)
+            self._program.names = {i: named[id(t)] for i, t in enumerate(self._program.leaves) if id(t) in named}
         except NotCapturable as reason:
             self._reasons["chain or graph"] = str(reason)
             return self._instead(AutogradExecutor(self._energy, self._params))
@@ -304,14 +308,19 @@ class InferenceLoop:
         return state | anew
 
 
-def _names(energy: Callable[[], Tensor], program: Program) -> dict[int, str]:
-    """Names of the leaves, where the energy is a module's method."""
+def _names(energy: Callable[[], Tensor]) -> dict[int, str]:
+    """What to call the tensors of the modules that an energy can reach by name, by their ids."""
     owner = getattr(energy, "__self__", None)
-    if not isinstance(owner, nn.Module):
-        return {}
-    named = {id(t): name for name, t in [*owner.named_parameters(), *owner.named_buffers()]}
+    if isinstance(owner, nn.Module):
+        reached: dict[str, Any] = {"": owner}
+    elif inspect.isfunction(energy):
+        variables = inspect.getclosurevars(energy)
+        reached = {**variables.globals, **variables.nonlocals}
+    else:
+        reached = getattr(owner, "__dict__", {})
     return {
-        i: f"{named[id(t)]} ({'free' if i in program.free else 'fixed'})"
-        for i, t in enumerate(program.leaves)
-        if id(t) in named
+        id(t): name
+        for prefix, module in reached.items()
+        if isinstance(module, nn.Module)
+        for name, t in [*module.named_parameters(prefix), *module.named_buffers(prefix)]
     }

@@ -83,8 +83,9 @@ def lower(program: Program) -> list[Chain]:
             continue
         call = program.producer.get(term.slot)
         if call is None or call.function not in (functional.gaussian_energy, functional.multivariate_energy):
-            what = f"a term of the energy is {call.name}" if call else "a term of the energy is a bare tensor"
-            raise NotAChain(f"{what}, not the energy of a Gaussian node")
+            states = ", ".join(program.leaf_name(s) for s in sorted(program.ancestors(term.slot) & program.free))
+            what = call.name if call else "a bare tensor"
+            raise NotAChain(f"a term of the energy, of {states}, is {what}, not the energy of a Gaussian node")
         state, pred, spread = (*call.args, None)[:3]
         assert isinstance(state, Slot)
         assert isinstance(pred, Slot)
@@ -173,7 +174,9 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
         call = program.producer.get(slot)
     if call is None or call.name != "linear":
         if slot in program.varying:
-            raise NotAChain(f"a prediction comes from {call.name if call else 'a state as it is'}, not from a Linear")
+            hint = "; write it with torch.nn.functional.linear" if _is_product(program, call) else ""
+            what = call.name if call else "a state as it is"
+            raise NotAChain(f"a prediction comes from {what}, not from a Linear{hint}")
         return None, None
     bound = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
     source, weight, bias = (bound.get(name) for name in ("input", "weight", "bias"))
@@ -201,6 +204,13 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
             raise NotAChain(f"state {program.leaf_name(slot)} is not of shape [B, n]")
         return None, None
     return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
+
+
+def _is_product(program: Program, call: Call | None) -> bool:
+    """Whether a call is a matrix product, or adds something fixed to one, as a bias."""
+    if call is not None and call.name.strip("_") in ("add", "radd"):
+        call = next((program.producer.get(s) for s in call.inputs if s in program.varying), None)
+    return call is not None and call.name.strip("_") in ("matmul", "rmatmul", "mm", "addmm", "einsum")
 
 
 def _input(call: Call) -> int:

@@ -220,10 +220,9 @@ class Program:
     def __str__(self) -> str:
         lines = []
         for i, leaf in enumerate(self.leaves):
-            role = "free state" if i in self.free else "clamped or parameter"
-            lines.append(
-                f"%{i}: {self.names.get(i, role)} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
-            )
+            role = "free state" if i in self.free else "fixed"
+            name = f"{self.names[i]}, {role}" if i in self.names else role
+            lines.append(f"%{i}: {name} {tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}")
         for call in self.calls:
             outputs = ", ".join(f"%{s}" for s in call.outputs)
             arguments = ", ".join([*map(_show, call.args), *(f"{k}={_show(v)}" for k, v in call.kwargs.items())])

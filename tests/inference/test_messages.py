@@ -1,0 +1,97 @@
+"""What users are told: which states E-steps move, what an energy lacks, and what keeps it from a faster executor."""
+
+import pytest
+import torch
+import torch.nn as nn
+
+import pyromancy as pyro
+from pyromancy.nodes import FixedNode, StandardGaussianNode
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below, self.hidden, self.above = FixedNode(4), StandardGaussianNode(5), StandardGaussianNode(3)
+        self.up, self.top = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def energy(self):
+        return self.hidden.energy(self.up(self.below.value)) + self.above.energy(self.top(self.hidden.value))
+
+    def init(self):
+        self.below.init(torch.rand(2, 4)), self.hidden.init(torch.rand(2, 5)), self.above.init(torch.rand(2, 3))
+        return self
+
+
+class Trainer:
+    """Holds a network and is none."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def energy(self):
+        return self.net.energy()
+
+
+MOVED = {
+    "method": lambda net: (net.energy, "hidden.value [2, 5], above.value [2, 3]"),
+    "function": lambda net: (lambda: net.energy(), "net.hidden.value [2, 5], net.above.value [2, 3]"),
+    "trainer": lambda net: (Trainer(net).energy, "net.hidden.value [2, 5], net.above.value [2, 3]"),
+}
+
+
+@pytest.mark.parametrize("executor", [None, "graph", "autograd"])
+@pytest.mark.parametrize("how", MOVED)
+def test_states_that_move_are_named(how, executor):
+    """Whoever forgets to exclude the target sees it in the list."""
+    net = Net().init()
+    energy, moved = MOVED[how](net)
+    loop = pyro.InferenceLoop(energy, pyro.get_estep_params(net), lr=0.1, executor=executor)
+    assert loop.explain().splitlines()[1].startswith(f"  E-steps move {moved}")
+
+
+def test_what_has_no_name_is_called_a_state():
+    state = nn.Parameter(torch.rand(2, 5))
+    holder = [state]
+    loop = pyro.InferenceLoop(lambda: holder[0].square().sum(1), [state], lr=0.1)
+    assert loop.explain().splitlines()[1] == "  E-steps move a state [2, 5]"
+
+
+@pytest.mark.parametrize("act", [lambda loop: loop.run(1), lambda loop: loop.explain()], ids=["run", "explain"])
+def test_an_energy_without_states_says_what_is_missing(act):
+    """PyTorch's own message is about the shapes in a product."""
+    net = Net()
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        act(pyro.InferenceLoop(net.energy, pyro.get_estep_params(net), lr=0.1))
+    assert any("before its first init" in note for note in caught.value.__notes__)
+
+
+PREDICTIONS = {
+    "product": (lambda net: net.hidden.value @ net.top.weight.T, "comes from matmul, not from a Linear; write it"),
+    "bias": (lambda net: net.hidden.value @ net.top.weight.T + net.top.bias, "from add, not from a Linear; write it"),
+    "skip": (lambda net: net.top(net.hidden.value) + net.hidden.value[:, :3], "from add, not from a Linear\n"),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_products_that_are_no_linear_are_told_how_to_be_one(kind):
+    predict, told = PREDICTIONS[kind]
+    net = Net().init()
+    loop = pyro.InferenceLoop(
+        lambda: net.hidden.energy(net.up(net.below.value)) + net.above.energy(predict(net)), [net.hidden.value], lr=0.1
+    )
+    assert told in loop.explain() + "\n"
+
+
+def test_a_term_that_is_no_nodes_energy_is_named_by_its_states():
+    net = Net().init()
+    loop = pyro.InferenceLoop(lambda: net.energy() + net.hidden.value.abs().sum(1), [net.hidden.value], lr=0.1)
+    assert "a term of the energy, of net.hidden.value, is sum, not" in loop.explain()
+
+
+def test_a_printed_program_names_its_tensors():
+    net = Net().init()
+    loop = pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.1)
+    loop.run(1)
+    printed = str(loop.program)
+    assert "hidden.value, free state (2, 5) float32" in printed
+    assert "top.weight, fixed (3, 5) float32" in printed
