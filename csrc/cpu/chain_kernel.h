@@ -6,9 +6,11 @@
 namespace pyromancy {
 
 // A matrix in the form that a tile's products read; the rows of a thin tile's are `stride` apart.
+// A wide tile's may lie beyond the second-level cache, `far`.
 struct PackedMatrix {
   const void* data = nullptr;
   int64_t stride = 0;
+  bool far = false;
   explicit operator bool() const {
     return data != nullptr;
   }

@@ -33,8 +33,8 @@ int64_t second_level_cache() {
 } // namespace
 
 Plan PackedChain::plan(const std::vector<Product>& products) const {
-  constexpr double from_cache[kTileKinds] = {1, 1.5, 1.35, 2.6};
-  constexpr double from_afar[kTileKinds] = {1, 1.35, 2.8, 9};
+  constexpr double from_cache[kTileKinds] = {1, 1.42, 1.45, 2.95};
+  constexpr double from_afar[kTileKinds] = {1, 1.35, 4, 11};
   // In multiply-adds of a core: half of what it could do while the threads meet, about 5 us.
   const double meeting = 12000.0 * kernels.lanes;
   const int64_t threads = torch::stable::get_num_threads();
@@ -42,7 +42,9 @@ Plan PackedChain::plan(const std::vector<Product>& products) const {
   for (const Product& p : products)
     elements += p.rows * p.depth;
   const int64_t bytes = elements * element_size_, cache = second_level_cache();
-  const double* per_sample = bytes <= cache * 3 / 4 ? from_cache : from_afar;
+  // Of matrices that are read over and over a part stays in a cache that is a little too small.
+  const auto is_far = [&](int64_t read_by_one) { return read_by_one > cache * 5 / 4; };
+  const bool far = is_far(bytes), far_shared = is_far(bytes / threads);
   // Matrices that come from memory for every tile hold up even the widest.
   const double held_up = bytes > 16 * cache ? 1.1 : 1;
   Plan best{};
@@ -52,16 +54,18 @@ Plan PackedChain::plan(const std::vector<Product>& products) const {
     const bool thin = kind == TileKind::thin4 || kind == TileKind::thin1;
     const int64_t block = kernels.block[k] * (thin ? kernels.lanes : 1); // neurons
     const int64_t samples = kernels.samples[k], tiles = ceil_div(args.batch, samples);
-    const double of_tile = static_cast<double>(samples) * per_sample[k];
+    const double of_tile = static_cast<double>(samples) * (far ? from_afar : from_cache)[k];
+    const double of_shared =
+        static_cast<double>(samples) * (far_shared ? from_afar : from_cache)[k];
     const auto consider = [&](bool together, double cost) {
       if ((k == 0 && !together) || cost < least)
-        best = {kind, together}, least = cost;
+        best = {kind, together, together ? far_shared : far}, least = cost;
     };
     consider(false, static_cast<double>(ceil_div(tiles, threads) * elements) * of_tile * held_up);
     double cost = 0;
     for (const Product& p : products) {
       const int64_t pieces = ceil_div(tiles, kTogether) * ceil_div(p.rows, block);
-      cost += meeting + static_cast<double>(tiles * p.rows * p.depth) * of_tile /
+      cost += meeting + static_cast<double>(tiles * p.rows * p.depth) * of_shared /
                             static_cast<double>(std::min(threads, pieces));
     }
     consider(true, cost);
@@ -297,7 +301,7 @@ PackedMatrix PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, 
   for (int64_t i = 0; i < rows; i += kernels.panel_rows)
     packing_.push_back(
         {kind, matrix, rows, depth, row, column, {i, std::min(i + kernels.panel_rows, rows)}, to});
-  return {to, kernels.packed_stride(kind, rows)};
+  return {to, kernels.packed_stride(kind, rows), plan_.far};
 }
 
 } // namespace pyromancy

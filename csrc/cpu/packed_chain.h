@@ -10,10 +10,11 @@
 namespace pyromancy {
 
 // How a chain's samples are cut up, and whether the threads share out tiles, each of which runs
-// from beginning to end on one, or the rows of every stage.
+// from beginning to end on one, or the rows of every stage; and whether what a thread reads at
+// every step is more than its second-level cache holds.
 struct Plan {
   TileKind kind;
-  bool together;
+  bool together, far;
 };
 
 // A call's operands, checked, in the terms of the kernels: padded, packed into panels, and with the
@@ -74,7 +75,7 @@ private:
 
   // The plan with which the busiest thread is done first. Narrow tiles share out a small batch more
   // evenly, but a sample of theirs takes longer (in units of the widest's, fitted to what chains
-  // 64 to 300 wide took at batches of 1 to 100 on an AVX-512 machine), above all where the
+  // 128 to 2048 wide took at batches of 1 to 128 on an AVX-512 machine), above all where the
   // matrices, which every tile reads, do not stay in a core's cache. The rows of stages can always
   // be shared out evenly, but after each stage the threads wait for one another.
   Plan plan(const std::vector<Product>& products) const;

@@ -109,7 +109,12 @@ struct Wide {
             const C* const panel = a + i * depth + k * height;
             const int64_t count = smaller(most, depth - k);
             const C* const slice = x(t) + k * V * w;
-            if (height == kRows)
+            if (height == kRows && matrix.far && t == 0)
+              multiply_from_afar(panel, count, slice, k > 0, sums,
+                                 i + kRows < bottom ? panel + kRows * depth
+                                 : k + most < depth ? a + top * depth + (k + most) * kRows
+                                                    : a + bottom * depth);
+            else if (height == kRows)
               multiply<kRows>(panel, count, slice, k > 0, sums);
             else if (height == 2 * kStep)
               multiply<2 * kStep>(panel, count, slice, k > 0, sums);
@@ -121,9 +126,17 @@ struct Wide {
     }
   }
 
+  // Meanwhile fetches the panel that is next into the second-level cache. Apart from the other so
+  // that panels that are there already cost nothing more.
+  [[gnu::noinline]] static void multiply_from_afar(const C* a, int64_t depth, const C* x, bool add,
+                                                   Vec<C>* sums, const C* next) {
+    multiply<kRows, true>(a, depth, x, add, sums, next);
+  }
+
   // (Adds to) sums: a panel's columns times the rows of x.
-  template <int R>
-  static void multiply(const C* a, int64_t depth, const C* x, bool add, Vec<C>* sums) {
+  template <int R, bool kFetch = false>
+  static void multiply(const C* a, int64_t depth, const C* x, bool add, Vec<C>* sums,
+                       const C* next = nullptr) {
     Vec<C> c[R][V] = {};
     if (add)
 #pragma GCC unroll 12
@@ -137,6 +150,8 @@ struct Wide {
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v)
         b[v] = load(x + (k * V + v) * w);
+      if constexpr (kFetch)
+        __builtin_prefetch(next + k * R, 0, 2);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
         const Vec<C> weight = splat<C>(a[k * R + r]);
@@ -229,22 +244,18 @@ struct Thin {
                       Vec<C>*, X x, F f) {
     const C* const a = static_cast<const C*>(matrix.data);
     Vec<C> sums[block * S];
-    for (int64_t t = 0; t < tiles; ++t) {
-      int64_t i = wanted.begin;
-      for (; i + block <= wanted.end; i += block) {
-        multiply<block>(a + i * w, matrix.stride, depth, x(t), sums);
-        f(t, i, block, sums);
-      }
-      if constexpr (block > 4)
-        for (; i + 4 <= wanted.end; i += 4) {
-          multiply<4>(a + i * w, matrix.stride, depth, x(t), sums);
-          f(t, i, 4, sums);
+    int64_t i = wanted.begin;
+    const auto rows = [&](auto count) { // which all tiles read while they are near
+      for (; i + count <= wanted.end; i += count)
+        for (int64_t t = 0; t < tiles; ++t) {
+          multiply<count>(a + i * w, matrix.stride, depth, x(t), sums);
+          f(t, i, int64_t{count}, sums);
         }
-      for (; i < wanted.end; ++i) {
-        multiply<1>(a + i * w, matrix.stride, depth, x(t), sums);
-        f(t, i, 1, sums);
-      }
-    }
+    };
+    rows(std::integral_constant<int, block>{});
+    if constexpr (block > 4)
+      rows(std::integral_constant<int, 4>{});
+    rows(std::integral_constant<int, 1>{});
   }
 
   template <int R>
