@@ -24,11 +24,11 @@ Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeT
   check_inference(operands, {grams, free, steps, lr, velocities, momentum, dampening, nesterov,
                              resume, energies, matmul_precision});
   ChainArgs& args = chain.args;
+  args.steps = steps;
   chain.prepare_inference(free, grams);
   for (int64_t l = 0; l < args.nodes; ++l)
     if (free[l] && !velocities.empty())
       args.node[l].velocity = velocities[l].data_ptr();
-  args.steps = steps;
   args.lr = lr;
   args.momentum = momentum;
   args.dampening = dampening;

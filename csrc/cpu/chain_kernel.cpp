@@ -400,9 +400,9 @@ int64_t packed_stride(TileKind kind, int64_t rows) {
 
 template <class C>
 PackedMatrix as_it_is(TileKind kind, const void* matrix, int64_t rows, int64_t row_stride,
-                      int64_t depth_stride) {
+                      int64_t depth_stride, int64_t passes) {
   const Strided<C> m{static_cast<const C*>(matrix), row_stride, depth_stride};
-  return with_layout<C>(kind, [&](auto layout) { return layout.as_it_is(m, rows); });
+  return with_layout<C>(kind, [&](auto layout) { return layout.as_it_is(m, rows, passes); });
 }
 
 template <class C>
@@ -472,7 +472,7 @@ void outer_rows(const C* a, const C* panel, int64_t batch, int64_t rows, C scale
                 int64_t columns, bool add) {
   constexpr int w = kLanes<C>;
   Vec<C> sums[R * 2];
-  Wide<C, 2>::template multiply<R>(a, batch, panel, false, sums);
+  Wide<C, 2>::template multiply<R>(a, 1, R, batch, panel, false, sums);
   for (int r = 0; r < smaller(R, rows); ++r)
     for (int v = 0; v < 2 && v * w < columns; ++v) {
       C* const to = out + r * n + v * w;

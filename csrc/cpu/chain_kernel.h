@@ -5,8 +5,9 @@
 
 namespace pyromancy {
 
-// A matrix in the form that a tile's products read; the rows of a thin tile's are `stride` apart.
-// A wide tile's may lie beyond the second-level cache, `far`.
+// A matrix in the form that a tile's products read: for thin tiles columns `stride` apart, for wide
+// ones contiguous rows `stride` apart, or panels, where that is 0. Panels may lie beyond the
+// second-level cache, `far`.
 struct PackedMatrix {
   const void* data = nullptr;
   int64_t stride = 0;
@@ -154,10 +155,10 @@ struct ChainKernels {
   // Elements that a matrix with this many rows and columns takes, packed.
   int64_t (*packed_size)(TileKind kind, int64_t rows, int64_t depth);
   int64_t (*packed_stride)(TileKind kind, int64_t rows);
-  // A matrix that need not be packed, or null. Element (i, k) is w[i * row_stride +
-  // k * depth_stride].
+  // A matrix that is not worth packing where each tile or step that reads it is one of the passes,
+  // or null. Element (i, k) is w[i * row_stride + k * depth_stride].
   PackedMatrix (*as_it_is)(TileKind kind, const void* w, int64_t rows, int64_t row_stride,
-                           int64_t depth_stride);
+                           int64_t depth_stride, int64_t passes);
   void (*pack)(TileKind kind, const void* w, int64_t rows, int64_t depth, int64_t row_stride,
                int64_t depth_stride, Rows wanted, void* packed);
   // Bytes that a tile needs, and that a thread needs which works on so many at a time.

@@ -130,11 +130,11 @@ void PackedChain::prepare_inference(const std::vector<bool>& free, const MaybeTe
     if (!target.predicted)
       continue;
     if (grams[l])
-      edge.gram = pack(*grams[l], false);
+      edge.gram = pack(*grams[l], false, args.steps);
     else
-      edge.weight = pack(weights_[l], false);
+      edge.weight = pack(weights_[l], false, target.prediction_varies ? args.steps : 1);
     if (source.free)
-      edge.transposed = pack(weights_[l], true);
+      edge.transposed = pack(weights_[l], true, grams[l] ? 1 : args.steps);
   }
 }
 
@@ -150,13 +150,13 @@ void PackedChain::prepare_errors() {
   pack_precisions();
   for (int64_t l = 0; l + 1 < args.nodes; ++l)
     if (args.node[l + 1].predicted && args.node[l + 1].prediction_varies)
-      args.edge[l].weight = pack(weights_[l], false);
+      args.edge[l].weight = pack(weights_[l], false, 1);
 }
 
 void PackedChain::pack_precisions() {
   for (int64_t l = 0; l < args.nodes; ++l)
     if (const std::optional<Tensor>& p = precisions_[l]; p && p->dim() == 2)
-      args.node[l].full_precision = pack(*p, false);
+      args.node[l].full_precision = pack(*p, false, args.steps);
 }
 
 bool PackedChain::keeps_prediction(int64_t edge) const {
@@ -203,7 +203,7 @@ std::vector<int64_t> PackedChain::content_hashes(const std::vector<int64_t>& edg
 
 const void* PackedChain::pack_wide(const void* matrix, int64_t rows, int64_t depth, int64_t row,
                                    int64_t column) {
-  return pack(TileKind::wide2, matrix, rows, depth, row, column).data;
+  return pack(TileKind::wide2, matrix, rows, depth, row, column);
 }
 
 void PackedChain::pack_all() {
@@ -288,20 +288,25 @@ const void* PackedChain::pad(const Tensor* t, int64_t n) {
   return copy;
 }
 
-PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed) {
-  return pack(plan_.kind, matrix.data_ptr(), matrix.size(transposed), matrix.size(!transposed),
-              matrix.stride(transposed), matrix.stride(!transposed));
+PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed, int64_t reads) {
+  const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
+  const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
+  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(plan_.kind)]);
+  const void* const data = matrix.data_ptr();
+  if (const PackedMatrix same =
+          kernels.as_it_is(plan_.kind, data, rows, row, column, reads * tiles))
+    return same;
+  return {pack(plan_.kind, data, rows, depth, row, column), kernels.packed_stride(plan_.kind, rows),
+          plan_.far};
 }
 
-PackedMatrix PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,
-                               int64_t row, int64_t column) {
-  if (const PackedMatrix same = kernels.as_it_is(kind, matrix, rows, row, column))
-    return same;
+const void* PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,
+                              int64_t row, int64_t column) {
   void* const to = scratch(kernels.packed_size(kind, rows, depth));
   for (int64_t i = 0; i < rows; i += kernels.panel_rows)
     packing_.push_back(
         {kind, matrix, rows, depth, row, column, {i, std::min(i + kernels.panel_rows, rows)}, to});
-  return {to, kernels.packed_stride(kind, rows), plan_.far};
+  return to;
 }
 
 } // namespace pyromancy

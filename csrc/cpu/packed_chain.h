@@ -23,7 +23,8 @@ class PackedChain {
 public:
   explicit PackedChain(const ChainOperands& operands);
 
-  // Says which nodes E-steps move, and packs the matrices that these need.
+  // Says which nodes E-steps move, and packs the matrices that these need; after the number of
+  // steps has been set.
   void prepare_inference(const std::vector<bool>& free, const MaybeTensors& grams);
 
   // Packs the matrices that the errors need; after the known predictions have been put in.
@@ -61,9 +62,10 @@ private:
   const Tensor& keep(const Tensor& t);
   // The n elements of t, or zeros, and zeros up to a whole vector.
   const void* pad(const Tensor* t, int64_t n);
-  PackedMatrix pack(const Tensor& matrix, bool transposed);
-  PackedMatrix pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
-                    int64_t column);
+  // Packed if it must be, or if that is worth it where each tile reads it so many times.
+  PackedMatrix pack(const Tensor& matrix, bool transposed, int64_t reads);
+  const void* pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
+                   int64_t column);
   void pack_precisions();
   void run_together(Aim aim);
   void run_together(Aim aim, char* workspaces, int64_t size, int64_t first, int64_t tiles);

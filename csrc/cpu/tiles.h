@@ -73,8 +73,12 @@ struct Wide {
     return round_up(rows, kStep) * depth;
   }
 
-  static PackedMatrix as_it_is(Strided<C>, int64_t) {
-    return {};
+  // Rows are read a few percent more slowly than panels, which take about two passes to make; above
+  // all rows a multiple of 4096 bytes apart, which contend for lines of the first-level cache.
+  static PackedMatrix as_it_is(Strided<C> m, int64_t rows, int64_t passes) {
+    const bool fits = m.depth_stride == 1 && m.row_stride > 0 && rows >= kStep;
+    const bool contend = m.row_stride * sizeof(C) % 4096 == 0;
+    return fits && passes <= (contend ? 8 : 32) ? PackedMatrix{m.w, m.row_stride} : PackedMatrix{};
   }
   static int64_t packed_stride(int64_t) {
     return 0;
@@ -96,32 +100,40 @@ struct Wide {
   static void product(PackedMatrix matrix, int64_t n, int64_t depth, Rows wanted, int64_t tiles,
                       Vec<C>* partial, X x, F f) {
     const C* const a = static_cast<const C*>(matrix.data);
+    const bool packed = matrix.stride == 0;
+    const int64_t row = packed ? 1 : matrix.stride;
     const int64_t slices = (depth + kSlice - 1) / kSlice;
     const int64_t most = (depth + slices - 1) / slices;
     for (int64_t top = wanted.begin; top < wanted.end; top += kChunk) {
       const int64_t bottom = smaller(top + kChunk, wanted.end);
       for (int64_t k = 0; k < depth; k += most)
         for (int64_t t = 0; t < tiles; ++t)
-          for (int64_t i = top; i < bottom; i += kRows) {
-            const int64_t height = smaller(kRows, round_up(n - i, kStep));
+          for (int64_t i = top, count; i < bottom; i += count) {
+            // Rows from i on. Of a matrix as it is the last ones may have been counted before.
+            const int64_t left = n - i;
+            const int64_t rounded =
+                packed || left < kStep ? round_up(left, kStep) : left - left % kStep;
+            const int64_t height = smaller(kRows, rounded);
+            const int64_t first = packed ? i : smaller(i, n - height);
+            count = smaller(height, left);
             Vec<C> whole[kRows * V];
             Vec<C>* const sums = slices == 1 ? whole : partial + (t * kChunk + i - top) * V;
-            const C* const panel = a + i * depth + k * height;
-            const int64_t count = smaller(most, depth - k);
+            const C* const panel = packed ? a + i * depth + k * height : a + first * row + k;
+            const int64_t column = packed ? height : 1, columns = smaller(most, depth - k);
             const C* const slice = x(t) + k * V * w;
-            if (height == kRows && matrix.far && t == 0)
-              multiply_from_afar(panel, count, slice, k > 0, sums,
+            if (height == kRows && packed && matrix.far && t == 0)
+              multiply_from_afar(panel, columns, slice, k > 0, sums,
                                  i + kRows < bottom ? panel + kRows * depth
                                  : k + most < depth ? a + top * depth + (k + most) * kRows
                                                     : a + bottom * depth);
             else if (height == kRows)
-              multiply<kRows>(panel, count, slice, k > 0, sums);
+              multiply<kRows>(panel, row, column, columns, slice, k > 0, sums);
             else if (height == 2 * kStep)
-              multiply<2 * kStep>(panel, count, slice, k > 0, sums);
+              multiply<2 * kStep>(panel, row, column, columns, slice, k > 0, sums);
             else
-              multiply<kStep>(panel, count, slice, k > 0, sums);
+              multiply<kStep>(panel, row, column, columns, slice, k > 0, sums);
             if (k + most >= depth)
-              f(t, i, smaller(kRows, n - i), sums);
+              f(t, i, count, sums + (i - first) * V);
           }
     }
   }
@@ -130,13 +142,18 @@ struct Wide {
   // that panels that are there already cost nothing more.
   [[gnu::noinline]] static void multiply_from_afar(const C* a, int64_t depth, const C* x, bool add,
                                                    Vec<C>* sums, const C* next) {
-    multiply<kRows, true>(a, depth, x, add, sums, next);
+    multiply<kRows, true>(a, 1, kRows, depth, x, add, sums, next);
   }
 
-  // (Adds to) sums: a panel's columns times the rows of x.
+  // (Adds to) sums: R rows of a matrix times x. Element (r, k) is at a[r * row + k * column].
   template <int R, bool kFetch = false>
-  static void multiply(const C* a, int64_t depth, const C* x, bool add, Vec<C>* sums,
-                       const C* next = nullptr) {
+  static void multiply(const C* a, int64_t row, int64_t column, int64_t depth, const C* x, bool add,
+                       Vec<C>* sums, const C* next = nullptr) {
+    constexpr int kNear = R / kStep; // rows that one address reaches
+    const C* at[kStep];
+#pragma GCC unroll 4
+    for (int g = 0; g < kStep; ++g)
+      at[g] = a + g * kNear * row;
     Vec<C> c[R][V] = {};
     if (add)
 #pragma GCC unroll 12
@@ -154,11 +171,14 @@ struct Wide {
         __builtin_prefetch(next + k * R, 0, 2);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const Vec<C> weight = splat<C>(a[k * R + r]);
+        const Vec<C> weight = splat<C>(at[r / kNear][r % kNear * row]);
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v)
           c[r][v] = fma(weight, b[v], c[r][v]);
       }
+#pragma GCC unroll 4
+      for (int g = 0; g < kStep; ++g)
+        at[g] += column;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
@@ -225,7 +245,7 @@ struct Thin {
     return round_up(rows, w) * depth;
   }
 
-  static PackedMatrix as_it_is(Strided<C> m, int64_t rows) {
+  static PackedMatrix as_it_is(Strided<C> m, int64_t rows, int64_t) {
     return m.row_stride == 1 && rows % w == 0 ? PackedMatrix{m.w, m.depth_stride} : PackedMatrix{};
   }
   static int64_t packed_stride(int64_t rows) {
