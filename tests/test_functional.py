@@ -238,8 +238,11 @@ class TestGradients:
         self.check(functional.cholesky_factor, leaves(contiguous, randn(3), randn(3, 3)))
 
     @LAYOUTS
-    def test_multivariate(self, layout):
+    @pytest.mark.parametrize("flat", [False, True], ids=["positions", "flat"])
+    def test_multivariate(self, layout, flat):
         value, pred, factor = multivariate(3)
+        if flat:
+            value, pred = value[:, 0], pred[:, 0]
         self.check(functional.multivariate_energy, leaves(layout, value, pred, factor))
         self.check(functional.multivariate_error, leaves(layout, value, pred, factor))
 

@@ -72,7 +72,7 @@ void take_known_predictions(PackedChain& chain, const Tensors& known) {
   std::vector<int64_t> edges;
   for (int64_t e = 0; e < count; ++e) {
     const int64_t l = then[2 * e];
-    if (l < 0 || l + 1 >= args.nodes || !chain.keeps_prediction(l))
+    if (l < 0 || l >= args.nodes - 1 || !chain.keeps_prediction(l))
       return; // another chain's
     edges.push_back(l);
   }

@@ -3,6 +3,7 @@
 // How the kernels are launched; for the sources that nvcc compiles.
 
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -48,6 +49,8 @@ void launch_cluster(void (*kernel)(Parameters...), int64_t blocks, int cluster, 
                     void* stream, std::type_identity_t<Parameters>... arguments) {
   if (blocks == 0)
     return;
+  static std::mutex setting; // the attribute is the kernel's, for all threads
+  const std::lock_guard<std::mutex> until_launched(setting);
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)));

@@ -135,7 +135,8 @@ def _serving(operator: str, device: str) -> Serving:
     if device == "cuda" and torch.version.cuda is not None:
         kernels, reason = triton.load()
         if operator in SERVED_BY_TRITON and kernels:
-            return Serving(operator, device, "triton", f"Triton {triton.version()}; {why_not[0]}")
+            limit = "; the reference above n = 256" if operator.startswith("multivariate") else ""
+            return Serving(operator, device, "triton", f"Triton {triton.version()}{limit}; {why_not[0]}")
         why_not.append(reason or "Triton's kernels are not registered")
     return Serving(operator, device, "reference", "; ".join(why_not))
 

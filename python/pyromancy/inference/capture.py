@@ -67,16 +67,9 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
         NotCapturable: the energy depends on more than PyTorch calls on fixed tensors.
         ValueError: it does not depend on one of the states.
     """
-    if obstacle := _obstacle(free):
-        raise NotCapturable(obstacle)
-    recorder = _Recorder()
-    try:
-        with torch.enable_grad(), recorder, _Operators(recorder):
-            result = energy()
-    except Exception as error:
-        if any(t.shape == (0,) for t in recorder.kept):
-            error.add_note("The energy takes a tensor of shape (0,), as a node's state is before its first init.")
-        raise
+    if reason := obstacle(free):
+        raise NotCapturable(reason)
+    recorder, result = _recorded(energy)
     if recorder.refusal is not None:  # and the energy's own code has caught it
         raise recorder.refusal
     if not isinstance(result, Tensor) or id(result) not in recorder.slots:
@@ -100,13 +93,27 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     return program
 
 
+def _recorded(energy: Callable[[], Tensor]) -> tuple[_Recorder, Tensor]:
+    recorder = _Recorder()
+    try:
+        with torch.enable_grad(), recorder, _Operators(recorder):
+            return recorder, energy()
+    except Exception as error:
+        if any(t.is_inference() for t in recorder.kept) and not torch.is_inference_mode_enabled():
+            with torch.inference_mode():  # such data cannot be saved for a gradient
+                return _recorded(energy)
+        if any(t.shape == (0,) for t in recorder.kept):
+            error.add_note("The energy takes a tensor of shape (0,), as a node's state is before its first init.")
+        raise
+
+
 def has_hooks(t: Tensor) -> bool:
     """Whether something wants to see, or change, a tensor's gradient, or to act on it at once."""
     hooks = t._backward_hooks or getattr(t, "_post_accumulate_grad_hooks", None)
     return bool(hooks) or hasattr(t, "_in_backward_optimizers")
 
 
-def _obstacle(free: Sequence[Tensor]) -> str | None:
+def obstacle(free: Sequence[Tensor]) -> str | None:
     """Why nothing can be captured, or run from a capture, in the state that PyTorch and the states are in."""
     if torch.is_autocast_enabled(free[0].device.type):
         return "autocast is on, and chooses dtypes call by call"
@@ -146,8 +153,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     Data, which are tensors that nothing learns, may have been replaced by others of the same form: the program then
     takes the new ones.
     """
-    if obstacle := _obstacle([program.leaves[i] for i in program.free]):
-        raise _Changed(obstacle)
+    if reason := obstacle([program.leaves[i] for i in program.free]):
+        raise _Changed(reason)
     for leaf, form in zip(program.leaves, program.forms, strict=True):
         if form_of(leaf) != form:
             raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from .capture import NotCapturable, capture, same
-from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run
+from .capture import NotCapturable, capture, obstacle, same
+from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run, check_energy
 from .lowering import NotAChain, lower
 from .program import Program
 from .replay import Replay
 
+_M = TypeVar("_M", bound=Callable[..., Any])
 EXECUTORS = ("chain", "graph", "autograd")
-_FORMS = 4  # of the energy's tensors, such as batch sizes, that a loop is ready for at a time
+_PATIENCE = 31  # runs
+_READY = 4  # energies, as of different batch sizes or weights of their terms, that a loop is ready for at a time
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,19 @@ class Trace:
 
     steps: int
     energies: Tensor | None = None
+
+
+def _normally(method: _M) -> _M:
+    """Run a method outside inference mode, where what it makes could not be used after that mode."""
+
+    @functools.wraps(method)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return cast("_M", outside)
 
 
 class InferenceLoop:
@@ -115,16 +132,19 @@ class InferenceLoop:
         self._program: Program | None = None
         self._executor: Executor | None = None
         self._reasons: dict[str, str] = {}  # executor -> why it cannot run this energy
-        self._ready: list[tuple[Program, Executor, dict[str, str]]] = []  # for other forms of its tensors, latest last
+        self._ready: list[tuple[Program, Executor, dict[str, str]]] = []  # for what the energy has been, latest last
+        self._refusals = self._patience = 0  # failed captures in a row, and runs until the next attempt
+        self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
-        self._seen: list[tuple[int, int]] = []  # the states as the last run left them
+        self._seen: list[StorageWeakRef] = []  # the memory of the states in the last run
 
     @property
     def program(self) -> Program | None:
         """What was captured; None before the first run, and where the energy cannot be captured."""
         return self._program
 
+    @_normally
     def run(self, steps: int, record: bool = False) -> Trace:
         """Run E-steps in place on the states.
 
@@ -157,18 +177,19 @@ class InferenceLoop:
         executor = self._prepared()
         if steps == 0:  # not even a velocity has begun
             return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
-        shape = self._shape() if record or self.reduction == "mean" else torch.Size()
-        if record and len(shape) != 1:
-            raise ValueError(f"energy must return one value per sample, [B], to be recorded, got shape {tuple(shape)}")
-        batch = max(1, shape.numel()) if self.reduction == "mean" else 1
-        lr, momentum, dampening = float(self.lr) / batch, float(self.momentum), float(self.dampening)
-        resume = self._velocities is not None and self._seen == self._identity()
+        lr, momentum, dampening = float(self.lr), float(self.momentum), float(self.dampening)
+        mean = self.reduction == "mean"
+        if self._program is not None:
+            result = self._program.stand_ins[self._program.result]
+            check_energy(result, record)
+            lr, mean = lr / max(1, result.numel()) if mean else lr, False
+        resume = self._velocities is not None and self._seen == self._memory()
         if not resume:
             self._velocities = [p.new_zeros(p.shape) for p in self._params] if momentum else None
-        run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record)
+        run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record, mean)
         energies = executor.run(run, self._velocities if momentum else None)
         if self._velocities is not None:
-            self._seen = self._identity()
+            self._seen = self._memory()
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
@@ -176,8 +197,11 @@ class InferenceLoop:
     def energy(self) -> Tensor:
         """Energies of the states at hand, per sample, ``[B]``, without gradient."""
         with torch.no_grad():
-            return self._energy()
+            energy = self._energy()
+        check_energy(energy, record=False)
+        return energy
 
+    @_normally
     def backward(self, params: Iterable[nn.Parameter]) -> None:
         """Accumulate into ``.grad`` of parameters what ``energy().mean().backward(inputs=params)`` would.
 
@@ -204,12 +228,18 @@ class InferenceLoop:
                 with torch.no_grad():
                     p.grad.add_(gradient)
 
+    @_normally
     def explain(self) -> str:
-        """Which executor runs the steps, on which states, what it hoists, and what keeps a faster one from it."""
-        executor = self._prepared()
-        if self._program is None:  # of the capture that failed a dry run may have been the last to store something
-            self.energy()
-        self._restore()
+        """Which executor runs the steps, on which states, what it hoists, and what keeps a faster one from it.
+
+        Of the last run or `backward`; before the first, of the energy as it is, which is evaluated for that.
+        """
+        executor = self._executor
+        if executor is None:
+            executor = self._prepared()
+            if self._program is None:  # of the capture that failed a dry run may have been the last to store something
+                self.energy()
+            self._restore()
         named = _names(self._energy)
         moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
         lines = [f"executor: {executor.name}", f"  E-steps move {moved}", *(f"  {note}" for note in executor.notes())]
@@ -235,18 +265,15 @@ class InferenceLoop:
         if self._program is not None and self._program.stores:
             self.energy()
 
-    def _shape(self) -> torch.Size:
-        """Of the energy."""
-        return (self._program.stand_ins[self._program.result] if self._program else self.energy()).shape
-
-    def _identity(self) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), p._version) for p in self._params]
+    def _memory(self) -> list[StorageWeakRef]:
+        """Of the states: new where `init` has set one, and the same where it was changed in place."""
+        return [StorageWeakRef(p.untyped_storage()) for p in self._params]
 
     def _prepared(self) -> Executor:
         """An executor for the energy as it is now."""
         if self._executor is not None and self._program is not None and same(self._energy, self._program):
             return self._executor
-        if isinstance(self._executor, AutogradExecutor) and self._wanted == "autograd":
+        if isinstance(self._executor, AutogradExecutor) and (self._wanted == "autograd" or self._is_patient()):
             return self._executor
         for i, (program, executor, reasons) in enumerate(self._ready):
             if program is not self._program and same(self._energy, program):
@@ -259,24 +286,37 @@ class InferenceLoop:
             self._keep(self._program, self._executor)
         return self._executor
 
+    def _is_patient(self) -> bool:
+        """Whether to leave it at autograd, as an attempt to capture the energy has failed not long ago."""
+        if self._patience == 0 or obstacle(self._params) or self._modes() != self._training:
+            return False
+        self._patience -= 1
+        return True
+
+    def _modes(self) -> list[bool]:
+        return [m.training for module in _reached(self._energy).values() for m in module.modules()]
+
     def _keep(self, program: Program, executor: Executor) -> None:
-        """Be ready for this energy, instead of an older one of the same form, when another has had its turn."""
-        older = [r for r in self._ready if r[0].forms == program.forms]
-        kept = [r for r in self._ready if r[0].forms != program.forms]
-        older += kept[: max(0, len(kept) - _FORMS + 1)]
-        for _, given_up, _ in older:
+        """Be ready for this energy when another has had its turn."""
+        for _, given_up, _ in self._ready[: -_READY + 1]:
             self._replay.forget(given_up)
-        self._ready = [*kept[-_FORMS + 1 :], (program, executor, self._reasons)]
+        self._ready = [*self._ready[-_READY + 1 :], (program, executor, self._reasons)]
 
     def _choose(self) -> Executor:
         if self._wanted == "autograd":
             return AutogradExecutor(self._energy, self._params)
+        if reason := obstacle(self._params):
+            self._reasons["chain or graph"] = reason
+            return self._instead(AutogradExecutor(self._energy, self._params))
         try:
             self._program = capture(self._energy, self._params)
+            self._refusals = 0
             named = _names(self._energy)
             self._program.names = {i: named[id(t)] for i, t in enumerate(self._program.leaves) if id(t) in named}
         except NotCapturable as reason:
             self._reasons["chain or graph"] = str(reason)
+            self._patience = min(2**self._refusals - 1, _PATIENCE)
+            self._refusals, self._training = self._refusals + 1, self._modes()
             return self._instead(AutogradExecutor(self._energy, self._params))
         if self._wanted != "graph":
             try:
@@ -301,6 +341,8 @@ class InferenceLoop:
             "_program": None,
             "_executor": None,
             "_ready": [],
+            "_refusals": 0,
+            "_patience": 0,
             "_replay": Replay(),
             "_velocities": None,
             "_seen": [],
@@ -308,19 +350,23 @@ class InferenceLoop:
         return state | anew
 
 
-def _names(energy: Callable[[], Tensor]) -> dict[int, str]:
-    """What to call the tensors of the modules that an energy can reach by name, by their ids."""
+def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:
+    """The modules that an energy can reach by name."""
     owner = getattr(energy, "__self__", None)
     if isinstance(owner, nn.Module):
-        reached: dict[str, Any] = {"": owner}
-    elif inspect.isfunction(energy):
+        return {"": owner}
+    if inspect.isfunction(energy):
         variables = inspect.getclosurevars(energy)
         reached = {**variables.globals, **variables.nonlocals}
     else:
         reached = getattr(owner, "__dict__", {})
+    return {name: module for name, module in reached.items() if isinstance(module, nn.Module)}
+
+
+def _names(energy: Callable[[], Tensor]) -> dict[int, str]:
+    """What to call the tensors of these modules, by their ids."""
     return {
         id(t): name
-        for prefix, module in reached.items()
-        if isinstance(module, nn.Module)
+        for prefix, module in _reached(energy).items()
         for name, t in [*module.named_parameters(prefix), *module.named_buffers(prefix)]
     }

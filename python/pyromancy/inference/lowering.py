@@ -248,7 +248,8 @@ def precision(program_values: dict[int, Tensor], node: Node, like: Tensor) -> Te
     """A node's precision times its weight: None for 1, a diagonal ``[n]`` or a matrix ``[n, n]``."""
     if node.factor is not None:
         factor = program_values[node.factor]
-        inverse = _inverse(factor) if factor.is_cuda else torch.cholesky_inverse(factor)
+        library = not factor.is_cuda and factor.diagonal().all()  # which raises where L is singular
+        inverse = torch.cholesky_inverse(factor) if library else _inverse(factor)
         return inverse if node.weight == 1.0 else node.weight * inverse
     if node.logvar is None:
         return None if node.weight == 1.0 else like.new_full((like.shape[1],), node.weight)

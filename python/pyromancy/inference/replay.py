@@ -194,10 +194,9 @@ class Replay:
 
     def _memory(self, moving: list[Tensor]) -> list[Tensor]:
         """Memory for moving tensors: another graph's where there is one for such, as they run one after another."""
-        inference = torch.is_inference_mode_enabled()
         forms = [_form(t) for t in moving]
         for recorded in self._graphs.values():
-            if [_form(t) for t in recorded.moving] == forms and recorded.moving[0].is_inference() == inference:
+            if [_form(t) for t in recorded.moving] == forms:
                 return recorded.moving
         return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for t in moving]
 
@@ -263,7 +262,6 @@ def _switches() -> Key:
         cudnn.benchmark,
         cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
-        torch.is_inference_mode_enabled(),  # which the memory is bound to
     )
 
 

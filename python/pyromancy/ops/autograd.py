@@ -154,10 +154,10 @@ class MultivariateEnergy(Function):
     def forward(ctx: Any, value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """States may come as [B, n] too: a view made here costs no node in the graph."""
         ctx.flat = value.dim() == 2
-        if ctx.flat:
-            value, pred = value.unsqueeze(1), pred.unsqueeze(1)
+        rows = (value.unsqueeze(1), pred.unsqueeze(1)) if ctx.flat else (value, pred)
         with below_autograd():
-            energy, whitened = _multivariate_energy(value, pred, factor)
+            energy, whitened = _multivariate_energy(*rows, factor)
+        # not the views, which are detached here: a second derivative goes through what is saved
         MultivariateEnergy.setup(ctx, (value, pred, factor), (energy, whitened))
         return energy, whitened
 
@@ -172,9 +172,11 @@ class MultivariateEnergy(Function):
         if grad is None:
             return None, None, None
         value, pred, factor, whitened = ctx.saved_tensors
-        grad_factor = None
+        grad_factor, flat = None, getattr(ctx, "flat", False)
         if torch.is_grad_enabled():
             dtype = value.dtype
+            if flat:
+                value, pred = value.unsqueeze(1), pred.unsqueeze(1)
             value, pred, factor, grad = map(reference._wide, (value, pred, factor, grad))
             whitened = reference._whiten(value - pred, factor)
             gradients = reference.multivariate_energy_backward(grad, whitened, factor)
@@ -184,7 +186,7 @@ class MultivariateEnergy(Function):
             gradients = _multivariate_energy_backward(grad, whitened, factor)
             if _runs(ctx, 2):
                 grad_factor = _multivariate_energy_backward_factor(grad, whitened, gradients[0], factor)
-        if getattr(ctx, "flat", False):
+        if flat:
             gradients = gradients[0].squeeze(1), gradients[1].squeeze(1)
         return *gradients, grad_factor
 

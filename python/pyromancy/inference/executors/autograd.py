@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .base import Executor, Run
+from .base import Executor, Run, check_energy
 
 
 class AutogradExecutor(Executor):
@@ -28,9 +28,12 @@ class AutogradExecutor(Executor):
             sgd.zero_grad()
             with torch.enable_grad():
                 energy = self._energy()
+                check_energy(energy, run.record)
                 energy.sum().backward(inputs=self._states)
             if run.record:
                 recorded.append(energy.detach().unsqueeze(0))
+            if run.mean:
+                sgd.param_groups[0]["lr"] = run.lr / max(1, energy.numel())
             sgd.step()
         for state, velocity in zip(self._states, velocities or (), strict=False):
             if (buffer := sgd.state[state].get("momentum_buffer")) is not None:  # else it never had a gradient

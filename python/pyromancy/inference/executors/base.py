@@ -22,6 +22,7 @@ class Run:
         lr: their rate; this and the next three are those of `torch.optim.SGD`.
         resume: whether the velocities hold those of earlier steps; else the first gradient starts them.
         record: whether the energies before every step are wanted.
+        mean: whether `lr` has yet to be divided by the number of energies, which only the executor will know.
     """
 
     steps: int
@@ -31,6 +32,17 @@ class Run:
     nesterov: bool
     resume: bool
     record: bool
+    mean: bool = False
+
+
+def check_energy(energy: Tensor, record: bool) -> None:
+    """Raise where an energy is no tensor, or not one value per sample that could be recorded."""
+    if not isinstance(energy, Tensor):
+        raise TypeError(f"energy must return a tensor, got {type(energy).__name__}")
+    if record and energy.dim() != 1:
+        raise ValueError(
+            f"energy must return one value per sample, [B], to be recorded, got shape {tuple(energy.shape)}"
+        )
 
 
 class Executor(ABC):

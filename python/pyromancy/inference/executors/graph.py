@@ -37,6 +37,16 @@ class GraphExecutor(ReplayingExecutor):
                 self._channels_last = False
         if not self._channels_last:
             self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
+        self._try()
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Some operators can be traced and then not be run without autograd, such as a LSTM of oneDNN's."""
+        leaves = self._laid_out(self.program.leaves)
+        try:
+            self._step(*leaves, *self._once(*leaves))
+        except Exception as error:
+            raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
 
     def _laid_out(self, leaves: list[Tensor]) -> list[Tensor]:
         """The leaves as the graphs take them."""

@@ -7,6 +7,7 @@ name, and Python still finds a folder first, so that the warning below is given 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from ...shape import Shape
 __all__ = ["Node", "PredictiveNode", "StateNode", "VariationalNode"]
 
 warn_if_shadowed()
+
+_AS_IT_IS = nullcontext()
 
 
 @eparameters()
@@ -106,7 +109,9 @@ class StateNode(Node):
         self._check("value", value)
         state = self.value
         state.grad = None
-        copy = value.detach().to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
+        # what is made in inference mode could never again be saved for a gradient
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else _AS_IT_IS:
+            copy = value.detach().to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
         self._hold(copy)
         torch.autograd.graph.increment_version(state)  # assigning `data` does not; graphs over the old state are void
         return state

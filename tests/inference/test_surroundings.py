@@ -1,0 +1,202 @@
+"""How often an energy is evaluated, and what is done around runs: inference mode, states changed in place, turns."""
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.autograd import Function
+
+import pyromancy as pyro
+from networks import autograd_loop
+from pyromancy.functional import gaussian_energy
+from pyromancy.nodes import FixedNode, MultivariateGaussianNode, StandardGaussianNode
+
+EXECUTORS = ["chain", "graph", "autograd"]
+
+
+class Net(nn.Module):
+    def __init__(self, act=None):
+        super().__init__()
+        self.below, self.hidden, self.above = FixedNode(4), StandardGaussianNode(6), StandardGaussianNode(3)
+        self.up, self.top, self.act = nn.Linear(4, 6), nn.Linear(6, 3), act or nn.Tanh()
+        self.weight, self.evaluations = 1.0, 0
+        self.double()
+        generator = torch.Generator().manual_seed(0)
+        self.start = [torch.randn(5, n, generator=generator, dtype=torch.float64) for n in (4, 6, 3)]
+        self.init()
+
+    def init(self):
+        for node, value in zip((self.below, self.hidden, self.above), self.start, strict=True):
+            node.init(value)
+
+    def energy(self):
+        self.evaluations += 1
+        top = self.top(self.act(self.hidden.value))
+        return self.hidden.energy(self.up(self.below.value)) + self.weight * self.above.energy(top)
+
+    @property
+    def free(self):
+        return [self.hidden.value]
+
+
+def plain(net, steps, reduce=torch.sum, **options):
+    net.init()
+    autograd_loop(net.energy, net.free, steps, 0.1, reduce, **options)
+    return net.hidden.value.detach().clone()
+
+
+class Sign(Function):
+    """A straight-through activation."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_a_function_with_a_backward_of_its_own_is_found_in_any_mode(around):
+    net = Net(Sign.apply)
+    expected = plain(net, 10)
+    loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1)
+    for mode in (around, torch.enable_grad):
+        net.init()
+        with mode():
+            loop.run(10)
+        torch.testing.assert_close(net.hidden.value.detach(), expected)
+    assert "backward of its own" in loop.explain()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_all_of_a_batch_in_inference_mode(executor):
+    """What it makes, states, velocities and gradients, can be used outside afterwards."""
+    net = Net()
+    expected = plain(net, 6, momentum=0.9)
+    net.energy().mean().backward(inputs=[net.top.weight])
+    gradient, net.top.weight.grad = net.top.weight.grad, None
+    loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1, momentum=0.9, executor=executor)
+    with torch.inference_mode():
+        net.init()
+        loop.run(3)
+    loop.run(3)
+    torch.testing.assert_close(net.hidden.value.detach(), expected)
+    with torch.inference_mode():
+        loop.backward([net.top.weight])
+    torch.testing.assert_close(net.top.weight.grad, gradient)
+    loop.backward([net.top.weight])
+    torch.testing.assert_close(net.top.weight.grad, 2 * gradient)
+    net.energy().sum().backward(inputs=net.free)
+
+
+def test_data_made_in_inference_mode():
+    with torch.inference_mode():
+        target = torch.ones(5, 3)
+    state, edge = nn.Parameter(torch.zeros(5, 4)), nn.Linear(4, 3)
+    loop = pyro.InferenceLoop(lambda: gaussian_energy(target, edge(state)), [state], lr=0.1)
+    before = loop.energy().sum()
+    loop.run(5)
+    assert loop.energy().sum() < before
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_state_that_is_changed_in_place_keeps_its_velocity(executor):
+    """As it does in `torch.optim.SGD`."""
+    net = Net()
+    sgd = torch.optim.SGD(net.free, lr=0.05, momentum=0.9)
+    for _ in range(8):
+        sgd.zero_grad()
+        net.energy().sum().backward(inputs=net.free)
+        sgd.step()
+        with torch.no_grad():
+            net.hidden.value.clamp_(-0.5, 0.5)
+    expected = net.hidden.value.detach().clone()
+    loop = pyro.InferenceLoop(net.energy, net.free, lr=0.05, momentum=0.9, executor=executor)
+    net.init()
+    for _ in range(8):
+        loop.run(1)
+        with torch.no_grad():
+            net.hidden.value.clamp_(-0.5, 0.5)
+    torch.testing.assert_close(net.hidden.value.detach(), expected)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("record", [False, True])
+def test_autograd_evaluates_an_energy_once_a_step(reduction, record):
+    """More would draw other random numbers, or update the statistics of a batch norm once too often."""
+    net = Net()
+    expected = plain(net, 4, getattr(torch, reduction))
+    loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1, executor="autograd", reduction=reduction)
+    net.init()
+    net.evaluations = 0
+    trace = loop.run(4, record=record)
+    loop.explain()
+    assert net.evaluations == 4
+    assert (trace.energies is not None) == record
+    torch.testing.assert_close(net.hidden.value.detach(), expected)
+
+
+def test_an_energy_that_cannot_be_captured_is_seldom_tried_again():
+    net = Net(nn.Dropout(0.5))
+    loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1)
+    for _ in range(100):
+        loop.run(1)
+    assert "random" in loop.explain()
+    assert net.evaluations < 110
+    net.eval()
+    loop.run(1)
+    assert loop.explain().startswith("executor: chain")
+    net.train()
+    loop.run(1)
+    assert loop.explain().startswith("executor: autograd")
+
+
+def test_energies_that_take_turns_are_captured_once(monkeypatch):
+    """As two phases of a batch that weigh the target otherwise do."""
+    captures = []
+    original = pyro.inference.loop.capture
+    monkeypatch.setattr(pyro.inference.loop, "capture", lambda *args: captures.append(1) or original(*args))
+    net = Net()
+    loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1)
+    for net.weight in (0.25, 0.5, 0.25, 0.5, 0.25):
+        expected = plain(net, 3)
+        net.init()
+        loop.run(3)
+        torch.testing.assert_close(net.hidden.value.detach(), expected)
+    assert len(captures) == 2
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_edges_in_float32(kind):
+    """Whatever the library behind them can do without autograd."""
+    edge, target = kind(4, 3, batch_first=True), torch.randn(5, 3)
+    state = nn.Parameter(torch.randn(5, 2, 4))
+    energy = lambda: gaussian_energy(target, edge(state)[0][:, -1])  # noqa: E731
+    start = state.detach().clone()
+    autograd_loop(energy, [state], 3, 0.1)
+    expected = state.detach().clone()
+    state.data = start
+    pyro.InferenceLoop(energy, [state], lr=0.1).run(3)
+    torch.testing.assert_close(state.detach(), expected)
+
+
+@pytest.mark.parametrize("executor", [None, "autograd"])
+def test_an_energy_that_is_no_tensor_is_refused(executor):
+    state = nn.Parameter(torch.randn(5, 4))
+    loop = pyro.InferenceLoop(lambda: (state.square().sum(1),), [state], lr=0.1, executor=executor)
+    for act in (lambda: loop.run(1), loop.energy):
+        with pytest.raises(TypeError, match="energy must return a tensor, got tuple"):
+            act()
+
+
+def test_a_singular_factor_gives_what_autograd_gives():
+    """Numbers that are none, and no error."""
+    node = MultivariateGaussianNode(3)
+    node.init(torch.randn(5, 3))
+    with torch.no_grad():
+        node.covar_cf_logdiag.fill_(-200.0)
+    loop = pyro.InferenceLoop(lambda: node.energy(torch.zeros(5, 3)), [node.value], lr=0.1)
+    loop.run(2)
+    assert loop.explain().startswith("executor: chain")
+    assert not node.value.isfinite().any()
