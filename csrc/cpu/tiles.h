@@ -102,11 +102,12 @@ struct Wide {
     const C* const a = static_cast<const C*>(matrix.data);
     const bool packed = matrix.stride == 0;
     const int64_t row = packed ? 1 : matrix.stride;
-    const int64_t slices = (depth + kSlice - 1) / kSlice;
+    const int64_t slices = depth > kSlice ? (depth + kSlice - 1) / kSlice : 1;
     const int64_t most = (depth + slices - 1) / slices;
     for (int64_t top = wanted.begin; top < wanted.end; top += kChunk) {
       const int64_t bottom = smaller(top + kChunk, wanted.end);
-      for (int64_t k = 0; k < depth; k += most)
+      int64_t k = 0;
+      do { // once where there is nothing to add up
         for (int64_t t = 0; t < tiles; ++t)
           for (int64_t i = top, count; i < bottom; i += count) {
             // Rows from i on. Of a matrix as it is the last ones may have been counted before.
@@ -135,6 +136,8 @@ struct Wide {
             if (k + most >= depth)
               f(t, i, count, sums + (i - first) * V);
           }
+        k += most;
+      } while (k < depth);
     }
   }
 

@@ -111,8 +111,16 @@ def test_mstep_activations(activation, side):
         check_mstep(problem((5, 33, 7, 3), SOME, **{side: activation}, dtype=dtype))
 
 
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("widths", [(5, 0, 3), (0, 3, 4), (4, 0, 3, 4)], ids=joined)
+def test_nodes_without_neurons(widths, batch):
+    """What they predict is the bias."""
+    check(problem(widths, batch, "tanh", record=True))
+    check_mstep(problem(widths, batch, "tanh", prior="one"))
+
+
 @pytest.mark.parametrize("batch", [0, 3])
-def test_mstep_of_a_node_without_neurons(batch):
+def test_mstep_of_a_node_without_neurons_and_with_a_covariance(batch):
     arguments = problem((5, 0, 3), batch, prior="one", covariances=True)
     arguments["precisions"] = [torch.eye(n, dtype=torch.float64) for n in (5, 0, 3)]
     found = mstep(**everything_wanted(arguments))

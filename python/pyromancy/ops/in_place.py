@@ -54,16 +54,15 @@ WRITTEN: dict[str, Callable[..., Sequence[Tensor]]] = {
 }
 
 
-def _refuse_leaves(name: str, written: Sequence[Tensor]) -> None:
-    """Refuse what `Tensor.sub_` does: nobody could tell whose gradient a leaf's is, before the write or after."""
-    for t in written:
-        base = t if t._base is None else t._base
-        if base.requires_grad and base.is_leaf:
-            view = "" if base is t else "a view of "
-            raise RuntimeError(
-                f"{name} writes in place, and {view}a leaf that requires grad is no place for that; call it under "
-                "torch.no_grad() or on a detached tensor"
-            )
+def _refuse_gradients(name: str, args: Sequence[Any]) -> None:
+    """Refuse what would lose a gradient in silence: these operators have none to give."""
+    for arg in args:
+        for t in arg if isinstance(arg, list | tuple) else (arg,):
+            if isinstance(t, Tensor) and (t.requires_grad or (t._base is not None and t._base.requires_grad)):
+                raise RuntimeError(
+                    f"{name} has no gradient, and takes a tensor of shape {tuple(t.shape)} that requires one; call it "
+                    "under torch.no_grad() or on detached tensors"
+                )
 
 
 def _operator(name: str) -> Any:
@@ -76,7 +75,7 @@ def _kernel(name: str) -> Callable[..., Any]:
     def kernel(keys: Any, *args: Any) -> Any:
         written = written_by(*args)
         if torch.is_grad_enabled():
-            _refuse_leaves(name, written)
+            _refuse_gradients(name, args)
         with _below():
             result = operator.redispatch(keys & _keys_below, *args)
         increment_version(written)
