@@ -200,3 +200,26 @@ def test_a_singular_factor_gives_what_autograd_gives():
     loop.run(2)
     assert loop.explain().startswith("executor: chain")
     assert not node.value.isfinite().any()
+
+
+@pytest.mark.parametrize("executor", ["chain", "graph"])
+def test_a_penalty_on_weights_moves_no_state(executor):
+    net = Net()
+
+    def energy():
+        return net.energy() + 0.1 * net.top.weight.square().sum() + net.up.bias.square().sum().reshape(1)
+
+    expected = plain(net, 4)
+    totals, gradient = [], torch.autograd.grad(energy().mean(), net.top.weight)[0]
+    loop = pyro.InferenceLoop(energy, net.free, lr=0.1, executor=executor)
+    net.init()
+    for _ in range(4):
+        totals.append(loop.energy().sum())
+        loop.run(1)
+    net.init()
+    trace = loop.run(4, record=True)
+    assert trace.energies.shape == (4, 4)
+    torch.testing.assert_close(trace.energies.sum(1), torch.stack(totals))
+    torch.testing.assert_close(net.hidden.value.detach(), expected)
+    loop.backward([net.top.weight])
+    torch.testing.assert_close(net.top.weight.grad, gradient)

@@ -47,7 +47,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of the energy: `weight` times what the slot holds, one value per sample."""
+    """A summand of the energy: `weight` times what the slot holds.
+
+    That is one value per sample, or broadcasts to that where no free state changes it, as a penalty on weights does.
+    """
 
     slot: int
     weight: float
@@ -205,7 +208,8 @@ class Program:
         if call.kwargs or len(call.args) != 2:
             return []
         whole = self.stand_ins[call.outputs[0]].shape
-        if any(self.stand_ins[s].shape != whole for s in tensors):
+        broadcast = [s for s in tensors if self.stand_ins[s].shape != whole]
+        if any(s in self.varying for s in broadcast):
             return []  # what broadcasts counts more than once
         if name in ("add", "radd") and len(tensors) == 2:
             return [(s, 1.0) for s in tensors]

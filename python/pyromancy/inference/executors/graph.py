@@ -64,7 +64,8 @@ class GraphExecutor(ReplayingExecutor):
         for step in range(run.steps):
             if run.record:
                 terms = program.evaluate([t.slot for t in program.terms], leaves)
-                recorded.append(torch.stack([t.weight * e for t, e in zip(program.terms, terms, strict=True)]))
+                weighted = [t.weight * e for t, e in zip(program.terms, terms, strict=True)]
+                recorded.append(torch.stack(torch.broadcast_tensors(*weighted)))
             gradients = self._step(*leaves, *invariant)
             for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
                 if not velocities:
