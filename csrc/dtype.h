@@ -27,4 +27,9 @@ struct ComputeOf<double> {
 template <class T>
 using Compute = typename ComputeOf<T>::type;
 
+// The same of a dtype: the type that its elements are computed in.
+inline DType computed_in(DType dtype) {
+  return dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
 } // namespace pyromancy

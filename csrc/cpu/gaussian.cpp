@@ -18,8 +18,8 @@ constexpr int64_t kChunk = 65536;
 // Rows up to this size get a precision for every position rather than gathering it block by block.
 constexpr int64_t kExpanded = 65536;
 
-int64_t compute_size(DType dtype) {
-  return dtype == DType::float64 ? 8 : 4;
+int64_t computed_size(DType dtype) {
+  return computed_in(dtype) == DType::float64 ? sizeof(double) : sizeof(float);
 }
 
 // Strides of a contiguous logvar seen as [B, *node]: 0 for the batch and where it is broadcast.
@@ -40,7 +40,7 @@ public:
        const Tensor* weight, const Tensor* grad_value, const Tensor* grad_pred)
       : kernels(PYROMANCY_SELECT_KERNELS(gaussian_kernels, dtype_of("value", value))),
         shared(logvar ? logvar->numel() : 0), logvar_(logvar),
-        compact_(shared * compute_size(dtype_of("value", value))) {
+        compact_(shared * computed_size(dtype_of("value", value))) {
     if (logvar_ && !logvar_->is_contiguous())
       logvar_ = torch::stable::contiguous(*logvar_);
 
@@ -62,7 +62,7 @@ public:
     args.precision_kind = Precision::none;
     args.precision = nullptr;
     if (logvar_)
-      prepare_precision(compute_size(dtype_of("value", value)));
+      prepare_precision(computed_size(dtype_of("value", value)));
   }
 
   int64_t items() const {

@@ -81,12 +81,7 @@ void with_element(DType dtype, F f) {
   }
 }
 
-// The type that elements are computed in.
-inline DType computed_in(DType dtype) {
-  return dtype == DType::float64 ? DType::float64 : DType::float32;
-}
-
-// f(element) with a zero of that type.
+// f(element) with a zero of the type that elements are computed in.
 template <class F>
 void with_computed(DType dtype, F f) {
   if (computed_in(dtype) == DType::float64)

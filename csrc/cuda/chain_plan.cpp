@@ -28,8 +28,8 @@ constexpr double tf32 = 8 * float32, bfloat16 = 14 * float32;
 constexpr double memory_bytes = 20; // of device memory that a multiprocessor moves in a cycle
 } // namespace cost
 
-constexpr int kWarps = 8, kQuarters = 4; // of a block, and of a multiprocessor
-constexpr int kThreads = 32 * kWarps;    // as in device.h, which only nvcc reads
+constexpr int kQuarters = 4; // of a multiprocessor
+constexpr int kThreads = 32 * kWarps;
 constexpr int kRounds[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};
 constexpr int kGrains[] = {1, 2, 4}; // finer parts keep the warps evenly busy, and take more memory
 

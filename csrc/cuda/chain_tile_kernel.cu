@@ -8,7 +8,7 @@
 namespace pyromancy::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / kWarp;
+static_assert(kWarps * kWarp == kThreads);
 
 // Not inlined: ten functions at every use would be most of the kernel's code.
 __noinline__ __device__ float2 activate_pair(Activation kind, float parameter, float2 x) {

@@ -19,6 +19,7 @@
 
 namespace pyromancy::cuda {
 
+inline constexpr int kWarps = 8;                  // of a block
 inline constexpr int kTileNodes = 32;             // at most, of a chain
 inline constexpr int kProducts = 3 * kTileNodes;  // forward, feedback and precision
 inline constexpr int kNeurons = 8, kSamples = 16; // of a tile

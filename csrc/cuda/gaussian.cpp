@@ -178,7 +178,7 @@ void reduce_columns(const Call& call, const Tensor& columns, int64_t ranges, con
   first.slices = ceil_div(args.count, kSlice);
   const int64_t pieces = args.kept * first.slices;
   const Tensor sums = allocate_wide({&pieces, 1}, out);
-  first.dtype = wide(args.dtype);
+  first.dtype = computed_in(args.dtype);
   first.out = sums.data_ptr();
   first.scale = 1;
   launch_reduce(first, stream);

@@ -31,11 +31,6 @@ private:
 Tensor allocate(Sizes sizes, const Tensor& like);
 Tensor allocate_wide(Sizes sizes, const Tensor& like);
 
-// The type that a dtype is computed in.
-inline DType wide(DType dtype) {
-  return dtype == DType::float64 ? DType::float64 : DType::float32;
-}
-
 // A layout as the kernels take it.
 Extent extent_of(const Layout& layout);
 Operand operand_of(const Layout& layout, int operand);

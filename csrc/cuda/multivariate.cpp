@@ -12,7 +12,7 @@ namespace pyromancy::cuda {
 namespace {
 
 bool is_wide(DType dtype) {
-  return wide(dtype) == dtype;
+  return computed_in(dtype) == dtype;
 }
 
 States states_of(const Tensor& t) {

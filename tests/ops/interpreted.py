@@ -6,7 +6,7 @@ import torch
 import formulas
 from numerics import assert_near, same_bits
 from pyromancy import backends, ops
-from pyromancy.ops.triton import gaussian, layout, multivariate
+from pyromancy.ops.triton import gaussian, launch, layout, multivariate
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +48,7 @@ class TestManyProgramsForASample:
 
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch):
-        monkeypatch.setattr(gaussian, "_TILE", 32)
+        monkeypatch.setattr(launch, "TILE", 32)
         monkeypatch.setattr(gaussian, "_CHUNK", 32)
         monkeypatch.setattr(gaussian, "_RANGES", 2)
 

@@ -17,11 +17,8 @@ from torch import Tensor
 from ..chain import what_is_known
 from . import persistent
 from .activation import IDENTITY, activate, slope
-from .gaussian import _tile
-from .launch import blocks, computed_in, launch
+from .launch import blocks, computed_in, elements_of_tile, launch, tile
 from .reduce import finish
-
-_BLOCK = 1024  # elements; half as many of float64, which takes two registers
 
 
 @triton.jit
@@ -167,7 +164,7 @@ class Chain:
     def tiling(self, node: int) -> tuple[int, int, int]:
         """Tiles along a row, and a tile's height and width: they depend on the node's width alone."""
         n = self.states[node].shape[1]
-        tall, width = _tile(n, self.acc)
+        tall, width = tile(n, self.acc)
         return blocks(n, width), tall, width
 
     def _activate(
@@ -345,7 +342,7 @@ def _descend(chain: Chain, descent: Descent) -> None:
     steady = [i for i in descent.constant if free[i]]
     products = {i: torch.empty_like(states[i]) for i in varying}
     record = energies is not None
-    block = _BLOCK // 2 if chain.acc == tl.float64 else _BLOCK
+    block = elements_of_tile(chain.acc)
     rooms = {i: chain.room(i, error=free[i], delta=i in products, parts=record) for i in (*varying, *steady)}
     for step in range(descent.steps):
         for i, (drive, gram) in descent.drives.items():

@@ -11,11 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import blocks, computed_in, launch, power_of_2, wide
+from .launch import blocks, computed_in, launch, tile, wide
 from .layout import Layout, merge, offset, shared_strides
 from .reduce import finish
 
-_TILE = 1024  # elements; half as many of float64, which takes two registers
 _CHUNK = 8192  # positions of a sample that one program sums
 _RANGES = 256  # of samples, at most, that have a sum of their own of the gradient for logvar
 
@@ -112,17 +111,10 @@ def _layout(logvar: Tensor | None, *states: Tensor) -> Layout:
     return merge(node, *(t.stride()[1:] for t in states), shared_strides(logvar, node))
 
 
-def _tile(size: int, acc: tl.dtype) -> tuple[int, int]:
-    """Samples and positions of a tile."""
-    elements = _TILE // 2 if acc == tl.float64 else _TILE
-    width = power_of_2(size, elements)
-    return elements // width, width
-
-
 def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
     acc = computed_in("value", value)
     layout = _layout(logvar, value, pred)
-    rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
+    rows, (tall, width) = value.shape[0], tile(layout.size, acc)
     chunks = max(1, blocks(layout.size, _CHUNK))
     chunk = min(_CHUNK, blocks(layout.size, width) * width)
     energy = value.new_empty(rows)
@@ -145,7 +137,7 @@ def _residual(
     acc = computed_in("value", value)
     layout = _layout(logvar, value, pred, out, second)
     value_at, pred_at, out_at, second_at, logvar_at = layout.strides
-    rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
+    rows, (tall, width) = value.shape[0], tile(layout.size, acc)
     tiles = blocks(layout.size, width)
     launch(
         residual_kernel, blocks(rows, tall) * tiles, value, pred, logvar, weight, out, negative,
@@ -174,7 +166,7 @@ def gaussian_energy_backward_logvar(
     grad_value, grad_pred = torch.empty_like(value), torch.empty_like(pred)
     layout = _layout(logvar, value, pred, grad_value, grad_pred)
     value_at, pred_at, out_at, second_at, logvar_at = layout.strides
-    rows, (tall, width) = value.shape[0], _tile(layout.size, acc)
+    rows, (tall, width) = value.shape[0], tile(layout.size, acc)
     tiles = blocks(layout.size, width)
     height = max(16, blocks(blocks(rows, _RANGES), tall) * tall)
     sums = value.new_empty((blocks(rows, height), layout.size), dtype=wide(value))

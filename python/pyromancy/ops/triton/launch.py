@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 VERSION: str = triton.__version__
+TILE = 1024  # elements of float32
 
 _COMPUTED_IN = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.float32,
                 torch.float16: tl.float32}  # fmt: skip
@@ -42,6 +43,18 @@ def blocks(count: int, block: int) -> int:
 def power_of_2(n: int, at_most: int) -> int:
     """The least power of 2 that covers n, up to a limit that is one itself."""
     return min(at_most, 1 << max(n - 1, 0).bit_length())
+
+
+def elements_of_tile(acc: tl.dtype) -> int:
+    """Half as many of float64, which takes two registers."""
+    return TILE // 2 if acc == tl.float64 else TILE
+
+
+def tile(size: int, acc: tl.dtype) -> tuple[int, int]:
+    """Samples and positions of a tile."""
+    elements = elements_of_tile(acc)
+    width = power_of_2(size, elements)
+    return elements // width, width
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
