@@ -40,6 +40,7 @@ _SMALL = 1 << 14
 _huber: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
 # The |d| from which Huber's loss is no longer 1/2 d^2: none that is finite.
 _LINEAR_FROM = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
+_is_compiling = torch.compiler.is_compiling
 _transforming_functions = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
 _GaussianError = super(Function, autograd.GaussianError).apply
@@ -70,7 +71,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
-    compiling = torch.compiler.is_compiling()
+    compiling = _is_compiling()
     if logvar is None and not compiling and forward_ad._current_level < 0 and _is_small(value, pred):
         return _huber(value, pred, 0, _LINEAR_FROM[value.dtype]).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
@@ -261,15 +262,15 @@ def _transforming() -> bool:
 
 
 def _is_small(value: Tensor, pred: Tensor) -> bool:
-    dtype = value.dtype
+    dtype, shape = value.dtype, value.shape
     return (
-        value.is_cpu
-        and pred.is_cpu
-        and value.dim() == 2
-        and value.numel() < _SMALL
-        and (dtype is torch.float32 or dtype is torch.float64)
+        dtype in _LINEAR_FROM
         and dtype is pred.dtype
-        and value.shape == pred.shape
+        and len(shape) == 2
+        and shape == pred.shape
+        and value.numel() < _SMALL
+        and value.is_cpu
+        and pred.is_cpu
     )
 
 

@@ -132,7 +132,9 @@ class StateNode(Node):
 
     def _state(self, method: str) -> Tensor:
         """The state, for `method` to use."""
-        value = self.value
+        value: Tensor | None = self._parameters.get("value")  # which `self.value` finds after a search
+        if value is None:
+            value = self.value
         if value.numel() == 0:
             name = type(self).__name__
             raise RuntimeError(
