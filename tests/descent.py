@@ -55,7 +55,8 @@ def assert_as_autograd(energy, states, learned=(), steps=3, **options):
     before = [z.detach().clone() for z in states]
     loop = InferenceLoop(energy, states, lr=0.1, **options)
     loop.run(steps)
-    loop.backward(learned)
+    if learned:
+        loop.backward(learned)
     found = [z.detach().clone() for z in states] + [p.grad for p in learned]
     with torch.no_grad():
         for z, start in zip(states, before, strict=True):

@@ -638,9 +638,10 @@ def test_hand_value():
     ("arguments", "error", "message"),
     [
         ({"energy": 3}, TypeError, "energy must be callable, got int"),
-        ({"params": []}, ValueError, "params must hold at least one state"),
+        ({"params": []}, ValueError, "params must hold at least one tensor"),
         ({"params": torch.zeros(2)}, TypeError, "params must be an iterable"),
-        ({"params": ["value"]}, TypeError, "params must hold tensors, got str"),
+        ({"params": ["value"]}, TypeError, "params must hold tensors, as .*, got str"),
+        ({"params": torch.nn.Linear(2, 2)}, TypeError, "params must be an iterable of tensors, as .*, got Linear"),
         ({"lr": -0.1}, ValueError, "lr must be finite and not negative, got -0.1"),
         ({"lr": float("nan")}, ValueError, "lr must be finite and not negative, got nan"),
         ({"lr": "0.1"}, TypeError, "lr must be a number, got '0.1'"),

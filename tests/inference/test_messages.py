@@ -95,3 +95,20 @@ def test_a_printed_program_names_its_tensors():
     printed = str(loop.program)
     assert "hidden.value, free state (2, 5) float32" in printed
     assert "top.weight, fixed (3, 5) float32" in printed
+
+
+@pytest.mark.parametrize("executor", ["chain", "graph", "autograd"])
+def test_gradients_of_nothing_are_refused(executor):
+    """As those of an iterator that an optimizer has used up."""
+    net = Net().init()
+    loop = pyro.InferenceLoop(net.energy, [net.hidden.value], lr=0.1, executor=executor)
+    learned = pyro.get_mstep_params(net)
+    torch.optim.SGD(learned, lr=0.1)
+    for params, error, told in (
+        (learned, ValueError, "at least one tensor, got none"),
+        (net.top.weight, TypeError, "iterable of tensors, as pyromancy.get_mstep_params gives them, got Parameter"),
+        (net.top, TypeError, "got Linear"),
+        (pyro.get_named_mstep_params(net), TypeError, "got tuple"),
+    ):
+        with pytest.raises(error, match=told):
+            loop.backward(params)

@@ -111,14 +111,7 @@ class InferenceLoop:
     ) -> None:
         if not callable(energy):
             raise TypeError(f"energy must be callable, got {type(energy).__name__}")
-        if isinstance(params, Tensor):
-            raise TypeError("params must be an iterable of states, got a tensor")
-        self._params = list(params)
-        if not self._params:
-            raise ValueError("params must hold at least one state, got none")
-        for p in self._params:
-            if not isinstance(p, Tensor):
-                raise TypeError(f"params must hold tensors, got {type(p).__name__}")
+        self._params = _listed(params, "pyromancy.get_estep_params")
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params must hold every state once, got one of them twice")
         self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
@@ -207,8 +200,12 @@ class InferenceLoop:
 
         Args:
             params: M-step parameters, as `pyromancy.get_mstep_params` gives them; what is frozen is passed over.
+
+        Raises:
+            TypeError: `params` is not an iterable of tensors.
+            ValueError: it holds none, as an iterator that has been used up.
         """
-        wanted = list({id(p): p for p in params}.values())
+        wanted = list({id(p): p for p in _listed(params, "pyromancy.get_mstep_params")}.values())
         found = self._prepared().gradients(wanted)
         if isinstance(found, str):
             self._reasons["fused M-step gradients"] = found
@@ -348,6 +345,19 @@ class InferenceLoop:
             "_seen": [],
         }
         return state | anew
+
+
+def _listed(params: Iterable[Tensor], source: str) -> list[Tensor]:
+    """Parameters, as a list of tensors that is not empty."""
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(f"params must be an iterable of tensors, as {source} gives them, got {type(params).__name__}")
+    listed = list(params)
+    if not listed:
+        raise ValueError("params must hold at least one tensor, got none; an iterator gives its tensors only once")
+    for p in listed:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"params must hold tensors, as {source} gives them, got {type(p).__name__}")
+    return listed
 
 
 def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:
