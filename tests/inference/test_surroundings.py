@@ -223,3 +223,84 @@ def test_a_penalty_on_weights_moves_no_state(executor):
     torch.testing.assert_close(net.hidden.value.detach(), expected)
     loop.backward([net.top.weight])
     torch.testing.assert_close(net.top.weight.grad, gradient)
+
+
+def test_a_program_that_could_not_run_does_not_outlive_its_batch():
+    """A capture that only autograd can run, between captures that fail, tells nothing of later batches."""
+    torch.manual_seed(0)
+    edge, noise, state = nn.LSTM(4, 3, batch_first=True), nn.Dropout(1e-9), nn.Parameter(torch.randn(5, 2, 4))
+    net = nn.ModuleList([edge, noise])
+    target = torch.randn(5, 3)
+    energy = lambda: gaussian_energy(target, net[1](net[0](state)[0][:, -1]))  # noqa: E731
+    loop = pyro.InferenceLoop(energy, [state], lr=0.5, reduction="mean")
+    for _ in range(4):
+        loop.run(1)
+    net.eval()
+    loop.run(1)
+    net.train()
+    start = torch.randn(50, 2, 4)
+    state.data, target = start.clone(), torch.randn(50, 3)
+    autograd_loop(energy, [state], 1, 0.5, torch.mean)
+    expected, state.data = state.detach().clone(), start.clone()
+    loop.run(1)
+    torch.testing.assert_close(state.detach(), expected)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_other_parts_of_one_memory_are_other_states(executor):
+    memory, edge, state = torch.randn(9, 4), nn.Linear(4, 3), nn.Parameter(torch.zeros(5, 4))
+    targets = {5: torch.randn(5, 3), 4: torch.randn(4, 3)}
+    energy = lambda: gaussian_energy(targets[len(state)], edge(state))  # noqa: E731
+    loop = pyro.InferenceLoop(energy, [state], lr=0.1, momentum=0.9, executor=executor)
+    for part in (slice(0, 5), slice(2, 7), slice(5, 9)):
+        start = memory[part].clone()
+        state.data = memory[part]
+        loop.run(3)
+        found = state.detach().clone()
+        state.data = start
+        autograd_loop(energy, [state], 3, 0.1, momentum=0.9)
+        torch.testing.assert_close(found, state.detach())
+
+
+def test_a_variable_that_is_not_set_yet():
+    state = nn.Parameter(torch.randn(5, 4))
+    if state.dim() != 2:
+        never = state
+
+    def energy():
+        return state.square().sum(1) if state.dim() == 2 else never
+
+    loop = pyro.InferenceLoop(energy, [state], lr=0.1)
+    loop.run(2)
+    assert "executor: graph" in loop.explain()
+
+
+def test_a_function_with_a_backward_of_its_own_and_data_made_in_inference_mode():
+    with torch.inference_mode():
+        target = torch.randn(5, 3)
+    edge, state = nn.Linear(4, 3), nn.Parameter(torch.randn(5, 4))
+    loop = pyro.InferenceLoop(lambda: gaussian_energy(target, Sign.apply(edge(state))), [state], lr=0.1)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):  # as plainly
+        loop.run(5)
+
+
+def test_a_network_made_in_inference_mode():
+    with torch.inference_mode():
+        net = Net()
+        before = net.energy().sum()
+        loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1)
+        loop.run(5)
+        assert net.energy().sum() < before
+        assert loop.explain().startswith("executor: chain")
+
+
+def test_a_module_that_is_the_energy_switches_modes():
+    net = Net(nn.Dropout(0.5))
+    net.forward = net.energy
+    loop = pyro.InferenceLoop(net, net.free, lr=0.1)
+    for _ in range(20):
+        loop.run(1)
+    net.eval()
+    loop.run(1)
+    assert loop.explain().startswith("executor: chain")
+    assert "hidden.value" in loop.explain()

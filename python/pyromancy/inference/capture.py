@@ -99,9 +99,6 @@ def _recorded(energy: Callable[[], Tensor]) -> tuple[_Recorder, Tensor]:
         with torch.enable_grad(), recorder, _Operators(recorder):
             return recorder, energy()
     except Exception as error:
-        if any(t.is_inference() for t in recorder.kept) and not torch.is_inference_mode_enabled():
-            with torch.inference_mode():  # such data cannot be saved for a gradient
-                return _recorded(energy)
         if any(t.shape == (0,) for t in recorder.kept):
             error.add_note("The energy takes a tensor of shape (0,), as a node's state is before its first init.")
         raise
@@ -216,6 +213,7 @@ class _Recorder(TorchFunctionMode):
         self.kept: list[Tensor] = []  # by provisional slot, so that no id is used twice
         self.produced: set[int] = set()
         self.calls: list[Call] = []
+        self.copies: dict[int, Tensor] = {}  # of data made in inference mode, by id
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -228,7 +226,10 @@ class _Recorder(TorchFunctionMode):
         self._reject(name, args, kwargs, given)
         inputs = tuple(self._slot(t).index for t in given)
         versions = [0 if t.is_inference() else t._version for t in given]
-        result = function(*args, **kwargs)
+        if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in given):
+            result = function(*replaced(args, Tensor, self._saveable), **replaced(kwargs, Tensor, self._saveable))
+        else:
+            result = function(*args, **kwargs)
         if versions != [0 if t.is_inference() else t._version for t in given]:
             raise self.refuse(f"{name} works in place")
         if not _is_made_of_tensors(result):
@@ -270,6 +271,12 @@ class _Recorder(TorchFunctionMode):
         """An error to raise; where the energy's own code catches it, it is remembered."""
         self.refusal = self.refusal or NotCapturable(reason)
         return self.refusal
+
+    def _saveable(self, t: Tensor) -> Tensor:
+        """A copy in the place of data made in inference mode, which cannot be saved for a gradient."""
+        if not t.is_inference():
+            return t
+        return self.copies.setdefault(id(t), t.clone())
 
     def _slot(self, t: Tensor) -> Slot:
         slot = self.slots.get(id(t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -43,14 +44,17 @@ class Trace:
 
 
 def _normally(method: _M) -> _M:
-    """Run a method outside inference mode, where what it makes could not be used after that mode."""
+    """Run a method outside inference mode, where what it makes could not be used after that mode.
+
+    Unless the states were made in it, and can be written nowhere else.
+    """
 
     @functools.wraps(method)
-    def outside(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            return method(*args, **kwargs)
+    def outside(self: InferenceLoop, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled() or any(p.is_inference() for p in self._params):
+            return method(self, *args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
-            return method(*args, **kwargs)
+            return method(self, *args, **kwargs)
 
     return cast("_M", outside)
 
@@ -130,7 +134,7 @@ class InferenceLoop:
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
-        self._seen: list[StorageWeakRef] = []  # the memory of the states in the last run
+        self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run
 
     @property
     def program(self) -> Program | None:
@@ -262,15 +266,15 @@ class InferenceLoop:
         if self._program is not None and self._program.stores:
             self.energy()
 
-    def _memory(self) -> list[StorageWeakRef]:
+    def _memory(self) -> list[tuple[Any, ...]]:
         """Of the states: new where `init` has set one, and the same where it was changed in place."""
-        return [StorageWeakRef(p.untyped_storage()) for p in self._params]
+        return [(StorageWeakRef(p.untyped_storage()), p.data_ptr(), p.shape) for p in self._params]
 
     def _prepared(self) -> Executor:
         """An executor for the energy as it is now."""
         if self._executor is not None and self._program is not None and same(self._energy, self._program):
             return self._executor
-        if isinstance(self._executor, AutogradExecutor) and (self._wanted == "autograd" or self._is_patient()):
+        if isinstance(self._executor, AutogradExecutor) and self._program is None and self._is_patient():
             return self._executor
         for i, (program, executor, reasons) in enumerate(self._ready):
             if program is not self._program and same(self._energy, program):
@@ -285,6 +289,8 @@ class InferenceLoop:
 
     def _is_patient(self) -> bool:
         """Whether to leave it at autograd, as an attempt to capture the energy has failed not long ago."""
+        if self._wanted == "autograd":
+            return True
         if self._patience == 0 or obstacle(self._params) or self._modes() != self._training:
             return False
         self._patience -= 1
@@ -307,7 +313,7 @@ class InferenceLoop:
             return self._instead(AutogradExecutor(self._energy, self._params))
         try:
             self._program = capture(self._energy, self._params)
-            self._refusals = 0
+            self._refusals = self._patience = 0
             named = _names(self._energy)
             self._program.names = {i: named[id(t)] for i, t in enumerate(self._program.leaves) if id(t) in named}
         except NotCapturable as reason:
@@ -362,13 +368,17 @@ def _listed(params: Iterable[Tensor], source: str) -> list[Tensor]:
 
 def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:
     """The modules that an energy can reach by name."""
-    owner = getattr(energy, "__self__", None)
+    owner = energy if isinstance(energy, nn.Module) else getattr(energy, "__self__", None)
     if isinstance(owner, nn.Module):
         return {"": owner}
+    reached: dict[str, Any] = {}
     if inspect.isfunction(energy):
-        variables = inspect.getclosurevars(energy)
-        reached = {**variables.globals, **variables.nonlocals}
-    else:
+        names = energy.__code__.co_names
+        reached = {name: energy.__globals__[name] for name in names if name in energy.__globals__}
+        for name, cell in zip(energy.__code__.co_freevars, energy.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell: a variable that is not set yet, or no longer
+                reached[name] = cell.cell_contents
+    elif owner is not None:
         reached = getattr(owner, "__dict__", {})
     return {name: module for name, module in reached.items() if isinstance(module, nn.Module)}
 

@@ -110,7 +110,8 @@ class StateNode(Node):
         state = self.value
         state.grad = None
         # what is made in inference mode could never again be saved for a gradient
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else _AS_IT_IS:
+        leave = torch.is_inference_mode_enabled() and not state.is_inference()
+        with torch.inference_mode(False) if leave else _AS_IT_IS:
             copy = value.detach().to(state.device, state.dtype, copy=True, memory_format=torch.contiguous_format)
         self._hold(copy)
         torch.autograd.graph.increment_version(state)  # assigning `data` does not; graphs over the old state are void
