@@ -135,7 +135,9 @@ def _serving(operator: str, device: str) -> Serving:
     if device == "cuda" and torch.version.cuda is not None:
         kernels, reason = triton.load()
         if operator in SERVED_BY_TRITON and kernels:
-            limit = "; the reference above n = 256" if operator.startswith("multivariate") else ""
+            from .ops.triton.multivariate import LARGEST  # which needs Triton
+
+            limit = f"; the reference above n = {LARGEST}" if operator.startswith("multivariate") else ""
             return Serving(operator, device, "triton", f"Triton {triton.version()}{limit}; {why_not[0]}")
         why_not.append(reason or "Triton's kernels are not registered")
     return Serving(operator, device, "reference", "; ".join(why_not))

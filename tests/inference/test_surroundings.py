@@ -190,8 +190,8 @@ def test_an_energy_that_is_no_tensor_is_refused(executor):
             act()
 
 
-def test_a_singular_factor_gives_what_autograd_gives():
-    """Numbers that are none, and no error."""
+def test_a_singular_factor_raises_no_error():
+    """As under autograd: the states are no numbers then."""
     node = MultivariateGaussianNode(3)
     node.init(torch.randn(5, 3))
     with torch.no_grad():

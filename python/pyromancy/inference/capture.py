@@ -276,7 +276,9 @@ class _Recorder(TorchFunctionMode):
         """A copy in the place of data made in inference mode, which cannot be saved for a gradient."""
         if not t.is_inference():
             return t
-        return self.copies.setdefault(id(t), t.clone())
+        if id(t) not in self.copies:
+            self.copies[id(t)] = t.clone()
+        return self.copies[id(t)]
 
     def _slot(self, t: Tensor) -> Slot:
         slot = self.slots.get(id(t))
