@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .capture import NotCapturable
@@ -64,10 +67,23 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
 def _traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
     """A function as a graph of operators none of which writes to its arguments."""
     with _tracing:
-        traced = make_fx(function)(*arguments)
+        traced = _collected(make_fx(function)(*arguments))
         if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
-            traced = make_fx(torch.func.functionalize(traced))(*arguments)
+            traced = _collected(make_fx(torch.func.functionalize(traced))(*arguments))
     return traced
+
+
+def _collected(module: fx.GraphModule) -> fx.GraphModule:
+    """A module whose source code goes when it goes; fx would keep it for tracebacks until the process ends."""
+    weakref.finalize(module, _forget, module._code).atexit = False
+    return module
+
+
+def _forget(code: str) -> None:
+    cache = graph_module._loader.eval_cache
+    for name in [name for name, source in list(cache.items()) if source is code]:
+        del cache[name]
+        linecache.cache.pop(name, None)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -133,7 +149,7 @@ def _split(traced: fx.GraphModule, free: Sequence[int]) -> tuple[fx.GraphModule,
         if n.op == "call_function" and n in varying:
             in_step[n] = step.node_copy(n, in_step.__getitem__)
     step.output(fx.map_arg(output.args[0], in_step.__getitem__))
-    return fx.GraphModule(traced, once), fx.GraphModule(traced, step)
+    return _collected(fx.GraphModule(traced, once)), _collected(fx.GraphModule(traced, step))
 
 
 def _gives_tensor(node: fx.Node) -> bool:
