@@ -17,6 +17,7 @@ from numerics import same_bits
 from pyromancy import backends
 from pyromancy.inference import lowering, replay
 from pyromancy.inference.executors import base
+from pyromancy.inference.loop import READY
 from pyromancy.inference.replay import Replay
 
 MOMENTUM = {"momentum": 0.6, "dampening": 0.25}
@@ -259,14 +260,14 @@ def test_many_kinds_take_bounded_memory(device):
     tapes = [weakref.ref(t) for t in device.tapes]
     device.tapes.clear()
     assert sum(t() is not None for t in tapes) == replay.GRAPHS
-    for batch in range(1, 30):
+    for batch in range(1, 80):
         network.init(*data_for(network, batch))
         loop.run(5)
         loop.run(5)
-    owners = [weakref.ref(e) for _, e, _ in loop._ready]
+    owners = [weakref.ref(ready.executor) for ready in loop._ready]
     device.tapes.clear()
-    assert len(owners) == 4
-    assert len(loop._replay._graphs) == 4
+    assert len(owners) == READY
+    assert len(loop._replay._graphs) == replay.GRAPHS
     assert all(k[0] in [e() for e in owners] for k in (*loop._replay._graphs, *loop._replay._met))
     del loop
     gc.collect()

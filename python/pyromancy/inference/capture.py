@@ -135,13 +135,13 @@ def _share_memory(leaves: Sequence[Tensor], free: Iterable[int]) -> bool:
     return any(storages.count(storages[i]) > 1 for i in free)
 
 
-def same(energy: Callable[[], Tensor], program: Program) -> bool:
-    """Whether an energy still is what was captured."""
+def difference(energy: Callable[[], Tensor], program: Program) -> str | None:
+    """In what an energy no longer is what was captured; None where it still is."""
     try:
         check(energy, program)
-    except _Changed:
-        return False
-    return True
+    except _Changed as change:
+        return str(change)
+    return None
 
 
 def check(energy: Callable[[], Tensor], program: Program) -> None:
@@ -152,8 +152,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     """
     if reason := obstacle([program.leaves[i] for i in program.free]):
         raise _Changed(reason)
-    for leaf, form in zip(program.leaves, program.forms, strict=True):
-        if form_of(leaf) != form:
+    for leaf, form, stand_in in zip(program.leaves, program.forms, program.stand_ins, strict=False):
+        if form_of(leaf) != form and leaf is not stand_in:  # which stands for data that is gone
             raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
     new = _dry_run(energy, program, program.data())
     if not new:

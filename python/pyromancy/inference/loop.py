@@ -17,16 +17,29 @@ import torch.nn as nn
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .capture import NotCapturable, capture, obstacle, same
+from .capture import NotCapturable, capture, difference, obstacle
 from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run, check_energy
 from .lowering import NotAChain, lower
-from .program import Program
+from .program import Program, form_of
 from .replay import Replay
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 EXECUTORS = ("chain", "graph", "autograd")
 _PATIENCE = 31  # runs
-_READY = 4  # energies, as of different batch sizes or weights of their terms, that a loop is ready for at a time
+# Energies that a loop is ready for at a time: in all, as of different batch sizes; and on states of one form, as of
+# phases that weigh their terms differently, each of which takes a dry run to tell from the others.
+READY = 64
+ALIKE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """An energy that was captured, on states of these forms; while another has its turn its program rests."""
+
+    forms: list[tuple[Any, ...]]
+    program: Program
+    executor: Executor
+    reasons: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,9 @@ class InferenceLoop:
         self._program: Program | None = None
         self._executor: Executor | None = None
         self._reasons: dict[str, str] = {}  # executor -> why it cannot run this energy
-        self._ready: list[tuple[Program, Executor, dict[str, str]]] = []  # for what the energy has been, latest last
+        self._ready: list[_Ready] = []  # for what the energy has been, latest last
+        self._captures = self._given_up = 0
+        self._change: str | None = None  # which the last capture was for
         self._refusals = self._patience = 0  # failed captures in a row, and runs until the next attempt
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
@@ -243,9 +258,23 @@ class InferenceLoop:
             self._restore()
         named = _names(self._energy)
         moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
-        lines = [f"executor: {executor.name}", f"  E-steps move {moved}", *(f"  {note}" for note in executor.notes())]
+        notes = [f"E-steps move {moved}", *executor.notes(), *self._history()]
+        lines = [f"executor: {executor.name}", *(f"  {note}" for note in notes)]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
         return "\n".join(lines)
+
+    def _history(self) -> list[str]:
+        """What captures there were, where it was more than one."""
+        if self._captures < 2:
+            return []
+        last = f", the last because {self._change}" if self._change else ""
+        lines = [f"captured {self._captures} times so far{last}; ready for {len(self._ready)} energies"]
+        if self._given_up:
+            lines.append(
+                f"{self._given_up} given up, as a loop is ready for {READY} energies at a time, and for {ALIKE} on "
+                "states of one form: where they come again they are captured anew"
+            )
+        return lines
 
     def _check_options(self) -> None:
         """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""
@@ -272,20 +301,38 @@ class InferenceLoop:
 
     def _prepared(self) -> Executor:
         """An executor for the energy as it is now."""
-        if self._executor is not None and self._program is not None and same(self._energy, self._program):
+        last, change = self._program, None
+        if last is not None and self._executor is not None:
+            change = difference(self._energy, last)
+            if change is None:
+                return self._executor
+            self._executor.rest()
+            last.rest()
+        elif isinstance(self._executor, AutogradExecutor) and self._is_patient():
             return self._executor
-        if isinstance(self._executor, AutogradExecutor) and self._program is None and self._is_patient():
-            return self._executor
-        for i, (program, executor, reasons) in enumerate(self._ready):
-            if program is not self._program and same(self._energy, program):
-                self._ready.append(self._ready.pop(i))
-                self._program, self._executor, self._reasons = program, executor, reasons
-                return executor
         self._program, self._executor, self._reasons = None, None, {}
+        forms = [form_of(p) for p in self._params]
+        if (ready := self._met_before(forms, last)) is not None:
+            self._program, self._executor, self._reasons = ready.program, ready.executor, ready.reasons
+            return ready.executor
         self._executor = self._choose()
         if self._program is not None:
-            self._keep(self._program, self._executor)
+            self._change = change
+            self._keep(_Ready(forms, self._program, self._executor, self._reasons))
         return self._executor
+
+    def _met_before(self, forms: list[tuple[Any, ...]], last: Program | None) -> _Ready | None:
+        """What is ready for the energy, which is no longer the last."""
+        for ready in [r for r in reversed(self._ready) if r.forms == forms and r.program is not last]:
+            if not ready.program.wake():  # and never will
+                self._forget(ready)
+            elif difference(self._energy, ready.program) is None:
+                self._ready.remove(ready)
+                self._ready.append(ready)
+                return ready
+            else:
+                ready.program.rest()
+        return None
 
     def _is_patient(self) -> bool:
         """Whether to leave it at autograd, as an attempt to capture the energy has failed not long ago."""
@@ -299,11 +346,18 @@ class InferenceLoop:
     def _modes(self) -> list[bool]:
         return [m.training for module in _reached(self._energy).values() for m in module.modules()]
 
-    def _keep(self, program: Program, executor: Executor) -> None:
+    def _keep(self, ready: _Ready) -> None:
         """Be ready for this energy when another has had its turn."""
-        for _, given_up, _ in self._ready[: -_READY + 1]:
-            self._replay.forget(given_up)
-        self._ready = [*self._ready[-_READY + 1 :], (program, executor, self._reasons)]
+        self._ready.append(ready)
+        self._captures += 1
+        alike = [r for r in self._ready if r.forms == ready.forms]
+        for old in alike[:-ALIKE] or self._ready[:-READY]:
+            self._forget(old)
+            self._given_up += 1
+
+    def _forget(self, ready: _Ready) -> None:
+        self._ready.remove(ready)
+        self._replay.forget(ready.executor)
 
     def _choose(self) -> Executor:
         if self._wanted == "autograd":
@@ -344,6 +398,9 @@ class InferenceLoop:
             "_program": None,
             "_executor": None,
             "_ready": [],
+            "_captures": 0,
+            "_given_up": 0,
+            "_change": None,
             "_refusals": 0,
             "_patience": 0,
             "_replay": Replay(),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import resolve_name
+from torch.utils.weak import TensorWeakRef
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Program:
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
         self._held = 0  # references to stand-ins, the program's own
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
+        self._resting: list[tuple[TensorWeakRef, bool]] = []  # its leaves, and whether each is data
         self.terms = self._terms()
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -125,6 +127,23 @@ class Program:
         for slot, leaf in leaves.items():
             self.leaves[slot] = leaf
         self._dry_calls = []
+
+    def rest(self) -> None:
+        """Keep no leaf alive: until `wake`, stand-ins take their places."""
+        data = frozenset(self.data())
+        self._resting = [(TensorWeakRef(t), i in data) for i, t in enumerate(self.leaves)]
+        self.leaves, self._dry_calls = self.stand_ins[: len(self.leaves)], []
+
+    def wake(self) -> bool:
+        """Take the leaves up again; whether all are there, but for data, in whose place a check may find other."""
+        for slot, (weak, data) in enumerate(self._resting):
+            leaf = weak()
+            if leaf is not None:
+                self.leaves[slot] = leaf
+            elif not data:
+                return False
+        self._resting = []
+        return True
 
     @property
     def dry_result(self) -> Tensor:

@@ -67,6 +67,9 @@ class Executor(ABC):
         del wanted
         return "the executor has no gradients of its own"
 
+    def rest(self) -> None:  # noqa: B027 (a run that leaves nothing has nothing to let go of)
+        """Let go of what a run has left for `gradients`: another energy has its turn."""
+
     @abstractmethod
     def notes(self) -> list[str]:
         """Lines for `InferenceLoop.explain`."""

@@ -96,6 +96,9 @@ class ChainExecutor(ReplayingExecutor):
         self._known = []
         return super().run(run, velocities)
 
+    def rest(self) -> None:
+        self._known = []
+
     def _infer(self, leaves: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
         values, steps, record = self._values(leaves), run.steps, run.record
         recorded = self._constant_energies(leaves, steps) if record else None
