@@ -40,26 +40,60 @@ def test_everything_works_on_the_reference(batteries):
     assert text[1:] == ["reference PYROMANCY_NATIVE=0 is set"]
 
 
-@pytest.mark.parametrize(
-    ("finder", "reason"),
-    [
-        ("raise ModuleNotFoundError(name)", "this install was built without a compiled module (a pure-Python wheel)"),
-        ("raise ImportError('libtorch_cpu.so: cannot open')", "does not load: libtorch_cpu.so: cannot open"),
-    ],
-    ids=["missing", "broken"],
-)
-def test_says_why_there_is_none(monkeypatch, finder, reason):
-    class Finder:
-        def find_spec(self, name, path=None, target=None):
-            if name == "pyromancy._C":
-                exec(finder)
+class _Finder:
+    """Finds the compiled module by raising an error."""
 
-    monkeypatch.delenv("PYROMANCY_NATIVE", raising=False)
-    monkeypatch.delitem(sys.modules, "pyromancy._C", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    module, text = native._load()
+    def __init__(self, error):
+        self.error = error
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "pyromancy._C":
+            raise self.error
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """What is found in the place of the compiled module: `error`, and these files beside the package."""
+
+    def install(error, folder, *files):
+        monkeypatch.delenv("PYROMANCY_NATIVE", raising=False)
+        monkeypatch.delitem(sys.modules, "pyromancy._C", raising=False)
+        monkeypatch.setattr(sys, "meta_path", [_Finder(error), *sys.meta_path])
+        monkeypatch.setattr(native, "__file__", str(folder / "native.py"))
+        for name in files:
+            (folder / name).touch()
+
+    return install
+
+
+def test_an_install_without_a_module_is_told_in_the_report_alone(found, tmp_path):
+    found(ModuleNotFoundError("pyromancy._C"), tmp_path)
+    module, reason = native._load()
     assert module is None
-    assert reason in text
+    assert reason == "this install was built without a compiled module (a pure-Python wheel)"
+
+
+BROKEN = {
+    "library": (ImportError("libtorch_cpu.so: cannot open"), "libtorch_cpu.so: cannot open"),
+    "initialization": (SystemError("initialization of _C failed"), "initialization of _C failed"),
+    "python": (ModuleNotFoundError("pyromancy._C"), "it is for another Python than this one, cpython-"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_module_that_does_not_load_is_told_aloud(found, tmp_path, kind, monkeypatch):
+    """With which it is, why, and what to do; unless it was asked to be left alone."""
+    error, why = BROKEN[kind]
+    found(error, tmp_path, "_C.cpython-39-x86_64-linux-gnu.so", "_C.pyi")
+    told = rf"the compiled module _C\.cpython-39-x86_64-linux-gnu\.so does not load: {why}.* runs on the ref"
+    with pytest.warns(RuntimeWarning, match=told) as caught:
+        module, reason = native._load()
+    assert module is None
+    assert why in reason
+    assert len(caught) == 1
+    assert "Install pyromancy-kernels again" in str(caught[0].message)
+    monkeypatch.setenv("PYROMANCY_NATIVE", "0")
+    assert native._load() == (None, "PYROMANCY_NATIVE=0 is set")
 
 
 @compiled
