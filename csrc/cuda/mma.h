@@ -48,9 +48,22 @@ __device__ inline uint32_t two_bfloat16(float low, float high) {
 
 #endif
 
-// What is left of x after that, as the instructions read it, within 2^-22 of x. NaN stays one here.
-__device__ inline uint32_t rest_tf32(float x) {
-  return __float_as_uint(x - __uint_as_float(nearest_tf32(x)));
+// What the instructions do not read of a number in TF32.
+inline constexpr uint32_t kUnread = 0x1fff;
+
+// x as the instructions read it: the nearest TF32 number, and at the highest precision what that
+// leaves, both together within 2^-22 of x. There it is rounded by a sum of integers whose last bits
+// nobody reads, as sm_90 takes several instructions for the conversion: a NaN may become finite in
+// `high`, and stays one in `low`.
+struct Split {
+  uint32_t high, low;
+};
+template <Precision precision>
+__device__ inline Split split_tf32(float x) {
+  if constexpr (precision == Precision::high)
+    return {nearest_tf32(x), 0};
+  const uint32_t high = __float_as_uint(x) + (kUnread + 1) / 2;
+  return {high, __float_as_uint(x - __uint_as_float(high & ~kUnread))};
 }
 
 // sums += a b^T, with the blocks laid out as above. `small` takes what the largest terms leave of
@@ -71,13 +84,15 @@ __device__ inline void multiply_add(Sums& sums, Sums& small, const float (&a)[2]
       uint32_t high_a[4], high_b[2], low_a[4], low_b[2];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        high_a[i] = nearest_tf32(own_a[i]);
-        low_a[i] = rest_tf32(own_a[i]);
+        const Split split = split_tf32<precision>(own_a[i]);
+        high_a[i] = split.high;
+        low_a[i] = split.low;
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        high_b[i] = nearest_tf32(own_b[i]);
-        low_b[i] = rest_tf32(own_b[i]);
+        const Split split = split_tf32<precision>(own_b[i]);
+        high_b[i] = split.high;
+        low_b[i] = split.low;
       }
       if constexpr (precision == Precision::highest) {
         mma_tf32(small.c, low_a, high_b);
