@@ -11,9 +11,12 @@
 namespace pyromancy::cuda {
 namespace {
 
+AskedLayout asked_layout;
+
 // Takes all steps in one kernel where that is expected to be faster than the library's products.
 // The environment can ask for it wherever it is possible, or never (PYROMANCY_CUDA_CHAIN=tile or
-// steps: for tests and benchmarks). Returns whether it has.
+// steps: for tests and benchmarks), and `pyromancy_ask_chain_layout` for a layout. Returns whether
+// it has.
 bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const Schedule& schedule) {
   if (chain.dtype != DType::float32 || chain.nodes > kTileNodes)
     return false;
@@ -23,8 +26,12 @@ bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const S
   const Precision precision = precision_of(inference);
   const DeviceLimits device = device_limits();
   TileArgs args = tile_args(chain, inference, schedule);
-  const double time = plan_chain_tile(args, precision, device);
-  if (!(asked ? std::isfinite(time) : time < steps_estimate(args, precision, device)))
+  const double time = plan_chain_tile(args, precision, device, asked_layout);
+  const bool fits = std::isfinite(time);
+  STD_TORCH_CHECK(fits || !asked_layout.any(), "the chain must fit the layout that is asked for, ",
+                  asked_layout.rounds, " rounds, clusters of ", asked_layout.cluster, " and ",
+                  asked_layout.sample_tiles, " sample tiles, and it does not");
+  if (!(asked || asked_layout.any() ? fits : time < steps_estimate(args, precision, device)))
     return false;
   run_tiles(chain, inference, args);
   return true;
@@ -59,3 +66,11 @@ STABLE_TORCH_LIBRARY_IMPL(pyromancy, CUDA, m) {
 
 } // namespace
 } // namespace pyromancy::cuda
+
+// For benchmarks and tests, which load it by this name: from now on every chain that can runs in
+// one kernel laid out so, or is an error where it does not fit; 0 leaves a part to the plan, three
+// zeros all of it. Not while another thread runs chains.
+extern "C" __attribute__((visibility("default"))) void
+pyromancy_ask_chain_layout(int rounds, int cluster, int sample_tiles) {
+  pyromancy::cuda::asked_layout = {rounds, cluster, sample_tiles};
+}

@@ -317,11 +317,15 @@ double fixed_cost(const TileArgs& a) {
          barriers * (a.cluster > 1 ? cost::cluster_barrier : cost::barrier);
 }
 
+int at_once(const DeviceLimits& device, int cluster) {
+  const auto* const size = std::find(std::begin(kClusters), std::end(kClusters), cluster);
+  return device.at_once[size - std::begin(kClusters)];
+}
+
 // Microseconds in which all tiles of samples load what they keep and take their steps.
 double time_of(const TileArgs& a, double load, double step, const DeviceLimits& device) {
   const int64_t tiles = ceil_div(a.batch, kSamples * a.sample_tiles);
-  const int64_t at_once = std::max(1, device.multiprocessors / a.cluster);
-  const double waves = static_cast<double>(ceil_div(tiles, at_once));
+  const double waves = static_cast<double>(ceil_div(tiles, at_once(device, a.cluster)));
   return 2 * cost::launch + waves * (load + a.steps * step) / cost::clock;
 }
 
@@ -347,7 +351,8 @@ double tile_bound(const TileArgs& a, Precision precision, const DeviceLimits& de
 
 } // namespace
 
-double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& device) {
+double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& device,
+                       const AskedLayout& asked) {
   double least = std::numeric_limits<double>::infinity();
   const int64_t limit = device.shared_bytes / 4;
   for (int l = 0; l < args.nodes; ++l)
@@ -361,7 +366,9 @@ double plan_chain_tile(TileArgs& args, Precision precision, const DeviceLimits& 
   for (const int rounds : kRounds)
     for (const int cluster : kClusters)
       for (const int sample_tiles : kSampleTiles) {
-        if (rounds > most_rounds || cluster > device.cluster ||
+        if (!asked.allows(rounds, cluster, sample_tiles))
+          continue;
+        if (rounds > most_rounds || at_once(device, cluster) == 0 ||
             !place(trial, rounds, cluster, sample_tiles, limit))
           break; // nor would more tiles fit
         if (tile_bound(trial.args, precision, device) >= least)

@@ -458,21 +458,20 @@ void launch_tiles(const TileArgs& args, Precision precision, void* stream) {
 
 } // namespace
 
-int largest_cluster(int shared_bytes) {
+int clusters_at_once(int size, int shared_bytes) {
   const void* const kernel =
       reinterpret_cast<const void*>(chain_tile_kernel<1, Precision::highest>);
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, kernel));
   if (attributes.ptxVersion < 90) // translated from code that was compiled without clusters
-    return 1;
+    return 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(kClusters[std::size(kClusters) - 1]));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  int size = 1;
-  check(cudaOccupancyMaxPotentialClusterSize(&size, kernel, &config));
-  return size;
+  const ClusterLaunch launch(size, size, static_cast<size_t>(shared_bytes), nullptr);
+  int largest = 0, count = 0;
+  check(cudaOccupancyMaxPotentialClusterSize(&largest, kernel, &launch.config));
+  if (size <= largest)
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &launch.config));
+  return count;
 }
 
 void launch_chain_tile(const TileArgs& args, Precision precision, void* stream) {

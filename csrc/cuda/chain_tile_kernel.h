@@ -26,7 +26,6 @@ inline constexpr int kNeurons = 8, kSamples = 16; // of a tile
 inline constexpr int kDepth = 16;                 // neurons summed at a time
 inline constexpr int kBlock = kNeurons * kDepth;  // floats of a block of a packed matrix
 inline constexpr int kGroup = 2;                  // tiles of neurons that a warp computes at a time
-inline constexpr int kClusters[] = {1, 2, 4, 8};  // sizes; a portable cluster has up to 8 blocks
 inline constexpr int kSampleTiles[] = {1, 2, 4};  // M
 inline constexpr int kAbsent = -1;
 
@@ -80,9 +79,9 @@ enum class Precision : int {
   high,    // TF32
   medium,  // bfloat16
 };
-// Blocks with so much shared memory that can run in one cluster on the current device, which knows
-// clusters.
-int largest_cluster(int shared_bytes);
+// How many clusters of a size run at the same time on the current device, which knows clusters, of
+// blocks with so much shared memory.
+int clusters_at_once(int size, int shared_bytes);
 
 void launch_chain_tile(const TileArgs& args, Precision precision, void* stream);
 

@@ -15,10 +15,14 @@ DeviceLimits limits_of(int device) {
     check(cudaDeviceGetAttribute(&value, attribute, device));
     return value;
   };
-  const int shared_bytes = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  DeviceLimits limits{
+      get(cudaDevAttrMultiProcessorCount), get(cudaDevAttrMaxSharedMemoryPerBlockOptin), {}};
   const bool has_clusters = get(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return {get(cudaDevAttrMultiProcessorCount), shared_bytes,
-          has_clusters ? largest_cluster(shared_bytes) : 1};
+  for (size_t i = 0; i < std::size(kClusters); ++i)
+    limits.at_once[i] = kClusters[i] == 1 ? limits.multiprocessors
+                        : has_clusters    ? clusters_at_once(kClusters[i], limits.shared_bytes)
+                                          : 0;
+  return limits;
 }
 
 } // namespace

@@ -3,12 +3,12 @@
 // How the kernels are launched; for the sources that nvcc compiles.
 
 #include <algorithm>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
 #include "../ceil_div.h"
+#include "current_device.h"
 #include "device.h"
 
 namespace pyromancy::cuda {
@@ -43,29 +43,39 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, void* stream,
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
+// The configuration of blocks in clusters; it stays where it is, as it points into itself.
+struct ClusterLaunch {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+
+  ClusterLaunch(int64_t blocks, int cluster, size_t shared, void* stream) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+  ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+};
+
 // Blocks that run together in clusters, with shared memory beyond what a kernel may have unasked.
 template <class... Parameters>
 void launch_cluster(void (*kernel)(Parameters...), int64_t blocks, int cluster, size_t shared,
                     void* stream, std::type_identity_t<Parameters>... arguments) {
   if (blocks == 0)
     return;
-  static std::mutex setting; // the attribute is the kernel's, for all threads
-  const std::lock_guard<std::mutex> until_launched(setting);
+  // The attribute is the kernel's, for all threads and for what a graph has captured: always as
+  // much as there is, so that no launch takes from another.
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+                             device_limits().shared_bytes));
+  const ClusterLaunch launch(blocks, cluster, shared, stream);
+  check(cudaLaunchKernelEx(&launch.config, kernel, arguments...));
 }
 
 // f(element) with a zero of the element type.

@@ -7,6 +7,7 @@ digest of all bits that came out.
 
 import ctypes
 import hashlib
+import itertools
 import os
 import sys
 
@@ -131,6 +132,26 @@ def goes_the_way_that_is_asked_for(launches):
     del os.environ["PYROMANCY_CUDA_CHAIN"]
 
 
+def takes_the_layout_that_is_asked_for(library, launches):
+    """Whatever the plan would choose; where it does not fit, that is an error and not another way."""
+    ask = ctypes.CDLL(library).pyromancy_ask_chain_layout
+    become("large")
+    for rounds, cluster, sample_tiles in itertools.product((1, 2, 3), (1, 2, 4, 8), (1, 2, 4)):
+        ask(rounds, cluster, sample_tiles)
+        before = [*launches]
+        with saying((rounds, cluster, sample_tiles)):
+            check(problem((5, 33, 7, 40, 3), 70, "tanh", record=True, dtype=FLOAT))
+        (ran,) = (i for i, (a, b) in enumerate(zip(before, launches, strict=True)) if a != b)
+        assert ran == cluster
+    ask(0, 3, 0)
+    with pytest.raises(RuntimeError, match="must fit the layout that is asked for, 0 rounds, clusters of 3 and 0 samp"):
+        operator(**problem((5, 33, 7, 3), 17, dtype=FLOAT))
+    check(problem((5, 33, 7, 3), 17, dtype=torch.float64))  # which no layout serves
+    ask(0, 0, 0)
+    become("none")
+    check(problem((5, 33, 7, 3), 17, dtype=FLOAT))
+
+
 def refuses():
     arguments = problem((5, 7, 3), 4, dtype=FLOAT)
     for wrong in (
@@ -184,6 +205,7 @@ def main(library):
     keeps_nan(launches)
     knows_its_clusters(launches)
     goes_the_way_that_is_asked_for(launches)
+    takes_the_layout_that_is_asked_for(library, launches)
     print({cluster: count for cluster, count in enumerate(launches) if count})
     print(sha.hexdigest())
 

@@ -14,8 +14,11 @@ from emulation_flags import CXX, FLAGS, FOLDER, ROOT, obstacle
 if reason := obstacle():
     pytest.skip(reason, allow_module_level=True)
 
-H200 = (132, 232_448, 8)
-A100 = (108, 166_912, 1)
+# multiprocessors, bytes of shared memory of a block, clusters of 1, 2, 4 and 8 blocks that run at the same time
+H200 = (132, 232_448, (132, 66, 31, 15))
+EVEN = (132, 232_448, (132, 66, 33, 16))  # that leaves no multiprocessor over
+A100 = (108, 166_912, (108, 0, 0, 0))
+CLUSTERS, HEIGHTS = (1, 2, 4, 8), (1, 2, 4)
 NEURONS, SAMPLES, DEPTH, BLOCK, GROUP = 8, 16, 16, 128, 2
 MOMENTUM, RECORD, GRAM, MATRICES, FREE_HEAD = 1, 2, 4, 8, 16
 
@@ -28,12 +31,19 @@ def plan(tmp_path_factory):
     call = ctypes.CDLL(library).plan
     call.restype = ctypes.c_char_p
 
-    def plan(widths, batch, steps, device=H200, precision=0, options=0):
-        numbers = (ctypes.c_int * len(widths))(*widths)
-        text = call(len(widths), numbers, ctypes.c_int64(batch), ctypes.c_int64(steps), precision, options, *device)
+    def plan(widths, batch, steps, device=H200, precision=0, options=0, asked=(0, 0, 0)):
+        multiprocessors, shared_bytes, at_once = device
+        text = call(
+            len(widths), ints(widths), ctypes.c_int64(batch), ctypes.c_int64(steps), precision, options,
+            multiprocessors, shared_bytes, ints(at_once), ints(asked),
+        )  # fmt: skip
         return ast.literal_eval(text.decode())
 
     return plan
+
+
+def ints(numbers):
+    return (ctypes.c_int * len(numbers))(*numbers)
 
 
 def ceil_div(a, b):
@@ -67,8 +77,7 @@ def regions(p):
 
 
 def check(p, device):
-    assert p["cluster"] in (1, 2, 4, 8)
-    assert p["cluster"] <= device[2]
+    assert device[2][CLUSTERS.index(p["cluster"])] > 0
     assert p["shared"] * 4 <= device[1]
     found = regions(p)
     for (a, (begin, end, when)), (b, (other, stop, then)) in itertools.combinations(found.items(), 2):
@@ -100,7 +109,16 @@ def check(p, device):
     widths=st.lists(st.integers(1, 700), min_size=3, max_size=24),
     batch=st.integers(1, 5000),
     options=st.integers(0, 31),
-    device=st.sampled_from([H200, A100, (132, 232_448, 4), (40, 49_152, 1), (100_000, 101_376, 8)]),
+    device=st.sampled_from(
+        [
+            H200,
+            A100,
+            (132, 232_448, (132, 60, 16, 0)),
+            (132, 232_448, (132, 0, 0, 1)),
+            (40, 49_152, (40, 0, 0, 0)),
+            (100_000, 101_376, (100_000, 50_000, 25_000, 12_500)),
+        ]
+    ),
     precision=st.integers(0, 2),
 )
 def test_layouts_hold_together(plan, widths, batch, options, device, precision):
@@ -110,17 +128,45 @@ def test_layouts_hold_together(plan, widths, batch, options, device, precision):
 
 
 def test_nothing_fits_without_shared_memory(plan):
-    assert plan((784, 256, 256, 10), 500, 32, (132, 0, 8))["tile"] == -1
+    assert plan((784, 256, 256, 10), 500, 32, (132, 0, H200[2]))["tile"] == -1
 
 
 def test_the_tutorial_keeps_its_weights_on_the_chip(plan):
-    p = plan((784, 256, 256, 10), 500, 32)
-    check(p, H200)
+    p = plan((784, 256, 256, 10), 500, 32, EVEN)
+    check(p, EVEN)
     assert p["cluster"] > 1
     between = [x for x in p["products"] if x["blocks"] == 16 and x["tiles"] * p["cluster"] == 32]
     assert len(between) == 2
     assert all(x["resident"] >= 0 for x in between)
     assert p["tile"] < p["steps"]
+
+
+def test_clusters_that_do_not_run_together_take_turns(plan):
+    # 32 tiles of samples in clusters of 4: 31 at a time leave one for a second wave
+    time = {
+        count: plan((784, 256, 256, 10), 500, 32, (132, 232_448, (132, 66, count, 15)), asked=(1, 4, 1))["tile"]
+        for count in (33, 32, 31, 16, 15)
+    }
+    assert time[33] == time[32] < time[31] == time[16] < time[15]
+    assert time[31] == pytest.approx(2 * time[32], rel=0.1)  # but for the launch
+    p = plan((784, 256, 256, 10), 500, 32)
+    assert ceil_div(500, SAMPLES * p["sample_tiles"]) <= H200[2][CLUSTERS.index(p["cluster"])]
+
+
+def test_layouts_that_are_asked_for(plan):
+    best = plan((784, 256, 256, 10), 500, 32)["tile"]
+    for asked in itertools.product((0, 1, 2), (0, *CLUSTERS), (0, *HEIGHTS)):
+        p = plan((784, 256, 256, 10), 500, 32, asked=asked)
+        if p["tile"] == -1:
+            assert asked[2] > 1  # the fewest samples fit anywhere
+            continue
+        check(p, H200)
+        got = len(p["phases"]), p["cluster"], p["sample_tiles"]
+        assert all(a in (0, b) for a, b in zip(asked, got, strict=True))
+        assert p["tile"] >= best
+    for impossible in ((3, 0, 0), (5, 0, 0), (0, 3, 0), (0, 16, 0), (0, 0, 3)):  # it has two edges, for two rounds
+        assert plan((784, 256, 256, 10), 500, 32, asked=impossible)["tile"] == -1
+    assert plan((784, 256, 256, 10), 500, 32, A100, asked=(0, 2, 0))["tile"] == -1
 
 
 def test_deep_networks_stay_on_the_chip(plan):

@@ -358,6 +358,16 @@ inline cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void*,
   return cudaSuccess;
 }
 
+// Of four multiprocessors in 33 no cluster has use, as on devices whose groups are of odd sizes.
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*,
+                                                  const cudaLaunchConfig_t* config) {
+  int multiprocessors;
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0);
+  *count = (multiprocessors - multiprocessors / 33 * 4) /
+           static_cast<int>(config->attrs->val.clusterDim.x);
+  return cudaSuccess;
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {

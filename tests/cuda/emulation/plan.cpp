@@ -1,5 +1,6 @@
 // The layout of a chain with clamped ends and unit variances, as text, for the tests to read.
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
@@ -24,7 +25,7 @@ void add(const char* format, T... x) {
 // free
 extern "C" __attribute__((visibility("default"))) const char*
 plan(int nodes, const int* widths, int64_t batch, int64_t steps, int precision, int options,
-     int multiprocessors, int shared_bytes, int cluster) {
+     int multiprocessors, int shared_bytes, const int* at_once, const int* asked) {
   static float something;
   TileArgs a{};
   a.batch = batch;
@@ -47,10 +48,11 @@ plan(int nodes, const int* widths, int64_t batch, int64_t steps, int precision, 
                     : (options & 4) && l + 2 == nodes ? Feedback::gram
                                                       : Feedback::product;
   }
-  const DeviceLimits device{multiprocessors, shared_bytes, cluster};
+  DeviceLimits device{multiprocessors, shared_bytes, {}};
+  std::copy_n(at_once, std::size(device.at_once), device.at_once);
   const auto kind = static_cast<Precision>(precision);
   const double steps_time = steps_estimate(a, kind, device);
-  const double tile_time = plan_chain_tile(a, kind, device);
+  const double tile_time = plan_chain_tile(a, kind, device, {asked[0], asked[1], asked[2]});
   text.clear();
   add("{'tile': %.9g, 'steps': %.9g, 'cluster': %d, 'sample_tiles': %d, 'shared': %d, ",
       tile_time < 1e300 ? tile_time : -1, steps_time, a.cluster, a.sample_tiles, a.shared);
