@@ -1,7 +1,5 @@
 """`infer_chain_` and `chain_mstep` on a GPU, on every backend that runs there, against autograd in float64."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -27,6 +25,7 @@ from chains import (
     with_gram,
 )
 from numerics import DENSE, FLOATS, OVERLAPPING, assert_near, name, same_bits, saying
+from waiting import no_waiting
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -57,16 +56,6 @@ def path(request, gpu_backend, monkeypatch):
         monkeypatch.setattr(persistent, "height", lambda *_: 16 if request.param == "tile" else 0)
     elif request.param == "steps":
         pytest.skip("the reference has one way")
-
-
-@contextmanager
-def no_waiting():
-    """An error wherever PyTorch would make the host wait for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def quietly(function):

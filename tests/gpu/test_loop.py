@@ -1,13 +1,13 @@
 """InferenceLoop on a GPU, on every backend that runs there, against autograd in float64."""
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 import pyromancy as pyro
 from networks import KINDS, Chain, autograd_loop, convolutional, randomize, states_of
+from waiting import no_waiting
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -35,16 +35,6 @@ STANDARD = ("StandardGaussianNode",) * 4
 DIAGONAL = ("StandardGaussianNode", "IsotropicGaussianNode", "FactorizedGaussianNode", "StandardGaussianNode")
 
 pytestmark = pytest.mark.usefixtures("gpu_backend")
-
-
-@contextmanager
-def no_waiting():
-    """An error wherever PyTorch would make the host wait for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def chain(kinds, widths, batch, activation=torch.tanh):

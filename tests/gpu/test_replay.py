@@ -9,6 +9,7 @@ import torch
 import pyromancy as pyro
 from networks import KINDS, Chain, Images, data_for, loop_for
 from pyromancy.inference import replay
+from waiting import no_waiting
 
 pytestmark = pytest.mark.gpu
 
@@ -205,11 +206,8 @@ def test_no_run_waits_for_the_device(shape):
     loop.run(5)  # compiles and loads
     loop.backward(learned)
     loop.run(5)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         loop.run(5)
         loop.run(5, record=True)
         loop.backward(learned)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert "executor: chain" in loop.explain()
