@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEVICE = "cuda"
 FLOAT = 4  # bytes
 SECONDS = 0.004  # that a round of a contender lasts at least
+WARM = 3  # calls before any is timed: a loop captures its graph in one of them
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,13 @@ def alternate(
     """Seconds per call in every round, by contender; a round of each follows a round of every other.
 
     Args:
-        entries: the contenders, warm.
+        entries: the contenders.
         rounds: the fewest and the most; the fewest are taken whatever the budget says.
         budget: seconds after which no further round starts.
     """
     start = time.perf_counter()
+    for entry in entries.values():
+        entry.time(WARM)
     calls = {name: max(1, math.ceil(SECONDS / entry.time(2))) for name, entry in entries.items()}
     times: dict[str, list[float]] = {name: [] for name in entries}
     for done in range(rounds[1]):

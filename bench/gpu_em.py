@@ -3,8 +3,8 @@
     python -m bench.gpu_em --out FILE.json    measure, write the figures as they come, print a table
     python -m bench.gpu_em --show FILE.json   print the table again
 
-All settings of `settings.py` at other batch sizes. Nothing is timed whose states, gradients and parameters after a
-batch have not been compared with float64 before, in the same run. Rounds of all contenders of a batch alternate.
+All settings of `settings.py` at several batch sizes. Nothing is timed whose states, gradients and parameters after a
+batch have not been compared with float64 before, in the same run. Rounds of all contenders of a race alternate.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .exact import ROUNDING, Outcome, exact_outcome, outcome, relative, require
 from .gpu import FLOAT, Entry
 from .loops import inference_loop, loop_of, plain
 from .network import Problem, make_edges, make_problem
-from .rivals import EPS, NotHereError, Runner
+from .rivals import EPS, NotHereError, Runner, fused_adam, graph_runner
 from .settings import ADAM_RATE, SETTINGS, Setting
 
-BATCHES = (512, 64, 4096)
-FIRST = "pyromancy-tutorial"  # at all batch sizes before the others, so that a run cut short has it
-# Compiled for each shape anew, which takes long: at these sizes only, and the whole run takes no longer for all of them
-COMPILED_BATCH, COMPILING, ONE_COMPILATION = 512, 75.0, 30.0  # seconds
+FIRST, FIRST_BATCHES = "pyromancy-tutorial", (500, 4096)  # before all others, so that a run cut short has them
+BATCHES = (512, 64, 4096)  # of the others
+# Rivals that compile for each shape anew, which takes long, race by themselves; no run takes longer for all of them
+COMPILING, ONE_COMPILATION = 75.0, 30.0  # seconds
 ROUNDS, BUDGET = (3, 15), 2.0  # of a batch size in a setting; seconds
 COPY_ELEMENTS, PRODUCT_WIDTH = 2**26, 8192
 PRECISIONS = ("highest", "high", "medium")
@@ -110,20 +110,64 @@ def esteps(problem: Problem) -> Callable[[], object]:
     return partial(loop_of(problem).run, problem.steps)
 
 
-def contenders() -> list[Contender]:
-    """All that compete, rivals first."""
-    rows = [
-        Contender("autograd", partial(of_loop, plain)),
-        Contender("autograd, graph", rivals.autograd_graph),
-        *(Contender("by hand, graph", rivals.hand_graph, p) for p in PRECISIONS),
-        Contender("torch.compile, graph", rivals.compiled_graph, compiled=True),
-        Contender("JAX", rivals.jax_scan, compiled=True),
-    ]
-    for backend in gpu.usable_backends():
-        name = f"{OURS}, {backend}"
-        rows += [Contender(name, partial(of_loop, inference_loop), p, backend) for p in PRECISIONS]
-        rows.append(Contender(name, partial(of_loop, esteps), backend=backend, kind=ESTEPS))
-    return rows
+def fused(problem: Problem) -> Callable[[], object]:
+    return inference_loop(problem, fused_adam(problem.m_params))
+
+
+def in_one_graph(setting: Setting, device: str) -> Runner:
+    """This package's loop with all of its batch in a graph of the user's, as rivals have it."""
+    problem = make_problem(pyromancy, setting, device=device)
+    adam = fused_adam(problem.m_params)
+    data = [(t, t.clone()) for t in (problem.x, problem.y)]
+    return graph_runner(inference_loop(problem, adam), data, adam, lambda: problem.states)
+
+
+@dataclass(frozen=True)
+class Race:
+    """A setting at a batch size, for rivals that compile or for all others; ours takes part in both."""
+
+    name: str
+    batch: int
+    compiled: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        """What is run."""
+        return replace(SETTINGS[self.name], batch=self.batch)
+
+    def contenders(self) -> list[Contender]:
+        """All that compete, rivals first."""
+        rows = [
+            Contender("autograd", partial(of_loop, plain)),
+            Contender("autograd, graph", rivals.autograd_graph),
+            *(Contender("by hand, graph", rivals.hand_graph, p) for p in PRECISIONS),
+            Contender("torch.compile, graph", rivals.compiled_graph, compiled=True),
+            Contender("JAX", rivals.jax_scan, compiled=True),
+        ]
+        for backend in gpu.usable_backends():
+            name = f"{OURS}, {backend}"
+            rows.append(Contender(name, partial(of_loop, inference_loop), backend=backend))
+            rows.append(Contender(name, partial(of_loop, esteps), backend=backend, kind=ESTEPS))
+            if backend == "reference":
+                continue
+            # Triton compiles for every precision anew
+            precisions = PRECISIONS if backend != "triton" or self.name == FIRST else PRECISIONS[:1]
+            rows += [Contender(f"{name}, fused Adam", partial(of_loop, fused), p, backend) for p in precisions]
+            rows += [Contender(f"{name}, one graph", in_one_graph, p, backend) for p in precisions]
+        if self.compiled:
+            return [c for c in rows if c.compiled or (c.ours and c.precision == "highest" and c.kind == EM)]
+        return [c for c in rows if not c.compiled]
+
+
+def parts() -> dict[str, list[Race]]:
+    """All races by the part of a run that they are."""
+    others = [name for name in SETTINGS if name != FIRST]
+    return {
+        "tutorial": [Race(FIRST, batch) for batch in FIRST_BATCHES],
+        "others": [Race(name, BATCHES[0]) for name in others],
+        "compiled": [Race(FIRST, FIRST_BATCHES[0], True), *(Race(name, BATCHES[0], True) for name in others)],
+        "sizes": [Race(name, batch) for batch in BATCHES[1:] for name in others],
+    }
 
 
 def least_bytes(setting: Setting, kind: str) -> int:
@@ -165,16 +209,14 @@ class Clock:
     def __init__(self) -> None:
         self.left = COMPILING
 
-    def build(self, contender: Contender, name: str, setting: Setting) -> Runner:
+    def build(self, contender: Contender, setting: Setting) -> Runner:
         """Make a contender.
 
         Raises:
-            NotHereError: it is not to compile at this size, or no longer.
+            NotHereError: it is to compile no longer.
         """
         if not contender.compiled:
             return contender.make(setting, gpu.DEVICE)
-        if setting.batch != COMPILED_BATCH and name != FIRST:
-            raise NotHereError(f"compiled at batch {COMPILED_BATCH} only, and {FIRST} at all")
         limit = min(self.left, ONE_COMPILATION)
         if limit <= 0:
             raise NotHereError(f"the {COMPILING:.0f} s for compilations are used up")
@@ -231,11 +273,14 @@ def ceilings() -> dict[str, Any]:
     }
 
 
-def measure(limit: float, log: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All figures, saved after every setting and batch size, with what was wrong or left out, and why.
+def measure(
+    limit: float, wanted: Sequence[str], log: Callable[[str], None], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """All figures, saved after every race, with what was wrong or left out, and why.
 
     Args:
-        limit: seconds after which no setting is begun.
+        limit: seconds after which no race is begun.
+        wanted: names of parts.
         log: told what was measured.
         save: told all figures that there are.
     """
@@ -244,28 +289,23 @@ def measure(limit: float, log: Callable[[str], None], save: Callable[[dict[str, 
     result: dict[str, Any] = {
         "machine": gpu.machine() | rates | {"jax": rivals.version_of_jax()},
         "date": gpu.today(),
-        "compiled_at": f"torch.compile and JAX: batch {COMPILED_BATCH} of every setting, every batch of {FIRST}; "
-        f"{COMPILING:.0f} s in all",
         "rows": [],
         "failures": [],
         "left_out": [],
     }
-    cells = [(name, batch) for batch in BATCHES for name in SETTINGS]
-    cells.sort(key=lambda cell: cell[0] != FIRST)
     clock = Clock()
-    for name, batch in cells:
-        setting = replace(SETTINGS[name], batch=batch)
-        at = {"setting": name, "batch": batch}
+    for race in (race for part in wanted for race in parts()[part]):
+        at = {"setting": race.name, "batch": race.batch, "compiled": race.compiled}
         if time.perf_counter() - start > limit:
             result["left_out"].append(at | {"contender": "all", "reason": f"the {limit:.0f} s were over"})
             continue
-        rows, troubles = race(name, setting, clock, rates)
+        rows, troubles = run(race, clock, rates)
         for row in rows:
             result["rows"].append(at | row)
         for key, entries in troubles.items():
             result[key] += [at | entry for entry in entries]
         save(result)
-        log(f"{name}, batch {batch}: {len(rows)} contenders, {time.perf_counter() - start:.0f} s so far")
+        log(f"{race.name}, batch {race.batch}: {len(rows)} contenders, {time.perf_counter() - start:.0f} s so far")
         gc.collect()  # graphs hold on to their memory
         torch.cuda.empty_cache()
     save(result)
@@ -278,21 +318,22 @@ def serving() -> str:
     return next(s.backend for s in backends.report() if (s.operator, s.device) == at)
 
 
-def race(
-    name: str, setting: Setting, clock: Clock, rates: dict[str, Any]
+def run(
+    race: Race, clock: Clock, rates: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, str]]]]:
-    """Rows of a setting at a batch size; its failures, and what was left out."""
+    """Rows of a race; its failures, and what was left out."""
+    setting = race.setting
     exact = exact_outcome(setting, gpu.DEVICE)
     entries: dict[str, Entry] = {}
     off: dict[str, float] = {}
     served: dict[str, str] = {}
     troubles: dict[str, list[dict[str, str]]] = {"failures": [], "left_out": []}
-    by_key = {f"{c.name}, {c.precision}, {c.kind}": c for c in contenders()}
+    by_key = {f"{c.name}, {c.precision}, {c.kind}": c for c in race.contenders()}
     for key, contender in by_key.items():
         who = {"contender": contender.name, "precision": contender.precision, "kind": contender.kind}
         try:
             with contender.at_work():
-                runner = clock.build(contender, name, setting)
+                runner = clock.build(contender, setting)
                 off[key] = check(contender, setting, runner, exact)
                 served[key] = serving() if contender.ours else contender.name
         except NotHereError as reason:
@@ -336,21 +377,22 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         gpu.title(result),
         f"copy {m['copy_gb_per_s']:.0f} GB/s; product {products} TFLOP/s",
+        "at medium the product is TF32, as torch has it there, and ours in one kernel is bfloat16",
         "microseconds a batch; of which floor: share of the product rate, of the copy rate",
-        f"{'setting':20}{'batch':>6}  {'ours':11}{'time':>9}{'TFLOP/s':>9}{'of arith.':>10}{'of mem.':>9}  "
+        f"{'setting':20}{'batch':>6}  {'ours':21}{'time':>9}{'TFLOP/s':>9}{'of arith.':>10}{'of mem.':>9}  "
         f"{'fastest rival':21}{'time':>9}{'ratio':>8}{'E-steps':>9}{'high':>9}{'medium':>9}",
     ]
-    cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    races: dict[tuple[str, int, bool], list[dict[str, Any]]] = {}
     for row in result["rows"]:
-        cells.setdefault((row["setting"], row["batch"]), []).append(row)
-    for (name, batch), rows in cells.items():
+        races.setdefault((row["setting"], row["batch"], row["compiled"]), []).append(row)
+    for (name, batch, _), rows in races.items():
         ours = {p: fastest(rows, ours=True, precision=p) for p in PRECISIONS}
         mine, rival = ours["highest"], fastest(rows, ours=False, precision="highest")
         alone = fastest(rows, kind=ESTEPS, ours=True)
-        served = mine["served_by"] if mine else "none"
+        served = ", ".join([mine["served_by"], *mine["contender"].split(", ")[2:]]) if mine else "none"
         ratio = f"{rival['seconds'] / mine['seconds']:.2f}x" if mine and rival else ""
         lines.append(
-            f"{name:20}{batch:>6}  {served:11}{micro(mine):>9}"
+            f"{name:20}{batch:>6}  {served:21}{micro(mine):>9}"
             f"{number(mine, 'tflop_per_s', 2):>9}{number(mine, 'of_arithmetic', 3):>10}"
             f"{number(mine, 'of_memory', 4):>9}  {rival['contender'] if rival else 'none':21}{micro(rival):>9}"
             f"{ratio:>8}{micro(alone):>9}{micro(ours['high']):>9}{micro(ours['medium']):>9}"
@@ -381,8 +423,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     parser = gpu.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=220.0, help="begin nothing after these (default: 220)")
+    parser.add_argument("--parts", nargs="+", choices=[*parts()], default=[*parts()], help="in this order")
     options = parser.parse_args(arguments)
-    return gpu.command(options, "bench.gpu_em", partial(measure, options.seconds), table)
+    return gpu.command(options, "bench.gpu_em", partial(measure, options.seconds, options.parts), table)
 
 
 if __name__ == "__main__":

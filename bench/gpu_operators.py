@@ -98,7 +98,8 @@ def race(
     case: operators.Case, size: tuple[int, int], copy: Callable[[], object]
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of each round by contender, the copy among them, and why the others did not run."""
-    inputs = [t.to(gpu.DEVICE) for t in case.inputs(*size)]
+    with torch.device(gpu.DEVICE):  # a host takes seconds to draw as many numbers
+        inputs = case.inputs(*size)
     expected = operators.results(case, case.formula, [t.double() for t in inputs])
     entries = {"copy": Entry(copy)}
     failed: dict[str, str] = {}

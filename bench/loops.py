@@ -37,11 +37,11 @@ def plain(problem: Problem) -> Batch:
     return batch
 
 
-def inference_loop(problem: Problem) -> Batch:
-    """The same batch through `pyromancy.InferenceLoop`."""
+def inference_loop(problem: Problem, m_opt: torch.optim.Optimizer | None = None) -> Batch:
+    """The same batch through `pyromancy.InferenceLoop`, with the documented optimizer if none is given."""
     net, m_params = problem.net, problem.m_params
     loop = loop_of(problem)
-    m_opt = torch.optim.Adam(m_params, lr=ADAM_RATE)
+    m_opt = m_opt or torch.optim.Adam(m_params, lr=ADAM_RATE)
 
     def batch() -> None:
         net.init_xy(problem.x, problem.y)

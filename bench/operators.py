@@ -120,7 +120,7 @@ def our_mstep(*tensors: Tensor) -> Tensor:
 
 
 def normal(batch: int, width: int, count: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     return [torch.randn(batch, width, generator=generator) for _ in range(count)]
 
 

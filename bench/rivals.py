@@ -65,6 +65,47 @@ def graphed(batch: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def fused_adam(parameters: Sequence[Tensor]) -> torch.optim.Adam:
+    """Adam in one kernel, whose steps a graph can hold."""
+    on_gpu = parameters[0].is_cuda
+    return torch.optim.Adam(parameters, lr=ADAM_RATE, betas=BETAS, eps=EPS, fused=True, capturable=on_gpu)
+
+
+def graph_runner(
+    batch: Callable[[], object],
+    data: Sequence[tuple[Tensor, Tensor]],
+    adam: torch.optim.Adam,
+    states: Callable[[], Sequence[Tensor]],
+) -> Runner:
+    """A batch as one graph, with the parameters as they were before.
+
+    Args:
+        batch: what the graph holds.
+        data: where it expects its data, and those to copy there before every run.
+        adam: its optimizer.
+        states: the free ones that it leaves.
+    """
+    parameters: list[Tensor] = adam.param_groups[0]["params"]
+    before = [p.detach().clone() for p in parameters]
+    replay = graphed(batch)
+    with torch.no_grad():
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old)
+            for t in adam.state[p].values():
+                t.zero_()
+
+    def run() -> None:
+        for place, fresh in data:
+            place.copy_(fresh)
+        replay()
+
+    def left() -> tuple[Outcome, Sequence[Tensor]]:
+        gradients = [adam.state[p]["exp_avg"] / (1 - BETAS[0]) for p in parameters]
+        return Outcome(states(), gradients), parameters
+
+    return Runner(run, left)
+
+
 class Expert:
     """A chain with what a graph needs: tensors that stay where they are, and an optimizer whose steps it can hold.
 
@@ -80,8 +121,7 @@ class Expert:
         self.weights = [linear.weight for linear in linears(edges)]
         self.biases = [linear.bias for linear in linears(edges)]
         self.parameters = list(edges.parameters())
-        on_gpu = torch.device(device).type == "cuda"
-        self.adam = torch.optim.Adam(self.parameters, lr=ADAM_RATE, betas=BETAS, fused=True, capturable=on_gpu)
+        self.adam = fused_adam(self.parameters)
         self.states: list[Tensor] = []
 
     def by_autograd(self) -> None:
@@ -139,25 +179,9 @@ class Expert:
         return 0.5 * cast("Tensor", sum(e.square().sum() for e in errors))
 
     def runner(self, batch: Callable[[], None]) -> Runner:
-        """The batch as a graph over data that is copied into its place, with the parameters as they were before."""
-        before = [p.detach().clone() for p in self.parameters]
-        replay = graphed(batch)
-        with torch.no_grad():
-            for p, old in zip(self.parameters, before, strict=True):
-                p.copy_(old)
-                for t in self.adam.state[p].values():
-                    t.zero_()
-
-        def run() -> None:
-            self.x.copy_(self.fresh[0])
-            self.y.copy_(self.fresh[1])
-            replay()
-
-        def left() -> tuple[Outcome, Sequence[Tensor]]:
-            gradients = [self.adam.state[p]["exp_avg"] / (1 - BETAS[0]) for p in self.parameters]
-            return Outcome(self.states, gradients), self.parameters
-
-        return Runner(run, left)
+        """The batch as a graph."""
+        data = [(self.x, self.fresh[0]), (self.y, self.fresh[1])]
+        return graph_runner(batch, data, self.adam, lambda: self.states)
 
 
 def autograd_graph(setting: Setting, device: str) -> Runner:

@@ -45,7 +45,7 @@ def bench(monkeypatch):
     monkeypatch.setattr(bench, "PRODUCT_WIDTH", 64)
     monkeypatch.setattr(bench, "BUDGET", 0.0)
     monkeypatch.setattr(bench, "BATCHES", (6, 3))
-    monkeypatch.setattr(bench, "COMPILED_BATCH", 6)
+    monkeypatch.setattr(bench, "FIRST_BATCHES", (5, 2))
     monkeypatch.setattr(bench, "FIRST", "wide")
     settings = importlib.import_module("bench.settings")
     tiny = {
@@ -64,23 +64,36 @@ def without_compiler(bench, monkeypatch):
 
 def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
     without_compiler(bench, monkeypatch)
+    # Triton's kernels need a device, and the compiled ones may not be here: who competes is the same
+    serving = {"reference": "reference", "native": "reference", "triton": "reference"}
+    monkeypatch.setattr(bench.gpu, "usable_backends", lambda: list(serving))
+    monkeypatch.setattr(bench.backends, "use", lambda _, use=bench.backends.use: use("reference"))
     file = tmp_path / "figures.json"
     assert bench.main(["--out", str(file)]) == 0
     result = json.loads(file.read_text())
     assert result["failures"] == []
     assert result["machine"]["product_tflop_per_s"].keys() == set(bench.PRECISIONS)
-    cells = list(dict.fromkeys((r["setting"], r["batch"]) for r in result["rows"]))
-    assert cells == [("wide", 6), ("wide", 3), ("narrow", 6), ("kinks", 6), ("narrow", 3), ("kinks", 3)]
-    whole = [r for r in result["rows"] if r["kind"] == "em-batch"]
-    for cell in cells:
-        names = {r["contender"] for r in whole if (r["setting"], r["batch"]) == cell}
-        assert {"autograd", "autograd, graph", "by hand, graph", "InferenceLoop, reference"} <= names
-        assert ("torch.compile, graph" in names) == (cell not in [("narrow", 3), ("kinks", 3)])
-    for backend in bench.gpu.usable_backends():
-        mine = [r for r in result["rows"] if r["contender"] == f"InferenceLoop, {backend}"]
-        assert len(mine) == len(cells) * 4
-        assert [r["precision"] for r in mine[:4]] == ["highest", "high", "medium", "highest"]
-        assert {r["served_by"] for r in mine} == {backend}
+    races = {}
+    for r in result["rows"]:
+        races.setdefault((r["setting"], r["batch"], r["compiled"]), []).append(r)
+    assert list(races) == [
+        ("wide", 5, False), ("wide", 2, False), ("narrow", 6, False), ("kinks", 6, False),
+        ("wide", 5, True), ("narrow", 6, True), ("kinks", 6, True), ("narrow", 3, False), ("kinks", 3, False),
+    ]  # fmt: skip
+    assert bench.gpu.usable_backends() == ["reference", "native", "triton"]
+    for (name, _, compiled), rows in races.items():
+        rivals = {r["contender"] for r in rows if not r["ours"]} - {"JAX"}
+        assert rivals == ({"torch.compile, graph"} if compiled else {"autograd", "autograd, graph", "by hand, graph"})
+        for backend, precisions in {"reference": 0, "native": 3, "triton": 3 if name == "wide" else 1}.items():
+            ours = f"InferenceLoop, {backend}"
+            expected = [(ours, "highest", "em-batch"), (ours, "highest", "e-steps")]
+            for variant in ("fused Adam", "one graph"):
+                expected += [(f"{ours}, {variant}", p, "em-batch") for p in bench.PRECISIONS[:precisions]]
+            if compiled:
+                expected = [e for e in expected if e[1:] == ("highest", "em-batch")]
+            mine = [r for r in rows if r["contender"].startswith(ours)]
+            assert [(r["contender"], r["precision"], r["kind"]) for r in mine] == expected
+            assert {r["served_by"] for r in mine} == {serving[backend]}
     for r in result["rows"]:
         assert r["seconds"] >= r["best_seconds"] > 0
         assert 0 <= r["off"] <= r["allowed"]
@@ -89,8 +102,8 @@ def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
         assert r["tflop_per_s"] == pytest.approx(flops / r["seconds"] / 1e12)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Abacus 9, torch 2.11.0")
-    assert [line.split()[:2] for line in lines[4:10]] == [[name, str(batch)] for name, batch in cells]
-    assert {len(line) for line in lines[3:10]} == {len(lines[3])}
+    assert [line.split()[:2] for line in lines[5:14]] == [[name, str(batch)] for name, batch, _ in races]
+    assert {len(line) for line in lines[4:14]} == {len(lines[4])}
     assert not list(tmp_path.glob("*.new"))
 
 
@@ -132,36 +145,36 @@ def test_who_is_wrong_is_not_timed(bench, monkeypatch, tmp_path, capsys):
     assert wrong["by hand, graph"] == "ValueError: out of order"
     assert not {("em-batch", who) for who in wrong} & timed
     table = capsys.readouterr().out
-    assert "failed: by hand, graph, highest, em-batch: ValueError: out of order (wide 6, wide 3, narrow 6" in table
+    assert "failed: by hand, graph, highest, em-batch: ValueError: out of order (wide 5, wide 2, narrow 6" in table
     assert bench.main(["--show", str(file)]) == 1
     assert capsys.readouterr().out == table
 
 
 def test_what_was_measured_is_kept_when_it_is_stopped(bench, monkeypatch, tmp_path):
-    race = bench.race
+    run = bench.run
 
-    def stopped(name, *rest):
-        if name == "kinks":
+    def stopped(race, *rest):
+        if race.name == "kinks":
             raise KeyboardInterrupt
-        return race(name, *rest)
+        return run(race, *rest)
 
-    monkeypatch.setattr(bench, "race", stopped)
-    monkeypatch.setattr(bench, "contenders", lambda: [bench.Contender("autograd", bench.rivals.autograd_graph)])
+    monkeypatch.setattr(bench, "run", stopped)
+    monkeypatch.setattr(bench.Race, "contenders", lambda _: [bench.Contender("autograd", bench.rivals.autograd_graph)])
     file = tmp_path / "figures.json"
     with pytest.raises(KeyboardInterrupt):
         bench.main(["--out", str(file)])
     found = [(r["setting"], r["batch"]) for r in json.loads(file.read_text())["rows"]]
-    assert found == [("wide", 6), ("wide", 3), ("narrow", 6)]
+    assert found == [("wide", 5), ("wide", 2), ("narrow", 6)]
     assert bench.main(["--show", str(file)]) == 0
 
 
 def test_begins_nothing_after_its_time(bench, tmp_path, capsys):
     file = tmp_path / "figures.json"
-    assert bench.main(["--seconds", "0", "--out", str(file)]) == 0
+    assert bench.main(["--seconds", "0", "--parts", "sizes", "tutorial", "--out", str(file)]) == 0
     result = json.loads(file.read_text())
     assert result["rows"] == []
-    assert len(result["left_out"]) == 6
-    assert "left out: all: the 0 s were over (wide 6, wide 3, " in capsys.readouterr().out
+    assert len(result["left_out"]) == 4
+    assert "left out: all: the 0 s were over (narrow 3, kinks 3, wide 5, wide 2)" in capsys.readouterr().out
 
 
 def test_compilations_are_stopped_and_counted(bench, monkeypatch):
@@ -177,14 +190,12 @@ def test_compilations_are_stopped_and_counted(bench, monkeypatch):
     monkeypatch.setattr(bench, "ONE_COMPILATION", 0.2)
     clock, before = bench.Clock(), signal.getsignal(signal.SIGALRM)
     with pytest.raises(bench.NotHereError, match="not compiled within 0 s"):
-        clock.build(contender, "narrow", setting)
+        clock.build(contender, setting)
     assert 0 < clock.left <= 0.1
     with pytest.raises(bench.NotHereError, match="not compiled within"):
-        clock.build(contender, "narrow", setting)
+        clock.build(contender, setting)
     with pytest.raises(bench.NotHereError, match="used up"):
-        clock.build(contender, "narrow", setting)
-    with pytest.raises(bench.NotHereError, match="at batch 6 only, and wide at all"):
-        clock.build(contender, "narrow", dataclasses.replace(setting, batch=3))
+        clock.build(contender, setting)
     assert signal.getsignal(signal.SIGALRM) is before
 
 
