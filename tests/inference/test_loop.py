@@ -412,7 +412,7 @@ class StraightThrough(torch.autograd.Function):
 
 ODDITIES = {
     "value-dependent": (lambda z: z.sum(1) * (0.1 if z.sum().item() > 1e9 else 0.2), "reads values"),
-    "in-place": (lambda z: (z * 1.0).mul_(0.1).sum(1), "in place"),
+    "in-place": (lambda z: (z * 1.0).view(-1).mul_(0.1).view(z.shape).sum(1), "in place"),
     "no-grad": (lambda z: _without_grad(z), "autograd itself"),
     "own-function": (lambda z: 0.1 * StraightThrough.apply(z).sum(1), "StraightThrough is an autograd function"),
 }

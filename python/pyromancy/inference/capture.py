@@ -8,6 +8,7 @@ parameter, another branch, train and eval mode, a new batch size.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, resolve_name
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import autograd
+from . import vocabulary
 from .program import Call, Program, Slot, form_of, replaced, tensors
 
 
@@ -29,28 +31,6 @@ class NotCapturable(Exception):
 
 class _Changed(Exception):
     """An energy no longer does what was recorded."""
-
-
-# Tell of a tensor's form and not of its contents; safe to answer from a stand-in.
-_METADATA = frozenset(
-    (
-        *(
-            f"torch.Tensor.{method}"
-            for method in (
-                *("dim", "size", "numel", "nelement", "ndimension", "stride", "storage_offset", "get_device"),
-                *("is_contiguous", "is_floating_point", "is_complex", "element_size", "__len__"),
-            )
-        ),
-        *(
-            f"torch.Tensor.{attribute}.__get__"
-            for attribute in (
-                *("shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "is_leaf", "requires_grad"),
-                *("is_cuda", "is_meta", "is_nested", "is_quantized", "is_sparse", "is_mkldnn"),
-            )
-        ),
-        *("torch.is_floating_point", "torch.is_complex", "torch.numel", "torch.result_type"),
-    )
-)
 
 
 def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
@@ -132,7 +112,8 @@ def obstacle(free: Sequence[Tensor]) -> str | None:
 def _share_memory(leaves: Sequence[Tensor], free: Iterable[int]) -> bool:
     """Whether a state has its memory in common with another leaf."""
     storages = [t.untyped_storage().data_ptr() for t in leaves]
-    return any(storages.count(storages[i]) > 1 for i in free)
+    count = Counter(storages)
+    return any(count[storages[i]] > 1 for i in free)
 
 
 def difference(energy: Callable[[], Tensor], program: Program) -> str | None:
@@ -199,6 +180,8 @@ def _own_function(result: Tensor) -> str | None:
         forward = getattr(node, "_forward_cls", None)
         if forward is not None and forward.__module__ != autograd.__name__:
             return str(forward.__name__)
+        if forward is None and "CppNode<" in (name := node.name()):
+            return str(name.partition("CppNode<")[2].removesuffix(">"))
         stack.extend(following for following, _ in node.next_functions)
     return None
 
@@ -219,17 +202,16 @@ class _Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = resolve_name(function) or str(getattr(function, "__name__", function))
-        if name in _METADATA:
+        if vocabulary.is_metadata(function):
             return function(*args, **kwargs)
+        name = vocabulary.name_of(function)
         given = tensors((args, kwargs))
-        self._reject(name, args, kwargs, given)
+        self._reject(function, name, args, kwargs, given)
+        if vocabulary.works_in_place(function, args, kwargs):
+            return self._overwrite(function, name, args, kwargs, given)
         inputs = tuple(self._slot(t).index for t in given)
         versions = [0 if t.is_inference() else t._version for t in given]
-        if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in given):
-            result = function(*replaced(args, Tensor, self._saveable), **replaced(kwargs, Tensor, self._saveable))
-        else:
-            result = function(*args, **kwargs)
+        result = self._result(function, args, kwargs, given)
         if versions != [0 if t.is_inference() else t._version for t in given]:
             raise self.refuse(f"{name} works in place")
         if not _is_made_of_tensors(result):
@@ -244,7 +226,66 @@ class _Recorder(TorchFunctionMode):
         self.calls.append(Call(function, packed_args, packed_kwargs, packed_result, inputs, outputs))
         return result
 
-    def _reject(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> None:
+    def _result(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
+    ) -> Any:
+        if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in given):
+            return function(*replaced(args, Tensor, self._saveable), **replaced(kwargs, Tensor, self._saveable))
+        return function(*args, **kwargs)
+
+    def _overwrite(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Tensor],
+    ) -> Any:
+        """Let a call overwrite a tensor that the energy has made; the program makes a tensor of its own instead.
+
+        From here on the slot of the one stands for the other.
+        """
+        pure = vocabulary.out_of_place(function, args, kwargs)
+        if pure is None or not given:
+            raise self.refuse(f"{name} works in place")
+        target = given[0]
+        if not self._is_separate(target):
+            raise self.refuse(f"{name} works in place, on what the energy has not made or what shares memory with it")
+        with torch.no_grad():
+            like = self._result(*pure, given)  # while the target is what it was
+        form = target.shape, target.dtype
+        inputs = tuple(self._slot(t).index for t in given)
+        (packed_args, packed_kwargs), (pure_args, pure_kwargs) = (
+            [replaced(tree, Tensor, self._slot) for tree in trees] for trees in ((args, kwargs), pure[1:])
+        )
+        result = self._result(function, args, kwargs, given)
+        if result is not target or (like.shape, like.dtype) != form:
+            raise self.refuse(f"{name} works in place, and gives another shape or dtype than it would else")
+        slot = self.slots[id(target)] = len(self.kept)
+        self.kept.append(target)
+        self.produced.add(slot)
+        written = Call(function, packed_args, packed_kwargs, Slot(slot), inputs, (slot,))
+        self.calls.append(Call(pure[0], pure_args, pure_kwargs, Slot(slot), inputs, (slot,), written))
+        return result
+
+    def _is_separate(self, t: Tensor) -> bool:
+        """Whether the energy has made a tensor, and none else that it has met shares its memory."""
+        if self.slots.get(id(t)) not in self.produced:
+            return False
+        memory = t.untyped_storage()._cdata
+        others = (o for o in self.kept if o is not t and o.layout is torch.strided)
+        return all(o.untyped_storage()._cdata != memory for o in others)
+
+    def _reject(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Tensor],
+    ) -> None:
+        if not vocabulary.is_known(function):
+            raise self.refuse(f"{name} is no function of PyTorch's, and what it does may depend on more than it takes")
         if torch._C._is_any_autocast_enabled():
             raise self.refuse("the energy turns autocast on, which chooses dtypes call by call")
         for t in given:
@@ -252,20 +293,24 @@ class _Recorder(TorchFunctionMode):
                 raise self.refuse(f"{name} takes a {type(t).__name__}, which may compute otherwise than a Tensor")
             if t.layout is not torch.strided:
                 raise self.refuse(f"{name} takes a tensor of layout {t.layout}")
+            if t.is_nested or t.is_quantized:
+                raise self.refuse(f"{name} takes a nested or quantized tensor")
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
                 raise self.refuse("the energy uses a transform of torch.func")
-        short = name.rsplit(".", 1)[-1]
-        in_place = short.endswith("_") and not short.endswith("__") and not short.startswith("_")
-        if in_place or short in ("__setitem__", "__set__") or kwargs.get("inplace") or kwargs.get("out") is not None:
-            raise self.refuse(f"{name} works in place")
-        if short == "batch_norm" and kwargs.get("training") and (len(args) > 1 and args[1] is not None):
-            raise self.refuse("batch_norm in training mode updates its running statistics at every step")
-        if given and (short in ("tensor", "as_tensor", "asarray") or (short == "tensor_split" and len(given) > 1)):
-            raise self.refuse(f"{name} reads values out of a tensor")
-        if short == "__getitem__" and _slices_by_tensors(args[1]):
-            raise self.refuse("a slice reads values out of a tensor")
-        if short in ("_set_grad_enabled", "backward", "grad", "requires_grad_", "register_hook"):
-            raise self.refuse(f"{short} has to do with autograd itself")
+        match vocabulary.meaning(function):
+            case "normalization":
+                given_as = vocabulary.arguments(function, args, kwargs)
+                updates = given_as["training"] if "training" in given_as else given_as["use_input_stats"]
+                if updates and given_as["running_mean"] is not None:
+                    raise self.refuse(f"{name} in training mode updates its running statistics at every step")
+            case "makes of values" if given:
+                raise self.refuse(f"{name} reads values out of a tensor")
+            case "tensor_split" if len(given) > 1:
+                raise self.refuse(f"{name} reads values out of a tensor")
+            case "indexing" if _slices_by_tensors(args[1]):
+                raise self.refuse("a slice reads values out of a tensor")
+            case "autograd":
+                raise self.refuse(f"{name} has to do with autograd itself")
 
     def refuse(self, reason: str) -> NotCapturable:
         """An error to raise; where the energy's own code catches it, it is remembered."""
@@ -300,21 +345,22 @@ class _Recorder(TorchFunctionMode):
         def renumbered(slots: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(renumber[s] for s in slots)
 
-        calls = [
-            Call(
+        def renamed_call(c: Call) -> Call:
+            return Call(
                 c.function, renamed(c.args), renamed(c.kwargs), renamed(c.result),
-                renumbered(c.inputs), renumbered(c.outputs),
-            )
-            for c in self.calls
-        ]  # fmt: skip
+                renumbered(c.inputs), renumbered(c.outputs), c.written and renamed_call(c.written),
+            )  # fmt: skip
+
+        calls = [renamed_call(c) for c in self.calls]
         identities = {id(t) for t in free}
         by_new = sorted(((renumber[s], t) for s, t in enumerate(self.kept)), key=lambda pair: pair[0])
+        stand_ins = {id(t): _stand_in(t) for t in self.kept}
         return Program(
             leaves,
             frozenset(i for i, t in enumerate(leaves) if id(t) in identities),
             calls,
             renumber[self.slots[id(result)]],
-            stand_ins=[_stand_in(t) for _, t in by_new],
+            stand_ins=[stand_ins[id(t)] for _, t in by_new],
         )
 
 
@@ -399,14 +445,14 @@ class _Checker(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if self.position == len(self.expected):
-            if _name_of(function) in _METADATA:
+            if vocabulary.is_metadata(function):
                 return function(*args, **(kwargs or {}))
-            raise self.refuse(f"a call of {_name_of(function)} more")
+            raise self.refuse(f"a call of {vocabulary.name_of(function)} more")
         call, expected_args, expected_kwargs, outputs = self.expected[self.position]
         if function is not call.function and function != call.function:
-            if _name_of(function) in _METADATA:
+            if vocabulary.is_metadata(function):
                 return function(*args, **(kwargs or {}))
-            raise self.refuse(f"{_name_of(function)} in the place of {call.name}")
+            raise self.refuse(f"{vocabulary.name_of(function)} in the place of {call.name}")
         if not self._equal_items(expected_args, args) or (
             (kwargs or expected_kwargs) and not self._equal(expected_kwargs, kwargs)
         ):
@@ -451,15 +497,3 @@ class _Checker(TorchFunctionMode):
             return False
         others = (t for other, t in self.new.items() if other != slot)
         return not any(given is t for t in (*others, *self.program.leaves, *self.program.stand_ins))
-
-
-_names: dict[Any, str | None] = {}
-
-
-def _name_of(function: Callable[..., Any]) -> str | None:
-    """`resolve_name`, remembered: it searches."""
-    try:
-        return _names[function]
-    except KeyError:
-        name = _names[function] = resolve_name(function)
-        return name

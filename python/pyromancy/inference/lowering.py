@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import functional
 from ..ops.activations import ACTIVATIONS
 from .program import Call, Program, Slot
+from .vocabulary import arguments, unusual
 
 _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
 
@@ -79,7 +80,7 @@ def lower(program: Program) -> list[Chain]:
     incoming: dict[int, tuple[int, Edge]] = {}  # target state -> source state, edge
     outgoing: dict[int, int] = {}  # source state -> target state
     for index, term in enumerate(program.terms):
-        if term.slot not in program.varying:
+        if term.slot is None or term.slot not in program.varying:
             continue
         call = program.producer.get(term.slot)
         if call is None or call.function not in (functional.gaussian_energy, functional.multivariate_energy):
@@ -170,18 +171,18 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
     activation = _activation(call)
     if call is not None and activation is not None:
         after = activation
-        slot = _input(call)
+        (slot,) = call.inputs
         call = program.producer.get(slot)
-    if call is None or call.name != "linear":
+    if call is None or call.meaning != "linear":
         if slot in program.varying:
             hint = "; write it with torch.nn.functional.linear" if _is_product(program, call) else ""
             what = call.name if call else "a state as it is"
             raise NotAChain(f"a prediction comes from {what}, not from a Linear{hint}")
         return None, None
-    bound = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
-    source, weight, bias = (bound.get(name) for name in ("input", "weight", "bias"))
-    if not (isinstance(source, Slot) and isinstance(weight, Slot)):
-        raise NotAChain("a Linear is called in an unusual way")
+    bound = arguments(call.function, call.args, call.kwargs)
+    source, weight, bias = bound["input"], bound["weight"], bound["bias"]
+    assert isinstance(source, Slot)
+    assert isinstance(weight, Slot)
     if weight.index in program.varying or (isinstance(bias, Slot) and bias.index in program.varying):
         raise NotAChain("a weight depends on a free state")
     if program.stand_ins[weight.index].dim() != 2 or (
@@ -193,7 +194,7 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
     activation = _activation(call)
     if call is not None and activation is not None:
         before = activation
-        slot = _input(call)
+        (slot,) = call.inputs
     if slot >= len(program.leaves):
         if slot in program.varying:
             inner = program.producer[slot]
@@ -208,40 +209,25 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
 
 def _is_product(program: Program, call: Call | None) -> bool:
     """Whether a call is a matrix product, or adds something fixed to one, as a bias."""
-    if call is not None and call.name.strip("_") in ("add", "radd"):
+    if call is not None and call.meaning == "add":
         call = next((program.producer.get(s) for s in call.inputs if s in program.varying), None)
-    return call is not None and call.name.strip("_") in ("matmul", "rmatmul", "mm", "addmm", "einsum")
+    return call is not None and call.meaning == "product"
 
 
-def _input(call: Call) -> int:
-    first = call.args[0] if call.args else call.kwargs["input"]
-    assert isinstance(first, Slot)
-    return first.index
+# The arguments that activations take beside their input, and what they are where nobody gives them.
+_PARAMETERS = {"leaky_relu": ("negative_slope", 0.01), "elu": ("alpha", 1.0), "softplus": ("beta", 1.0)}
 
 
 def _activation(call: Call | None) -> Activation | None:
-    if call is None or len(call.inputs) != 1:
+    name = None if call is None else call.meaning
+    if call is None or name not in _NUMBER or len(call.inputs) != 1:
         return None
-    rest = list(call.args[1:])
-    options = {k: v for k, v in call.kwargs.items() if k not in ("inplace", "input")}
-
-    def option(name: str, default: float) -> float:
-        return float(rest[0] if rest else options.get(name, default))
-
-    match call.name:
-        case "relu" | "tanh" | "sigmoid" | "silu" if not rest and not options:
-            return Activation(_NUMBER[call.name])
-        case "gelu" if not rest:
-            approximate = options.get("approximate", "none")
-            return Activation(_NUMBER["gelu_tanh" if approximate == "tanh" else "gelu"])
-        case "leaky_relu":
-            return Activation(_NUMBER["leaky_relu"], option("negative_slope", 0.01))
-        case "elu":
-            return Activation(_NUMBER["elu"], option("alpha", 1.0))
-        case "softplus":
-            threshold = rest[1] if len(rest) > 1 else options.get("threshold", 20.0)
-            return Activation(_NUMBER["softplus"], option("beta", 1.0)) if threshold == 20.0 else None
-    return None
+    options = unusual(call.function, call.args, call.kwargs)
+    if name == "gelu" and options.pop("approximate", "none") == "tanh":
+        name = "gelu_tanh"
+    parameter, default = _PARAMETERS.get(name, ("", 0.0))
+    value = float(options.pop(parameter, default))
+    return None if options else Activation(_NUMBER[name], value)
 
 
 def precision(program_values: dict[int, Tensor], node: Node, like: Tensor) -> Tensor | None:

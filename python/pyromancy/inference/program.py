@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import resolve_name
 from torch.utils.weak import TensorWeakRef
+
+from .vocabulary import meaning, name_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Call:
     Attributes:
         inputs: slots of the tensors it took, in order.
         outputs: slots of those it returned.
+        written: the call in place, of the same slots, that the energy makes where this one is computed instead.
     """
 
     function: Callable[..., Any]
@@ -38,30 +41,36 @@ class Call:
     result: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    written: Call | None = None
 
     @property
     def name(self) -> str:
-        """The function's name without its module: ``linear``, ``relu``, ``add``."""
-        full = resolve_name(self.function) or getattr(self.function, "__name__", repr(self.function))
-        return full.rsplit(".", 1)[-1]
+        """The function's name without its module, to be shown: ``linear``, ``relu``, ``add``."""
+        return name_of(self.function).rpartition(".")[2]
+
+    @property
+    def meaning(self) -> str | None:
+        """What the function means, whichever of its names it goes by; see `vocabulary`."""
+        return meaning(self.function)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of the energy: `weight` times what the slot holds.
+    """A summand of the energy: `weight` times what the slot holds, or by itself where there is none.
 
     That is one value per sample, or broadcasts to that where no free state changes it, as a penalty on weights does.
     """
 
-    slot: int
+    slot: int | None
     weight: float
 
+    def times(self, factor: float) -> Term:
+        """This summand, multiplied."""
+        return Term(self.slot, self.weight * factor)
 
-# Functions that take only the form of some of their tensors: how many of them, from the first on, they read.
-_VALUES_FROM = {
-    **dict.fromkeys(("expand_as", "view_as", "reshape_as", "type_as"), 1),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), 0),
-}
+
+# Functions that take only the form of some of their tensors, by meaning: how many, from the first on, they read.
+_VALUES_FROM = {"takes the second's form": 1, "takes forms alone": 0}
 
 
 @dataclass
@@ -94,7 +103,7 @@ class Program:
                     self.producer.setdefault(slot, call)
         varying = set(self.free)
         for call in self.calls:
-            if varying.intersection(call.inputs[: _VALUES_FROM.get(call.name)]):
+            if varying.intersection(call.inputs[: _VALUES_FROM.get(call.meaning or "")]):
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
         self.forms = [form_of(t) for t in self.leaves]
@@ -121,6 +130,12 @@ class Program:
             result = call.function(*_fill(call.args, values), **_fill(call.kwargs, values))
             values.update(zip(call.outputs, tensors(result), strict=True))
         return [values[s] for s in wanted]
+
+    def energies(self, terms: Sequence[Term], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """What terms come to, per sample or broadcasting to that."""
+        values = iter(self.evaluate([t.slot for t in terms if t.slot is not None], leaves))
+        one = self.stand_ins[self.result].new_ones(())
+        return [t.weight * (one if t.slot is None else next(values)) for t in terms]
 
     def replace(self, leaves: dict[int, Tensor]) -> None:
         """Take other tensors of the same forms for leaves, by slot."""
@@ -151,10 +166,10 @@ class Program:
         return self.stand_ins[self.result] if self.result >= len(self.leaves) else self.leaves[self.result]
 
     def dry_calls(self) -> list[tuple[Call, Any, Any, Any]]:
-        """Every call with the arguments and results it has where leaves are themselves and results stand-ins."""
+        """Every call that the energy makes, with its arguments and results: leaves themselves, stand-ins for others."""
         if not self._dry_calls:
             values = dict(enumerate([*self.leaves, *self.stand_ins[len(self.leaves) :]]))
-            for call in self.calls:
+            for call in (c.written or c for c in self.calls):
                 self._dry_calls.append((call, *(_fill(tree, values) for tree in (call.args, call.kwargs, call.result))))
             del values
             self._held = self._holders()
@@ -179,8 +194,8 @@ class Program:
         return found
 
     def paths(self) -> dict[int, int]:
-        """In how many ways each slot enters the energy, through the calls between."""
-        count = {self.result: 1}
+        """In how many ways each slot enters terms that free states change, through the calls between."""
+        count = dict(Counter(t.slot for t in self.terms if t.slot in self.varying))
         for call in reversed(self.calls):
             ways = sum(count.get(slot, 0) for slot in call.outputs if slot >= len(self.leaves))
             for slot in call.inputs if ways else ():
@@ -203,42 +218,52 @@ class Program:
     def _terms(self) -> list[Term]:
         """The result as a weighted sum, taken apart through additions and scalings of per-sample values."""
         terms: list[Term] = []
-
-        def split(slot: int, weight: float) -> None:
-            call = self.producer.get(slot)
+        stack = [Term(self.result, 1.0)]  # the next one last
+        while stack:
+            term = stack.pop()
+            call = None if term.slot is None else self.producer.get(term.slot)
             parts = [] if call is None else self._summands(call)
-            for part, factor in parts:
-                split(part, weight * factor)
+            stack.extend(part.times(term.weight) for part in reversed(parts))
             if not parts:
-                terms.append(Term(slot, weight))
-
-        split(self.result, 1.0)
+                terms.append(term)
         return terms
 
-    def _summands(self, call: Call) -> list[tuple[int, float]]:
-        """The slots that a call adds up, and the number it multiplies each with; empty where it does neither."""
-        tensors = [a.index for a in call.args if isinstance(a, Slot)]
-        scalars = [a for a in call.args if isinstance(a, int | float) and not isinstance(a, bool)]
-        name = call.name.strip("_")
-        if name == "sum" and len(tensors) == 1 and [*scalars, *call.kwargs.values()] == [0]:
-            stack = self.producer.get(tensors[0])
-            if stack is not None and stack.name == "stack" and [*stack.args[1:], *stack.kwargs.values()] in ([], [0]):
-                return [(s, 1.0) for s in stack.inputs]
-        if call.kwargs or len(call.args) != 2:
+    def _summands(self, call: Call) -> list[Term]:
+        """What a call adds up; empty where it adds nothing, nor scales by a number."""
+        name = call.meaning
+        if name == "sum" and len(call.inputs) == 1 and [*call.args[1:], *call.kwargs.values()] == [0]:
+            stack = self.producer.get(call.inputs[0])
+            if stack is None or stack.meaning != "stack" or [*stack.args[1:], *stack.kwargs.values()] not in ([], [0]):
+                return []
+            return [Term(s, 1.0) for s in stack.inputs]
+        if name not in ("add", "sub", "rsub", "neg", "positive", "mul", "div") or call.kwargs.keys() - {"alpha"}:
             return []
         whole = self.stand_ins[call.outputs[0]].shape
-        broadcast = [s for s in tensors if self.stand_ins[s].shape != whole]
-        if any(s in self.varying for s in broadcast):
+        if any(s in self.varying and self.stand_ins[s].shape != whole for s in call.inputs):
             return []  # what broadcasts counts more than once
-        if name in ("add", "radd") and len(tensors) == 2:
-            return [(s, 1.0) for s in tensors]
-        if name in ("add", "radd") and tensors and scalars == [0]:
-            return [(tensors[0], 1.0)]
-        if name in ("mul", "rmul") and tensors and scalars:
-            return [(tensors[0], float(scalars[0]))]
-        if name in ("div", "truediv", "true_divide") and tensors and scalars and call.args[1] == scalars[0] != 0:
-            return [(tensors[0], 1 / float(scalars[0]))]
-        return []
+        numbers = [*call.kwargs.values(), *(a for a in call.args if not isinstance(a, Slot))]
+        if any(type(n) is bool or not isinstance(n, int | float) for n in numbers):
+            return []
+        alpha = call.kwargs.get("alpha", 1)
+        terms = [Term(a.index, 1.0) if isinstance(a, Slot) else Term(None, float(a)) for a in call.args]
+        match name, terms:
+            case "add", [a, b]:
+                terms = [a, b.times(alpha)]
+            case "sub", [a, b]:
+                terms = [a, b.times(-alpha)]
+            case "rsub", [a, b]:
+                terms = [b, a.times(-alpha)]
+            case "neg", [a]:
+                terms = [a.times(-1)]
+            case "positive", [_]:
+                pass
+            case ("mul", [a, Term(None, factor)]) | ("mul", [Term(None, factor), a]):
+                terms = [a.times(factor)]
+            case "div", [a, Term(None, divisor)] if divisor:
+                terms = [a.times(1 / divisor)]
+            case _:
+                return []
+        return [t for t in terms if t != Term(None, 0.0)]
 
     def __str__(self) -> str:
         lines = []
@@ -256,8 +281,9 @@ class Program:
 
 
 def form_of(t: Tensor) -> tuple[Any, ...]:
-    """All but a tensor's values and its place in memory."""
-    return t.shape, t.dtype, t.device, t.stride()
+    """All but a tensor's values and its place in memory; of a layout that a capture refuses, no strides."""
+    strides = t.stride() if t.layout is torch.strided else None
+    return t.shape, t.dtype, t.device, t.layout, strides, t.is_conj(), t.is_neg()
 
 
 def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:

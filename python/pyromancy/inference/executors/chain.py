@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import functional, ops
 from ..capture import has_hooks
 from ..lowering import Activation, Chain, Node, precision
-from ..program import Program, Slot
+from ..program import Program, Slot, Term
 from ..replay import Replay, product_precision
 from .base import ReplayingExecutor, Run
 
@@ -52,6 +52,13 @@ class _Wanted:
     factors: list[bool]
 
 
+class _Plan(NamedTuple):
+    """How an M-step gets its gradients: what it wants of every chain, and the terms left to autograd."""
+
+    chains: list[_Wanted]
+    others: list[Term]
+
+
 class ChainExecutor(ReplayingExecutor):
     """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
 
@@ -69,7 +76,7 @@ class ChainExecutor(ReplayingExecutor):
         operands = {s for c in chains for n in c.nodes for s in (n.logvar, n.factor, n.prediction) if s is not None}
         self._computed = sorted(s for s in operands | weights if s >= len(program.leaves))
         self._known: list[list[Tensor]] = []  # of every chain, what the last run leaves for the M-step
-        self._plans: dict[frozenset[int], list[_Wanted] | str] = {}  # leaves -> how, or why autograd has to serve them
+        self._plans: dict[frozenset[int], _Plan | str] = {}  # leaves -> how, or why autograd has to serve them
 
     def _values(self, leaves: list[Tensor]) -> dict[int, Tensor]:
         values = dict(enumerate(leaves))
@@ -139,9 +146,8 @@ class ChainExecutor(ReplayingExecutor):
         constant = [(i, t) for i, t in enumerate(program.terms) if t.slot not in program.varying]
         batch = program.stand_ins[program.result].shape[0]
         result = leaves[self._free[0]].new_zeros(steps, len(program.terms), batch)
-        values = program.evaluate([t.slot for _, t in constant], leaves)
-        for (i, term), value in zip(constant, values, strict=True):
-            result[:, i] = term.weight * value
+        for (i, _), energy in zip(constant, program.energies([t for _, t in constant], leaves), strict=True):
+            result[:, i] = energy
         return result
 
     @staticmethod
@@ -179,7 +185,7 @@ class ChainExecutor(ReplayingExecutor):
         needed = frozenset(slot_of[id(t)] for t in wanted if id(t) in slot_of)
         plan = self._plans.get(needed)
         if plan is None:
-            plan = self._plans[needed] = self._obstacle(needed) or [self._wanted(c, needed) for c in self.chains]
+            plan = self._plans[needed] = self._obstacle(needed) or self._plan(needed)
         if isinstance(plan, str):
             return plan
         found: dict[int, Tensor] = {}
@@ -190,7 +196,7 @@ class ChainExecutor(ReplayingExecutor):
 
         values = self._values(self.program.leaves)
         known_of = self._known or [[]] * len(self.chains)
-        for chain, fixed, wants, known in zip(self.chains, self._fixed, plan, known_of, strict=True):
+        for chain, fixed, wants, known in zip(self.chains, self._fixed, plan.chains, known_of, strict=True):
             operands = self._operands(chain, fixed, values)
             results = iter(ops.chain_mstep(*operands, wants.weights, wants.biases, wants.variances, known))
             for edge, want in zip(chain.edges, wants.weights, strict=True):
@@ -211,7 +217,32 @@ class ChainExecutor(ReplayingExecutor):
                     for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
                         if slot in needed:
                             add(slot, gradient)
+        for slot, other in self._gradients_of(plan.others, sorted(needed)):
+            add(slot, other)
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
+
+    def _plan(self, needed: frozenset[int]) -> _Plan:
+        program = self.program
+        constant = [t for t in program.terms if t.slot is not None and t.slot not in program.varying]
+        others = [t for t in constant if t.slot is not None and not needed.isdisjoint(program.ancestors(t.slot))]
+        return _Plan([self._wanted(c, needed) for c in self.chains], others)
+
+    def _gradients_of(self, terms: list[Term], slots: list[int]) -> list[tuple[int, Tensor]]:
+        """Of the mean of terms that no free state changes, such as a penalty on weights, by autograd."""
+        if not terms:
+            return []
+        program = self.program
+        batch = program.stand_ins[program.result].shape
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
+            for slot in slots:
+                leaves[slot].requires_grad_()
+            means = [energy.expand(batch).mean() for energy in program.energies(terms, leaves)]
+            learned = [mean for mean in means if mean.requires_grad]
+            if not learned:
+                return []
+            gradients = torch.autograd.grad(learned, [leaves[s] for s in slots], allow_unused=True)
+        return [(slot, g) for slot, g in zip(slots, gradients, strict=True) if g is not None]
 
     def _wanted(self, chain: Chain, needed: frozenset[int]) -> _Wanted:
         reached = [(n.term is not None, e) for n, e in zip(chain.nodes[1:], chain.edges, strict=True)]
@@ -243,7 +274,9 @@ class ChainExecutor(ReplayingExecutor):
         """
         program = self.program
         assert node.term is not None
-        state, pred = (a.index for a in program.producer[program.terms[node.term].slot].args[:2])
+        slot = program.terms[node.term].slot
+        assert slot is not None
+        state, pred = (a.index for a in program.producer[slot].args[:2])
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
             value, mean, *parts = (t.detach() for t in program.evaluate([state, pred, *slots], leaves))
@@ -261,13 +294,12 @@ class ChainExecutor(ReplayingExecutor):
     def _obstacle(self, needed: frozenset[int]) -> str | None:
         """Why autograd has to compute the gradients of these leaves, if it has to."""
         program = self.program
-        if any(t.slot not in program.varying for t in program.terms):
-            return "a term of the energy depends on no free state"
         chain_uses: Counter[int] = Counter()
         for chain in self.chains:
             chain_uses.update(s for e in chain.edges for s in (e.weight, e.bias) if s is not None)
             chain_uses.update(s for n in chain.nodes for s in self._spread(n))
-        reaches = {s for t in program.terms for s in program.ancestors(t.slot)}
+        moved = [t.slot for t in program.terms if t.slot is not None and t.slot in program.varying]
+        reaches = {s for slot in moved for s in program.ancestors(slot)}
         if missing := (needed & reaches) - chain_uses.keys():
             return f"the gradient of {program.leaf_name(min(missing))} is autograd's"
         paths = program.paths()

@@ -14,9 +14,6 @@ from ..program import Program
 from ..replay import Replay
 from .base import ReplayingExecutor, Run
 
-# With channels last the library of convolutions need not reorder its operands, and pooling takes whole vectors.
-_CONVOLUTIONS = frozenset(("conv2d", "conv_transpose2d"))
-
 
 class GraphExecutor(ReplayingExecutor):
     """Any captured energy: its gradient as a traced graph, run without autograd, invariant calls once a run."""
@@ -29,7 +26,8 @@ class GraphExecutor(ReplayingExecutor):
                 raise NotCapturable(f"a state is {state.dtype}")
         slots = {id(t): i for i, t in enumerate(program.leaves)}
         super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
-        self._channels_last = any(call.name in _CONVOLUTIONS for call in program.calls)
+        # The library of convolutions then need not reorder its operands, and pooling takes whole vectors.
+        self._channels_last = any(call.meaning == "convolution of images" for call in program.calls)
         if self._channels_last:
             try:
                 self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
@@ -63,9 +61,7 @@ class GraphExecutor(ReplayingExecutor):
         recorded = []
         for step in range(run.steps):
             if run.record:
-                terms = program.evaluate([t.slot for t in program.terms], leaves)
-                weighted = [t.weight * e for t, e in zip(program.terms, terms, strict=True)]
-                recorded.append(torch.stack(torch.broadcast_tensors(*weighted)))
+                recorded.append(torch.stack(torch.broadcast_tensors(*program.energies(program.terms, leaves))))
             gradients = self._step(*leaves, *invariant)
             for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
                 if not velocities:

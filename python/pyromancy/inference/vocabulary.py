@@ -1,0 +1,174 @@
+"""What PyTorch's functions mean, by identity: another library's may have the same names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import resolve_name
+
+Function = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Options = dict[str, Any]
+
+# A meaning, and what PyTorch calls the functions that have it.
+_SPELLINGS = {
+    "add": ("add", "__add__", "__radd__"),
+    "sub": ("sub", "subtract", "__sub__"),
+    "rsub": ("rsub", "__rsub__"),
+    "neg": ("neg", "negative", "__neg__"),
+    "positive": ("positive", "__pos__"),
+    "mul": ("mul", "multiply", "__mul__", "__rmul__"),
+    "div": ("div", "divide", "true_divide", "__truediv__"),
+    "sum": ("sum",),
+    "stack": ("stack",),
+    "product": ("matmul", "mm", "addmm", "einsum", "__matmul__", "__rmatmul__"),
+    "linear": ("linear",),
+    "convolution of images": ("conv2d", "conv_transpose2d"),
+    **{name: (name,) for name in ("relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus")},
+    "takes the second's form": ("expand_as", "view_as", "reshape_as", "type_as"),
+    "takes forms alone": ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
+    "normalization": ("batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
+    "makes of values": ("tensor", "as_tensor", "asarray"),
+    "tensor_split": ("tensor_split",),
+    "indexing": ("__getitem__",),
+    "autograd": ("_set_grad_enabled", "backward", "requires_grad_", "register_hook", "retain_grad"),
+}
+# Of these there is one more of the same name with an underscore, which writes the result over its first argument.
+_OVERWRITTEN = (
+    *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow", "neg", "negative"),
+    *("relu", "tanh", "sigmoid", "exp", "square", "abs", "clamp", "clip", "elu", "leaky_relu"),
+)
+_AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
+# These tell of a tensor's form and not of its contents.
+_OF_FORM = (
+    *("dim", "size", "numel", "nelement", "ndimension", "stride", "storage_offset", "get_device"),
+    *("is_contiguous", "is_floating_point", "is_complex", "element_size", "__len__"),
+)
+_ATTRIBUTES_OF_FORM = (
+    *("shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "is_leaf", "requires_grad"),
+    *("is_cuda", "is_meta", "is_nested", "is_quantized", "is_sparse", "is_mkldnn"),
+)
+
+_nn: Any = torch._C._nn  # type: ignore[attr-defined, unused-ignore]
+_PLACES: tuple[Any, ...] = (torch, Tensor, torch.nn.functional, _nn, torch._C)
+_PACKAGE = __name__.partition(".")[0]
+_LIBRARIES = ("aten", "prim", "prims", _PACKAGE)
+_COMPILED = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType)
+
+_MEANINGS: dict[Function, str] = {
+    getattr(place, name): meaning
+    for meaning, names in _SPELLINGS.items()
+    for name in names
+    for place in _PLACES
+    if hasattr(place, name)
+} | dict.fromkeys((torch.autograd.grad, cast(Any, Tensor.grad).__get__), "autograd")
+_MEANINGS_OF_OPERATORS = {name: meaning for meaning, names in _SPELLINGS.items() for name in names}
+_OUT_OF_PLACE: dict[Function, Function] = {
+    getattr(place, f"{name}_"): getattr(place, name)
+    for name in _OVERWRITTEN
+    for place in (torch, Tensor, _nn)
+    if hasattr(place, name) and hasattr(place, f"{name}_")
+} | {getattr(Tensor, augmented): getattr(Tensor, name) for augmented, name in _AUGMENTED.items()}
+_METADATA: frozenset[Function] = frozenset(
+    (
+        *(getattr(Tensor, name) for name in _OF_FORM),
+        *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES_OF_FORM),
+        *(torch.is_floating_point, torch.is_complex, torch.numel, torch.result_type),
+    )
+)
+
+
+def is_known(function: Function) -> bool:
+    """Whether a function is PyTorch's or this package's, so that what it does depends on its arguments alone."""
+    if isinstance(function, OpOverload | OpOverloadPacket):
+        return _packet(function)._qualified_op_name.partition("::")[0] in _LIBRARIES
+    if isinstance(function, FunctionType):
+        return function.__globals__.get("__name__", "").partition(".")[0] in ("torch", _PACKAGE)
+    return isinstance(function, _COMPILED)
+
+
+def is_metadata(function: Function) -> bool:
+    """Whether a function tells of a tensor's form and not of its contents: safe to answer from a stand-in."""
+    return is_known(function) and function in _METADATA
+
+
+def meaning(function: Function) -> str | None:
+    """One word for all functions of PyTorch's that compute the same, where it matters here; None for the others."""
+    if not is_known(function):
+        return None
+    if isinstance(function, OpOverload | OpOverloadPacket):
+        space, _, name = _packet(function)._qualified_op_name.partition("::")
+        return _MEANINGS_OF_OPERATORS.get(name) if space == "aten" else None
+    return _MEANINGS.get(function)
+
+
+def name_of(function: Function) -> str:
+    """What to call a function in a message."""
+    if isinstance(function, OpOverload | OpOverloadPacket):
+        return str(_packet(function))
+    resolved = resolve_name(function) if is_known(function) else None
+    return resolved or str(getattr(function, "__name__", function))
+
+
+def arguments(function: Function, args: Arguments, kwargs: Options) -> Options:
+    """All arguments of a call, by name, of one of PyTorch's functions written in Python or of one with a meaning."""
+    parameters = _parameters(function)
+    return parameters | dict(zip(parameters, args, strict=False)) | kwargs
+
+
+def unusual(function: Function, args: Arguments, kwargs: Options) -> Options:
+    """Those after the first that are not what they are where nobody gives them."""
+    parameters = _parameters(function)
+    first = next(iter(parameters))
+    given = dict(zip(parameters, args, strict=False)) | kwargs
+    return {name: value for name, value in given.items() if name != first and value != parameters.get(name)}
+
+
+@functools.cache
+def _parameters(function: Function) -> Options:
+    """What every argument of a function is where nobody gives it, in order."""
+    if isinstance(function, FunctionType):
+        return {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    if isinstance(function, OpOverload):
+        schema = function._schema
+    else:
+        schema = getattr(torch.ops.aten, name_of(function).rpartition(".")[2]).default._schema
+    return {a.name: a.default_value for a in schema.arguments}
+
+
+def out_of_place(function: Function, args: Arguments, kwargs: Options) -> tuple[Function, Arguments, Options] | None:
+    """The call that computes, as a tensor of its own, what a call writes over its first argument; None for others."""
+    if (other := _OUT_OF_PLACE.get(function)) is not None:
+        return other, args, kwargs
+    if _has_option(function, args, kwargs):
+        return function, (), arguments(function, args, kwargs) | {"inplace": False}
+    return None
+
+
+def works_in_place(function: Function, args: Arguments, kwargs: Options) -> bool:
+    """Whether a call of one of PyTorch's functions writes to a tensor, as its name and options tell."""
+    name = name_of(function).rpartition(".")[2]
+    return (
+        (name.endswith("_") and not name.endswith("__") and not name.startswith("_"))
+        or name in ("__setitem__", "__set__")
+        or function in _OUT_OF_PLACE
+        or kwargs.get("out") is not None
+        or _has_option(function, args, kwargs)
+    )
+
+
+def _has_option(function: Function, args: Arguments, kwargs: Options) -> bool:
+    if not isinstance(function, FunctionType) or "inplace" not in _parameters(function):
+        return False
+    return bool(arguments(function, args, kwargs)["inplace"])
+
+
+def _packet(function: OpOverload | OpOverloadPacket) -> OpOverloadPacket:
+    return function.overloadpacket if isinstance(function, OpOverload) else function
