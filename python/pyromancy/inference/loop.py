@@ -242,7 +242,10 @@ class InferenceLoop:
                 p.grad = gradient
             else:
                 with torch.no_grad():
-                    p.grad.add_(gradient)
+                    if p.grad.layout is gradient.layout:
+                        p.grad.add_(gradient)
+                    else:
+                        p.grad = gradient + p.grad
 
     @_normally
     def explain(self) -> str:

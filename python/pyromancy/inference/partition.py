@@ -46,12 +46,16 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
             # ones made from the shape alone, so that the gradient does not depend on the energy's value
             ones = torch.ones(energy.shape, dtype=energy.dtype, device=energy.device)
             gradients = torch.autograd.grad(energy, [values[i] for i in free], ones, allow_unused=True)
+        if any(g is not None and g.layout is not torch.strided for g in gradients):
+            raise NotCapturable("the gradient of a state is sparse")
         zeros = zip(gradients, free, strict=True)
         return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
 
     try:
         with torch.inference_mode(False):
             traced = _traced(gradient, [t.clone() if t.is_inference() else t for t in leaves])
+    except NotCapturable:
+        raise
     except Exception as error:  # of its many ways to fail, each with its own type
         what = re.split(r"[.\n]\s", str(error), maxsplit=1)[0] or type(error).__name__
         raise NotCapturable(f"its gradient cannot be traced: {what}") from error

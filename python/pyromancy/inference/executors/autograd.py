@@ -37,7 +37,7 @@ class AutogradExecutor(Executor):
             sgd.step()
         for state, velocity in zip(self._states, velocities or (), strict=False):
             if (buffer := sgd.state[state].get("momentum_buffer")) is not None:  # else it never had a gradient
-                velocity.copy_(buffer)
+                velocity.copy_(buffer.to_dense())  # which it is but for states of sparse gradients
         return torch.stack(recorded) if run.record else None
 
     def notes(self) -> list[str]:
