@@ -256,6 +256,8 @@ def test_many_kinds_take_bounded_memory(device):
     for steps in range(1, 21):
         loop.run(steps)
         loop.run(steps)
+        given_up = f"{steps - replay.GRAPHS} CUDA graphs given up, as a loop keeps {replay.GRAPHS}"
+        assert (given_up in loop.explain()) == (steps > replay.GRAPHS)
     assert len(device.tapes) == 20  # one of them was there before
     tapes = [weakref.ref(t) for t in device.tapes]
     device.tapes.clear()

@@ -130,7 +130,7 @@ class Replay:
         self._graphs: OrderedDict[Key, _Recorded] = OrderedDict()
         self._met: OrderedDict[Key, str] = OrderedDict()  # kinds without a graph; why, or "" for those met once
         self._recorders: dict[torch.device, Recorder] = {}
-        self._failures = 0
+        self._failures = self._given_up = 0
         self._stream: Any = None  # of the last run
 
     def run(
@@ -189,6 +189,7 @@ class Replay:
             self._notes[owner] = f"no CUDA graph: {self._met[key]}"
         else:
             del self._met[key]
+            self._given_up += len(self._graphs) == GRAPHS
             _remember(self._graphs, key, _Recorded(graph, body, mine, len(written), given), GRAPHS)
         return results
 
@@ -202,7 +203,10 @@ class Replay:
 
     def notes(self, owner: object) -> list[str]:
         """How the last run of one was run, for `InferenceLoop.explain`."""
-        return [self._notes[owner]] if owner in self._notes else []
+        if owner not in self._notes:
+            return []
+        more = f"{self._given_up} CUDA graphs given up, as a loop keeps {GRAPHS}: such runs are captured anew"
+        return [self._notes[owner], *([more] if self._given_up else [])]
 
     def forget(self, owner: object) -> None:
         """Give up the graphs of one whose runs are over."""
