@@ -1,6 +1,7 @@
 """The functional interface: broadcasting, promotion, gradients of all orders, transforms, refusals."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -49,7 +50,27 @@ class TestAgainstDistributions:
         assert_near(functional.multivariate_error(value, pred, factor), torch.autograd.grad(energy.sum(), value)[0], 25)
 
 
+@pytest.mark.filterwarnings("ignore:the state has shape")
 class TestBroadcasting:
+    @pytest.mark.parametrize(
+        ("value", "pred", "warns"),
+        [((1, 5), (4, 5), True), ((1, 5), (1, 5), False), ((4, 5), (1, 5), False), ((4, 1), (4, 5), False)],
+        ids=str,
+    )
+    def test_one_state_for_many_predictions_is_told(self, value, pred, warns):
+        value, pred, factor = randn(*value), randn(*pred), operators.factor(5)
+        for function, rest in (
+            (functional.gaussian_energy, ()),
+            (functional.gaussian_error, ()),
+            (functional.multivariate_energy, (factor,)),
+            (functional.multivariate_error, (factor,)),
+        ):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                function(value, pred, *rest)
+            told = ["has shape (1, 5) and its prediction (4, 5)" in str(w.message) for w in caught]
+            assert told == [True] * warns
+
     @pytest.mark.parametrize(
         ("value", "pred"),
         [((3, 5), (5,)), ((3, 5), (1, 5)), ((1, 5), (3, 5)), ((5,), (3, 5)), ((3, 1, 7), (3, 5, 1)), ((3, 5), ())],

@@ -255,6 +255,17 @@ class TestResolution:
             with pytest.raises(TypeError, match=f"exclude must hold parameters and modules, got {type(bad).__name__}"):
                 [*get(module, exclude=[bad])]
 
+    def test_exclude_of_what_is_elsewhere(self):
+        """It leaves nothing out, as of a node that has been replaced since."""
+        inside, outside = nn.Sequential(nodes.IsotropicGaussianNode(3), nn.Tanh()), nn.Linear(2, 3)
+        for get in (get_estep_params, get_mstep_params, get_named_estep_params):
+            for item, what in ((outside, "a Linear"), (outside.weight, r"a parameter of shape \(3, 2\)")):
+                with pytest.warns(UserWarning, match=rf"exclude holds {what} that is not in the Sequential"):
+                    found = [*get(inside, exclude=[item])]
+                assert len(found) == len([*get(inside)])
+        for known in (inside[1], inside[0], nn.ModuleList([inside[0]])):
+            [*get_estep_params(inside, exclude=[known], recurse=False)]
+
     def test_exclude_without_a_list(self):
         module = nn.Linear(1, 1)
         for get in (get_named_estep_params, get_named_mstep_params, get_estep_params, get_mstep_params):

@@ -6,13 +6,15 @@ without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq
     F = 1/2 [ (z - mu)^T Sigma^-1 (z - mu) + log|Sigma| ]     per sample
 
 Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
-and NaN or infinity, which propagate. Under `torch.func` transforms and in forward mode (`torch.autograd.forward_ad`)
-the eager reference runs, which they can see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do.
+and NaN or infinity, which propagate. States and predictions broadcast, one state for many predictions with a warning.
+Under `torch.func` transforms and in forward mode (`torch.autograd.forward_ad`) the eager reference runs, which they can
+see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do.
 Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but the in-place function.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -286,9 +288,8 @@ def _check_floating(**tensors: Tensor | None) -> None:
 
 def _operands(value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Broadcast to one shape and promote to one dtype, as ``(value - pred) / exp(logvar)`` would."""
-    if value.shape != pred.shape:
-        value, pred = _broadcast(value, pred)
-    elif value.dim() == 0:
+    value, pred = _broadcast(value, pred)
+    if value.dim() == 0:
         raise ValueError("value must have a batch dimension, got shape ()")
     dtype = value.dtype
     if pred.dtype != dtype or dtype not in _FLOATING or (logvar is not None and logvar.dtype != dtype):
@@ -313,19 +314,26 @@ def _operands(value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tenso
 
 
 def _broadcast(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
+    if value.shape == pred.shape:
+        return value, pred
     try:
-        value, pred = torch.broadcast_tensors(value, pred)
+        states, means = torch.broadcast_tensors(value, pred)
     except RuntimeError as error:
         raise ValueError(
             f"pred must broadcast with value, of shape {tuple(value.shape)}, got shape {tuple(pred.shape)}"
         ) from error
-    return value, pred
+    if states.shape[:1] != value.shape[:1] and not _is_compiling():
+        warnings.warn(
+            f"the state has shape {tuple(value.shape)} and its prediction {tuple(pred.shape)}: every sample is compared"
+            " with the same state, as of a target that was given for one sample; if that is meant, expand the state",
+            stacklevel=1,  # the place is the same for a state's every use, so that it is told once
+        )
+    return states, means
 
 
 def _multivariate_operands(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
     """The operands, of one shape and dtype, and that shape."""
-    if value.shape != pred.shape:
-        value, pred = _broadcast(value, pred)
+    value, pred = _broadcast(value, pred)
     shape = value.shape
     if len(shape) < 2 or tuple(factor.shape) != (shape[-1], shape[-1]):
         raise ValueError(

@@ -171,13 +171,18 @@ def _select(
     seen: set[nn.Parameter] = set()
     if not isinstance(exclude, Iterable | None):
         raise TypeError(f"exclude must be an iterable of parameters and modules, got one {type(exclude).__name__}")
-    for item in exclude or ():
+    excluded = list(exclude or ())
+    members = {*module.modules(), *module.parameters()} if excluded else set()
+    for item in excluded:
         if isinstance(item, nn.Parameter):
-            seen.add(item)
+            parameters, what = [item], f"a parameter of shape {tuple(item.shape)}"
         elif isinstance(item, nn.Module):
-            seen.update(item.parameters())
+            parameters, what = list(item.parameters()), f"a {type(item).__name__}"
         else:
             raise TypeError(f"exclude must hold parameters and modules, got {type(item).__name__}")
+        seen.update(parameters)
+        if item not in members and members.isdisjoint(parameters):
+            warnings.warn(f"exclude holds {what} that is not in the {type(module).__name__}", stacklevel=4)
 
     def matching() -> Iterator[tuple[str, nn.Parameter]]:
         modules = (

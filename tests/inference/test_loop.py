@@ -694,12 +694,47 @@ def test_one_state_twice_is_refused():
 @pytest.mark.parametrize("executor", ["graph", "autograd"])
 def test_an_energy_of_the_whole_batch_is_not_recorded(executor):
     z = nn.Parameter(torch.ones(3, 2))
-    loop = pyro.InferenceLoop(lambda: z.square().sum(), [z], lr=0.1, executor=executor)
-    loop.run(2)
+    loop = pyro.InferenceLoop(lambda: z.square().sum().reshape(()), [z], lr=0.1, executor=executor)
+    with pytest.warns(UserWarning, match="one number"):
+        loop.run(2)
     with pytest.raises(
         ValueError, match=r"energy must return one value per sample, \[B\], to be recorded, got shape \(\)"
     ):
         loop.run(1, record=True)
+
+
+@pytest.mark.parametrize("executor", ["graph", "autograd"])
+def test_an_energy_of_the_whole_batch_is_told(executor):
+    """Its mean moves the states of 4 samples by a quarter of a step: z - 0.1 z / 4."""
+    z = nn.Parameter(torch.ones(4, 2, dtype=torch.float64))
+    loop = pyro.InferenceLoop(lambda: 0.5 * z.square().sum(1).mean(), [z], lr=0.1, executor=executor)
+    told = "the energy is one number for states of 4 samples, not one per sample"
+    with pytest.warns(UserWarning, match=told) as caught:
+        loop.run(1)
+    assert [w.filename for w in caught] == [__file__]
+    torch.testing.assert_close(z.detach(), torch.full_like(z, 1 - 0.1 / 4))
+    assert f"  {told}" in loop.explain()
+    assert "at 1/4 of the rate" in loop.explain()
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3,)], ids=str)
+@pytest.mark.parametrize("executor", ["graph", "autograd"])
+def test_one_number_for_one_sample_is_no_news(executor, shape):
+    z = nn.Parameter(torch.ones(shape))
+    loop = pyro.InferenceLoop(lambda: z.square().sum(), [z], lr=0.1, executor=executor)
+    loop.run(1)
+    assert "one number" not in loop.explain()
+
+
+@pytest.mark.parametrize("executor", ["chain", "graph"])
+def test_a_state_that_predicts_nothing_is_named(executor):
+    network = Chain(["StandardGaussianNode"] * 3, (3, 4, 2))
+    randomize(network, 2)
+    told = "nodes.2.value predicts nothing and moves to its prediction: exclude a target"
+    for clamped, names in (((0, 2), 0), ((0,), 1)):
+        loop = pyro.InferenceLoop(network.energy, states_of(network, clamped), lr=0.1, executor=executor)
+        loop.run(1)
+        assert loop.explain().count("predicts nothing") == loop.explain().count(told) == names
 
 
 @pytest.mark.parametrize("with_another", [False, True])

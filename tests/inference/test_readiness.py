@@ -152,8 +152,8 @@ def test_weights_that_were_replaced_go(executor):
         net.top.weight = nn.Parameter(torch.randn_like(net.top.weight))
         weights.append(weakref.ref(net.top.weight))
         check(net, loop)
-    net.zero_grad()
-    gc.collect()
+        net.zero_grad()
+        gc.collect()
     assert [w() is not None for w in weights] == [False] * 3 + [True]
     assert "captured 4 times so far, the last because other arguments of linear; ready for 2 energies" in loop.explain()
 

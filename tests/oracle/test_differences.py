@@ -210,6 +210,24 @@ class Test9:
         assert result.missing_keys == result.unexpected_keys == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_11_one_state_for_many_predictions_is_told(kind):
+    ours, theirs = both(kind, 3)
+    for each in (ours, theirs):
+        each.init(torch.ones(1, 3, dtype=torch.float64))
+    pred = torch.randn(5, 3, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"the state has shape \(1, 3\) and its prediction \(5, 3\)"):
+        energy = ours.energy(pred)
+    torch.testing.assert_close(energy, theirs.energy(pred))
+
+
+def test_12_an_exclude_that_leaves_nothing_out_is_told():
+    network, other = Chain(["StandardGaussianNode"] * 3, (3, 4, 2)), nn.Linear(2, 2)
+    with pytest.warns(UserWarning, match="exclude holds a Linear that is not in the Chain"):
+        found = [*pyromancy.get_mstep_params(network, exclude=[other])]
+    assert [id(p) for p in found] == [id(p) for p in oracle.get_mstep_params(network, exclude=[other])]
+
+
 def test_shapes_are_hashable():
     assert hash(pyromancy.Shape(2, None)) == hash((2, None))
     with pytest.raises(TypeError, match="unhashable"):

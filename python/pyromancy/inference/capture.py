@@ -133,8 +133,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     """
     if reason := obstacle([program.leaves[i] for i in program.free]):
         raise _Changed(reason)
-    for leaf, form, stand_in in zip(program.leaves, program.forms, program.stand_ins, strict=False):
-        if form_of(leaf) != form and leaf is not stand_in:  # which stands for data that is gone
+    for slot, (leaf, form) in enumerate(zip(program.leaves, program.forms, strict=True)):
+        if form_of(leaf) != form and slot not in program.gone:
             raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
     new = _dry_run(energy, program, program.data())
     if not new:
@@ -146,6 +146,7 @@ def check(energy: Callable[[], Tensor], program: Program) -> None:
     except _Changed:
         program.replace(old)
         raise
+    program.gone.clear()
 
 
 def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ import inspect
 import math
 import numbers
 import operator
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .capture import NotCapturable, capture, difference, obstacle
 from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run, check_energy
-from .lowering import NotAChain, lower
+from .lowering import NotAChain, idle, lower
 from .program import Program, form_of
 from .replay import Replay
 
@@ -200,6 +201,8 @@ class InferenceLoop:
             self._velocities = [p.new_zeros(p.shape) for p in self._params] if momentum else None
         run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record, mean)
         energies = executor.run(run, self._velocities if momentum else None)
+        if reason := self._one_number(executor):
+            warnings.warn(reason, stacklevel=4)
         if self._velocities is not None:
             self._seen = self._memory()
         if energies is None:
@@ -261,10 +264,28 @@ class InferenceLoop:
             self._restore()
         named = _names(self._energy)
         moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
-        notes = [f"E-steps move {moved}", *executor.notes(), *self._history()]
+        notes = [f"E-steps move {moved}", *self._doubts(executor, named), *executor.notes(), *self._history()]
         lines = [f"executor: {executor.name}", *(f"  {note}" for note in notes)]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
         return "\n".join(lines)
+
+    def _doubts(self, executor: Executor, named: dict[int, str]) -> list[str]:
+        """What may not be meant."""
+        doubts = [reason] if (reason := self._one_number(executor)) else []
+        if (program := self._program) is not None:
+            names = [named.get(id(program.leaves[slot]), "a state") for slot in idle(program)]
+            doubts += [f"{name} predicts nothing and moves to its prediction: exclude a target" for name in names]
+        return doubts
+
+    def _one_number(self, executor: Executor) -> str | None:
+        """What it means that the energy is one number for a whole batch, where it is."""
+        samples = max((p.shape[0] for p in self._params if p.dim() > 1), default=1)
+        if executor.shape != () or samples < 2:
+            return None
+        return (
+            f"the energy is one number for states of {samples} samples, not one per sample, [B]: the states descend "
+            f"it as it is, a mean over the batch at 1/{samples} of the rate"
+        )
 
     def _history(self) -> list[str]:
         """What captures there were, where it was more than one."""

@@ -12,6 +12,7 @@ from ..ops.activations import ACTIVATIONS
 from .program import Call, Program, Slot
 from .vocabulary import arguments, unusual
 
+_ENERGIES = (functional.gaussian_energy, functional.multivariate_energy)
 _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 
@@ -68,6 +69,15 @@ class Chain:
     edges: tuple[Edge, ...]
 
 
+def idle(program: Program) -> list[int]:
+    """The free states that predict nothing: all that is read of them is that they are a Gaussian node's state."""
+    uses: dict[int, list[Call]] = {slot: [] for slot in sorted(program.free)}
+    for call in program.calls:
+        for slot in program.free.intersection(call.inputs):
+            uses[slot].append(call)
+    return [s for s, of in uses.items() if all(c.function in _ENERGIES and c.inputs.index(s) == 0 for c in of)]
+
+
 def lower(program: Program) -> list[Chain]:
     """The chains that make up a program's energy.
 
@@ -83,7 +93,7 @@ def lower(program: Program) -> list[Chain]:
         if term.slot is None or term.slot not in program.varying:
             continue
         call = program.producer.get(term.slot)
-        if call is None or call.function not in (functional.gaussian_energy, functional.multivariate_energy):
+        if call is None or call.function not in _ENERGIES:
             states = ", ".join(program.leaf_name(s) for s in sorted(program.ancestors(term.slot) & program.free))
             what = call.name if call else "a bare tensor"
             raise NotAChain(f"a term of the energy, of {states}, is {what}, not the energy of a Gaussian node")
@@ -91,8 +101,10 @@ def lower(program: Program) -> list[Chain]:
         assert isinstance(state, Slot)
         assert isinstance(pred, Slot)
         _check_state(program, state.index)
-        if program.stand_ins[pred.index].shape != program.leaves[state.index].shape:
-            raise NotAChain(f"the prediction of state {program.leaf_name(state.index)} broadcasts")
+        of_pred, of_state = (tuple(program.stand_ins[s.index].shape) for s in (pred, state))
+        if of_pred != of_state:
+            name = program.leaf_name(state.index)
+            raise NotAChain(f"the prediction of state {name}, {of_pred}, broadcasts with it, {of_state}")
         if state.index in nodes:
             raise NotAChain(f"state {program.leaf_name(state.index)} has two energies")
         if isinstance(spread, Slot) and spread.index in program.varying:

@@ -111,6 +111,7 @@ class Program:
         self._held = 0  # references to stand-ins, the program's own
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self._resting: list[tuple[TensorWeakRef, bool]] = []  # its leaves, and whether each is data
+        self.gone: set[int] = set()  # slots of data that went while the program rested
         self.terms = self._terms()
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -148,15 +149,18 @@ class Program:
         data = frozenset(self.data())
         self._resting = [(TensorWeakRef(t), i in data) for i, t in enumerate(self.leaves)]
         self.leaves, self._dry_calls = self.stand_ins[: len(self.leaves)], []
+        self.gone.clear()
 
     def wake(self) -> bool:
         """Take the leaves up again; whether all are there, but for data, in whose place a check may find other."""
         for slot, (weak, data) in enumerate(self._resting):
             leaf = weak()
-            if leaf is not None:
-                self.leaves[slot] = leaf
-            elif not data:
-                return False
+            if leaf is None:
+                if not data:
+                    return False
+                leaf = torch.zeros(())
+                self.gone.add(slot)
+            self.leaves[slot] = leaf
         self._resting = []
         return True
 

@@ -269,14 +269,14 @@ class MultivariateGaussianNode(AbstractGaussianNode):
 
     def error(self, pred: Tensor) -> Tensor:
         """Precision-weighted error ``Sigma^-1 (z - mu)``, of the shape of the state."""
-        value, pred = self._broadcast(self._state("error"), pred)
+        value, pred = functional._broadcast(self._state("error"), pred)
         error = functional.multivariate_error(self._rows(value), self._rows(pred), self._factor())
         moved = [value.shape[i] for i in self._order()]
         return error.reshape(moved).permute(sorted(range(value.dim()), key=self._order().__getitem__))
 
     def energy(self, pred: Tensor) -> Tensor:
         """Energy ``1/2 [ |L^-1 (z - mu)|^2 + log|Sigma| ]`` per sample, summed over positions, ``[B]``."""
-        value, pred = self._broadcast(self._state("energy"), pred)
+        value, pred = functional._broadcast(self._state("energy"), pred)
         return functional.multivariate_energy(self._rows(value), self._rows(pred), self._factor())
 
     def _colour(self, noise: Tensor) -> Tensor:
@@ -284,10 +284,6 @@ class MultivariateGaussianNode(AbstractGaussianNode):
 
     def _factor(self) -> Tensor:
         return self._known_factor.of(self.covar_cf_logdiag, self.covar_cf_offtril)
-
-    @staticmethod
-    def _broadcast(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
-        return (value, pred) if value.shape == pred.shape else torch.broadcast_tensors(value, pred)
 
     def _order(self) -> tuple[int, ...]:
         """Batch, placeholder and then concrete dimensions."""

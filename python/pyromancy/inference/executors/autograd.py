@@ -29,6 +29,7 @@ class AutogradExecutor(Executor):
             with torch.enable_grad():
                 energy = self._energy()
                 check_energy(energy, run.record)
+                self.shape = energy.shape
                 energy.sum().backward(inputs=self._states)
             if run.record:
                 recorded.append(energy.detach().unsqueeze(0))

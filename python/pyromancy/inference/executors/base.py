@@ -49,6 +49,7 @@ class Executor(ABC):
     """Runs E-steps of one captured energy."""
 
     name: str
+    shape: torch.Size | None = None  # of the energy; None where no run has shown it yet
 
     @abstractmethod
     def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
@@ -80,6 +81,7 @@ class ReplayingExecutor(Executor):
 
     def __init__(self, program: Program, free: list[int], data: list[int], replay: Replay) -> None:
         self.program, self._free, self._data, self._replay = program, free, data, replay
+        self.shape = program.stand_ins[program.result].shape
 
     @torch.no_grad()
     def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
