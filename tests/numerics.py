@@ -119,5 +119,12 @@ def moved(x, device):
     return view
 
 
+def negated(t):
+    """The imaginary part of a conjugate, which holds the negative of its memory."""
+    if t.dtype not in (torch.float32, torch.float64):  # there are no complex numbers of these
+        return torch._neg_view(-t)
+    return torch.complex(torch.zeros_like(t), -t).conj().imag
+
+
 DENSE = (contiguous, sliced, rows, transposed, channels_last)
 OVERLAPPING = (expanded, zero_stride)

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import chains
 import operators
-from numerics import DENSE, FLOATS, LOW, assert_near, name, same_bits, saying, sliced, transposed
+from numerics import DENSE, FLOATS, LOW, assert_near, name, negated, same_bits, saying, sliced, transposed
 from operators import CASES, DIFFERENTIABLE, ELSEWHERE, LAYOUT_CASES, MUTATES, OPERATORS
 from pyromancy import ops
 from pyromancy.ops import checks, in_place, reference, schema
@@ -220,6 +221,30 @@ class TestWritesInPlace:
             expected = case.expected({k: x.clone() if isinstance(x, torch.Tensor) else x for k, x in arguments.items()})
             for found, exact in zip(operators.run(case, arguments), expected, strict=True):
                 assert_near(found, exact, 1)
+
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    @pytest.mark.parametrize("way", ["operator", "package"])
+    def test_of_tensors_that_hold_the_negative_of_their_memory(self, way, mode):
+        """As the imaginary part of a conjugate does."""
+        for name in MUTATES:
+            case, call = FIRST[name], operator(name) if way == "operator" else getattr(ops, name)
+            with mode():
+                arguments = case.arguments()
+                expected = case.expected(arguments)
+                arguments = {k: negated(x) if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+                call(*(arguments[a.name] for a in operator(name)._schema.arguments))
+                for key, exact in zip(MUTATES[name], expected, strict=True):
+                    assert arguments[key].is_neg()
+                    assert_near(arguments[key], exact, 1)
+        call = operator("infer_chain_") if way == "operator" else ops.infer_chain_
+        with mode():
+            arguments = chains.problem((5, 7, 3), 4, momentum={"momentum": 0.5}, record=True)
+            twins = tree_map_only(torch.Tensor, lambda t: torch._neg_view(-t), arguments)
+            call(*arguments.values()), call(*twins.values())
+            assert twins["states"][1].is_neg()
+            for key in ("states", "velocities"):
+                assert all(torch.equal(a, b) for a, b in zip(arguments[key], twins[key], strict=True))
+            assert torch.equal(arguments["energies"], twins["energies"])
 
     @pytest.mark.parametrize("way", ["operator", "package"])
     @pytest.mark.parametrize("name", MUTATES)

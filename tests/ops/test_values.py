@@ -13,6 +13,7 @@ from numerics import (
     assert_near,
     contiguous,
     name,
+    negated,
     saying,
     transposed,
 )
@@ -48,7 +49,7 @@ def test_value(case, dtype):
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("case", LAYOUT_CASES, ids=case_id)
 def test_layouts(case, dtype):
-    for layout in DENSE[1:] + OVERLAPPING:
+    for layout in (*DENSE[1:], *OVERLAPPING, negated):
         with saying(layout.__name__):
             check(case, dtype, layout)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import reference
-from .schema import NAMESPACE, library
+from .schema import NAMESPACE, library, registered
 
 _ops = torch.ops.pyromancy
 _energy = _ops.gaussian_energy.default
@@ -226,6 +226,7 @@ _DIFFERENTIABLE: dict[str, Any] = {
 }
 
 for _name, _function in _DIFFERENTIABLE.items():
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{_name}", _function.backward, setup_context=_function.setup, lib=library
-    )
+    if not registered(_name, "Autograd"):
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{_name}", _function.backward, setup_context=_function.setup, lib=library
+        )

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.utils._pytree import tree_map_only
 
-from .schema import NAMESPACE, library
+from .schema import NAMESPACE, library, registered
 
 _below: Any = torch._C._AutoDispatchBelowADInplaceOrView
 _keys_below: Any = torch._C._after_ADInplaceOrView_keyset
+_keys_below_negation: Any = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)
 
 
 def _chain(
@@ -99,5 +101,25 @@ def bound(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in WRITTEN:
-    library.impl(_name, _kernel(_name), "ADInplaceOrView", with_keyset=True)
+def _negation(name: str) -> Callable[..., Any]:
+    """The operator for tensors that hold the negative of their memory, as ``z.conj().imag`` does.
+
+    PyTorch's own resolves what is read, and knows in-place operators only that return the one tensor that they write.
+    """
+    operator, written_by = _operator(name), WRITTEN[name]
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        resolved = tree_map_only(Tensor, Tensor.resolve_neg, args)
+        result = operator.redispatch(keys & _keys_below_negation, *resolved)
+        for t, r in zip(written_by(*args), written_by(*resolved), strict=True):
+            if r is not t:
+                t.copy_(r)
+        return result
+
+    return kernel
+
+
+for _key, _made in (("ADInplaceOrView", _kernel), ("Negative", _negation)):
+    for _name in WRITTEN:
+        if not registered(_name, _key):
+            library.impl(_name, _made(_name), _key, with_keyset=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import checks
 from .chain import chain_mstep, infer_chain_
-from .schema import library
+from .schema import library, registered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,4 +193,5 @@ def _as_kernel(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 KERNELS: dict[str, Callable[..., Any]] = {name: _as_kernel(name, f) for name, f in REFERENCE.items()}
 for _name, _kernel in KERNELS.items():
-    library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    if not registered(_name, "CompositeExplicitAutograd"):
+        library.impl(_name, _kernel, "CompositeExplicitAutograd")

@@ -69,9 +69,36 @@ SCHEMAS: dict[str, str] = {
     ),
 }
 
-library = torch.library.Library(NAMESPACE, "DEF")
-for _name, _signature in SCHEMAS.items():
-    library.define(_name + _signature)
+
+def _define() -> torch.library.Library:
+    """The library that this package registers with: operators are the process's, and outlive the modules.
+
+    Imported or loaded again, the package keeps to what it registered before and adds what is missing, as after an
+    import that was interrupted: other objects may hold these operators, and would crash if they went.
+    """
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    torch.library._keep_alive.append(library)
+    for name, signature in SCHEMAS.items():
+        wanted = torch._C.parse_schema(f"{NAMESPACE}::{name}{signature}")
+        try:
+            defined = torch._C._get_schema(wanted.name, wanted.overload_name)
+        except RuntimeError:
+            library.define(name + signature)
+        else:
+            if defined != wanted:
+                raise RuntimeError(
+                    f"another version of pyromancy has defined {defined} in this process, and this one needs {wanted}; "
+                    "start Python anew"
+                )
+    return library
+
+
+def registered(name: str, key: str) -> bool:
+    """Whether an operator has a kernel for a dispatch key."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
+
+
+library = _define()
 
 
 def _fake(outputs: Callable[..., Any]) -> None:
@@ -82,7 +109,8 @@ def _fake(outputs: Callable[..., Any]) -> None:
         CHECKS[name](*args, **kwargs)
         return outputs(*args, **kwargs)
 
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    if not registered(name, "Meta"):
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
 
 
 @_fake

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import reference
-from ..schema import NAMESPACE, SCHEMAS, library
+from ..schema import NAMESPACE, SCHEMAS, library, registered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +71,8 @@ def register() -> frozenset[str]:
     """Take the ``CUDA`` key of the operators without a native kernel, and return them."""
     if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
         return frozenset()
-    free = [
-        name for name in OPERATORS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA")
-    ]
-    for name in free:
-        library.impl(name, _lazily(name), "CUDA")
-    return frozenset(free)
+    for name in OPERATORS:
+        if not registered(name, "CUDA"):
+            library.impl(name, _lazily(name), "CUDA")
+    # which holds what Python has registered, an earlier import of this package included
+    return frozenset(name for name in OPERATORS if f"{NAMESPACE}/{name}/CUDA" in torch.library._impls)
