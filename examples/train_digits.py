@@ -118,7 +118,10 @@ class PCN(nn.Module):
             self.edges.append(nn.Sequential(activation(), nn.Linear(a, b)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sweep from the input to the output's prediction; in training mode this also sets every node's state."""
+        """Sweep from the input to the output's prediction.
+
+        In training mode this also sets every node's state, and returns the output's itself, until that is set again.
+        """
         z: Tensor = self.nodes[0](x)
         for edge, node in zip(self.edges, self.nodes[1:], strict=True):
             z = node(edge(z))

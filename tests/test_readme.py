@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import processes
 import pyromancy
@@ -44,6 +45,20 @@ def test_python_in_documents_runs(document):
             exec(compile(code, named(document), "exec"), scope)
         if shown:
             assert comparable(printed.getvalue()) == comparable(shown)
+
+
+def test_a_prediction_outlives_the_states():
+    """As the page on nodes makes one: it is no state, which a target given later would overwrite."""
+    scope = {}
+    for code in blocks(ROOT / "docs" / "nodes.md", "python")[:3]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code, "nodes.md", "exec"), scope)
+    net, x, y, prediction = (scope[name] for name in ("net", "x", "y", "prediction"))
+    net.sweep(x)
+    assert torch.equal(prediction, net.above.value)
+    net.above.init(y)
+    assert torch.equal(prediction, net.top(net.up(x)))
+    assert not torch.equal(prediction, y)
 
 
 def comparable(text):

@@ -101,7 +101,8 @@ class InferenceLoop:
     A momentum's velocity starts anew when a state was set since the last run, as by `init`.
 
     Args:
-        energy: zero-argument callable returning per-sample energies, ``[B]``.
+        energy: zero-argument callable returning per-sample energies, ``[B]``; one number for states of several samples
+            counts as one sample, with a warning.
         params: the free states, as `pyromancy.get_estep_params` gives them.
         lr: E-step rate.
         momentum: as in `torch.optim.SGD`.
@@ -253,6 +254,8 @@ class InferenceLoop:
     @_normally
     def explain(self) -> str:
         """Which executor runs the steps, on which states, what it hoists, and what keeps a faster one from it.
+
+        Also what may not be meant, and where the energy was captured more than once, why, and how many are kept.
 
         Of the last run or `backward`; before the first, of the energy as it is, which is evaluated for that.
         """
