@@ -158,7 +158,7 @@ def command(
     if options.show:
         result = json.loads(options.show.read_text())
     else:
-        if not torch.cuda.is_available():
+        if torch.device(DEVICE).type == "cuda" and not torch.cuda.is_available():
             print(f"{name}: no CUDA device", file=sys.stderr)
             return 3
 

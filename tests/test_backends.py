@@ -48,9 +48,24 @@ class TestAvailable:
             for device in ("cpu", "cuda"):
                 works, reason = backends.available(name, device)
                 assert works or reason
-        if torch.version.cuda is None:
-            for name in backends.BACKENDS:
-                assert backends.available(name, "cuda") == (False, f"torch {torch.__version__} is built without CUDA")
+
+    def test_of_a_torch_without_cuda(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        missing = f"torch {torch.__version__} is built without CUDA"
+        for name in backends.BACKENDS:
+            assert backends.available(name, "cuda") == (False, missing)
+        assert backends.describe().endswith(f"\ncuda: {missing}")
+
+    def test_of_a_torch_that_sees_no_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for name in backends.BACKENDS:
+            assert backends.available(name, "cuda") == (False, "torch sees no GPU")
+        assert "\ncuda: torch sees no GPU\n  gaussian_energy " in backends.describe()
+        before = serving("cuda")
+        with backends.use("reference"):
+            assert serving() == {"reference"}
+            assert serving("cuda") == before
 
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="backend must be one of native, triton, reference, got 'cuda'"):
@@ -58,13 +73,14 @@ class TestAvailable:
         with pytest.raises(ValueError, match="device must be one of cpu, cuda, got 'mps'"):
             backends.available("reference", "mps")
 
-    @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
-    def test_of_a_torch_with_cuda(self, monkeypatch):
+    def test_of_a_torch_that_sees_a_gpu(self, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert backends.available("reference", "cuda") == (True, "")
+        built = native.MODULE is not None and native.MODULE.build_info()["cuda"] is not None
         works, reason = backends.available("native", "cuda")
-        assert not works
-        assert reason == native.REASON or "no native CUDA kernels" in reason
+        assert works == built
+        assert works or reason == native.REASON or "no native CUDA kernels" in reason
         assert "\ncuda:\n" in backends.describe()
 
 
@@ -224,6 +240,7 @@ class TestDescription:
 CUDA_TORCH = """
 import sys, torch
 torch.version.cuda = "13.0"
+torch.cuda.is_available = lambda: {gpu}
 {before}
 import pyromancy
 from pyromancy import backends, ops
@@ -232,10 +249,11 @@ from pyromancy.ops import triton
 
 
 class TestTriton:
-    """Mostly in processes in which torch says that it is built for CUDA: the kernels are registered without a GPU."""
+    """Mostly in processes in which torch says that it has CUDA and pyromancy no kernels for it, whatever is built."""
 
-    def run(self, code, before="", **options):
-        return processes.python("-W", "error", "-c", CUDA_TORCH.format(before=before) + code, **options)
+    def run(self, code, before="", gpu=True, **options):
+        code = CUDA_TORCH.format(before=before, gpu=gpu) + code
+        return processes.python("-W", "error", "-c", code, PYROMANCY_NATIVE="0", **options)
 
     @has_triton
     def test_takes_what_no_native_kernel_serves(self):
@@ -246,17 +264,25 @@ for s in backends.report():
     if s.device == "cuda":
         assert s.backend == "triton", s
         assert s.detail.startswith("Triton 3"), s
-assert backends.available("triton", "cuda") == (False, "torch sees no GPU")
-try:
-    with backends.use("triton"):
-        raise AssertionError
-except RuntimeError as error:
-    assert str(error) == "backend 'triton' cannot run here: torch sees no GPU"
+assert backends.available("triton", "cuda") == (True, "")
 with backends.use("reference"):
     assert {s.backend for s in backends.report()} == {"reference"}
     assert not backends.available("native", "cuda")[0]
 assert {s.backend for s in backends.report() if s.device == "cuda"} == {"triton"}
 """)
+
+    def test_without_a_gpu_is_not_loaded(self):
+        self.run(
+            """
+try:
+    with backends.use("triton"):
+        raise AssertionError
+except RuntimeError as error:
+    assert str(error) == "backend 'triton' cannot run here: torch sees no GPU"
+assert "triton" not in sys.modules
+""",
+            gpu=False,
+        )
 
     @pytest.mark.parametrize(
         ("body", "reason"),

@@ -90,30 +90,36 @@ def available(backend: str, device: str = "cpu") -> tuple[bool, str]:
     """
     _check_name("backend", backend, BACKENDS)
     _check_name("device", device, tuple(_DISPATCH_KEY))
-    if device == "cuda" and torch.version.cuda is None:
-        return False, f"torch {torch.__version__} is built without CUDA"
-    if backend == "reference":
-        return True, ""
-    if backend == "triton":
-        return _triton_available(device)
+    missing = _no_gpu() if device == "cuda" else ""
+    if not missing and backend != "reference":
+        missing = _no_native(device) if backend == "native" else _no_triton(device)
+    return not missing, missing
+
+
+def _no_gpu() -> str:
+    """Why nothing runs on a GPU here, or "" where something does."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return "" if torch.cuda.is_available() else "torch sees no GPU"
+
+
+def _no_native(device: str) -> str:
+    """Why there are no compiled kernels for a device, or ""."""
     if native.MODULE is None:
-        return False, native.REASON
+        return native.REASON
     if not _has_kernel("gaussian_energy", device):
-        return False, f"pyromancy {__version__} has no native {_DISPATCH_KEY[device]} kernels"
-    return True, ""
+        return f"pyromancy {__version__} has no native {_DISPATCH_KEY[device]} kernels"
+    return ""
 
 
-def _triton_available(device: str) -> tuple[bool, str]:
+def _no_triton(device: str) -> str:
+    """Why Triton's kernels do not run on a device, or ""."""
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return False, "Triton's kernels run on GPUs, and on the CPU only in its interpreter (TRITON_INTERPRET=1)"
+        return "Triton's kernels run on GPUs, and on the CPU only in its interpreter (TRITON_INTERPRET=1)"
     kernels, reason = triton.load()
-    if not kernels:
-        return False, reason
-    if device == "cpu" and not triton.interpreted():
-        return False, "TRITON_INTERPRET=1 was set after Triton was loaded"
-    if device == "cuda" and not torch.cuda.is_available():
-        return False, "torch sees no GPU"
-    return True, ""
+    if kernels and device == "cpu" and not triton.interpreted():
+        return "TRITON_INTERPRET=1 was set after Triton was loaded"
+    return reason
 
 
 def chosen() -> str | None:
@@ -122,7 +128,7 @@ def chosen() -> str | None:
 
 
 def report() -> list[Serving]:
-    """What serves every operator on every device, in the order of the schemas."""
+    """What serves every operator on every device, in the order of the schemas; on GPUs also where there is none."""
     return [_serving(operator, device) for device in _DISPATCH_KEY for operator in schema.SCHEMAS]
 
 
@@ -131,8 +137,10 @@ def _serving(operator: str, device: str) -> Serving:
         return Serving(operator, device, _choice.backend, "chosen with pyromancy.backends.use")
     if _has_kernel(operator, device):
         return Serving(operator, device, "native", _instruction_set() if device == "cpu" else "compiled for CUDA")
-    why_not = [available("native", device)[1] or "no native kernel"]
-    if device == "cuda" and torch.version.cuda is not None:
+    if device == "cuda" and torch.version.cuda is None:
+        return Serving(operator, device, "reference", _no_gpu())
+    why_not = [_no_native(device) or "no native kernel"]
+    if device == "cuda":
         kernels, reason = triton.load()
         if operator in SERVED_BY_TRITON and kernels:
             from .ops.triton.multivariate import LARGEST  # which needs Triton
@@ -233,10 +241,10 @@ def describe() -> str:
     lines.append(f"threads: {torch.get_num_threads()}")
     width = max(map(len, schema.SCHEMAS))
     for device in _DISPATCH_KEY:
+        missing = _no_gpu() if device == "cuda" else ""
+        lines.append(f"\n{device}: {missing}".rstrip())
         if device == "cuda" and torch.version.cuda is None:
-            lines.append(f"\ncuda: torch {torch.__version__} is built without CUDA")
             continue
-        lines.append(f"\n{device}:")
         for s in report():
             if s.device == device:
                 lines.append(f"  {s.operator:{width}}  {s.backend:9}  {s.detail}".rstrip())

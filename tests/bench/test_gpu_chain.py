@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "bench" / "gpu_chain.py").exists():
@@ -52,7 +51,6 @@ def bench(monkeypatch):
 
     monkeypatch.setattr(bench, "laid_out", laid_out)
     monkeypatch.setattr(bench.backends, "use", lambda _: bench.gpu.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return bench
 
 

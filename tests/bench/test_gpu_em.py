@@ -40,7 +40,6 @@ def bench(monkeypatch):
     monkeypatch.setattr(bench.gpu, "seconds", seconds)
     monkeypatch.setattr(bench.gpu, "machine", lambda: dict(MACHINE))
     monkeypatch.setattr(bench.rivals, "graphed", graphed)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(bench, "COPY_ELEMENTS", 2**10)
     monkeypatch.setattr(bench, "PRODUCT_WIDTH", 64)
     monkeypatch.setattr(bench, "BUDGET", 0.0)

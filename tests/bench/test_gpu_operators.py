@@ -92,8 +92,6 @@ def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench.gpu, "SECONDS", 0.0)
     monkeypatch.setattr(bench.gpu, "seconds", seconds)
     monkeypatch.setattr(bench.gpu, "machine", lambda: dict(RESULT["machine"]))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setitem(suite.BY_NAME, "error", type(suite.BY_NAME["error"])(
         "error", (), suite.error, wrong, suite.states, ("large",), streams=3))  # fmt: skip
     file = tmp_path / "figures.json"

@@ -347,7 +347,6 @@ def test_a_weight_that_computes_otherwise():
     torch.testing.assert_close(net.hidden.value, expected, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_an_optimizer_in_the_backward_pass_runs():
     from torch.distributed.optim import _apply_optimizer_in_backward
 

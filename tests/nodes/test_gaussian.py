@@ -380,7 +380,7 @@ class Energy(nn.Module):
         return self.node.energy(pred)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_module_follows_a_changed_covariance():
     """The factor that the node remembers is no constant of the trace."""
     node, pred = nodes.MultivariateGaussianNode(4, covariance=2.0), torch.randn(3, 4)

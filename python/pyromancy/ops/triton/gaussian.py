@@ -96,9 +96,8 @@ def residual_logvar_kernel(
         d = _load_tile(value, row, last, index, size, value_row, sizes, value_strides, ACC)
         d -= _load_tile(pred, row, last, index, size, pred_row, sizes, pred_strides, ACC)
         grad = tl.load(weight + row * weight_step, mask=row < last, other=0.0).to(ACC)[:, None]
-        error = d * precision
-        total += tl.where(inside, grad * (1 - d * error), 0.0)
-        error *= grad
+        total += tl.where(inside, grad * (1 - d * d * precision), 0.0)
+        error = d * precision * grad
         tl.store(out + (row * out_row)[:, None] + offset(index, sizes, out_strides)[None, :], error, mask=inside)
         at = negative + (row * negative_row)[:, None] + offset(index, sizes, negative_strides)[None, :]
         tl.store(at, -error, mask=inside)
