@@ -301,6 +301,18 @@ def test_data_with_a_bit_that_the_captured_had_not(bit):
         torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_data_of_another_layout():
+    z, given = free(3, 4), {}
+    loop = pyro.InferenceLoop(lambda: gaussian_energy(z, given["x"].to_dense()), [z], lr=0.1)
+    for sparse in (False, True, False):
+        x = torch.randn(3, 4).double()
+        given["x"] = x.to_sparse() if sparse else x
+        expected = z.detach() - 0.1 * (z.detach() - x)
+        loop.run(1)
+        assert ("layout torch.sparse" in loop.explain()) == sparse
+        torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:.*nested tensors:UserWarning")
 @pytest.mark.parametrize("kind", ["quantized", "nested"])
 def test_tensors_that_are_more_than_their_elements_are_left_to_autograd(kind):

@@ -181,8 +181,6 @@ def _own_function(result: Tensor) -> str | None:
         forward = getattr(node, "_forward_cls", None)
         if forward is not None and forward.__module__ != autograd.__name__:
             return str(forward.__name__)
-        if forward is None and "CppNode<" in (name := node.name()):
-            return str(name.partition("CppNode<")[2].removesuffix(">"))
         stack.extend(following for following, _ in node.next_functions)
     return None
 

@@ -285,9 +285,13 @@ class Program:
 
 
 def form_of(t: Tensor) -> tuple[Any, ...]:
-    """All but a tensor's values and its place in memory; of a layout that a capture refuses, no strides."""
-    strides = t.stride() if t.layout is torch.strided else None
-    return t.shape, t.dtype, t.device, t.layout, strides, t.is_conj(), t.is_neg()
+    """All but a tensor's values and its place in memory."""
+    try:
+        strides = t.stride()
+    except (RuntimeError, NotImplementedError):  # it is sparse or the like
+        return t.shape, t.dtype, t.device, t.layout
+    dtype = t.dtype
+    return t.shape, dtype, t.device, strides, t.is_neg(), dtype.is_complex and t.is_conj()
 
 
 def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
