@@ -224,19 +224,22 @@ class TestWritesInPlace:
 
     @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
     @pytest.mark.parametrize("way", ["operator", "package"])
-    def test_of_tensors_that_hold_the_negative_of_their_memory(self, way, mode):
+    @pytest.mark.parametrize("name", MUTATES)
+    def test_of_tensors_that_hold_the_negative_of_their_memory(self, name, way, mode):
         """As the imaginary part of a conjugate does."""
-        for name in MUTATES:
-            case, call = FIRST[name], operator(name) if way == "operator" else getattr(ops, name)
-            with mode():
-                arguments = case.arguments()
-                expected = case.expected(arguments)
-                arguments = {k: negated(x) if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
-                call(*(arguments[a.name] for a in operator(name)._schema.arguments))
-                for key, exact in zip(MUTATES[name], expected, strict=True):
-                    assert arguments[key].is_neg()
-                    assert_near(arguments[key], exact, 1)
-        call = operator("infer_chain_") if way == "operator" else ops.infer_chain_
+        case, call = FIRST[name], operator(name) if way == "operator" else getattr(ops, name)
+        with mode():
+            arguments = case.arguments()
+            expected = case.expected(arguments)
+            arguments = {k: negated(x) if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+            call(*(arguments[a.name] for a in operator(name)._schema.arguments))
+            for key, exact in zip(MUTATES[name], expected, strict=True):
+                assert arguments[key].is_neg()
+                assert_near(arguments[key], exact, 1)
+
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    @pytest.mark.parametrize("call", [operator("infer_chain_"), ops.infer_chain_], ids=["operator", "package"])
+    def test_of_chains_that_hold_the_negative_of_their_memory(self, call, mode):
         with mode():
             arguments = chains.problem((5, 7, 3), 4, momentum={"momentum": 0.5}, record=True)
             twins = tree_map_only(torch.Tensor, lambda t: torch._neg_view(-t), arguments)

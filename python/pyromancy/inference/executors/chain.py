@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +18,9 @@ from ..lowering import Activation, Chain, Node, precision
 from ..program import Program, Slot, Term
 from ..replay import Replay, product_precision
 from .base import ReplayingExecutor, Run
+
+_PART = 0.1  # seconds after which Ctrl-C is noticed
+_SHORT = 10**8  # multiply-adds that take less than that anywhere
 
 
 class _Operands(NamedTuple):
@@ -40,6 +45,28 @@ class _Fixed:
         self.parameters = [a.parameter for a in activations]
         self.predicted = [n.term is not None for n in chain.nodes]
         self.free = [n.free for n in chain.nodes]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """`infer_chain_` on one chain in one run, for some of its steps at a time."""
+
+    operands: _Operands
+    grams: list[Tensor | None]
+    free: list[bool]
+    velocities: list[Tensor]
+    energies: Tensor | None
+    run: Run
+
+    def __call__(self, first: int, count: int) -> list[Tensor]:
+        states, weights, biases, precisions, prior, activations, parameters, predicted = self.operands
+        run, energies = self.run, None if self.energies is None else self.energies[first : first + count]
+        known: list[Tensor] = ops.infer_chain_(
+            states, weights, biases, precisions, prior, self.grams, activations, parameters, predicted, self.free,
+            count, run.lr, self.velocities, run.momentum, run.dampening, run.nesterov, run.resume or first > 0,
+            energies, product_precision(),
+        )  # fmt: skip
+        return known
 
 
 @dataclass(frozen=True)
@@ -72,6 +99,10 @@ class ChainExecutor(ReplayingExecutor):
         self._fixed = [_Fixed(chain) for chain in chains]
         order = {id(s): i for i, s in enumerate(states)}
         self._velocity = {slot: order[id(program.leaves[slot])] for slot in self._free}
+        sizes = [[tuple(program.stand_ins[n.state].shape) for n in c.nodes] for c in chains]
+        cost = sum(b * n * (16 + 2 * m) for of in sizes for (b, n), (_, m) in zip(of, [*of[1:], (0, 0)], strict=True))
+        on_cpu = program.leaves[self._free[0]].is_cpu
+        self._surely_short = max(1, _SHORT // max(1, cost)) if on_cpu else sys.maxsize  # steps
         self._plain = 0  # steps of the last run, if it could do without the errors of clamped nodes
         operands = {s for c in chains for n in c.nodes for s in (n.logvar, n.factor, n.prediction) if s is not None}
         self._computed = sorted(s for s in operands | weights if s >= len(program.leaves))
@@ -107,38 +138,54 @@ class ChainExecutor(ReplayingExecutor):
         self._known = []
 
     def _infer(self, leaves: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
-        values, steps, record = self._values(leaves), run.steps, run.record
-        recorded = self._constant_energies(leaves, steps) if record else None
-        kept = []
-        for chain, fixed in zip(self.chains, self._fixed, strict=True):
-            nodes = chain.nodes
-            operands = self._operands(chain, fixed, values)
-            states, weights, biases, precisions, prior, *activations, predicted = operands
-            grams: list[Tensor | None] = [None] * len(weights)
-            for i, w in enumerate(weights):
-                gram, direct = self._costs(chain, i, 0 if record else steps)  # the recorded energies need the errors
-                if gram < direct:
-                    p = precisions[i + 1]
-                    grams[i] = w.mT @ (w if p is None else p.unsqueeze(1) * w)
-            energies = states[0].new_empty(steps, len(nodes), states[0].shape[0]) if record else None
-            of_chain: list[Tensor] = []
-            for node, state in zip(nodes, states, strict=True) if velocities else ():
-                of_chain.append(velocities[self._velocity[node.state]] if node.free else state)
-            known = ops.infer_chain_(
-                states, weights, biases, precisions, prior, grams, *activations, predicted, fixed.free,
-                steps, run.lr, of_chain, run.momentum, run.dampening, run.nesterov, run.resume, energies,
-                product_precision(),
-            )  # fmt: skip
-            kept.append(known)
-            for node, state in zip(nodes, states, strict=True):
-                if node.free and not leaves[node.state].is_contiguous():
-                    leaves[node.state].copy_(state)
-            if recorded is not None and energies is not None:
-                for i, node in enumerate(nodes):
+        values, record = self._values(leaves), run.record
+        recorded = self._constant_energies(leaves, run.steps) if record else None
+        calls = [self._call(c, f, values, velocities, run) for c, f in zip(self.chains, self._fixed, strict=True)]
+        try:
+            for first, count in self._parts(run.steps):
+                self._known = [call(first, count) for call in calls]
+        finally:  # what was done before an interruption stays
+            for chain, call in zip(self.chains, calls, strict=True):
+                for node, state in zip(chain.nodes, call.operands.states, strict=True):
+                    if node.free and not leaves[node.state].is_contiguous():
+                        leaves[node.state].copy_(state)
+        for chain, call in zip(self.chains, calls, strict=True):
+            if recorded is not None and call.energies is not None:
+                for i, node in enumerate(chain.nodes):
                     if node.term is not None:
-                        recorded[:, node.term] = energies[:, i] + self._logdet(values, node, states[i])
-        self._known = kept
+                        logdet = self._logdet(values, node, call.operands.states[i])
+                        recorded[:, node.term] = call.energies[:, i] + logdet
         return [] if recorded is None else [recorded]
+
+    def _call(
+        self, chain: Chain, fixed: _Fixed, values: dict[int, Tensor], velocities: list[Tensor], run: Run
+    ) -> _Call:
+        nodes, operands = chain.nodes, self._operands(chain, fixed, values)
+        states, weights = operands.states, operands.weights
+        grams: list[Tensor | None] = [None] * len(weights)
+        for i, w in enumerate(weights):
+            gram, direct = self._costs(chain, i, 0 if run.record else run.steps)  # recorded energies need the errors
+            if gram < direct:
+                p = operands.precisions[i + 1]
+                grams[i] = w.mT @ (w if p is None else p.unsqueeze(1) * w)
+        of_chain: list[Tensor] = []
+        for node, state in zip(nodes, states, strict=True) if velocities else ():
+            of_chain.append(velocities[self._velocity[node.state]] if node.free else state)
+        energies = states[0].new_empty(run.steps, len(nodes), states[0].shape[0]) if run.record else None
+        return _Call(operands, grams, fixed.free, of_chain, energies, run)
+
+    def _parts(self, steps: int) -> Iterator[tuple[int, int]]:
+        """The steps of a run in parts that take about `_PART`, as the first and how many.
+
+        An operator that runs cannot be interrupted: Python raises KeyboardInterrupt between two. What is computed does
+        not depend on the parts, to the last bit.
+        """
+        first, count = 0, self._surely_short
+        while first < steps:
+            count, began = min(count, steps - first), time.perf_counter()
+            yield first, count
+            first += count
+            count = max(1, int(count * min(8.0, _PART / max(1e-9, time.perf_counter() - began))))
 
     def _constant_energies(self, leaves: list[Tensor], steps: int) -> Tensor:
         """Room for the energies; those that no free state changes are filled in."""

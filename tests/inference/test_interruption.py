@@ -1,0 +1,109 @@
+"""Long runs of a chain are made in parts, between which Ctrl-C is noticed."""
+
+import copy
+
+import pytest
+import torch
+
+import networks
+import processes
+import pyromancy as pyro
+from pyromancy.inference.executors import chain
+
+WIDTHS = (9, 7, 6, 5)
+OPTIONS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9, "dampening": 0.2},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "mean": {"reduction": "mean"},
+}
+
+
+def network(kind):
+    pcn = networks.Chain(("FixedNode", kind, kind, kind), WIDTHS)
+    for node in pcn.nodes[1:]:
+        if kind != "StandardGaussianNode":
+            node.covariance = networks.covariance_of(node.size)
+    pcn.init(torch.randn(65, WIDTHS[0], dtype=torch.float64), torch.randn(65, WIDTHS[-1], dtype=torch.float64))
+    return pcn
+
+
+def run(pcn, record, options):
+    """States, energies and gradients of two runs, in which the second goes on from the first."""
+    states = [node.value for node in pcn.nodes[1:-1]]
+    loop = pyro.InferenceLoop(pcn.energy, states, lr=0.05, executor="chain", **options)
+    energies = [loop.run(steps, record=record).energies for steps in (7, 4)]
+    learned = [*pyro.get_mstep_params(pcn)]
+    loop.backward(learned)
+    return [*states, *(e for e in energies if e is not None), *(p.grad for p in learned)]
+
+
+@pytest.mark.parametrize("record", [False, True], ids=["plain", "record"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("kind", networks.KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_parts_change_no_bit(monkeypatch, kind, options, record, dtype):
+    pcn = network(kind).to(dtype)
+    twin = copy.deepcopy(pcn)
+    calls = []
+    operator = chain.ops.infer_chain_
+    monkeypatch.setattr(chain.ops, "infer_chain_", lambda *args: calls.append(args[10]) or operator(*args))
+    expected = run(pcn, record, OPTIONS[options])
+    assert calls == [7, 4]
+    monkeypatch.setattr(chain, "_SHORT", 1)
+    monkeypatch.setattr(chain, "_PART", 0.0)
+    found = run(twin, record, OPTIONS[options])
+    assert calls == [7, 4] + 11 * [1]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_parts_follow_the_clock(monkeypatch):
+    pcn = network("StandardGaussianNode")
+    loop = pyro.InferenceLoop(pcn.energy, [pcn.nodes[1].value], lr=0.1, executor="chain")
+    loop.run(1)
+    clock = iter([0.0, 0.01, 0.01, 0.21, 0.21, 0.31, 0.31, 0.32])
+    monkeypatch.setattr(chain.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(loop._executor, "_surely_short", 4)
+    assert [*loop._executor._parts(4 + 32 + 16 + 9)] == [(0, 4), (4, 32), (36, 16), (52, 9)]
+
+
+INTERRUPTED = """
+import signal, threading
+import torch
+import pyromancy as pyro
+from pyromancy.inference.executors import chain
+from pyromancy.nodes import StandardGaussianNode
+
+hidden, above, top = StandardGaussianNode(30), StandardGaussianNode(10), torch.nn.Linear(30, 10)
+x, y = torch.randn(64, 30), torch.randn(64, 10)
+energy = lambda: hidden.energy(x) + above.energy(top(hidden.value))
+loop = pyro.InferenceLoop(energy, [hidden.value], lr=0.01, momentum=0.5)
+hidden.init(x), above.init(y)
+loop.run(3)
+done, operator = [3], chain.ops.infer_chain_
+def counted(*args):
+    known = operator(*args)
+    done.append(args[10])
+    return known
+chain.ops.infer_chain_ = counted
+threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)).start()
+try:
+    loop.run(10**12)
+except KeyboardInterrupt:
+    pass
+left = hidden.value.detach().clone()
+loop.run(5)
+after = hidden.value.detach().clone()
+hidden.init(x), above.init(y)
+loop.run(sum(done[:-1]))
+assert torch.equal(hidden.value, left)
+loop.run(5)
+assert torch.equal(hidden.value, after)
+assert len(done) > 3
+print("stopped")
+"""
+
+
+def test_an_interrupted_run_leaves_whole_steps():
+    assert processes.python("-c", INTERRUPTED).endswith("stopped\n")
