@@ -145,8 +145,8 @@ def rules(torch: Path, cuda: bool) -> list[str]:
     """How ninja compiles C++ and CUDA, and links."""
     import pybind11
 
-    includes = [
-        torch / "include", torch / "include/torch/csrc/api/include", pybind11.get_include(),
+    includes = [  # pybind11 first: torch has a copy of its own, which in some releases refuses the stable ABI
+        pybind11.get_include(), torch / "include", torch / "include/torch/csrc/api/include",
         sysconfig.get_path("include"),
     ]  # fmt: skip
     flags = [

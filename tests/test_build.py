@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ ROOT = Path(__file__).parents[1]
 if not (ROOT / "setup.py").exists():
     pytest.skip("this copy has no setup.py", allow_module_level=True)
 pytest.importorskip("setuptools")
+
+CXX = os.environ.get("CXX", "c++")
+has_compiler = pytest.mark.skipif(shutil.which(CXX) is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -114,10 +118,28 @@ def test_a_source_distribution_has_what_a_build_and_its_tests_need(tmp_path):
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= held
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler")
+@has_compiler
+def test_pybind11_is_not_the_copy_that_torch_may_have(tmp_path):
+    """The one of torch 2.11, for one, refuses who keeps to the stable ABI."""
+    pytest.importorskip("pybind11")
+    mine = tmp_path / "include" / "torch" / "csrc" / "stable" / "version.h"
+    copy = tmp_path / "include" / "pybind11" / "pybind11.h"
+    for file, text in ((mine, ""), (copy, "#error not this one")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    rules = runpy.run_path(str(ROOT / "setup.py"))["rules"](tmp_path, cuda=False)
+    (flags,) = (line.removeprefix("flags = ") for line in rules if line.startswith("flags = "))
+    command = [CXX, *shlex.split(flags.replace("$$", "$")), "-M", "csrc/module.cpp"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert str(mine) in run.stdout
+    assert "pybind11/pybind11.h" in run.stdout
+
+
+@has_compiler
 @pytest.mark.parametrize("x86", [0, 1])
 def test_other_processors_are_asked_for_no_x86_instructions(x86):
     """Whether the file that chooses between instruction sets asks for them, by the switch that setup.py sets."""
-    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-E", f"-DPYROMANCY_X86_ISAS={x86}", "csrc/cpu/isa.cpp"]
+    command = [CXX, "-std=c++20", "-E", f"-DPYROMANCY_X86_ISAS={x86}", "csrc/cpu/isa.cpp"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert ("__builtin_cpu_supports" in text) == bool(x86)
