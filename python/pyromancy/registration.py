@@ -72,6 +72,19 @@ def _declared(cls: type, attribute: str) -> dict[str, None]:
     return names
 
 
+def is_learned(module: nn.Module, name: str) -> bool:
+    """Whether a module's own parameter can only be meant for the M-step.
+
+    It is declared so, or one of a layer of PyTorch's. Those of containers and tables may be anything, as those of
+    undeclared classes of the user's: states as well.
+    """
+    cls = type(module)
+    if name in _declared(cls, _M):
+        return name not in _declared(cls, _E)
+    home = cls.__module__
+    return home.startswith("torch.nn.modules.") and not home.endswith((".container", ".sparse"))
+
+
 def get_named_estep_params(
     module: nn.Module,
     default: bool = False,

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 import pyromancy as pyro
-from pyromancy.nodes import FixedNode, StandardGaussianNode
+from pyromancy.nodes import FactorizedGaussianNode, FixedNode, StandardGaussianNode
 
 
 class Net(nn.Module):
@@ -112,3 +112,47 @@ def test_gradients_of_nothing_are_refused(executor):
     ):
         with pytest.raises(error, match=told):
             loop.backward(params)
+
+
+LEARNED = {
+    "weights": (lambda net: net.parameters(), "up.weight, up.bias, top.weight, top.bias"),
+    "variance": (lambda net: net.hidden.parameters(), "hidden.logvar"),
+}
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_learned_parameters_among_the_states_are_named(kind):
+    """They would move with the states, and not be learned."""
+    params, named = LEARNED[kind]
+    net = Net()
+    net.hidden = FactorizedGaussianNode(5)
+    net.init()
+    net.above.requires_grad_(False)
+    given = [p for p in params(net) if p.requires_grad and (kind == "variance" or p is not net.hidden.logvar)]
+    with pytest.warns(
+        UserWarning, match=f"E-steps move, and hold what is learned: {named}; pyromancy.get_estep"
+    ) as caught:
+        pyro.InferenceLoop(net.energy, given, lr=0.1)
+    assert caught[0].filename == __file__
+
+
+class Own(nn.Module):
+    """States wherever a user may keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = nn.Parameter(torch.rand(2, 5))
+        self.more = nn.ParameterList([torch.rand(2, 5)])
+        self.table = nn.Embedding(2, 5)
+        self.node = StandardGaussianNode(5)
+        self.node.init(torch.rand(2, 5))
+
+    def energy(self):
+        return self.node.energy(self.state * self.more[0] + self.table(torch.arange(2)))
+
+
+def test_states_outside_of_nodes_are_taken_without_a_word():
+    net = Own()
+    before = [p.detach().clone() for p in net.parameters()]
+    pyro.InferenceLoop(net.energy, net.parameters(), lr=0.1).run(1)
+    assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))

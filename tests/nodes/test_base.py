@@ -118,6 +118,62 @@ class TestInit:
 
 
 @stateful
+class TestOnMeta:
+    """States are in no checkpoint, so that loading one leaves them where the node was built."""
+
+    def built(self, kind):
+        def make():
+            return torch.nn.ModuleList([STATEFUL[kind](5), torch.nn.Linear(5, 5)])
+
+        with torch.device("meta"):
+            net = make()
+        loaded = make()
+        net.load_state_dict(loaded.state_dict(), assign=True)
+        return net, loaded
+
+    def test_init_brings_the_state_to_its_data(self, kind):
+        net, loaded = self.built(kind)
+        node, value = net[0], torch.randn(3, 5)
+        declared = dict(pyromancy.get_named_estep_params(net)).keys()
+        state = node.init(value)
+        assert state is node.value
+        assert state.device == value.device
+        assert torch.equal(state, value)
+        assert dict(pyromancy.get_named_estep_params(net)).keys() == declared
+        assert state.requires_grad is (kind != "fixed")
+        assert [*net.state_dict()] == [*loaded.state_dict()]
+        assert node.init(value) is state
+        loaded[0].init(value)
+        pred = net[1](torch.randn(3, 5))
+        assert torch.equal(node.error(pred), loaded[0].error(pred))
+
+    def test_moves_with_its_module(self, kind):
+        net, _ = self.built(kind)
+        assert net.double().to("cpu")[0].value.device.type == "cpu"
+        assert net[0].init(torch.randn(3, 5)).dtype == torch.float64
+        with torch.device("meta"):
+            node = STATEFUL[kind](5)
+        assert node.half().value.is_meta
+        assert node.to_empty(device="cpu").value.shape == (0,)
+        assert not node.value.is_meta
+
+    def test_stays_with_data_on_meta(self, kind):
+        with torch.device("meta"):
+            node = STATEFUL[kind](5)
+            state = node.value
+            assert node.init(torch.ones(3, 5)) is state
+        assert state.is_meta
+
+
+def test_states_collected_on_meta_are_refused():
+    with torch.device("meta"):
+        node = nodes.StandardGaussianNode(5)
+    state = node.value
+    with pytest.raises(ValueError, match=r"params must hold data, got one of shape \(0,\) on meta; collect it after"):
+        pyromancy.InferenceLoop(lambda: node.energy(torch.ones(3, 5)), [state], lr=0.1)
+
+
+@stateful
 class TestForward:
     def test_in_training_mode_sets_the_state(self, kind):
         node, value = STATEFUL[kind](5).train(), torch.randn(3, 5)

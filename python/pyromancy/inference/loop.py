@@ -9,7 +9,7 @@ import math
 import numbers
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -18,6 +18,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ..registration import is_learned
 from .capture import NotCapturable, capture, difference, obstacle
 from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run, check_energy
 from .lowering import NotAChain, idle, lower
@@ -140,6 +141,13 @@ class InferenceLoop:
         if executor is not None and executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)} or None, got {executor!r}")
         self.reduction = reduction
+        if learned := _learned(energy, self._params):
+            warnings.warn(
+                f"params are the states that E-steps move, and hold what is learned: {', '.join(learned)}; "
+                "pyromancy.get_estep_params(net) gives the states alone",
+                UserWarning,
+                stacklevel=2,
+            )
         self._energy, self._wanted = energy, executor
         self._program: Program | None = None
         self._executor: Executor | None = None
@@ -314,6 +322,10 @@ class InferenceLoop:
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and no dampening")
         for p in self._params:
+            if p.is_meta:
+                raise ValueError(
+                    f"params must hold data, got one of shape {tuple(p.shape)} on meta; collect it after the first init"
+                )
             if not p.requires_grad:
                 raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
 
@@ -465,6 +477,18 @@ def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:
     elif owner is not None:
         reached = getattr(owner, "__dict__", {})
     return {name: module for name, module in reached.items() if isinstance(module, nn.Module)}
+
+
+def _learned(energy: Callable[[], Tensor], params: Sequence[Tensor]) -> list[str]:
+    """The names of those of these parameters that can only be meant for the M-step."""
+    given = {id(p) for p in params}
+    return [
+        f"{path}.{name}" if path else name
+        for prefix, root in _reached(energy).items()
+        for path, module in root.named_modules(prefix=prefix)
+        for name, p in module._parameters.items()
+        if id(p) in given and is_learned(module, name)
+    ]
 
 
 def _names(energy: Callable[[], Tensor]) -> dict[int, str]:

@@ -96,6 +96,8 @@ class StateNode(Node):
     def init(self, value: Tensor) -> Any:
         """Set the state, in the node's dtype and on its device, and clear its gradient.
 
+        The state of a node that was built on meta is another tensor from then on, on the device of `value`.
+
         Args:
             value: ``[B, *node]``; copied.
 
@@ -107,6 +109,8 @@ class StateNode(Node):
             ValueError: the shape does not fit the node, or the batch is empty.
         """
         self._check("value", value)
+        if self.value.is_meta and not value.is_meta:
+            self._renew(value.device)
         state = self.value
         state.grad = None
         # what is made in inference mode could never again be saved for a gradient
@@ -130,6 +134,21 @@ class StateNode(Node):
             held["value"] = None
             held["value"] = state
         state.data = data
+
+    def _renew(self, device: torch.device | str) -> None:
+        """Put an empty state that is on meta elsewhere: there is nothing to copy, which PyTorch would refuse."""
+        state = self.value
+        empty = torch.empty(0, dtype=state.dtype, device=device)
+        is_parameter = "value" in self._parameters
+        self.value = nn.Parameter(empty, state.requires_grad) if is_parameter else nn.Buffer(empty, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if self.value.is_meta and self.value.numel() == 0:
+            try:
+                fn(self.value)
+            except NotImplementedError:
+                self._renew("cpu")
+        return super()._apply(fn, recurse)
 
     def _state(self, method: str) -> Tensor:
         """The state, for `method` to use."""
