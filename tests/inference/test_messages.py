@@ -1,5 +1,8 @@
 """What users are told: which states E-steps move, what an energy lacks, and what keeps it from a faster executor."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn as nn
@@ -56,13 +59,53 @@ def test_what_has_no_name_is_called_a_state():
     assert loop.explain().splitlines()[1] == "  E-steps move a state [2, 5]"
 
 
-@pytest.mark.parametrize("act", [lambda loop: loop.run(1), lambda loop: loop.explain()], ids=["run", "explain"])
-def test_an_energy_without_states_says_what_is_missing(act):
+ACTS = {
+    "run": lambda loop, net: loop.run(1),
+    "explain": lambda loop, net: loop.explain(),
+    "energy": lambda loop, net: loop.energy(),
+    "backward": lambda loop, net: loop.backward(pyro.get_mstep_params(net)),
+    "plain": lambda loop, net: net.energy(),
+    "activation": lambda loop, net: net.up(torch.tanh(net.below.value)),
+    "product": lambda loop, net: net.below.value[None] @ net.up.weight.T,
+    "copy": lambda loop, net: copy.deepcopy(net).energy(),
+    "moved": lambda loop, net: net.double().energy(),
+}
+
+
+@pytest.mark.parametrize("executor", [None, "chain", "graph", "autograd"])
+@pytest.mark.parametrize("act", ACTS)
+def test_an_energy_without_states_says_what_is_missing(act, executor):
     """PyTorch's own message is about the shapes in a product."""
     net = Net()
-    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
-        act(pyro.InferenceLoop(net.energy, pyro.get_estep_params(net), lr=0.1))
-    assert any("before its first init" in note for note in caught.value.__notes__)
+    loop = pyro.InferenceLoop(net.energy, pyro.get_estep_params(net), lr=0.1, executor=executor)
+    with pytest.raises(
+        RuntimeError, match=r"FixedNode\(4\)\.value is empty: call init\(x\) of the FixedNode\(4\) first"
+    ):
+        ACTS[act](loop, net)
+    net.float().init()
+    loop = pyro.InferenceLoop(net.energy, pyro.get_estep_params(net), lr=0.1, executor=executor)
+    ACTS[act](loop, net)
+    assert type(net.below.value) is torch.Tensor
+    assert type(net.hidden.value) is nn.Parameter
+    net.below.reset()
+    if act == "explain":  # which tells of the last run
+        return
+    with pytest.raises(RuntimeError, match=r"FixedNode\(4\)\.value is empty"):
+        ACTS[act](loop, net)
+
+
+def test_empty_states_are_tensors_like_others():
+    """Sums over all parameters, copies, optimizers and the like come before the first init, too."""
+    net = Net()
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    assert sum(p.detach().square().sum() for p in twin.parameters()) > 0
+    assert torch.func.stack_module_state([net, twin])[0]["hidden.value"].shape == (2, 0)
+    torch.optim.swa_utils.AveragedModel(net).update_parameters(twin)
+    assert repr(net.hidden.value) == repr(nn.Parameter(torch.empty(0)))
+    assert repr(net.below.value) == "tensor([])"
+    torch.optim.Adam(net.parameters()).step()
+    assert isinstance(net.hidden.value, nn.Parameter)
+    assert twin.init().energy().shape == (2,)
 
 
 PREDICTIONS = {

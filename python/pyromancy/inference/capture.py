@@ -288,7 +288,7 @@ class _Recorder(TorchFunctionMode):
         if torch._C._is_any_autocast_enabled():
             raise self.refuse("the energy turns autocast on, which chooses dtypes call by call")
         for t in given:
-            if type(t) not in (Tensor, torch.nn.Parameter):
+            if type(t) not in (Tensor, torch.nn.Parameter) and not hasattr(t, "_node"):  # a state before its first init
                 raise self.refuse(f"{name} takes a {type(t).__name__}, which may compute otherwise than a Tensor")
             if t.layout is not torch.strided:
                 raise self.refuse(f"{name} takes a tensor of layout {t.layout}")

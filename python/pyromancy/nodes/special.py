@@ -59,6 +59,7 @@ class FixedNode(StateNode):
     def __init__(self, *shape: int | None) -> None:
         super().__init__(*shape)
         self.value = nn.Buffer(torch.empty(0), persistent=False)
+        self._name_if_empty()
 
     def error(self, pred: Tensor) -> Tensor:
         """Error ``z - mu`` of a prediction, of the shape of the state."""
@@ -81,6 +82,7 @@ class FloatNode(StateNode):
     def __init__(self, *shape: int | None) -> None:
         super().__init__(*shape)
         self.value = nn.Parameter(torch.empty(0))
+        self._name_if_empty()
 
     def error(self, pred: Tensor) -> Tensor:
         """Error ``z - mu`` of a prediction, of the shape of the state."""

@@ -7,12 +7,14 @@ name, and Python still finds a folder first, so that the warning below is given 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ...distributions import warn_if_shadowed
 from ...registration import eparameters, mparameters
@@ -77,6 +79,60 @@ class Node(nn.Module, ABC):
         """The node's value, given its prediction."""
 
 
+class _Empty(Tensor):
+    """A state before its first `init`, and what is computed from it and is empty, too.
+
+    A tensor like any other, but for the message where one of PyTorch's functions does not take it.
+    """
+
+    _node: str
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            given = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, _Empty) and t.numel() == 0), None)
+            node = getattr(given, "_node", None)
+            try:
+                result = func(*args, **kwargs or {})
+            except (RuntimeError, ValueError, IndexError) as error:
+                if node is None or isinstance(error, NotImplementedError):
+                    raise
+                raise RuntimeError(f"{node}.value is empty: call init(x) of the {node} first") from error
+            if node is not None and type(result) is Tensor and result.numel() == 0:
+                result.__class__ = _Empty
+                vars(result)["_node"] = node
+            return result
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """As the tensor that it is otherwise, for what asks for a tensor's type."""
+        own = type(self)
+        self.__class__ = nn.Parameter if isinstance(self, nn.Parameter) else Tensor  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            self.__class__ = own
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        with self._plain():
+            return repr(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        with self._plain():
+            return self.__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        with self._plain():
+            copied: Tensor = self.__deepcopy__(memo)
+        copied.__class__ = _EmptyParameter if isinstance(copied, nn.Parameter) else _Empty
+        vars(copied)["_node"] = self._node
+        return copied
+
+
+class _EmptyParameter(_Empty, nn.Parameter):
+    """A state that is a parameter, before its first `init`."""
+
+
 class StateNode(Node):
     """A node with a state: one row per sample, set by `init` for every batch and not saved with the model."""
 
@@ -134,6 +190,22 @@ class StateNode(Node):
             held["value"] = None
             held["value"] = state
         state.data = data
+        self._name_if_empty()
+
+    def _name_if_empty(self) -> None:
+        """Let an empty state tell whose it is, wherever it is used."""
+        state = self.value
+        if "value" in self._parameters:
+            wanted: type[Tensor] = nn.Parameter if state.numel() else _EmptyParameter
+        else:
+            wanted = Tensor if state.numel() else _Empty
+        if type(state) is wanted or torch.compiler.is_compiling():
+            return
+        state.__class__ = wanted
+        if state.numel():
+            vars(state).pop("_node", None)
+        else:
+            vars(state)["_node"] = f"{type(self).__name__}({', '.join(map(str, self.shape))})"
 
     def _renew(self, device: torch.device | str) -> None:
         """Put an empty state that is on meta elsewhere: there is nothing to copy, which PyTorch would refuse."""
@@ -141,6 +213,7 @@ class StateNode(Node):
         empty = torch.empty(0, dtype=state.dtype, device=device)
         is_parameter = "value" in self._parameters
         self.value = nn.Parameter(empty, state.requires_grad) if is_parameter else nn.Buffer(empty, persistent=False)
+        self._name_if_empty()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         if self.value.is_meta and self.value.numel() == 0:
@@ -191,6 +264,7 @@ class PredictiveNode(StateNode):
     def __init__(self, *shape: int | None) -> None:
         super().__init__(*shape)
         self.value = nn.Parameter(torch.empty(0))
+        self._name_if_empty()
 
     def init(self, value: Tensor) -> nn.Parameter:  # noqa: D102 (as in StateNode; here the state is a parameter)
         return super().init(value)
