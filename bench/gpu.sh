@@ -5,8 +5,8 @@
 #
 # Takes SECONDS at most, by default 9 minutes: what does not fit in them is left out.
 #
-# OUTDIR gets summary.json (what passed, device, versions, date), smoke.json, chain.json, em.json, em_more.json and
-# operators.json (figures), and logs.tar.gz (what each phase printed), all of them after every phase: whoever stops this
+# OUTDIR gets summary.json (what passed, device, versions, date), smoke.json, probe.json, chain.json, em.json, em_more.json
+# and operators.json (figures), and logs.tar.gz (what each phase printed), all of them after every phase: whoever stops this
 # script has what there was so far. A phase that fails does not stop the next one; the exit status is the number of phases
 # that failed, or 64 and above where nothing could be started. If the smoke of the kernel that runs all E-steps of a chain
 # fails, all else goes the stepwise way, and the summary says so.
@@ -53,7 +53,7 @@ end=$((${2:-540} - 20)) # after which nothing goes on; pytest takes a while to s
 failed=0 phases='' way=chosen
 
 save() { # what there is so far
-  tar -czf "$out/logs.tar.gz.new" -C "$logs" . && mv "$out/logs.tar.gz.new" "$out/logs.tar.gz"
+  tar -czf "$out/logs.tar.gz.new" -C "$logs" --exclude=./probe . && mv "$out/logs.tar.gz.new" "$out/logs.tar.gz"
   ABOUT=$about PHASES=$phases WAY=$way "$python" - "$out" "$logs" <<'SUMMARY'
 import json, os, sys
 from pathlib import Path
@@ -96,9 +96,20 @@ phase() { # name, seconds, command: stopped as by Ctrl-C, after which pytest sti
   return $status
 }
 
+probe() { # what the device can do, by a program of its own
+  "${CUDA_HOME:+$CUDA_HOME/bin/}nvcc" -O3 -std=c++20 -arch="sm_$arch" -Icsrc bench/gpu_probe.cu -o "$logs/probe" &&
+    timeout 20 "$logs/probe" >"$logs/probe.json" && mv "$logs/probe.json" "$out/probe.json"
+}
+probe >"$logs/probe.log" 2>&1 & # beside the build
+probing=$!
 phase build 120 env PYROMANCY_CUDA=1 PYROMANCY_CUDA_ARCHS="${PYROMANCY_CUDA_ARCHS:-$arch}" \
   "$python" setup.py build_ext --inplace
 "$python" -m pyromancy
+wait $probing
+status=$?
+[ $status = 0 ] || failed=$((failed + 1))
+phases+="probe $status $SECONDS"$'\n'
+printf '== probe: %s\n' "$(cat "$out/probe.json" 2>/dev/null || tail -n 3 "$logs/probe.log")"
 
 if ! phase smoke 60 "$python" -m bench.gpu_smoke --out "$out/smoke.json"; then
   way=steps
