@@ -7,6 +7,7 @@ import torch
 import torch._dynamo
 
 import networks
+import pyromancy as pyro
 from networks import KINDS
 from numerics import assert_near
 from pyromancy import backends, functional
@@ -129,3 +130,30 @@ class TestFunctional:
             return functional.multivariate_error(value, pred, functional.cholesky_factor(a.diagonal(), a))
 
         assert_near(compiled(error)(value, pred, a), error(value, pred, a), 50)
+
+
+@pytest.mark.parametrize("kind", ["chain", "graph"])
+def test_a_compiled_step_around_the_loop(kind):
+    """The compiler leaves the loop as it is, and what is before and after it is compiled."""
+    pcn = network("StandardGaussianNode")
+    loop = pyro.InferenceLoop(pcn.energy, [node.value for node in pcn.nodes[1:-1]], lr=0.05, executor=kind)
+    learned = list(pyro.get_mstep_params(pcn))
+
+    def step(x):
+        with torch.no_grad():
+            pcn.nodes[1].value.copy_(torch.tanh(x))
+        loop.run(5)
+        loop.backward(learned)
+        return pcn.nodes[1].value * 2
+
+    around = torch.compile(step, backend="aot_eager")
+    for _ in range(3):
+        x = torch.randn(4, 7, dtype=torch.float64)
+        found = []
+        for way in (step, around):
+            pcn.init(torch.ones(4, 5, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64))
+            pcn.zero_grad()
+            found.append([way(x), *(p.grad for p in learned)])
+        for ours, expected in zip(*found, strict=True):
+            assert_near(ours, expected)
+    assert loop.explain().startswith(f"executor: {kind}")

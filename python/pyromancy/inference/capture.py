@@ -4,12 +4,18 @@ Both go through `torch.overrides.TorchFunctionMode`, which sees every call of Py
 computes nothing: it hands the energy stand-ins of the recorded shapes, and compares each call with the recorded one.
 It costs a microsecond or two per call, and notices whatever the energy's Python code does differently: a replaced
 parameter, another branch, train and eval mode, a new batch size.
+
+The energy's code is never cut off, as what it keeps between its calls, such as caches and flags, would be left as at
+that moment. A recording that meets what cannot be recorded goes on without recording. A check that meets another call
+than the recorded one computes what it has answered with stand-ins, and goes on as a recording.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,23 +28,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import autograd
 from . import vocabulary
-from .program import Call, Program, Slot, form_of, replaced, tensors
+from .program import Call, Layout, Program, Slot, filled, form_of, replaced, stand_in, tensors
+
+_ATTEMPTS = 2  # to capture: the first may have filled caches that the second uses
 
 
 class NotCapturable(Exception):
-    """An energy does something that cannot be recorded; the message says what."""
+    """An energy does something that cannot be recorded; the message says what.
+
+    Attributes:
+        evaluated: the energy with its graph, if it was evaluated, with whatever effects that has; else None.
+    """
+
+    def __init__(self, reason: str, evaluated: Tensor | None = None) -> None:
+        super().__init__(reason)
+        self.evaluated = evaluated
 
 
-class _Changed(Exception):
-    """An energy no longer does what was recorded."""
+@dataclass
+class Change:
+    """In what an energy no longer is what was captured, and a recording of what it is, unless it was not run."""
+
+    reason: str
+    recording: Recording | None = None
 
 
-def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
+def capture(energy: Callable[[], Tensor], free: Sequence[Tensor], recording: Recording | None = None) -> Program:
     """Record an energy.
 
     Args:
         energy: zero-argument callable that returns per-sample energies, ``[B]``.
         free: the states that inference updates.
+        recording: of the energy as it is, where there is one already.
 
     Returns:
         The program, proven to be the same on a second, dry run.
@@ -49,39 +70,46 @@ def capture(energy: Callable[[], Tensor], free: Sequence[Tensor]) -> Program:
     """
     if reason := obstacle(free):
         raise NotCapturable(reason)
-    recorder, result = _recorded(energy)
-    if recorder.refusal is not None:  # and the energy's own code has caught it
-        raise recorder.refusal
-    if not isinstance(result, Tensor) or id(result) not in recorder.slots:
-        raise NotCapturable("the energy is not the result of a PyTorch function")
-    if own := _own_function(result):
-        raise NotCapturable(f"{own} is an autograd function with a backward of its own")
-    program = recorder.program(result, free)
-    for t in free:
-        if not any(t is leaf for leaf in program.leaves):
-            form = tuple(t.shape)
-            raise ValueError(
-                f"params must hold states that the energy uses, got one of shape {form} that it does not use"
-            )
-    if _share_memory(program.leaves, program.free):
-        raise NotCapturable("a state shares its memory with another tensor")
-    del recorder, result
-    try:
-        _dry_run(energy, program, ())
-    except _Changed as change:
-        raise NotCapturable(f"two runs of the energy differ: {change}") from change
-    return program
+    reason = ""
+    recording = recording or record(energy)
+    for _ in range(_ATTEMPTS):
+        program = recording.program(free)
+        change = _dry_run(energy, program, ()).change
+        if change is None:
+            return program
+        reason, recording = change.reason, change.recording or record(energy)
+    raise NotCapturable(f"two runs of the energy differ: {reason}", recording.evaluated)
 
 
-def _recorded(energy: Callable[[], Tensor]) -> tuple[_Recorder, Tensor]:
-    recorder = _Recorder()
+def record(energy: Callable[[], Tensor]) -> Recording:
+    """Evaluate an energy, with a gradient, and write down what it calls.
+
+    Raises:
+        Exception: the energy's own.
+    """
+    recording = Recording()
     try:
-        with torch.enable_grad(), recorder, _Operators(recorder):
-            return recorder, energy()
+        with torch.enable_grad(), recording, _Operators(recording):
+            recording.result = energy()
     except Exception as error:
-        if any(t.shape == (0,) for t in recorder.kept):
-            error.add_note("The energy takes a tensor of shape (0,), as a node's state is before its first init.")
-        raise
+        return _unless_its_own(error, recording, energy)
+    return recording
+
+
+def _unless_its_own(error: Exception, recording: Recording | None, energy: Callable[[], Tensor]) -> Recording:
+    """What comes of an energy that has raised an error under a mode: the error, if it raises without the mode, too.
+
+    It is not asked again where the recording has let it do all that it wanted and had nothing to object to.
+    """
+    if recording is not None and any(t.shape == (0,) for t in recording.kept):
+        error.add_note("The energy takes a tensor of shape (0,), as a node's state is before its first init.")
+    if recording is None or recording.refusal is not None:
+        recording = recording or Recording()
+        recording.refuse(f"a dry run of it raises {type(error).__name__}: {error}")
+        with contextlib.suppress(Exception), torch.enable_grad():
+            recording.result = energy()
+            return recording
+    raise error
 
 
 def has_hooks(t: Tensor) -> bool:
@@ -102,6 +130,12 @@ def obstacle(free: Sequence[Tensor]) -> str | None:
         not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
     ):
         return "a mode is on that may change what PyTorch's functions do"
+    if torch.is_anomaly_enabled():
+        return "anomaly detection is on, which watches autograd"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "it runs within a transform of torch.func"
+    if torch._C._is_tracing():
+        return "it is being traced"
     if parametrize._cache_enabled:
         return "torch.nn.utils.parametrize.cached() is on, and would keep what a dry run computes"
     if any(map(has_hooks, free)):
@@ -116,58 +150,57 @@ def _share_memory(leaves: Sequence[Tensor], free: Iterable[int]) -> bool:
     return any(count[storages[i]] > 1 for i in free)
 
 
-def difference(energy: Callable[[], Tensor], program: Program) -> str | None:
-    """In what an energy no longer is what was captured; None where it still is."""
-    try:
-        check(energy, program)
-    except _Changed as change:
-        return str(change)
-    return None
-
-
-def check(energy: Callable[[], Tensor], program: Program) -> None:
-    """Run an energy dry against a program.
+def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
+    """Run an energy dry against a program; None where it still is what was captured.
 
     Data, which are tensors that nothing learns, may have been replaced by others of the same form: the program then
     takes the new ones.
     """
     if reason := obstacle([program.leaves[i] for i in program.free]):
-        raise _Changed(reason)
+        return Change(reason)
     for slot, (leaf, form) in enumerate(zip(program.leaves, program.forms, strict=True)):
         if form_of(leaf) != form and slot not in program.gone:
-            raise _Changed(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
-    new = _dry_run(energy, program, program.data())
-    if not new:
-        return
-    old = {slot: program.leaves[slot] for slot in new}
-    program.replace(new)
-    try:
-        _dry_run(energy, program, ())  # every use must be of the new one
-    except _Changed:
-        program.replace(old)
-        raise
-    program.gone.clear()
+            return Change(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
+    checker = _dry_run(energy, program, program.data())
+    if checker.new and checker.change is None:
+        old = {slot: program.leaves[slot] for slot in checker.new}
+        program.replace(checker.new)
+        checker = _dry_run(energy, program, ())  # every use must be of the new one
+        if checker.change is None:
+            program.gone.clear()
+        else:
+            program.replace(old)
+    return checker.change
 
 
-def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> dict[int, Tensor]:
-    """The tensors in the place of leaves that are data, by slot; raises `_Changed` where anything else is different."""
-    if _share_memory(program.leaves, program.free):
-        raise _Changed("a state shares its memory with another tensor")
+def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> _Checker:
+    """Run an energy on stand-ins, as far as it does what was recorded.
+
+    Args:
+        energy: what to run.
+        program: what was recorded.
+        data: slots of the leaves that may have been replaced.
+    """
     checker = _Checker(program, {id(program.leaves[slot]): slot for slot in data})
+    if _share_memory(program.leaves, program.free):
+        checker.change = Change("a state shares its memory with another tensor")
+        return checker
+    failure = None
+    matched = False
     try:
-        with torch.no_grad(), checker:
-            result = energy()
-    except _Changed:
-        raise
-    except Exception as error:  # what the energy does with a stand-in for something that it did not meet before
-        raise checker.refusal or _Changed(f"{type(error).__name__}: {error}") from error
-    if checker.refusal is not None:
-        raise checker.refusal
-    if checker.position != len(program.calls) or result is not program.dry_result:
-        raise _Changed("it ends earlier, or with another result")
-    del result
-    program.stores = program.stand_ins_are_held()
-    return checker.new
+        with torch.enable_grad(), checker:
+            matched = checker.finish(energy())
+    except Exception as error:
+        failure = error
+    finally:
+        program.lend()
+        if not matched:
+            program.mend(checker.real)
+    if failure is not None:
+        recording = None if checker.change is None else checker.change.recording
+        recording = _unless_its_own(failure, recording, energy)
+        checker.change = Change(str(recording.refusal), recording)
+    return checker
 
 
 def _own_function(result: Tensor) -> str | None:
@@ -185,36 +218,42 @@ def _own_function(result: Tensor) -> str | None:
     return None
 
 
-class _Recorder(TorchFunctionMode):
-    """Lets every call happen and writes it down."""
+class Recording(TorchFunctionMode):
+    """Lets every call happen and writes it down, up to the first that cannot be recorded."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.refusal: NotCapturable | None = None  # the first one
+        self.refusal: str | None = None  # what cannot be recorded; the first such
+        self.result: Any = None
         self.slots: dict[int, int] = {}  # id of a tensor -> a provisional slot
         self.kept: list[Tensor] = []  # by provisional slot, so that no id is used twice
         self.produced: set[int] = set()
         self.calls: list[Call] = []
         self.copies: dict[int, Tensor] = {}  # of data made in inference mode, by id
+        self.addresses_memory = False
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if vocabulary.is_metadata(function):
+        if self.refusal is not None or vocabulary.is_metadata(function):
             return function(*args, **kwargs)
         name = vocabulary.name_of(function)
         given = tensors((args, kwargs))
-        self._reject(function, name, args, kwargs, given)
+        if reason := self._objection(function, name, args, kwargs, given):
+            self.refuse(reason)
+            return function(*args, **kwargs)
         if vocabulary.works_in_place(function, args, kwargs):
             return self._overwrite(function, name, args, kwargs, given)
         inputs = tuple(self._slot(t).index for t in given)
         versions = [0 if t.is_inference() else t._version for t in given]
         result = self._result(function, args, kwargs, given)
         if versions != [0 if t.is_inference() else t._version for t in given]:
-            raise self.refuse(f"{name} works in place")
-        if not _is_made_of_tensors(result):
-            raise self.refuse(f"{name} reads values out of a tensor")
+            self.refuse(f"{name} works in place")
+        elif not _is_made_of_tensors(result):
+            self.refuse(f"{name} reads values out of a tensor")
+        if self.refusal is not None:
+            return result
         # contiguous() and the like may return what they were given
         fresh = [t for t in tensors(result) if id(t) not in self.slots]
         self.produced.update(self._slot(t).index for t in fresh)
@@ -246,12 +285,14 @@ class _Recorder(TorchFunctionMode):
         """
         pure = vocabulary.out_of_place(function, args, kwargs)
         if pure is None or not given:
-            raise self.refuse(f"{name} works in place")
+            self.refuse(f"{name} works in place")
+            return function(*args, **kwargs)
         target = given[0]
         if not self._is_separate(target):
-            raise self.refuse(f"{name} works in place, on what the energy has not made or what shares memory with it")
-        with torch.no_grad():
-            like = self._result(*pure, given)  # while the target is what it was
+            self.refuse(f"{name} works in place, on what the energy has not made or what shares memory with it")
+            return function(*args, **kwargs)
+        with torch.no_grad():  # of no device, so that nothing is computed or drawn
+            like = pure[0](*replaced(pure[1], Tensor, _formally), **replaced(pure[2], Tensor, _formally))
         form = target.shape, target.dtype
         inputs = tuple(self._slot(t).index for t in given)
         (packed_args, packed_kwargs), (pure_args, pure_kwargs) = (
@@ -259,7 +300,9 @@ class _Recorder(TorchFunctionMode):
         )
         result = self._result(function, args, kwargs, given)
         if result is not target or (like.shape, like.dtype) != form:
-            raise self.refuse(f"{name} works in place, and gives another shape or dtype than it would else")
+            self.refuse(f"{name} works in place, and gives another shape or dtype than it would else")
+        if self.refusal is not None:
+            return result
         slot = self.slots[id(target)] = len(self.kept)
         self.kept.append(target)
         self.produced.add(slot)
@@ -275,46 +318,48 @@ class _Recorder(TorchFunctionMode):
         others = (o for o in self.kept if o is not t and o.layout is torch.strided)
         return all(o.untyped_storage()._cdata != memory for o in others)
 
-    def _reject(
-        self,
-        function: Callable[..., Any],
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        given: list[Tensor],
-    ) -> None:
+    @staticmethod
+    def _objection(
+        function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
+    ) -> str | None:
+        """Why a call cannot be recorded, as far as it tells before it happens."""
         if not vocabulary.is_known(function):
-            raise self.refuse(f"{name} is no function of PyTorch's, and what it does may depend on more than it takes")
+            return f"{name} is no function of PyTorch's, and what it does may depend on more than it takes"
         if torch._C._is_any_autocast_enabled():
-            raise self.refuse("the energy turns autocast on, which chooses dtypes call by call")
+            return "the energy turns autocast on, which chooses dtypes call by call"
         for t in given:
             if type(t) not in (Tensor, torch.nn.Parameter) and not hasattr(t, "_node"):  # a state before its first init
-                raise self.refuse(f"{name} takes a {type(t).__name__}, which may compute otherwise than a Tensor")
+                return f"{name} takes a {type(t).__name__}, which may compute otherwise than a Tensor"
             if t.layout is not torch.strided:
-                raise self.refuse(f"{name} takes a tensor of layout {t.layout}")
+                return f"{name} takes a tensor of layout {t.layout}"
             if t.is_nested or t.is_quantized:
-                raise self.refuse(f"{name} takes a nested or quantized tensor")
+                return f"{name} takes a nested or quantized tensor"
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
-                raise self.refuse("the energy uses a transform of torch.func")
+                return "the energy uses a transform of torch.func"
         match vocabulary.meaning(function):
             case "normalization":
                 given_as = vocabulary.arguments(function, args, kwargs)
                 updates = given_as["training"] if "training" in given_as else given_as["use_input_stats"]
                 if updates and given_as["running_mean"] is not None:
-                    raise self.refuse(f"{name} in training mode updates its running statistics at every step")
+                    return f"{name} in training mode updates its running statistics at every step"
             case "makes of values" if given:
-                raise self.refuse(f"{name} reads values out of a tensor")
+                return f"{name} reads values out of a tensor"
             case "tensor_split" if len(given) > 1:
-                raise self.refuse(f"{name} reads values out of a tensor")
+                return f"{name} reads values out of a tensor"
             case "indexing" if _slices_by_tensors(args[1]):
-                raise self.refuse("a slice reads values out of a tensor")
+                return "a slice reads values out of a tensor"
             case "autograd":
-                raise self.refuse(f"{name} has to do with autograd itself")
+                return f"{name} has to do with autograd itself"
+        return None
 
-    def refuse(self, reason: str) -> NotCapturable:
-        """An error to raise; where the energy's own code catches it, it is remembered."""
-        self.refusal = self.refusal or NotCapturable(reason)
-        return self.refusal
+    def refuse(self, reason: str) -> None:
+        """Record no more."""
+        self.refusal = self.refusal or reason
+
+    @property
+    def evaluated(self) -> Tensor | None:
+        """The energy with its graph, if that is what it would be without the recording."""
+        return None if self.copies else self.result
 
     def _saveable(self, t: Tensor) -> Tensor:
         """A copy in the place of data made in inference mode, which cannot be saved for a gradient."""
@@ -331,8 +376,33 @@ class _Recorder(TorchFunctionMode):
             self.kept.append(t)
         return Slot(slot)
 
-    def program(self, result: Tensor, free: Sequence[Tensor]) -> Program:
-        """Renumber: leaves first, then results in order."""
+    def program(self, free: Sequence[Tensor]) -> Program:
+        """What was recorded.
+
+        Raises:
+            NotCapturable: something was not, or would not be the same for other values.
+            ValueError: it does not depend on one of the states.
+        """
+        result = self.result
+        if self.refusal is None and (not isinstance(result, Tensor) or id(result) not in self.slots):
+            self.refuse("the energy is not the result of a PyTorch function")
+        if self.refusal is None and (own := _own_function(result)):
+            self.refuse(f"{own} is an autograd function with a backward of its own")
+        if self.refusal is not None:
+            raise NotCapturable(self.refusal, self.evaluated)
+        program = self._renumbered(free)
+        for t in free:
+            if not any(t is leaf for leaf in program.leaves):
+                form = tuple(t.shape)
+                raise ValueError(
+                    f"params must hold states that the energy uses, got one of shape {form} that it does not use"
+                )
+        if _share_memory(program.leaves, program.free):
+            raise NotCapturable("a state shares its memory with another tensor", self.evaluated)
+        return program
+
+    def _renumbered(self, free: Sequence[Tensor]) -> Program:
+        """Leaves first, then results in order."""
         order = [s for s in range(len(self.kept)) if s not in self.produced]
         leaves = [self.kept[s] for s in order]
         produced = dict.fromkeys(s for c in self.calls for s in c.outputs if s in self.produced)
@@ -353,14 +423,19 @@ class _Recorder(TorchFunctionMode):
         calls = [renamed_call(c) for c in self.calls]
         identities = {id(t) for t in free}
         by_new = sorted(((renumber[s], t) for s, t in enumerate(self.kept)), key=lambda pair: pair[0])
-        stand_ins = {id(t): _stand_in(t) for t in self.kept}
+        stand_ins = {id(t): stand_in(t) for t in self.kept}
         return Program(
             leaves,
             frozenset(i for i, t in enumerate(leaves) if id(t) in identities),
             calls,
-            renumber[self.slots[id(result)]],
+            renumber[self.slots[id(self.result)]],
             stand_ins=[stand_ins[id(t)] for _, t in by_new],
+            layouts=[Layout.of(t) for _, t in by_new],
+            addresses_memory=self.addresses_memory,
         )
+
+
+_BY_ADDRESS = frozenset((torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default))
 
 
 class _Operators(TorchDispatchMode):
@@ -369,22 +444,30 @@ class _Operators(TorchDispatchMode):
     And those the shape of whose result depends on values: it would be that of the capture for ever.
     """
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recording: Recording) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recording = recording
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        masks = operator is not torch.ops.aten.index.Tensor or any(
-            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        if masks and torch.Tag.dynamic_output_shape in operator.tags:
-            raise self._recorder.refuse(f"the shape of what {operator} gives depends on values")
-        if _draws(operator, args, kwargs):
-            raise self._recorder.refuse(f"{operator} draws random numbers at every step")
+        if self._recording.refusal is None and (reason := _depends_on_more(operator, args, kwargs)):
+            self._recording.refuse(reason)
+        self._recording.addresses_memory |= operator in _BY_ADDRESS
         return operator(*args, **kwargs)
+
+
+def _depends_on_more(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why what an operator gives depends on more than the form of its arguments and their values."""
+    masks = operator is not torch.ops.aten.index.Tensor or any(
+        i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+    )
+    if masks and torch.Tag.dynamic_output_shape in operator.tags:
+        return f"the shape of what {operator} gives depends on values"
+    if _draws(operator, args, kwargs):
+        return f"{operator} draws random numbers at every step"
+    return None
 
 
 def _draws(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -404,6 +487,11 @@ def _slices_by_tensors(index: Any) -> bool:
     return any(isinstance(b, Tensor) for b in bounds)
 
 
+def _formally(t: Tensor) -> Tensor:
+    """A tensor of the same form without values."""
+    return torch.empty_like(t, device="meta")
+
+
 def _is_made_of_tensors(result: Any) -> bool:
     """Whether a call returned tensors, in tuples and lists, and None, and nothing else."""
 
@@ -413,14 +501,8 @@ def _is_made_of_tensors(result: Any) -> bool:
     return only(result) and bool(tensors(result))
 
 
-def _stand_in(t: Tensor) -> Tensor:
-    """A tensor of a form that takes no memory, of NaN where that is a number: whoever computes with it shall see."""
-    value = float("nan") if t.is_floating_point() or t.is_complex() else 0
-    return torch.full((), value, dtype=t.dtype, device=t.device).expand(t.shape)
-
-
 class _Checker(TorchFunctionMode):
-    """Compares every call with the recorded one and answers with stand-ins.
+    """Compares every call with the recorded one and answers with stand-ins; from the first other one on it records.
 
     Args:
         program: what was recorded.
@@ -433,33 +515,76 @@ class _Checker(TorchFunctionMode):
         self.expected = program.dry_calls()
         self.position = 0
         self.new: dict[int, Tensor] = {}  # in the place of which leaf
-        self.refusal: _Changed | None = None  # the first one
-
-    def refuse(self, reason: str) -> _Changed:
-        """An error to raise; where the energy's own code catches it, it is remembered."""
-        self.refusal = self.refusal or _Changed(reason)
-        return self.refusal
+        self.change: Change | None = None
+        self.real: dict[int, Tensor] = {}  # once there is a change, in the place of what was handed out, by id
+        self._used: set[tuple[int, int]] = set()  # position of a call and slot of a leaf of which it takes the new one
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.position == len(self.expected):
-            if vocabulary.is_metadata(function):
-                return function(*args, **(kwargs or {}))
-            raise self.refuse(f"a call of {vocabulary.name_of(function)} more")
+        if self.position == len(self.expected):  # which is so after a change, too
+            return self._otherwise(function, args, kwargs, "a call of {} more")
         call, expected_args, expected_kwargs, outputs = self.expected[self.position]
         if function is not call.function and function != call.function:
-            if vocabulary.is_metadata(function):
+            if vocabulary.is_metadata(function) and not vocabulary.tells_layout(function):
                 return function(*args, **(kwargs or {}))
-            raise self.refuse(f"{vocabulary.name_of(function)} in the place of {call.name}")
+            return self._otherwise(function, args, kwargs, f"{{}} in the place of {call.name}")
         if not self._equal_items(expected_args, args) or (
             (kwargs or expected_kwargs) and not self._equal(expected_kwargs, kwargs)
         ):
-            raise self.refuse(f"other arguments of {call.name}")
+            return self._otherwise(function, args, kwargs, "other arguments of {}")
         if torch._C._is_any_autocast_enabled():
-            raise self.refuse("autocast is on")
+            return self._otherwise(function, args, kwargs, "autocast is on")
         self.position += 1
         return outputs
+
+    def _otherwise(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None, reason: str
+    ) -> Any:
+        """A call that is not the recorded one."""
+        if self.change is None:
+            if vocabulary.is_metadata(function):
+                if vocabulary.tells_layout(function):
+                    args = replaced(args, Tensor, self.program.laid_out)
+                return function(*args, **(kwargs or {}))
+            self._depart(reason.format(vocabulary.name_of(function).rpartition(".")[2]))
+        assert self.change is not None
+        assert self.change.recording is not None
+        recording = self.change.recording
+        with _Operators(recording):
+            return recording.__torch_function__(
+                function, (), replaced(args, Tensor, self._actual), replaced(kwargs or {}, Tensor, self._actual)
+            )
+
+    def _actual(self, t: Tensor) -> Tensor:
+        return self.real.get(id(t), t)
+
+    def _depart(self, reason: str) -> None:
+        """Record from here on, and compute what was handed out as stand-ins before."""
+        recording = Recording()
+        values = dict(enumerate(self.program.leaves))
+        with _Operators(recording):
+            for position, (call, *_) in enumerate(self.expected[: self.position]):
+                taken = values | {s: t for s, t in self.new.items() if (position, s) in self._used}
+                result = recording.__torch_function__(
+                    call.function, (), filled(call.args, taken), filled(call.kwargs, taken)
+                )
+                values.update(zip(call.outputs, tensors(result), strict=True))
+        handed_out = [*self.program.leaves, *self.program.stand_ins[len(self.program.leaves) :]]
+        self.real = {id(handed_out[s]): t for s, t in values.items() if t is not handed_out[s]}
+        self.change = Change(reason, recording)
+        self.expected, self.position = [], 0
+
+    def finish(self, result: Any) -> bool:
+        """Take what the energy returns; whether all was as recorded."""
+        if self.change is None:
+            if self.position == len(self.expected) and result is self.program.dry_result:
+                return True
+            self._depart("it ends earlier, or with another result")
+        assert self.change is not None
+        assert self.change.recording is not None
+        self.change.recording.result = replaced(result, Tensor, self._actual)
+        return False
 
     def _equal_items(self, expected: tuple[Any, ...] | list[Any], given: tuple[Any, ...] | list[Any]) -> bool:
         if len(expected) != len(given):
@@ -494,5 +619,6 @@ class _Checker(TorchFunctionMode):
             return False
         if self.new.setdefault(slot, given) is not given:
             return False
+        self._used.add((self.position, slot))
         others = (t for other, t in self.new.items() if other != slot)
         return not any(given is t for t in (*others, *self.program.leaves, *self.program.stand_ins))

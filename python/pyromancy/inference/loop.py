@@ -16,10 +16,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..registration import is_learned
-from .capture import NotCapturable, capture, difference, obstacle
+from .capture import NotCapturable, Recording, capture, check, obstacle
 from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run, check_energy
 from .lowering import NotAChain, idle, lower
 from .program import Program, form_of
@@ -27,7 +28,10 @@ from .replay import Replay
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 EXECUTORS = ("chain", "graph", "autograd")
-_PATIENCE = 31  # runs
+# Runs on autograd after which something faster is tried again, at most: after a capture, which takes about as long
+# as a few steps; and after a trace, which takes a hundred times as long, and fails again unless its cause has passed.
+_PATIENCE = 31
+_LONG_PATIENCE = 1023
 # Energies that a loop is ready for at a time: in all, as of different batch sizes; and on states of one form, as of
 # phases that weigh their terms differently, each of which takes a dry run to tell from the others.
 READY = 64
@@ -61,9 +65,11 @@ class Trace:
 def _normally(method: _M) -> _M:
     """Run a method outside inference mode, where what it makes could not be used after that mode.
 
-    Unless the states were made in it, and can be written nowhere else.
+    Unless the states were made in it, and can be written nowhere else. Compilers do not look into it: what it calls
+    depends on more than they would see, and has been compiled already.
     """
 
+    @_disable_dynamo
     @functools.wraps(method)
     def outside(self: InferenceLoop, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_inference_mode_enabled() or any(p.is_inference() for p in self._params):
@@ -89,8 +95,8 @@ class InferenceLoop:
     again. So changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all
     noticed; tensors that nothing learns, such as a batch's data, may be replaced without another capture.
 
-    Once captured, the callable runs a few times per run, however many steps there are, so it must have no effects that
-    matter, such as counting.
+    Once captured, the callable runs once or twice per run, however many steps there are, so it must have no effects
+    that matter, such as counting. It is never cut off, so caches that it fills and flags that it clears are whole.
     Tensors that it stores (``self.error = ...``, pruning, hooks that log) hold afterwards what they are at the states
     that the run ended in. What a dry run cannot see: values that the callable takes from elsewhere than PyTorch's
     functions of fixed tensors, such as a NumPy array.
@@ -155,7 +161,7 @@ class InferenceLoop:
         self._ready: list[_Ready] = []  # for what the energy has been, latest last
         self._captures = self._given_up = 0
         self._change: str | None = None  # which the last capture was for
-        self._refusals = self._patience = 0  # failed captures in a row, and runs until the next attempt
+        self._refusals = self._patience = 0  # failed attempts in a row, and runs until the next
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
@@ -237,15 +243,19 @@ class InferenceLoop:
             ValueError: it holds none, as an iterator that has been used up.
         """
         wanted = list({id(p): p for p in _listed(params, "pyromancy.get_mstep_params")}.values())
-        found = self._prepared().gradients(wanted)
-        if isinstance(found, str):
-            self._reasons["fused M-step gradients"] = found
-            learned = [p for p in wanted if p.requires_grad]
-            with torch.enable_grad():
-                if learned:
-                    self._energy().mean().backward(inputs=learned)
-            return
-        self._restore()
+        try:
+            executor = self._prepared()
+            found = executor.gradients(wanted)
+            if isinstance(found, str):
+                self._reasons["fused M-step gradients"] = found
+                learned = [p for p in wanted if p.requires_grad]
+                with torch.enable_grad():
+                    if learned:
+                        evaluated = executor.take_evaluated() if isinstance(executor, AutogradExecutor) else None
+                        (self._energy() if evaluated is None else evaluated).mean().backward(inputs=learned)
+                return
+        finally:
+            self._restore()
         self._reasons.pop("fused M-step gradients", None)
         for p, gradient in zip(wanted, found, strict=True):
             if gradient is None or not p.requires_grad:
@@ -270,7 +280,7 @@ class InferenceLoop:
         executor = self._executor
         if executor is None:
             executor = self._prepared()
-            if self._program is None:  # of the capture that failed a dry run may have been the last to store something
+            if self._wanted == "autograd":
                 self.energy()
             self._restore()
         named = _names(self._energy)
@@ -330,9 +340,11 @@ class InferenceLoop:
                 raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
 
     def _restore(self) -> None:
-        """Put back what the energy's code stores and a dry run has replaced with its stand-ins."""
-        if self._program is not None and self._program.stores:
-            self.energy()
+        """Complete what the energy's code has stored in a dry run, and let go of an evaluation: states may change."""
+        if self._program is not None and self._program.lent:
+            self._program.mend()
+        if isinstance(self._executor, AutogradExecutor):
+            self._executor.take_evaluated()
 
     def _memory(self) -> list[tuple[Any, ...]]:
         """Of the states: new where `init` has set one, and the same where it was changed in place."""
@@ -342,8 +354,10 @@ class InferenceLoop:
         """An executor for the energy as it is now."""
         last, change = self._program, None
         if last is not None and self._executor is not None:
-            change = difference(self._energy, last)
+            change = check(self._energy, last)
             if change is None:
+                if isinstance(self._executor, AutogradExecutor) and not self._is_patient():
+                    self._try_again(last)
                 return self._executor
             self._executor.rest()
             last.rest()
@@ -351,30 +365,45 @@ class InferenceLoop:
             return self._executor
         self._program, self._executor, self._reasons = None, None, {}
         forms = [form_of(p) for p in self._params]
-        if (ready := self._met_before(forms, last)) is not None:
+        recording = None if change is None else change.recording
+        ready, recording = self._met_before(forms, last, recording)
+        if ready is not None:
             self._program, self._executor, self._reasons = ready.program, ready.executor, ready.reasons
             return ready.executor
-        self._executor = self._choose()
+        self._executor = self._choose(recording)
         if self._program is not None:
-            self._change = change
+            self._change = None if change is None else change.reason
             self._keep(_Ready(forms, self._program, self._executor, self._reasons))
         return self._executor
 
-    def _met_before(self, forms: list[tuple[Any, ...]], last: Program | None) -> _Ready | None:
-        """What is ready for the energy, which is no longer the last."""
+    def _met_before(
+        self, forms: list[tuple[Any, ...]], last: Program | None, recording: Recording | None
+    ) -> tuple[_Ready | None, Recording | None]:
+        """What is ready for the energy, which is no longer the last; and a recording of it, if there is one."""
         for ready in [r for r in reversed(self._ready) if r.forms == forms and r.program is not last]:
+            if recording is not None and recording.refusal is not None:
+                break  # it has done what no program does, and may have had effects
             if not ready.program.wake():  # and never will
                 self._forget(ready)
-            elif difference(self._energy, ready.program) is None:
+                continue
+            change = check(self._energy, ready.program)
+            if change is None:
                 self._ready.remove(ready)
                 self._ready.append(ready)
-                return ready
-            else:
-                ready.program.rest()
-        return None
+                return ready, None
+            ready.program.rest()
+            recording = change.recording or recording
+        return None, recording
+
+    def _try_again(self, program: Program) -> None:
+        """To run a program that only autograd could."""
+        ready = next(r for r in self._ready if r.program is program)
+        self._reasons = {}
+        self._executor = self._executor_of(program)
+        self._ready[self._ready.index(ready)] = _Ready(ready.forms, program, self._executor, self._reasons)
 
     def _is_patient(self) -> bool:
-        """Whether to leave it at autograd, as an attempt to capture the energy has failed not long ago."""
+        """Whether to leave it at autograd, as an attempt at something faster has failed not long ago."""
         if self._wanted == "autograd":
             return True
         if self._patience == 0 or obstacle(self._params) or self._modes() != self._training:
@@ -398,32 +427,44 @@ class InferenceLoop:
         self._ready.remove(ready)
         self._replay.forget(ready.executor)
 
-    def _choose(self) -> Executor:
+    def _choose(self, recording: Recording | None) -> Executor:
         if self._wanted == "autograd":
             return AutogradExecutor(self._energy, self._params)
         if reason := obstacle(self._params):
             self._reasons["chain or graph"] = reason
+            self._patience = 0  # once it has passed
             return self._instead(AutogradExecutor(self._energy, self._params))
         try:
-            self._program = capture(self._energy, self._params)
-            self._refusals = self._patience = 0
-            named = _names(self._energy)
-            self._program.names = {i: named[id(t)] for i, t in enumerate(self._program.leaves) if id(t) in named}
-        except NotCapturable as reason:
-            self._reasons["chain or graph"] = str(reason)
-            self._patience = min(2**self._refusals - 1, _PATIENCE)
-            self._refusals, self._training = self._refusals + 1, self._modes()
-            return self._instead(AutogradExecutor(self._energy, self._params))
+            program = capture(self._energy, self._params, recording)
+        except NotCapturable as refusal:
+            self._reasons["chain or graph"] = str(refusal)
+            self._retreat(_PATIENCE)
+            return self._instead(AutogradExecutor(self._energy, self._params, refusal.evaluated))
+        self._program = program
+        named = _names(self._energy)
+        program.names = {i: named[id(t)] for i, t in enumerate(program.leaves) if id(t) in named}
+        return self._executor_of(program)
+
+    def _executor_of(self, program: Program) -> Executor:
+        executor: Executor | None = None
         if self._wanted != "graph":
             try:
-                return ChainExecutor(self._program, lower(self._program), self._params, self._replay)
+                executor = ChainExecutor(program, lower(program), self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
         try:
-            return self._instead(GraphExecutor(self._program, self._params, self._replay))
+            executor = executor or GraphExecutor(program, self._params, self._replay)
         except NotCapturable as reason:
             self._reasons["graph"] = str(reason)
+            self._retreat(_LONG_PATIENCE)
             return self._instead(AutogradExecutor(self._energy, self._params))
+        self._refusals = self._patience = 0
+        return self._instead(executor)
+
+    def _retreat(self, patience: int) -> None:
+        """To autograd, for longer every time."""
+        self._patience = min(4**self._refusals - 1, patience)
+        self._refusals, self._training = self._refusals + 1, self._modes()
 
     def _instead(self, executor: Executor) -> Executor:
         if self._wanted not in (None, executor.name):

@@ -113,7 +113,8 @@ def _fuse_sums(graph: fx.Graph) -> None:
                 and isinstance(other, fx.Node)
                 and product.target is aten.mm.default
                 and len(product.users) == 1
-                and _form(product) == _form(other) == _form(n)
+                and _form(product) == _form(n)
+                and _form(other)[:2] == _form(n)[:2]
                 and product is not other
             ):
                 with graph.inserting_before(n):
@@ -127,7 +128,7 @@ def _fuse_sums(graph: fx.Graph) -> None:
 
 def _form(node: fx.Node) -> tuple[Any, ...]:
     value = node.meta.get("val")
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else (node,)
+    return (value.shape, value.dtype, value.stride()) if isinstance(value, Tensor) else (node,)
 
 
 def _split(traced: fx.GraphModule, free: Sequence[int]) -> tuple[fx.GraphModule, fx.GraphModule]:

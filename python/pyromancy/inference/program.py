@@ -69,6 +69,30 @@ class Term:
         return Term(self.slot, self.weight * factor)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in memory, and its part in autograd."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int | torch.SymInt
+    dtype: torch.dtype
+    requires_grad: bool
+    is_leaf: bool
+
+    @classmethod
+    def of(cls, t: Tensor) -> Layout:
+        """That of a tensor."""
+        return cls(t.shape, t.stride(), t.storage_offset(), t.dtype, t.requires_grad, t.is_leaf)
+
+    @torch.enable_grad()
+    def tensor(self) -> Tensor:
+        """A tensor without memory that answers as the one did."""
+        t = torch.empty(0, dtype=self.dtype, device="meta").as_strided(self.shape, self.stride, self.offset)
+        t.requires_grad_(self.requires_grad)
+        return t if self.is_leaf else t.view_as(t)
+
+
 # Functions that take only the form of some of their tensors, by meaning: how many, from the first on, they read.
 _VALUES_FROM = {"takes the second's form": 1, "takes forms alone": 0}
 
@@ -84,7 +108,9 @@ class Program:
         result: slot of the energy, ``[B]``.
         names: what to call leaves when printed.
         stand_ins: for every slot a tensor of its shape and dtype that takes no memory.
-        stores: whether the last dry run left stand-ins somewhere, as the energy would its results.
+        layouts: for every slot what else the tensor that was recorded tells of itself.
+        addresses_memory: whether it takes elements by their places in memory, and must be run on leaves as they lie.
+        lent: stand-ins that dry runs left somewhere, as the energy would its results, with their slots.
     """
 
     leaves: list[Tensor]
@@ -93,7 +119,9 @@ class Program:
     result: int
     names: dict[int, str] = field(default_factory=dict)
     stand_ins: list[Tensor] = field(default_factory=list, repr=False)
-    stores: bool = False
+    layouts: list[Layout] = field(default_factory=list, repr=False)
+    addresses_memory: bool = False
+    lent: list[tuple[int, Tensor]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.producer: dict[int, Call] = {}
@@ -108,7 +136,8 @@ class Program:
         self.varying = frozenset(varying)
         self.forms = [form_of(t) for t in self.leaves]
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
-        self._held = 0  # references to stand-ins, the program's own
+        self._held: list[int] = []  # references to every stand-in, the program's own
+        self._slots: dict[int, int] = {}  # of the stand-ins, by their ids; the last of one that is overwritten
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self._resting: list[tuple[TensorWeakRef, bool]] = []  # its leaves, and whether each is data
         self.gone: set[int] = set()  # slots of data that went while the program rested
@@ -128,7 +157,7 @@ class Program:
             self._schedules[tuple(wanted)] = schedule
         values: dict[int, Tensor] = dict(enumerate(self.leaves if leaves is None else leaves))
         for call in schedule:
-            result = call.function(*_fill(call.args, values), **_fill(call.kwargs, values))
+            result = call.function(*filled(call.args, values), **filled(call.kwargs, values))
             values.update(zip(call.outputs, tensors(result), strict=True))
         return [values[s] for s in wanted]
 
@@ -174,17 +203,47 @@ class Program:
         if not self._dry_calls:
             values = dict(enumerate([*self.leaves, *self.stand_ins[len(self.leaves) :]]))
             for call in (c.written or c for c in self.calls):
-                self._dry_calls.append((call, *(_fill(tree, values) for tree in (call.args, call.kwargs, call.result))))
+                trees = (call.args, call.kwargs, call.result)
+                self._dry_calls.append((call, *(filled(tree, values) for tree in trees)))
             del values
-            self._held = self._holders()
+            self._slots = {id(t): slot for slot, t in enumerate(self.stand_ins)}
+            self._held = [*map(sys.getrefcount, self.stand_ins)]
         return self._dry_calls
 
-    def stand_ins_are_held(self) -> bool:
-        """Whether somebody else holds stand-ins, after a dry run."""
-        return self._holders() > self._held
+    def lend(self) -> None:
+        """Part with the stand-ins that somebody else holds after a dry run."""
+        holders = [*map(sys.getrefcount, self.stand_ins)]
+        if holders == self._held:
+            return
+        fresh: dict[int, Tensor] = {}  # by the id of the one that it takes the place of
+        for slot, t in enumerate(self.stand_ins):
+            if holders[slot] > self._held[slot]:
+                if id(t) not in fresh:
+                    fresh[id(t)] = stand_in(t)
+                    self.lent.append((self._slots[id(t)], t))
+                self.stand_ins[slot] = fresh[id(t)]
+        self._dry_calls = []
 
-    def _holders(self) -> int:
-        return sum(map(sys.getrefcount, self.stand_ins))
+    @torch.no_grad()
+    def mend(self, known: dict[int, Tensor] | None = None) -> None:
+        """Make what was lent hold what the energy would have stored, with the leaves as they are.
+
+        Args:
+            known: values of stand-ins, by their ids; the others are computed.
+        """
+        lent, self.lent = self.lent, []
+        values = dict(known or {})
+        missing = {id(t): slot for slot, t in lent if id(t) not in values}
+        values.update(zip(missing, self.evaluate([*missing.values()]), strict=True))
+        with torch.inference_mode(False):
+            for _, t in lent:
+                value = values[id(t)]
+                t.data = value.clone() if value.is_inference() else value.detach()
+
+    def laid_out(self, t: Tensor) -> Tensor:
+        """What tells of a tensor's layout and gradient: for a stand-in one on no device, else the tensor itself."""
+        slot = self._slots.get(id(t))
+        return t if slot is None else self.layouts[slot].tensor()
 
     def ancestors(self, slot: int) -> set[int]:
         """Slots that a slot is computed from, itself included."""
@@ -284,6 +343,13 @@ class Program:
         return "\n".join(lines)
 
 
+def stand_in(t: Tensor) -> Tensor:
+    """A tensor of a form that takes no memory, of NaN where that is a number: whoever computes with it shall see."""
+    value = float("nan") if t.is_floating_point() or t.is_complex() else 0
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=t.dtype, device=t.device).expand(t.shape)
+
+
 def form_of(t: Tensor) -> tuple[Any, ...]:
     """All but a tensor's values and its place in memory."""
     try:
@@ -295,7 +361,7 @@ def form_of(t: Tensor) -> tuple[Any, ...]:
 
 
 def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Arguments or a result with everything of a kind in it replaced, in tuples of any type, lists and dicts."""
+    """Arguments or a result with all of a kind in it replaced, in tuples of any type, lists, dicts and slices."""
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, tuple):
@@ -305,6 +371,8 @@ def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
         return [replaced(v, kind, function) for v in tree]
     if isinstance(tree, dict):
         return {k: replaced(v, kind, function) for k, v in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(replaced(v, kind, function) for v in (tree.start, tree.stop, tree.step)))
     return tree
 
 
@@ -315,7 +383,8 @@ def tensors(tree: Any) -> list[Tensor]:
     return found
 
 
-def _fill(tree: Any, values: dict[int, Tensor]) -> Any:
+def filled(tree: Any, values: dict[int, Tensor]) -> Any:
+    """Arguments or a result with the values of its slots."""
     return replaced(tree, Slot, lambda slot: values[slot.index])
 
 

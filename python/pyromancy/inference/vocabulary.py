@@ -48,11 +48,11 @@ _OVERWRITTEN = (
 _AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
 # These tell of a tensor's form and not of its contents.
 _OF_FORM = (
-    *("dim", "size", "numel", "nelement", "ndimension", "stride", "storage_offset", "get_device"),
-    *("is_contiguous", "is_floating_point", "is_complex", "element_size", "__len__"),
+    *("dim", "size", "numel", "nelement", "ndimension", "get_device"),
+    *("is_floating_point", "is_complex", "element_size", "__len__"),
 )
 _ATTRIBUTES_OF_FORM = (
-    *("shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "is_leaf", "requires_grad"),
+    *("shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes"),
     *("is_cuda", "is_meta", "is_nested", "is_quantized", "is_sparse", "is_mkldnn"),
 )
 
@@ -76,11 +76,19 @@ _OUT_OF_PLACE: dict[Function, Function] = {
     for place in (torch, Tensor, _nn)
     if hasattr(place, name) and hasattr(place, f"{name}_")
 } | {getattr(Tensor, augmented): getattr(Tensor, name) for augmented, name in _AUGMENTED.items()}
+# And these of how it lies in memory, and of its part in autograd.
+_LAYOUT: frozenset[Function] = frozenset(
+    (
+        *(Tensor.stride, Tensor.storage_offset, Tensor.is_contiguous),
+        *(cast(Any, Tensor.is_leaf).__get__, cast(Any, Tensor.requires_grad).__get__),
+    )
+)
 _METADATA: frozenset[Function] = frozenset(
     (
         *(getattr(Tensor, name) for name in _OF_FORM),
         *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES_OF_FORM),
         *(torch.is_floating_point, torch.is_complex, torch.numel, torch.result_type),
+        *_LAYOUT,
     )
 )
 
@@ -95,8 +103,13 @@ def is_known(function: Function) -> bool:
 
 
 def is_metadata(function: Function) -> bool:
-    """Whether a function tells of a tensor's form and not of its contents: safe to answer from a stand-in."""
+    """Whether a function tells of a tensor's form and not of its contents."""
     return is_known(function) and function in _METADATA
+
+
+def tells_layout(function: Function) -> bool:
+    """Whether one of metadata tells what a stand-in, without memory and gradient, would answer otherwise."""
+    return function in _LAYOUT
 
 
 def meaning(function: Function) -> str | None:

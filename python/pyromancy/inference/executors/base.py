@@ -86,7 +86,7 @@ class ReplayingExecutor(Executor):
     @torch.no_grad()
     def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:
         leaves, moving = self.program.leaves, velocities or []
-        if replayed(leaves[self._free[0]].device):
+        if replayed(leaves[self._free[0]].device) and not self.program.addresses_memory:
             count = len(leaves)
 
             def body(tensors: list[Tensor]) -> list[Tensor]:

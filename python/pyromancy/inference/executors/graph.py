@@ -27,7 +27,8 @@ class GraphExecutor(ReplayingExecutor):
         slots = {id(t): i for i, t in enumerate(program.leaves)}
         super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
         # The library of convolutions then need not reorder its operands, and pooling takes whole vectors.
-        self._channels_last = any(call.meaning == "convolution of images" for call in program.calls)
+        convolves = any(call.meaning == "convolution of images" for call in program.calls)
+        self._channels_last = convolves and not program.addresses_memory
         if self._channels_last:
             try:
                 self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
