@@ -17,7 +17,8 @@ def test_either_a_module_or_a_reason():
     assert (native.MODULE is None) == bool(native.REASON)
 
 
-SETS = ("default", "avx2", "avx512")
+# by name, whether this processor has them; PyTorch takes the word of whoever asks for one, and dies
+SETS = {"default": True, "avx2": torch.cpu._is_avx2_supported(), "avx512": torch.cpu._is_avx512_supported()}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def batteries():
     """Every operator in every setting, all of them at once."""
     settings = {"reference": {"PYROMANCY_NATIVE": "0", "OMP_NUM_THREADS": "1"}}
     if native.MODULE is not None:
-        settings |= {name: {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"} for name in SETS}
+        settings |= {
+            name: {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"} for name, there in SETS.items() if there
+        }
     running = {name: processes.start(BATTERY, **variables) for name, variables in settings.items()}
     yield running
     for process in running.values():
@@ -114,10 +117,10 @@ class TestCompiled:
     def test_instruction_sets_agree_with_float64(self, batteries, wanted):
         if wanted not in native.MODULE.build_info()["instruction_sets"]:
             pytest.skip(f"not built for {wanted}")
+        if not SETS[wanted]:
+            pytest.skip(f"this processor has no {wanted}")
         text = processes.finish(batteries[wanted]).splitlines()
         assert int(text[0]) > 500
-        if wanted != "default" and wanted not in text[1]:
-            pytest.skip(f"this processor has no {wanted}; ran on {text[1]}")
         assert text[1:] == [f"native {wanted}, by ATEN_CPU_CAPABILITY"]
 
     def test_report_names_the_instruction_set(self):
