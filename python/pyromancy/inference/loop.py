@@ -69,14 +69,16 @@ def _normally(method: _M) -> _M:
     depends on more than they would see, and has been compiled already.
     """
 
-    @_disable_dynamo
     @functools.wraps(method)
     def outside(self: InferenceLoop, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(self, *args, **kwargs)
         if not torch.is_inference_mode_enabled() or any(p.is_inference() for p in self._params):
             return method(self, *args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
             return method(self, *args, **kwargs)
 
+    uncompiled = _disable_dynamo(outside)
     return cast("_M", outside)
 
 
