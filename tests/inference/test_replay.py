@@ -510,3 +510,16 @@ def test_a_recorder_recovers_from_a_failed_capture(cuda):
     _, results = recorder.capture(lambda: [torch.ones(2)])
     assert results[0].tolist() == [1, 1]
     assert cuda.stream == "user's"
+
+
+def test_an_energy_that_counts_from_where_memory_begins_is_not_moved(device):
+    memory = torch.randn(3, 4, dtype=torch.float64)
+    z = nn.Parameter(torch.empty(0, dtype=torch.float64))
+    z.data = memory[1:]
+    loop = pyro.InferenceLoop(lambda: torch.cosh(z.as_strided((2, 4), (4, 1), 4)).sum(1), [z], lr=0.1)
+    for _ in range(4):
+        expected = z.detach() - 0.1 * torch.sinh(z.detach())
+        loop.run(1)
+        torch.testing.assert_close(z.detach(), expected)
+    assert loop.explain().startswith("executor: graph")
+    assert device.tapes == []
