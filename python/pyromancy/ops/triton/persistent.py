@@ -162,8 +162,8 @@ def descend_chain_kernel(
                 r = tl.where(predicted, z - mu, 0.0)
                 e = r * tl.load(precision + column, mask=here & _has(known_weighted, i), other=1.0)[None, :]
                 total += tl.sum(r * e, 1)
-                e += tl.load(error + at, mask=mask & _has(varying, i), other=0.0)
-                g = e - d * back
+                g = e - d * back  # before the rest of the error is loaded: in the other order registers run out
+                g += tl.load(error + at, mask=mask & _has(varying, i), other=0.0)
                 if velocities is not None:
                     velocity = _pick(velocities, i) + first * n
                     v = momentum * tl.load(velocity + at, mask=mask, other=0.0)
