@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import pyromancy
-from pyromancy import backends, ops
+from pyromancy import backends, ops, plan
 from pyromancy.ops.activations import ACTIVATIONS
+from pyromancy.plan import Activation, Descent, Edge, Law, MatmulPrecision, Node, Plan
 
 from . import gpu
 from .exact import ExactChain, relative
@@ -77,7 +78,7 @@ def does_not_fit(error: RuntimeError) -> bool:
 
 
 class Chain:
-    """A setting's E-steps after a forward sweep, in float32 by `infer_chain_` and in float64 by formula."""
+    """A setting's E-steps after a forward sweep, in float32 by `run_plan_` and in float64 by formula."""
 
     def __init__(self, setting: Setting) -> None:
         exact = ExactChain(setting, gpu.DEVICE)
@@ -92,14 +93,19 @@ class Chain:
     def run(self) -> None:
         """Take all steps, from where they began."""
         torch._foreach_copy_(self.states, self.start)
-        edges, nodes = len(self.weights), len(self.states)
-        activations = [[*ACTIVATIONS].index(self.setting.activation), 0] * edges
-        ops.infer_chain_(
-            self.states, self.weights, self.biases, [None] * nodes, None, [None] * edges, activations,
-            [0.0, 0.0] * edges, [False] + [True] * edges, [False] + [True] * (nodes - 2) + [False],
-            self.setting.steps, self.setting.rate, [], 0.0, 0.0, False, False, None,
-            torch.get_float32_matmul_precision(),
-        )  # fmt: skip
+        first, *moved, last = self.states
+        ops.run_plan_(moved, [first, last, *self.weights, *self.biases], *plan.encode(self.plan()))
+
+    def plan(self) -> Plan:
+        """With the states that move, then the first and the last one, weights and biases for operands."""
+        edges, moved = len(self.weights), len(self.states) - 2
+        nodes = [Node(moved, False), *(Node(i, True, law=Law.GAUSSIAN) for i in range(moved))]
+        nodes.append(Node(moved + 1, False, law=Law.GAUSSIAN))
+        before = Activation([*ACTIVATIONS].index(self.setting.activation))
+        weights = len(self.states)  # the number of the first one
+        joins = (Edge(i, i + 1, weights + i, weights + edges + i, before) for i in range(edges))
+        precision = MatmulPrecision[torch.get_float32_matmul_precision().upper()]
+        return Plan(tuple(nodes), tuple(joins), Descent(self.setting.rate), self.setting.steps, precision=precision)
 
     def off(self) -> float:
         """How far off the states are."""

@@ -314,7 +314,7 @@ def measure(
 
 def serving() -> str:
     """What serves chains now: a backend leaves to the others what it has no kernel for."""
-    at = "infer_chain_", torch.device(gpu.DEVICE).type
+    at = "run_plan_", torch.device(gpu.DEVICE).type
     return next(s.backend for s in backends.report() if (s.operator, s.device) == at)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyromancy import functional
+from pyromancy import functional, plan
 from pyromancy.ops import schema
 from pyromancy.ops.activations import ACTIVATIONS
 
@@ -84,39 +84,31 @@ def mstep(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, 
     return torch.stack(gradients)
 
 
-def our_operands(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> dict[str, Any]:
-    numbers = list(ACTIVATIONS)
-    return {
-        "states": [x, z1, z2, y],
-        "weights": [w1, w2, w3],
-        "biases": [None] * 3,
-        "precisions": [None] * 4,
-        "prior": None,
-        "activations": [numbers.index("tanh"), numbers.index("identity")] * 3,
-        "parameters": [0.0] * 6,
-        "predicted": [False, True, True, True],
-    }
+def our_plan(learning: plan.Learning) -> plan.Plan:
+    """E-steps of a chain x -> z1 -> z2 -> y whose states between the ends are written, or its weights' gradients."""
+    infers = learning is plan.Learning.NEVER
+    x, z1, z2, y, *weights = (2, 0, 1, *range(3, 7)) if infers else range(3, 10)
+    law, tanh = plan.Law.GAUSSIAN, plan.Activation(list(ACTIVATIONS).index("tanh"))
+    return plan.Plan(
+        (plan.Node(x, False), *(plan.Node(z, infers, law=law) for z in (z1, z2)), plan.Node(y, False, law=law)),
+        tuple(plan.Edge(i, i + 1, w, before=tanh) for i, w in enumerate(weights)),
+        plan.Descent(RATE), CHAIN_STEPS if infers else 0, learning=learning,
+        rules=() if infers else (plan.Rule(),),
+        targets=() if infers else tuple(plan.Target(plan.Learned.WEIGHT, i, 0, i) for i in range(3)),
+    )  # fmt: skip
 
 
-def our_chain(*tensors: Tensor) -> None:
-    torch.ops.pyromancy.infer_chain_(
-        **our_operands(*tensors),
-        grams=[None] * 3,
-        free=[False, True, True, False],
-        steps=CHAIN_STEPS,
-        lr=RATE,
-        velocities=[],
-        momentum=0.0,
-        dampening=0.0,
-        nesterov=False,
-        resume=False,
-        energies=None,
-    )
+INFERENCE, GRADIENTS = (plan.encode(our_plan(when)) for when in (plan.Learning.NEVER, plan.Learning.AT_THE_END))
 
 
-def our_mstep(*tensors: Tensor) -> Tensor:
-    wanted = {"for_weight": [True] * 3, "for_bias": [False] * 3, "for_precision": [False] * 4, "known": []}
-    return torch.stack(torch.ops.pyromancy.chain_mstep(**our_operands(*tensors), **wanted))
+def our_chain(z1: Tensor, z2: Tensor, *read: Tensor) -> None:
+    torch.ops.pyromancy.run_plan_([z1, z2], list(read), *INFERENCE)
+
+
+def our_mstep(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+    gradients = torch.empty(3, *weights[0].shape)
+    torch.ops.pyromancy.run_plan_(list(gradients), [x, z1, z2, y, *weights], *GRADIENTS)
+    return gradients
 
 
 def normal(batch: int, width: int, count: int) -> list[Tensor]:
@@ -220,10 +212,10 @@ CASES = [
     ),
     # one product for the clamped input's edge, and two for each of the others at every step
     Case(
-        "infer_chain_, tanh", ("infer_chain_",), chain, our_chain, chain_tensors, MATRIX,
+        "run_plan_, E-steps, tanh", ("run_plan_",), chain, our_chain, chain_tensors, MATRIX,
         flops=2 * (1 + 4 * CHAIN_STEPS), in_place=2,
     ),
-    Case("chain_mstep, tanh", ("chain_mstep",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
+    Case("run_plan_, gradients, tanh", ("run_plan_",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
 ]  # fmt: skip
 
 BY_NAME = {case.name: case for case in CASES}

@@ -1,4 +1,4 @@
-"""Arguments of `infer_chain_` and `chain_mstep`, and what these must do, by autograd and `torch.optim.SGD`."""
+"""Chains as plans for `run_plan_`, and what it must do to them, by autograd and `torch.optim.SGD`."""
 
 import itertools
 import os
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from networks import covariance_of
 from numerics import assert_near, moved, same_bits
+from pyromancy import plan
 from pyromancy.ops import activations
+from pyromancy.plan import Activation, Descent, Edge, Law, Learned, Learning, MatmulPrecision, Node, Plan, Rule, Target
 
-operator = torch.ops.pyromancy.infer_chain_.default
-mstep = torch.ops.pyromancy.chain_mstep.default
+run_plan_ = torch.ops.pyromancy.run_plan_.default
 # the activations by name, from PyTorch; the second number is their parameter
 FUNCTIONS = {
     "identity": (lambda x, _: x, 0.0),
@@ -43,6 +44,8 @@ OPTIONS = {
     "clamped-within": {"clamped": (0, 2, -1)},
     "open-end": {"clamped": (0,)},
     "covariances": {"covariances": True, "prior": "batch", "clamped": (-1,)},
+    "one-variance-for-all": {"covariances": "one", "prior": "one", "clamped": (-1,)},
+    "weighted": {"covariances": "one", "scales": True, "prior": "one", "clamped": (-1,), "after": "tanh"},
     "momentum": {"momentum": {"momentum": 0.8, "dampening": 0.3}},
     "nesterov": {"momentum": {"momentum": 0.8, "nesterov": True}},
     "everything": {
@@ -59,22 +62,25 @@ def joined(widths):
 
 
 def problem(widths, batch, before="identity", after="identity", *, prior=False, biases=True, covariances=False,
-            clamped=(0, -1), momentum=None, record=False, dtype=torch.float64):  # fmt: skip
-    """Arguments of the operator."""
+            scales=False, clamped=(0, -1), momentum=None, record=False, dtype=torch.float64):  # fmt: skip
+    """A chain, and its E-steps: what `planned` takes."""
     count = len(widths)
     free = [i not in {c % count for c in clamped} for i in range(count)]
     numbers = [*activations.ACTIVATIONS]
     precisions = [None] * count
     if covariances:
         kinds = (lambda n: torch.rand(n) + 0.5, covariance_of, lambda n: None)
+        if covariances == "one":
+            kinds = (lambda n: torch.rand(1) + 0.5, lambda n: torch.rand(n) + 0.5, lambda n: None)
         precisions = [kinds[i % 3](n) for i, n in enumerate(widths)]
     arguments = {
         "states": [torch.randn(batch, n) for n in widths],
         "weights": [torch.randn(b, a) / a**0.5 for a, b in itertools.pairwise(widths)],
         "biases": [torch.randn(n) if biases else None for n in widths[1:]],
         "precisions": precisions,
+        "scales": [0.7 + 0.5 * i if scales else 1.0 for i in range(count)],
         "prior": torch.randn(batch if prior == "batch" else 1, widths[0]) if prior else None,
-        "grams": [None] * (count - 1),
+        "grams": [False] * (count - 1),
         "activations": [numbers.index(f) for _ in widths[1:] for f in (before, after)],
         "parameters": [FUNCTIONS[f][1] for _ in widths[1:] for f in (before, after)],
         "predicted": [bool(prior), *[True] * (count - 1)],
@@ -101,9 +107,124 @@ def with_gram(precision):
     arguments = problem((5, 7, 63), 17, "tanh")
     if precision == "diagonal":
         arguments["precisions"][-1] = torch.rand(63, dtype=torch.float64) + 0.5
-    w, p = arguments["weights"][-1], arguments["precisions"][-1]
-    arguments["grams"][-1] = w.T @ (w if p is None else p[:, None] * w)
+    arguments["grams"][-1] = True
     return arguments
+
+
+class Operands:
+    """The two lists of tensors of `run_plan_`, and the number of each tensor."""
+
+    def __init__(self, written):
+        self.written, self.read = [], []
+        for t in written:
+            if t is not None and self.find(t) is None:
+                self.written.append(t)
+
+    def find(self, tensor):
+        return next((i for i, t in enumerate([*self.written, *self.read]) if t is tensor), None)
+
+    def number(self, tensor):
+        """Of a tensor, which is only read where it is new."""
+        if tensor is None:
+            return None
+        if self.find(tensor) is None:
+            self.read.append(tensor)
+        return self.find(tensor)
+
+
+def planned(a, targets=(), **options):
+    """A chain's plan, and the tensors that it is for.
+
+    Args:
+        a: the chain; "thetas", "data" and "swept" need not be there. Without an edge, a weight is None.
+        targets: what is learned: what, the edge's or node's place, the rule's, the tensor, and the rule's slots.
+        options: of the plan.
+    """
+    count = len(a["states"])
+    velocities = [v if free else None for v, free in zip(a["velocities"] or [None] * count, a["free"], strict=True)]
+    data, swept = a.get("data", [None] * count), a.get("swept", [False] * count)
+    moved = [z for z, free, d in zip(a["states"], a["free"], data, strict=True) if free or d is not None]
+    learned = [t for *_, tensor, slots in targets for t in (tensor, *slots)]
+    operands = Operands([*moved, *velocities, a["energies"], *learned])
+    number = operands.number
+    nodes = [
+        Node(number(z), free, sweeps, law_of(p) if predicted else Law.NONE, number(theta) if predicted else None,
+             number(a["prior"]) if i == 0 else None, number(v), number(d), scale)
+        for i, (z, free, sweeps, p, predicted, theta, v, d, scale) in enumerate(zip(
+            a["states"], a["free"], swept, a["precisions"], a["predicted"], a.get("thetas") or thetas(a), velocities,
+            data, a["scales"], strict=True,
+        ))
+    ]  # fmt: skip
+    functions = [Activation(*f) for f in zip(a["activations"], a["parameters"], strict=True)]
+    edges = [
+        Edge(i, i + 1, number(w), number(b), *functions[2 * i : 2 * i + 2], gram=gram)
+        for i, (w, b, gram) in enumerate(zip(a["weights"], a["biases"], a["grams"], strict=True))
+        if w is not None
+    ]
+    edge_at = {edge.source: place for place, edge in enumerate(edges)}
+    method = Descent(a["lr"], a["momentum"], a["dampening"], a["nesterov"], a["resume"])
+    made = Plan(
+        tuple(nodes), tuple(edges), method, a["steps"], number(a["energies"]),
+        targets=tuple(
+            Target(what, i if what is Learned.LOGVAR else edge_at[i], rule, number(t), tuple(map(number, slots)))
+            for what, i, rule, t, slots in targets
+        ),
+        precision=MatmulPrecision[a["matmul_precision"].upper()],
+        **{k: number(x) if k == "order" else x for k, x in options.items()},
+    )  # fmt: skip
+    return made, operands
+
+
+def law_of(precision):
+    return Law.FULL_GAUSSIAN if precision is not None and precision.dim() == 2 else Law.GAUSSIAN
+
+
+def thetas(a):
+    """Log-variances, or the precision itself where it is a matrix, which a node's weight is part of."""
+    return [
+        p if p is None or (p.dim() == 2 and scale == 1) else p * scale if p.dim() == 2 else -torch.log(p)
+        for p, scale in zip(a["precisions"], a["scales"], strict=True)
+    ]
+
+
+def call(made, operands):
+    run_plan_(operands.written, operands.read, *plan.encode(made))
+
+
+def operator(**a):
+    """Take a chain's E-steps, in place."""
+    call(*planned(a))
+
+
+def mstep(**a):
+    """Gradients for weights and biases, and what log-variances learn from: the means of P (z - mu)^2.
+
+    Without a bias and without a precision, those of zeros and ones are given.
+    """
+    states, batch = a["states"], a["states"][0].shape[0]
+    unit = [z.new_zeros(z.shape[1]) if p is None else t
+            for z, p, t in zip(states, a["precisions"], thetas(a), strict=True)]  # fmt: skip
+    biases = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(a["weights"], a["biases"], strict=True)]
+    parameters = {Learned.WEIGHT: a["weights"], Learned.BIAS: biases, Learned.LOGVAR: unit}
+    wanted = {Learned.WEIGHT: a["for_weight"], Learned.BIAS: a["for_bias"], Learned.LOGVAR: a["for_precision"]}
+    targets = [
+        (what, i, 0, torch.empty_like(parameters[what][i], memory_format=torch.contiguous_format), ())
+        for what, all_wanted in wanted.items()
+        for i, want in enumerate(all_wanted)
+        if want
+    ]
+    still = {"free": [False] * len(states), "velocities": [], "energies": None, "steps": 0, "lr": 0.0,
+             "momentum": 0.0, "dampening": 0.0, "nesterov": False, "resume": False, "grams": [False] * len(biases),
+             "matmul_precision": "highest"}  # fmt: skip
+    call(*planned(a | still | {"thetas": unit, "biases": biases}, targets,
+                  learning=Learning.AT_THE_END, rules=(Rule(),)))  # fmt: skip
+    found = []
+    for what, i, _, gradient, _ in targets:
+        if what is Learned.LOGVAR:  # of weight / 2 (log variance + E[P (z - mu)^2]) for each that it serves
+            ones = states[i].shape[1] / max(1, gradient.numel()) * a["scales"][i] if batch else 0.0
+            gradient = ones - 2 * gradient
+        found.append(gradient)
+    return found
 
 
 def on(device, a):
@@ -117,10 +238,10 @@ def on(device, a):
     return {k: there(x) for k, x in a.items()}
 
 
-def to(x, dtype):
+def to(x, dtype=None):
     if isinstance(x, list):
         return [to(y, dtype) for y in x]
-    return x.to(dtype, copy=True) if isinstance(x, torch.Tensor) else x
+    return x.to(dtype=dtype, copy=True) if isinstance(x, torch.Tensor) else x
 
 
 def descend(a):
@@ -150,33 +271,35 @@ def energies(a):
     for i, (w, b) in enumerate(zip(a["weights"], a["biases"], strict=True)):
         predictions.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
     result = []
-    for z, mu, precision, predicted in zip(states, predictions, a["precisions"], a["predicted"], strict=True):
+    for z, mu, precision, predicted, scale in zip(
+        states, predictions, a["precisions"], a["predicted"], a["scales"], strict=True
+    ):
         if not predicted:
             result.append(z.new_zeros(z.shape[0]))
             continue
         d = z - mu
         p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if precision is None else precision
-        result.append(0.5 * torch.einsum("bi,ij,bj->b", d, p.diag() if p.dim() == 1 else p, d))
+        matrix = p.expand(z.shape[1]).diag() if p.dim() == 1 else p
+        result.append(0.5 * scale * torch.einsum("bi,ij,bj->b", d, matrix, d))
     return result
 
 
 def everything_wanted(a):
-    """Arguments of `chain_mstep` for all that there is, from those of `infer_chain_`."""
-    names = ("states", "weights", "biases", "precisions", "prior", "activations", "parameters", "predicted")
+    """Arguments of `mstep` for all that there is."""
+    names = ("states", "weights", "biases", "precisions", "scales", "prior", "activations", "parameters", "predicted")
     edges = len(a["weights"])
     return {k: a[k] for k in names} | {
         "for_weight": [True] * edges,
         "for_bias": [True] * edges,
-        "for_precision": [*a["predicted"]],
-        "known": [],
+        "for_precision": [
+            predicted and law_of(p) is Law.GAUSSIAN
+            for p, predicted in zip(a["precisions"], a["predicted"], strict=True)
+        ],
     }
 
 
 def mstep_by_autograd(a):
-    """What `chain_mstep` must return, in float64: a precision's second moment is twice the energy's slope there.
-
-    For a matrix P it is P (that slope) P, since e = P (z - mu).
-    """
+    """What `mstep` must return, in float64: a precision's second moment is twice the energy's slope there."""
     a = {k: to(x, torch.float64) for k, x in a.items()}
     n = a["states"][0].shape[0]
     biases = [w.new_zeros(w.shape[0]) if b is None else b
@@ -189,19 +312,17 @@ def mstep_by_autograd(a):
     total = torch.stack(energies(a | {"biases": biases, "precisions": ones})).sum() / max(n, 1)
     found = torch.autograd.grad(total, inputs, allow_unused=True)
     edges = len(biases)
-    moments = []
-    for p, g, predicted in zip(ones, found[2 * edges :], a["predicted"], strict=True):
-        if predicted:
-            moments.append(2 * (p * g if p.dim() == 1 else p @ g @ p).detach())
+    moments = [2 * p.detach() * g for p, g, predicted in zip(ones, found[2 * edges :], a["predicted"], strict=True)
+               if predicted and p.dim() == 1]  # fmt: skip
     return [*found[: 2 * edges], *moments]
 
 
 def check(arguments, run=operator, unit=0.0):
-    """`infer_chain_` leaves what autograd does, and the clamped states alone.
+    """The E-steps leave what autograd does, and the clamped states alone.
 
     Args:
-        arguments: of the operator.
-        run: the operator.
+        arguments: of `operator`.
+        run: it, or what stands for it.
         unit: what rounding changes an operand of a product by, where float32 is not kept.
     """
     length = STEPS * max(z.shape[1] for z in arguments["states"])
@@ -229,28 +350,8 @@ def check_resumed(whole, run=operator):
         assert_near(a, b, 50)
 
 
-def check_known():
-    """`chain_mstep` notices signs that flip after `infer_chain_`, a few at any distance, in float32 and float64.
-
-    Inputs of +1 and -1 are common, and a hash must not take differences of one bit for the same. Words that meet in one
-    lane of a hash lie as far apart as a few vectors are long.
-    """
-    for dtype, words in itertools.product((torch.float32, torch.float64), (1, 2, 4, 8, 16, 32, 64)):
-        arguments = problem((160, 6, 3), 8, "tanh", dtype=dtype)
-        x = arguments["states"][0]
-        x.sign_()
-        known = operator(**arguments)
-        wanted = everything_wanted(arguments)
-        step = words * 8 // x.element_size()
-        for flipped in ((1, step, step + 1), (0, step), (step, 2 * step), (1, 1 + step), (0, 1, 2, step, 3 * step)):
-            x.view(-1)[[*flipped]] *= -1
-            for f, e in zip(mstep(**wanted | {"known": known}), mstep_by_autograd(arguments), strict=True):
-                assert_near(f, e, 160)
-            x.view(-1)[[*flipped]] *= -1
-
-
 def check_mstep(arguments, run=mstep, unit=0.0):
-    """`chain_mstep` returns autograd's gradients: all, one at a time, and none."""
+    """`mstep` returns autograd's gradients: all, and one at a time."""
     batch, widest = arguments["states"][0].shape[0], max(z.shape[1] for z in arguments["states"])
     wanted = everything_wanted(arguments)
     exact = mstep_by_autograd(arguments)
@@ -260,7 +361,6 @@ def check_mstep(arguments, run=mstep, unit=0.0):
     edges = len(arguments["weights"])
     names = ("for_weight", "for_bias", "for_precision")
     nothing = {k: [False] * len(wanted[k]) for k in names}
-    assert run(**wanted | nothing) in ([], ())
     where = [(k, i) for k in names for i, want in enumerate(wanted[k]) if want]
     for at in (0, edges - 1, edges, len(where) - 1):
         k, i = where[at]

@@ -19,9 +19,11 @@ from triton.runtime.jit import JITFunction
 import chains
 import operators
 from numerics import FLOATS, LOW, contiguous, name, transposed
+from pyromancy import plan
 from pyromancy.ops import schema
 from pyromancy.ops import triton as kernels
 from pyromancy.ops.triton import persistent
+from pyromancy.plan import Learned, Learning, Rule
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ALIGNED = {"states": ((64, (512,)),), "matrices": ((64, 1, 64),)}  # wide loads
@@ -62,29 +64,42 @@ def cases():
             yield by_tensors(operators.cases(operator, **sizes))[-1], torch.float32, contiguous
 
 
+def chain_call(problem, learn=False):
+    """Arguments of `run_plan_`, with the gradients for weights and log-variances where they are asked for."""
+    options = {}
+    if learn:
+        named = ((Learned.WEIGHT, problem["weights"]), (Learned.LOGVAR, problem["precisions"]))
+        targets = [(what, i, 0, torch.empty_like(t), ()) for what, some in named for i, t in enumerate(some)
+                   if t is not None and (what is Learned.WEIGHT or t.dim() == 1)]  # fmt: skip
+        options = {"targets": targets, "learning": Learning.AT_THE_END, "rules": (Rule(),)}
+    made, operands = chains.planned(problem, **options)
+    ints, numbers = plan.encode(made)
+    return {"written": operands.written, "read": operands.read, "plan": ints, "numbers": numbers}
+
+
 def chain_calls():
-    """Of the operators on chains: the steps one by one, and every tile and kind of product of all in one kernel."""
+    """Arguments and types of plans: the steps one by one, and every tile and kind of product of all in one kernel."""
     options = chains.OPTIONS["everything"] | {"record": True}
     for dtype in FLOATS:
         for f, widths in (("gelu", (64, 256, 16)), ("softplus", (5, 33, 7, 3))):
             problem = chains.problem(widths, 64, dtype=dtype, **options | {"before": f, "after": f})
             persistent.height = lambda *_: 0
-            yield "infer_chain_", problem, dtype
-            yield "chain_mstep", chains.everything_wanted(problem), dtype
+            yield chain_call(problem, learn=True), dtype
     options |= {"covariances": False, "before": "gelu_tanh", "after": "gelu"}
     for widths, products in (((64, 256, 256, 16), "highest"), ((5, 33, 7, 3), "highest"), ((5, 33, 7, 3), "medium")):
         for tall in persistent._TILES:
             problem = chains.problem(widths, 64, dtype=torch.float32, **options)
             problem |= {"precisions": [torch.ones(n) for n in widths], "matmul_precision": products}
             persistent.height = lambda *_, tall=tall: tall
-            yield "infer_chain_", problem, torch.float32
+            yield chain_call(problem), torch.float32
 
 
 def calls():
     """Operator, arguments and element type."""
     for case, dtype, layout in cases():
         yield case.operator, case.arguments(dtype, layout), dtype
-    yield from chain_calls()
+    for arguments, dtype in chain_calls():
+        yield "run_plan_", arguments, dtype
 
 
 def compile_all():
@@ -117,7 +132,7 @@ def usage(binary):
 
 
 def main():
-    assert {*operators.OPERATORS, "infer_chain_", "chain_mstep"} == set(kernels.OPERATORS) == set(schema.SCHEMAS)
+    assert {*operators.OPERATORS, "run_plan_"} == set(kernels.OPERATORS) == set(schema.SCHEMAS)
     triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
     for kernel, dtype, binary in compile_all():
         print(json.dumps({"kernel": kernel, "dtype": dtype, **usage(binary)}))

@@ -187,10 +187,7 @@ _MAKERS = {
     "estep_momentum_": _estep,
 }
 OPERATORS = tuple(_MAKERS)
-ELSEWHERE = {
-    "infer_chain_": "test_chain.py",
-    "chain_mstep": "test_chain.py",
-}  # arguments in lists: its own tests, in ops/
+ELSEWHERE = {"run_plan_": "test_run_plan.py"}  # arguments in lists: its own tests, in ops/
 CASES = [case for operator in OPERATORS for case in cases(operator)]
 LAYOUT_CASES = [
     case

@@ -19,7 +19,7 @@ def work():
     value, pred = large.clone()
     ops.estep_(value, pred, None, 0.1)
     copies = {k: [t.clone() for t in v] if k == "states" else v for k, v in problem.items()}
-    ops.infer_chain_(*copies.values())
+    chains.operator(**copies)
     energy, whitened = ops.multivariate_energy(value[:, None], pred[:, None], factor)
     done = [ops.gaussian_error(value, pred, None, None), energy, whitened, *copies["states"], value.tanh()]
     done += [ops.gaussian_energy(value, pred, value[0]), ops.cholesky_factor(value[0], factor)]
@@ -77,7 +77,8 @@ WAYS = {
     "import": "purge(); second = imported()",
     "reload": "importlib.reload(first); second = imported()",
     "reload-all": """
-for name in sorted(name for name in sys.modules if name.startswith("pyromancy") and name != "pyromancy._C"):
+# in the order in which they were done importing: what others take names from comes first
+for name in [name for name in sys.modules if name.startswith("pyromancy") and name != "pyromancy._C"]:
     importlib.reload(sys.modules[name])
 second = imported()
 """,

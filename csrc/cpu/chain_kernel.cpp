@@ -27,8 +27,7 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
   int64_t taken = 0;
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
-    const ChainEdge* in = l > 0 ? args.edge + l - 1 : nullptr;
-    const ChainEdge* out = l + 1 < args.nodes ? args.edge + l : nullptr;
+    const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
     const auto take = [&](bool wanted) -> C* {
       if (!wanted)
         return nullptr;
@@ -38,17 +37,16 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
     };
     const bool gram = out && out->gram;
     const bool varies = node.predicted && node.prediction_varies;
-    const bool bent = varies && in->after.kind != Activation::identity;
+    const bool bent = node.predicted && is_bent(args, node);
     const bool full = node.predicted && node.full_precision;
+    const bool every = node.predicted && (args.energies || args.learn != Learn::never);
     Buffers<C> b{};
-    // Of a clamped node whose prediction is known, nothing is needed.
-    const bool used = node.predicted || node.free || !out || !args.node[l + 1].prediction_known;
-    b.z = take(used);
-    b.a = used && out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
+    b.z = take(true);
+    b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
-    b.residual = take(node.predicted && (full || args.every_error));
-    b.error = take(varies || full || (node.predicted && args.every_error));
+    b.residual = take(node.predicted && (full || args.energies || node.square));
+    b.error = take(varies || full || every);
     b.delta = bent ? take(true) : b.error;
     b.slope = take(bent && full);
     b.drive = take(gram);
@@ -81,61 +79,138 @@ struct Tile {
       Layout::store_samples(from, n, count(), static_cast<C*>(to) + first * n);
   }
 
+  void fill(C* to, int64_t n, C value) const {
+    for (int64_t at = 0; to && at < Layout::rows(n) * row; at += w)
+      store(to + at, splat(value));
+  }
+
   // Loads the states and what else there is.
   void begin() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
+      const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
       const Buffers<C>& b = buffers[l];
-      if (b.z)
+      if (node.in < 0 && b.mu)
+        load_samples(node.prior, node.prior_stride, node.n, b.mu);
+      if (!node.swept)
         load_samples(node.state, node.n, node.n, b.z);
+      else if (node.in < 0)
+        load_samples(node.prior, node.prior_stride, node.n, b.z);
       if (b.velocity && args.resume)
         load_samples(node.velocity, node.n, node.n, b.velocity);
-      if (b.a != b.z)
-        activate_all<C>(args.edge[l].before, b.z, b.a, Layout::rows(node.n) * width);
-      if (l == 0 && b.mu)
-        load_samples(args.prior, args.prior_stride, node.n, b.mu);
-      else if (b.mu && node.prediction_known)
-        load_samples(node.prediction, node.n, node.n, b.mu);
-      if (l > 0 &&
-          args.edge[l - 1].gram) // the error buffer is free to hold P (z' - b), for this once
+      else if (node.moves > 0)
+        fill(b.velocity, node.n, 0);
+      if (node.stirs > 0) {
+        fill(b.residual, node.n, 0);
+        fill(b.error, node.n, 0);
+        if (b.delta != b.error)
+          fill(b.delta, node.n, 0);
+      }
+      if (b.a != b.z && (!node.swept || node.in < 0))
+        activate_all<C>(out->before, b.z, b.a, Layout::rows(node.n) * width);
+      if (node.in >= 0 && args.edge[node.in].gram)
+        // the error buffer is free to hold P (z' - b), for this once
         for (int64_t i = 0; i < Layout::rows(node.n); ++i)
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
-            const Vec<C> d = load(b.z + at) - Layout::constant(args.edge[l - 1].bias, i);
+            const Vec<C> d = load(b.z + at) - Layout::constant(args.edge[node.in].bias, i);
             store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
           }
     }
   }
 
-  void end(Aim aim) {
+  // What learning wants.
+  void give() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<C>& b = buffers[l];
-      if (l > 0 && b.mu && !node.prediction_known)
-        store_samples(b.mu, node.n, node.prediction);
-      if (aim == Aim::errors) {
-        store_samples(b.error, node.n, node.error);
-        store_samples(b.delta, node.n, node.delta);
-        if (!node.square)
-          continue;
-        for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
-          store(b.residual + at, load(b.residual + at) * load(b.error + at));
-        store_samples(b.residual, node.n, node.square);
-      } else if (node.free) {
-        store_samples(b.z, node.n, node.state);
-        if (args.steps > 0) // velocities that are not resumed start with the first
-          store_samples(b.velocity, node.n, node.velocity);
-      }
+      store_samples(b.delta, node.n, node.delta);
+      store_samples(b.z, node.n, node.source);
+      if (!node.square)
+        continue;
+      for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
+        store(b.residual + at, load(b.residual + at) * load(b.error + at));
+      store_samples(b.residual, node.n, node.square);
     }
+  }
+
+  void end() {
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const ChainNode& node = args.node[l];
+      if (!node.free || !args.moves)
+        continue;
+      store_samples(buffers[l].z, node.n, node.state);
+      if (args.steps > 0) // velocities that are not resumed start with the first
+        store_samples(buffers[l].velocity, node.n, node.velocity);
+    }
+  }
+
+  // The norm of before(z) of the node that predicts node l, for every sample, if it is wanted.
+  struct Norms {
+    Vec<C> of[Layout::width];
+  };
+  Norms norms(int64_t l) const {
+    const ChainEdge& in = args.edge[args.node[l].in];
+    const C* const a = buffers[in.source].a;
+    double squares[Layout::samples] = {};
+    Layout::dot(a, a, args.node[in.source].n, squares);
+    Norms result;
+    for (double& square : squares)
+      square = __builtin_sqrt(square);
+    for (int v = 0; v < width; ++v)
+      result.of[v] = Layout::per_sample(squares, v);
+    return result;
+  }
+
+  // The prediction where a state differs from it by no more than rounding does, else the state.
+  static Vec<C> settled(Vec<C> z, Vec<C> prediction, Vec<C> rounding) {
+    constexpr C eps = sizeof(C) == 4 ? C(1.1920929e-7) : C(2.220446049250313e-16);
+    const Vec<C> d = z - prediction, size = prediction < C(0) ? -prediction : prediction;
+    const Vec<C> bound = rounding + C(4) * eps * size;
+    return (d < C(0) ? -d : d) <= bound ? prediction : z;
   }
 
   // Rows i to i + rows of a prediction that does not change, given those of its product.
   void predict_once(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
-    const ChainEdge& edge = args.edge[l - 1];
-    C* const mu = buffers[l].mu + i * row;
+    predict(l, i, rows, c, buffers[l].mu);
+    if (args.node[l].rounding) {
+      const Norms norm = norms(l);
+      for (int64_t r = i; r < i + rows; ++r)
+        for (int v = 0; v < width; ++v) {
+          C* const z = buffers[l].z + r * row + v * w;
+          store(z, settled(load(z), load(buffers[l].mu + r * row + v * w),
+                           Layout::constant(args.node[l].rounding, r) * norm.of[v]));
+        }
+      activate_source(l, i, rows);
+    }
+    if (args.node[l].swept) {
+      for (int64_t at = i * row; at < (i + rows) * row; at += w)
+        store(buffers[l].z + at, load(buffers[l].mu + at));
+      activate_source(l, i, rows);
+    }
+  }
+
+  // The same of a state that starts at its prediction. `err_as` does the same arithmetic, so that
+  // the first error is zero in every bit.
+  void sweep(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+    predict(l, i, rows, c, buffers[l].z);
+    activate_source(l, i, rows);
+  }
+
+  void predict(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, C* to) {
+    const ChainEdge& edge = args.edge[args.node[l].in];
+    C* const mu = to + i * row;
     for (int64_t q = 0; q < rows * width; ++q)
       store(mu + q * w, c[q] + Layout::constant(edge.bias, i + q / width));
     activate_all<C>(edge.after, mu, mu, rows * width);
+  }
+
+  // before(z) for the edge that leads away from node l
+  void activate_source(int64_t l, int64_t i, int64_t rows) {
+    const Buffers<C>& b = buffers[l];
+    if (b.a != b.z)
+      activate_all<C>(args.edge[args.node[l].out].before, b.z + i * row, b.a + i * row,
+                      rows * width);
   }
 
   void drive(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
@@ -161,7 +236,8 @@ struct Tile {
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
         const Vec<C> d = load(b.z + at) - load(b.mu + at);
-        store(b.residual + at, d);
+        if (b.residual)
+          store(b.residual + at, d);
         if (b.error)
           store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
       }
@@ -169,14 +245,18 @@ struct Tile {
 
   // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
   // compiled for every activation.
-  void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
-    with_kind(args.edge[l - 1].after.kind, [&](auto kind) { err_as<kind>(l, i, rows, c); });
+  void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
+    with_kind(args.edge[args.node[l].in].after.kind,
+              [&](auto kind) { err_as<kind>(l, i, rows, c, norm); });
+    if (norm) // states may have settled
+      activate_source(l, i, rows);
   }
 
   template <Activation kind>
-  __attribute__((noinline)) void err_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+  __attribute__((noinline)) void err_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
+                                        const Norms* norm) {
     const ChainNode& node = args.node[l];
-    const ChainEdge& edge = args.edge[l - 1];
+    const ChainEdge& edge = args.edge[node.in];
     const Nonlinearity after{kind, edge.after.parameter};
     const Buffers<C> b = buffers[l];
     const void* const bias = edge.bias;
@@ -187,6 +267,9 @@ struct Tile {
       for (int v = 0; v < width; ++v, at += w) {
         const Vec<C> product = *c++ + Layout::constant(bias, i + r);
         const Vec<C> prediction = activate<C>(after, product);
+        if (norm)
+          store(b.z + at, settled(load(b.z + at), prediction,
+                                  Layout::constant(node.rounding, i + r) * norm->of[v]));
         Vec<C> error = load(b.z + at) - prediction;
         if (b.residual)
           store(b.residual + at, error);
@@ -225,16 +308,18 @@ struct Tile {
 
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
   void update(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback, bool fresh) {
-    const Activation kind = feedback ? args.edge[l].before.kind : Activation::identity;
+    const Activation kind =
+        feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { update_as<kind>(l, i, rows, feedback, fresh); });
   }
 
   template <Activation kind>
   __attribute__((noinline)) void update_as(int64_t l, int64_t i, int64_t rows,
                                            const Vec<C>* feedback, bool fresh) {
-    const Nonlinearity before{kind, feedback ? args.edge[l].before.parameter : 0};
+    const Nonlinearity before{kind, feedback ? args.edge[args.node[l].out].before.parameter : 0};
     const Buffers<C> b = buffers[l];
     const void* const precision = args.node[l].precision;
+    const bool from_prediction = b.mu && !args.node[l].full_precision;
     C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
     const Vec<C> momentum = splat(static_cast<C>(args.momentum));
@@ -244,12 +329,12 @@ struct Tile {
     for (int64_t r = 0; r < rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
         Vec<C> z = load(b.z + at), g{};
-        if (b.error)
-          g = load(b.error + at);
-        else if (b.mu) {
+        if (from_prediction) {
           g = z - load(b.mu + at);
           if (precision)
             g *= Layout::constant(precision, i + r);
+        } else if (b.error) {
+          g = load(b.error + at);
         }
         if (feedback) {
           Vec<C> back = *feedback++;
@@ -296,7 +381,7 @@ struct Tiles {
   }
 
   static int64_t rows(const ChainArgs& args, Stage s) {
-    const bool whole = s.work == Work::turn || s.work == Work::record;
+    const bool whole = s.work == Work::turn || s.work == Work::record || s.work == Work::give;
     return whole ? 1 : Layout::rows(args.node[s.node].n);
   }
 
@@ -317,17 +402,29 @@ struct Tiles {
           [&](int64_t t) { return tile(t).buffers[source].*x; },
           [&](int64_t t, int64_t i, int64_t rows, const Vec<C>* c) { f(tile(t), i, rows, c); });
     };
+    const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
+    const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
     switch (s.work) {
     case Work::predict_once:
-      return multiply(args.edge[l - 1].weight, l - 1, &Buffers<C>::a,
+      return multiply(in->weight, in->source, &Buffers<C>::a,
                       [&](auto it, auto... c) { it.predict_once(l, c...); });
+    case Work::sweep:
+      return multiply(in->weight, in->source, &Buffers<C>::a,
+                      [&](auto it, auto... c) { it.sweep(l, c...); });
     case Work::drive:
-      return multiply(args.edge[l].transposed, l + 1, &Buffers<C>::error,
+      return multiply(out->transposed, out->target, &Buffers<C>::error,
                       [&](auto it, auto... c) { it.drive(l, c...); });
     case Work::err:
-      if (node.prediction_varies)
-        return multiply(args.edge[l - 1].weight, l - 1, &Buffers<C>::a,
-                        [&](auto it, auto... c) { it.err(l, c...); });
+      if (in && errs_by_product(args, node, s.learning)) {
+        const bool settles = node.rounding && s.step == 0 && node.prediction_varies;
+        int64_t of = -1; // the tile whose norms these are
+        typename Tile<C, Layout>::Norms norm;
+        return multiply(in->weight, in->source, &Buffers<C>::a, [&](auto it, auto... c) {
+          if (settles && of != it.first)
+            norm = it.norms(l), of = it.first;
+          it.err(l, c..., settles ? &norm : nullptr);
+        });
+      }
       for (int64_t t = 0; t < count; ++t)
         tile(t).err_of_constant(l, wanted);
       return;
@@ -336,12 +433,12 @@ struct Tiles {
                       [&](auto it, auto... c) { it.weigh(l, c...); });
     case Work::descend: {
       const bool fresh = s.step == 0 && !args.resume;
-      const bool fed = l + 1 < args.nodes && args.node[l + 1].predicted;
+      const bool fed = out && args.node[out->target].predicted;
       const auto step = [&](auto it, auto... c) { it.update(l, c..., fresh); };
-      if (fed && args.edge[l].gram)
-        return multiply(args.edge[l].gram, l, &Buffers<C>::a, step);
+      if (fed && out->gram)
+        return multiply(out->gram, l, &Buffers<C>::a, step);
       if (fed)
-        return multiply(args.edge[l].transposed, l + 1, &Buffers<C>::delta, step);
+        return multiply(out->transposed, out->target, &Buffers<C>::delta, step);
       for (int64_t t = 0; t < count; ++t)
         tile(t).update(l, wanted.begin, wanted.end - wanted.begin, nullptr, fresh);
       return;
@@ -353,22 +450,22 @@ struct Tiles {
     case Work::record:
       for (int64_t t = 0; t < count; ++t)
         tile(t).record(s.step);
+      return;
+    case Work::give:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).give();
     }
   }
 
-  void end(Aim aim) const {
+  void end() const {
     for (int64_t t = 0; t < count; ++t)
-      tile(t).end(aim);
+      tile(t).end();
   }
 
-  void run(Aim aim) const {
-    const auto whole = [&](Stage s) { stage(s, {0, rows(args, s)}); };
+  void run() const {
     begin();
-    if (aim == Aim::inference)
-      stages_of_inference(args, whole);
-    else
-      stages_of_errors(args, whole);
-    end(aim);
+    stages(args, [&](Stage s) { stage(s, {0, rows(args, s)}); });
+    end();
   }
 };
 
@@ -435,9 +532,8 @@ void with_tiles(const ChainArgs& args, TileKind kind, void* workspaces, void* pa
 }
 
 template <class C>
-void run(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, void* partial,
-         int64_t tile) {
-  with_tiles<C>(args, kind, workspace, partial, tile, 1, [&](auto it) { it.run(aim); });
+void run(const ChainArgs& args, TileKind kind, void* workspace, void* partial, int64_t tile) {
+  with_tiles<C>(args, kind, workspace, partial, tile, 1, [](auto it) { it.run(); });
 }
 
 template <class C>
@@ -453,8 +549,8 @@ void stage(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void*
 }
 
 template <class C>
-void end(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, int64_t tile) {
-  with_tiles<C>(args, kind, workspace, nullptr, tile, 1, [&](auto it) { it.end(aim); });
+void end(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
+  with_tiles<C>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.end(); });
 }
 
 template <class C>
@@ -516,6 +612,33 @@ void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t 
 }
 
 template <class C>
+void row_norms(const void* matrix, int64_t rows, int64_t depth, int64_t row_stride,
+               int64_t depth_stride, double scale, void* out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const C* const row = static_cast<const C*>(matrix) + i * row_stride;
+    double square = 0;
+    if (depth_stride == 1) {
+      Vec<C> sums[4] = {};
+      int64_t k = 0;
+      for (; k + 4 * kLanes<C> <= depth; k += 4 * kLanes<C>)
+        for (int q = 0; q < 4; ++q) {
+          const Vec<C> x = load(row + k + q * kLanes<C>);
+          sums[q] = fma(x, x, sums[q]);
+        }
+      for (int q = 0; q < 4; ++q)
+        for (int v = 0; v < kLanes<C>; ++v)
+          square += static_cast<double>(sums[q][v]);
+      for (; k < depth; ++k)
+        square += static_cast<double>(row[k] * row[k]);
+    } else {
+      for (int64_t k = 0; k < depth; ++k)
+        square += static_cast<double>(row[k * depth_stride] * row[k * depth_stride]);
+    }
+    static_cast<C*>(out)[i] = static_cast<C>(scale * __builtin_sqrt(square));
+  }
+}
+
+template <class C>
 void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) {
   for_vectors<C>(n, [&](int64_t j, auto extent) {
     Vec<C> total{};
@@ -525,47 +648,62 @@ void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) 
   });
 }
 
-// A round of xxHash64 (Yann Collet's; its constants): a bijection of h and of word alike. A word is
-// multiplied before it is added and after, so that neither sign bits nor other small differences of
-// two words cancel.
-constexpr uint64_t kPrime[] = {0x9e3779b185ebca87, 0xc2b2ae3d27d4eb4f, 0x165667b19e3779f9};
-
-template <class W>
-PYROMANCY_INLINE W mixed(W h, W word) {
-  h += word * kPrime[1];
-  h = h << 31 | h >> 33;
-  return h * kPrime[0];
+// One vector of a parameter's elements.
+template <class C, class Extent>
+PYROMANCY_INLINE void learn_vector(const LearnStep& step, const C* gradient, C* parameter,
+                                   C* const* slots, int64_t at, Extent extent) {
+  const Rule& rule = step.rule;
+  const Vec<C> lr = splat(static_cast<C>(rule.lr)),
+               decay = splat(static_cast<C>(rule.weight_decay));
+  Vec<C> g = load(gradient + at, extent), p = load(parameter + at, extent);
+  if (rule.maximize)
+    g = -g;
+  if (rule.decoupled)
+    p *= splat(static_cast<C>(1 - rule.lr * rule.weight_decay));
+  else if (rule.weight_decay != 0)
+    g = fma(decay, p, g);
+  if (rule.kind == RuleKind::sgd) {
+    if (rule.first != 0) {
+      const Vec<C> velocity =
+          rule.fresh ? g
+                     : fma(splat(static_cast<C>(rule.first)), load(slots[0] + at, extent),
+                           splat(static_cast<C>(1 - rule.second)) * g);
+      store(slots[0] + at, velocity, extent);
+      g = rule.nesterov ? fma(splat(static_cast<C>(rule.first)), velocity, g) : velocity;
+    }
+    store(parameter + at, fnma(lr, g, p), extent);
+    return;
+  }
+  const Vec<C> old_mean = load(slots[1] + at, extent);
+  const Vec<C> mean = fma(splat(static_cast<C>(1 - rule.first)), g - old_mean, old_mean);
+  const Vec<C> square = fma(splat(static_cast<C>(1 - rule.second)) * g, g,
+                            splat(static_cast<C>(rule.second)) * load(slots[2] + at, extent));
+  store(slots[1] + at, mean, extent);
+  store(slots[2] + at, square, extent);
+  Vec<C> greatest = square;
+  if (slots[3]) {
+    const Vec<C> before = load(slots[3] + at, extent);
+    greatest = before > square ? before : square;
+    store(slots[3] + at, greatest, extent);
+  }
+  const Vec<C> scale =
+      divide(square_root<C>(greatest), splat(static_cast<C>(step.root_of_correction))) +
+      static_cast<C>(rule.epsilon);
+  store(parameter + at, fnma(splat(static_cast<C>(step.step_size)), divide(mean, scale), p),
+        extent);
 }
 
-// Four vectors of chains of rounds side by side, and one that takes what is left and all of them.
-uint64_t content_hash(const void* bytes, int64_t count, uint64_t seed) {
-  constexpr int w = kVectorBytes / 8, chains = 4;
-  using Words64 = VecN<uint64_t, w>;
-  const char* p = static_cast<const char*>(bytes);
-  Words64 h[chains];
-  for (int c = 0; c < chains; ++c)
-    for (int i = 0; i < w; ++i)
-      h[c][i] = seed + kPrime[0] * (c * w + i + 1);
-  int64_t at = 0;
-  for (; at + chains * kVectorBytes <= count; at += chains * kVectorBytes)
-    for (int c = 0; c < chains; ++c) {
-      Words64 word;
-      __builtin_memcpy(&word, p + at + c * kVectorBytes, sizeof word);
-      h[c] = mixed(h[c], word);
-    }
-  uint64_t result = mixed(seed, static_cast<uint64_t>(count));
-  for (; at < count; at += 8) {
-    uint64_t word = 0;
-    __builtin_memcpy(&word, p + at, smaller(8, count - at));
-    result = mixed(result, word);
-  }
-  for (int c = 0; c < chains; ++c)
-    for (int i = 0; i < w; ++i)
-      result = mixed(result, uint64_t{h[c][i]});
-  // every bit of the last round reaches every other
-  result = (result ^ result >> 33) * kPrime[1];
-  result = (result ^ result >> 29) * kPrime[2];
-  return result ^ result >> 32;
+template <class C>
+void learn(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
+           const void* gradient, void* parameter, void* const* slots) {
+  C* moved[kSlots];
+  for (int s = 0; s < kSlots; ++s)
+    moved[s] = static_cast<C*>(slots[s]);
+  for (int64_t r = 0; r < rows; ++r)
+    for_vectors<C>(columns, [&](int64_t j, auto extent) {
+      learn_vector(step, static_cast<const C*>(gradient), static_cast<C*>(parameter), moved,
+                   r * stride + j, extent);
+    });
 }
 
 template <class C>
@@ -590,8 +728,9 @@ constexpr ChainKernels table() {
           2 * kLanes<C>,
           2 * kLanes<C> * kDepth,
           outer<C>,
+          row_norms<C>,
           sum_rows<C>,
-          content_hash};
+          learn<C>};
 }
 
 } // namespace

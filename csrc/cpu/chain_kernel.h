@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../learn_rule.h"
 #include "../nonlinearity.h"
 #include "isa.h"
 
@@ -17,29 +18,37 @@ struct PackedMatrix {
   }
 };
 
-// A chain of nodes 0 .. nodes-1, edge l going from node l to node l + 1:
-//   mu[l+1] = after(W before(z[l]) + b),   e[l] = P (z[l] - mu[l]),
-// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T (after' e[l+1])) on the free nodes, all at once.
+// Nodes in chains, an edge going from one to a later one:
+//   mu[target] = after(W before(z[source]) + b),   e[l] = P (z[l] - mu[l]),
+// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T (after' e[target])) on the free nodes, all at
+// once.
 struct ChainNode {
   int64_t n;
+  int64_t in, out; // the edges that lead to it and away from it, or -1
   bool free, predicted;
-  bool prediction_varies;      // from step to step; the M-step computes such a prediction anew
+  bool prediction_varies; // from step to step
+  bool swept;             // starts at its prediction
+  // [n], padded: where a state may be its prediction but for rounding, that rounding over the norm
+  // of before(z); such elements are made to be it. Or null.
+  const void* rounding;
+  // Of nodes that start at their prediction the first step at which the error can be other than
+  // zero, and the first at which the state can move. What comes before would compute zeros.
+  int64_t stirs, moves;
   void* state;                 // [B, n], contiguous; overwritten where free
   void* velocity;              // [B, n] where there is momentum and the node is free, else null
   const void* precision;       // the diagonal of P [n], padded with zeros; null is 1
   PackedMatrix full_precision; // P [n, n], or null
+  const void* prior;           // constant prediction, rows prior_stride apart; or null
+  int64_t prior_stride;
 
-  // [B, n]: the prediction from a clamped node. E-steps write it, for the M-step to read; or null.
-  void* prediction;
-  bool prediction_known;
-
-  // What the M-step wants of this node, each [B, n], or null.
-  void* error;  // e
+  // What learning wants of this node, each [B, n], or null.
   void* delta;  // after' e: minus the energy's gradient for W before(z) + b
   void* square; // e (z - mu), element by element
+  void* source; // z itself, where it moves on from the same errors
 };
 
 struct ChainEdge {
+  int64_t source, target;
   PackedMatrix weight;     // W
   PackedMatrix transposed; // W^T; null where its source is clamped
   PackedMatrix gram;       // W^T P W, for a clamped target: its feedback is drive - gram f(z)
@@ -47,99 +56,130 @@ struct ChainEdge {
   Nonlinearity before, after;
 };
 
+// When the errors that weights learn from are those of the states.
+enum class Learn : int {
+  never,
+  after,  // after the last step
+  before, // before the last step
+};
+
 struct ChainArgs {
   int64_t batch, nodes;
   ChainNode* node;
   ChainEdge* edge;
-  const void* prior; // prediction of node 0, rows prior_stride apart; null where it has none
-  int64_t prior_stride;
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov;
-  bool resume;      // velocities hold those of steps before
-  bool every_error; // keep residual and error of every node
-  void* energies;   // [steps, nodes, B] before each step, without log-determinants; or null
+  bool resume; // velocities hold those of steps before
+  bool moves;  // whether states are stored
+  Learn learn;
+  void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
 };
 
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
 // split at will, as different tiles may.
 enum class Work : int {
   predict_once, // the prediction of a node whose source is clamped
+  sweep,        // the prediction of a node that starts there
   drive,        // what of W^T e no E-step changes, where W^T P W serves
   err,          // the error of a node
   weigh,        // that error by a full precision
   descend,      // the update of a node, whose rows the errors that it needs have been found for
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
+  give,         // what learning wants
 };
 
 struct Stage {
   Work work;
   int64_t node, step;
+  bool learning = false; // of an error: that weights learn from it
 };
 
-// stage(s) for all that lies between loading the states and the first E-step, in order.
-template <class F>
-void stages_once(const ChainArgs& args, F stage) {
-  for (int64_t l = 1; l < args.nodes; ++l) {
-    const ChainNode& node = args.node[l];
-    if (node.predicted && !node.prediction_varies && !node.prediction_known)
-      stage(Stage{Work::predict_once, l, 0});
-    if (args.edge[l - 1].gram)
-      stage(Stage{Work::drive, l - 1, 0});
-  }
+// Whether an error's derivative has to go through an activation after the product.
+inline bool is_bent(const ChainArgs& args, const ChainNode& node) {
+  return node.in >= 0 && args.edge[node.in].after.kind != Activation::identity &&
+         (node.prediction_varies || args.learn != Learn::never);
 }
 
-// stage(s) for the error of node l, where a step needs it.
+// Whether that error comes from a product, and not from a prediction that is kept.
+inline bool errs_by_product(const ChainArgs& args, const ChainNode& node, bool learning) {
+  return node.prediction_varies || (learning && is_bent(args, node));
+}
+
+// stage(s) for the error of node l: for a step, for one whose energies are recorded, or to learn.
 template <class F>
-void stages_of_error(const ChainArgs& args, int64_t l, F stage) {
+void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning, F stage) {
   const ChainNode& node = args.node[l];
-  if (!node.predicted)
+  if (!node.predicted || t < node.stirs)
     return;
-  if (node.prediction_varies ? !args.edge[l - 1].gram : node.full_precision || args.every_error)
-    stage(Stage{Work::err, l, 0});
+  const bool every = args.energies || learning;
+  const bool gram = node.in >= 0 && args.edge[node.in].gram;
+  if (node.prediction_varies ? every || !gram : every || node.full_precision)
+    stage(Stage{Work::err, l, t, learning});
   if (node.full_precision)
-    stage(Stage{Work::weigh, l, 0});
+    stage(Stage{Work::weigh, l, t});
 }
 
-// stage(s) for everything that an inference does, in order.
+// stage(s) for everything between loading the states and storing them, in order.
 template <class F>
-void stages_of_inference(const ChainArgs& args, F stage) {
+void stages(const ChainArgs& args, F stage) {
   const auto descend = [&](int64_t l, int64_t t) {
-    if (!args.node[l].free)
+    if (!args.node[l].free || t < args.node[l].moves)
       return;
     stage(Stage{Work::descend, l, t});
-    if (l + 1 < args.nodes && args.edge[l].gram)
+    if (args.node[l].out >= 0 && args.edge[args.node[l].out].gram)
       stage(Stage{Work::turn, l, t});
   };
-  stages_once(args, stage);
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    const ChainNode& node = args.node[l];
+    if (!node.predicted || node.in < 0)
+      continue;
+    if (!node.prediction_varies)
+      stage(Stage{Work::predict_once, l, 0});
+    else if (node.swept)
+      stage(Stage{Work::sweep, l, 0});
+    if (args.edge[node.in].gram)
+      stage(Stage{Work::drive, args.edge[node.in].source, 0});
+  }
   for (int64_t t = 0; t < args.steps; ++t) {
-    // A node's update follows the error that feeds back into it while that is in the cache.
+    const bool learning = args.learn == Learn::before && t + 1 == args.steps;
+    // A node's update follows the error that feeds back into it while that is in the cache, unless
+    // the errors have to wait to be learned from.
     for (int64_t l = 0; l < args.nodes; ++l) {
-      stages_of_error(args, l, stage);
-      if (l > 0)
-        descend(l - 1, t);
+      stages_of_error(args, l, t, learning, stage);
+      if (learning)
+        continue;
+      if (args.node[l].in >= 0)
+        descend(args.edge[args.node[l].in].source, t);
+      if (args.node[l].out < 0)
+        descend(l, t);
     }
-    descend(args.nodes - 1, t);
     if (args.energies)
       stage(Stage{Work::record, 0, t});
+    if (!learning)
+      continue;
+    stage(Stage{Work::give, 0, t}); // which overwrites residuals
+    for (int64_t l = 0; l < args.nodes; ++l)
+      descend(l, t);
+  }
+  if (args.learn == Learn::after) {
+    for (int64_t l = 0; l < args.nodes; ++l)
+      stages_of_error(args, l, args.steps, true, stage);
+    stage(Stage{Work::give, 0, args.steps});
   }
 }
-
-// stage(s) for every node's error, in order.
-template <class F>
-void stages_of_errors(const ChainArgs& args, F stage) {
-  stages_once(args, stage);
-  for (int64_t l = 0; l < args.nodes; ++l)
-    stages_of_error(args, l, stage);
-}
-
-// What is done with a chain's tiles.
-enum class Aim : int { inference, errors };
 
 // Rows [begin, end) of a matrix or of what a tile keeps for a node.
 struct Rows {
   int64_t begin, end;
+};
+
+// A rule as it applies at this step: bias corrections are in the factors.
+struct LearnStep {
+  const Rule& rule;
+  double step_size;          // adam: lr / (1 - beta1^t)
+  double root_of_correction; // adam: sqrt(1 - beta2^t)
 };
 
 // How a tile keeps its samples. Wide tiles have a sample per lane; thin ones a neuron per lane.
@@ -165,14 +205,13 @@ struct ChainKernels {
   int64_t (*workspace_size)(const ChainArgs& args, TileKind kind);
   int64_t (*partial_size)(TileKind kind, int64_t tiles);
   // All of the work on one tile. `partial` is a thread's.
-  void (*run)(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, void* partial,
-              int64_t tile);
+  void (*run)(const ChainArgs& args, TileKind kind, void* workspace, void* partial, int64_t tile);
   // The same in pieces: first and last, for one tile each; in between stages, for some rows of
   // consecutive tiles, whose workspaces lie one behind the other.
   void (*begin)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   void (*stage)(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
                 void* partial, int64_t tile, int64_t tiles);
-  void (*end)(const ChainArgs& args, TileKind kind, Aim aim, void* workspace, int64_t tile);
+  void (*end)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory
@@ -180,11 +219,15 @@ struct ChainKernels {
   // packed for wide tiles.
   void (*outer)(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
                 double scale, int64_t begin, int64_t end, void* panel, void* out);
+  // out[i] = scale * the norm of a matrix's row i
+  void (*row_norms)(const void* w, int64_t rows, int64_t depth, int64_t row_stride,
+                    int64_t depth_stride, double scale, void* out);
   // out[n] = scale * the sum of the rows of a [batch, n]
   void (*sum_rows)(const void* a, int64_t batch, int64_t n, double scale, void* out);
-  // A number that every change within one 8-byte word changes. Changes of several words that were
-  // not chosen to leave it as it is do so about once in 2^64. It depends on the instruction set.
-  uint64_t (*content_hash)(const void* bytes, int64_t count, uint64_t seed);
+  // Moves `rows` runs of `columns` elements of a parameter, `stride` apart, by their gradients, as
+  // a rule does; the slots lie as the parameter does.
+  void (*learn)(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
+                const void* gradient, void* parameter, void* const* slots);
 };
 
 // float32 and float64 only

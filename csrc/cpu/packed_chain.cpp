@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 
 namespace pyromancy {
 namespace {
@@ -11,9 +11,10 @@ namespace {
 constexpr int64_t kTogether = 8;      // tiles that a thread takes through a product side by side
 constexpr int64_t kAtOnce = 64 << 20; // bytes of tiles whose stages are shared out
 
-const ChainKernels& select(const ChainOperands& operands) {
-  check_chain(operands);
-  const DType dtype = dtype_of("states", operands.states.front());
+constexpr int64_t kNever = INT64_MAX;
+
+const ChainKernels& select(const Plan& plan, const Operands& operands) {
+  const DType dtype = dtype_of("states", operands[plan.nodes.front().state]);
   return PYROMANCY_SELECT_KERNELS(chain_kernels, dtype);
 }
 
@@ -32,7 +33,7 @@ int64_t second_level_cache() {
 
 } // namespace
 
-Plan PackedChain::plan(const std::vector<Product>& products) const {
+Tiling PackedChain::choose(const std::vector<Product>& products) const {
   constexpr double from_cache[kTileKinds] = {1, 1.42, 1.45, 2.95};
   constexpr double from_afar[kTileKinds] = {1, 1.35, 4, 11};
   // In multiply-adds of a core: half of what it could do while the threads meet, about 5 us.
@@ -47,7 +48,7 @@ Plan PackedChain::plan(const std::vector<Product>& products) const {
   const bool far = is_far(bytes), far_shared = is_far(bytes / threads);
   // Matrices that come from memory for every tile hold up even the widest.
   const double held_up = bytes > 16 * cache ? 1.1 : 1;
-  Plan best{};
+  Tiling best{};
   double least = 0;
   for (int k = 0; k < kTileKinds; ++k) {
     const auto kind = static_cast<TileKind>(k);
@@ -73,132 +74,184 @@ Plan PackedChain::plan(const std::vector<Product>& products) const {
   return best;
 }
 
-PackedChain::PackedChain(const ChainOperands& operands)
-    : kernels(select(operands)), states_(operands.states), weights_(operands.weights),
-      precisions_(operands.precisions), element_size_(states_.front().element_size()) {
-  const int64_t count = operands.nodes();
-  args.batch = operands.batch();
+PackedChain::PackedChain(const Plan& plan, const Operands& operands)
+    : kernels(select(plan, operands)), plan_(plan), operands_(operands),
+      element_size_(operands[plan.nodes.front().state].element_size()) {
+  const int64_t count = static_cast<int64_t>(plan.nodes.size());
+  args.batch = operands[plan.nodes.front().state].size(0);
   args.nodes = count;
+  args.lr = plan.lr;
+  args.momentum = plan.momentum;
+  args.dampening = plan.dampening;
+  args.nesterov = plan.nesterov;
   nodes_.resize(count);
-  edges_.resize(count - 1);
+  edges_.resize(plan.edges.size());
   args.node = nodes_.data();
   args.edge = edges_.data();
   for (int64_t l = 0; l < count; ++l) {
-    ChainNode& node = args.node[l];
-    node.n = operands.width(l);
-    node.predicted = operands.predicted[l];
-    node.state = states_[l].data_ptr();
-    const std::optional<Tensor>& p = operands.precisions[l];
-    if (p && p->dim() == 1)
-      node.precision = pad(&*p, node.n);
+    const PlanNode& from = plan.nodes[l];
+    ChainNode& node = nodes_[l];
+    node.n = width(plan, operands, l);
+    node.in = from.in;
+    node.out = from.out;
+    node.free = from.free;
+    node.predicted = from.law != Law::none;
+    node.state = operands[from.state].data_ptr();
+    node.velocity = from.velocity == kNothing ? nullptr : operands[from.velocity].data_ptr();
+    node.precision = diagonal(from, node.n);
+    if (const Tensor* prior = operands.find(from.prior)) {
+      node.prior = keep(*prior).data_ptr();
+      node.prior_stride = prior->size(0) == 1 ? 0 : node.n;
+    }
   }
-  for (int64_t l = 0; l + 1 < count; ++l) {
-    ChainEdge& edge = args.edge[l];
-    const std::optional<Tensor>& bias = operands.biases[l];
-    edge.bias = pad(bias ? &*bias : nullptr, args.node[l + 1].n);
-    const auto nonlinearity = [&](int64_t i) {
-      return Nonlinearity{static_cast<Activation>(operands.activations[i]), operands.parameters[i]};
-    };
-    edge.before = nonlinearity(2 * l);
-    edge.after = nonlinearity(2 * l + 1);
-  }
-  if (operands.prior) {
-    const Tensor& p = keep(*operands.prior);
-    args.prior = p.data_ptr();
-    args.prior_stride = p.size(0) == 1 ? 0 : args.node[0].n;
-  }
-}
-
-void PackedChain::prepare_inference(const std::vector<bool>& free, const MaybeTensors& grams) {
-  std::vector<Product> products;
-  for (int64_t l = 0; l < args.nodes; ++l) {
-    ChainNode& node = args.node[l];
-    node.free = free[l];
-    node.prediction_varies = l > 0 && free[l - 1];
-    if (!node.predicted || !node.prediction_varies)
-      continue;
-    const int64_t source = args.node[l - 1].n;
-    products.push_back({source, grams[l - 1] ? source : node.n});
-    if (!grams[l - 1])
-      products.push_back({node.n, source});
-  }
-  plan_ = plan(products);
-  pack_precisions();
-  for (int64_t l = 0; l + 1 < args.nodes; ++l) {
-    ChainEdge& edge = args.edge[l];
-    const ChainNode &source = args.node[l], &target = args.node[l + 1];
-    if (!target.predicted)
-      continue;
-    if (grams[l])
-      edge.gram = pack(*grams[l], false, args.steps);
-    else
-      edge.weight = pack(weights_[l], false, target.prediction_varies ? args.steps : 1);
-    if (source.free)
-      edge.transposed = pack(weights_[l], true, grams[l] ? 1 : args.steps);
+  for (size_t e = 0; e < plan.edges.size(); ++e) {
+    const PlanEdge& from = plan.edges[e];
+    ChainEdge& edge = edges_[e];
+    edge.source = from.source;
+    edge.target = from.target;
+    edge.bias = pad(operands.find(from.bias), nodes_[from.target].n);
+    edge.before = from.before;
+    edge.after = from.after;
+    nodes_[from.target].prediction_varies = nodes_[from.source].free;
   }
 }
 
-void PackedChain::prepare_errors() {
-  std::vector<Product> products;
-  for (int64_t l = 0; l + 1 < args.nodes; ++l) {
-    ChainNode& target = args.node[l + 1];
-    target.prediction_varies = !target.prediction_known;
-    if (target.predicted && target.prediction_varies)
-      products.push_back({target.n, args.node[l].n});
-  }
-  plan_ = plan(products);
-  pack_precisions();
-  for (int64_t l = 0; l + 1 < args.nodes; ++l)
-    if (args.node[l + 1].predicted && args.node[l + 1].prediction_varies)
-      args.edge[l].weight = pack(weights_[l], false, 1);
-}
-
-void PackedChain::pack_precisions() {
+void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
+  args.steps = steps;
+  args.learn = learn;
   for (int64_t l = 0; l < args.nodes; ++l)
-    if (const std::optional<Tensor>& p = precisions_[l]; p && p->dim() == 2)
-      args.node[l].full_precision = pack(*p, false, args.steps);
-}
-
-bool PackedChain::keeps_prediction(int64_t edge) const {
-  return !args.node[edge].free && args.node[edge + 1].predicted && weights_[edge].is_contiguous() &&
-         args.edge[edge].after.kind == Activation::identity;
-}
-
-std::vector<int64_t> PackedChain::content_hashes(const std::vector<int64_t>& edges) const {
-  struct Piece {
-    const char* bytes;
-    int64_t count;
-    size_t edge;
+    nodes_[l].swept = sweeps && plan_.nodes[l].swept;
+  find_what_moves();
+  args.moves = steps > 0;
+  for (const ChainNode& node : nodes_)
+    args.moves |= node.swept;
+  if (sweeps && plan_.settle && !args.resume)
+    find_what_settles();
+  std::vector<Product> products;
+  const auto has_gram = [&](size_t e) {
+    return plan_.edges[e].gram && steps > 0 && learn != Learn::before;
   };
-  constexpr int64_t kPiece = 1 << 16;
+  for (size_t e = 0; e < edges_.size(); ++e) {
+    const ChainEdge& edge = edges_[e];
+    const int64_t source = nodes_[edge.source].n, target = nodes_[edge.target].n;
+    if (steps == 0)
+      products.push_back({target, source});
+    if (steps == 0 || !nodes_[edge.target].prediction_varies)
+      continue;
+    products.push_back({source, has_gram(e) ? source : target});
+    if (!has_gram(e))
+      products.push_back({target, source});
+  }
+  tiling_ = choose(products);
+  for (int64_t l = 0; l < args.nodes; ++l)
+    if (plan_.nodes[l].law == Law::full_gaussian)
+      nodes_[l].full_precision = pack(operands_[plan_.nodes[l].theta], false, steps + 1);
+  for (size_t e = 0; e < edges_.size(); ++e) {
+    ChainEdge& edge = edges_[e];
+    const ChainNode &source = nodes_[edge.source], &target = nodes_[edge.target];
+    const Tensor& weight = operands_[plan_.edges[e].weight];
+    if (has_gram(e))
+      edge.gram = gram(plan_.edges[e], edge);
+    if (!edge.gram || learn != Learn::never || target.swept)
+      edge.weight = pack(weight, false, target.prediction_varies && !edge.gram ? steps + 1 : 1);
+    if (source.free && steps > 0)
+      edge.transposed = pack(weight, true, edge.gram ? 1 : steps);
+  }
+}
+
+// An error is other than zero one step after the state or its source has moved, and a state moves
+// with its error or with that of the node it predicts.
+void PackedChain::find_what_moves() {
+  const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
+  for (ChainNode& node : nodes_) {
+    node.stirs = node.swept && !args.resume ? kNever : 0;
+    node.moves = kNever;
+  }
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (ChainNode& node : nodes_) {
+      const int64_t own = node.predicted ? node.stirs : kNever;
+      const int64_t fed = node.out < 0 ? kNever : nodes_[edges_[node.out].target].stirs;
+      const int64_t source = node.in < 0 ? kNever : nodes_[edges_[node.in].source].moves;
+      const int64_t moves = !node.free ? kNever : args.resume ? 0 : std::min(own, fed);
+      const int64_t stirs = std::min(node.stirs, after(std::min(moves, source)));
+      changed |= moves != node.moves || stirs != node.stirs;
+      node.moves = moves;
+      node.stirs = stirs;
+    }
+  }
+}
+
+void PackedChain::find_what_settles() {
+  constexpr int64_t kAtATime = 32; // rows
+  constexpr double kUnits = 8;     // of the last place, of the norms' product: measured up to 3.7
+  const double eps = element_size_ == 4 ? 1.1920929e-7 : 2.220446049250313e-16;
+  struct Piece {
+    const Tensor* weight;
+    int64_t first;
+    char* out;
+  };
   std::vector<Piece> pieces;
-  for (size_t e = 0; e < edges.size(); ++e) {
-    const int64_t l = edges[e];
-    const auto add = [&](const void* data, int64_t elements) {
-      const char* bytes = static_cast<const char*>(data);
-      for (int64_t at = 0; at < elements * element_size_; at += kPiece)
-        pieces.push_back({bytes + at, std::min(kPiece, elements * element_size_ - at), e});
-    };
-    add(states_[l].data_ptr(), states_[l].numel());
-    add(weights_[l].data_ptr(), weights_[l].numel());
-    add(args.edge[l].bias, args.node[l + 1].n);
+  for (size_t e = 0; e < edges_.size(); ++e) {
+    ChainNode& node = nodes_[edges_[e].target];
+    if (!node.free || node.swept)
+      continue;
+    char* const out = static_cast<char*>(const_cast<void*>(pad(nullptr, node.n)));
+    node.rounding = out;
+    for (int64_t i = 0; i < node.n; i += kAtATime)
+      pieces.push_back({&operands_[plan_.edges[e].weight], i, out + i * element_size_});
   }
-  std::vector<uint64_t> parts(pieces.size());
-  share_out(static_cast<int64_t>(pieces.size()), 0, [&](void*, int64_t i) {
-    parts[i] = kernels.content_hash(pieces[i].bytes, pieces[i].count, static_cast<uint64_t>(i));
+  share_out(static_cast<int64_t>(pieces.size()), 0, [&](void*, int64_t task) {
+    const auto& [w, i, out] = pieces[task];
+    const char* const from =
+        static_cast<const char*>(w->data_ptr()) + i * w->stride(0) * element_size_;
+    kernels.row_norms(from, std::min(kAtATime, w->size(0) - i), w->size(1), w->stride(0),
+                      w->stride(1), kUnits * eps, out);
   });
-  std::vector<int64_t> hashes(edges.size());
-  for (size_t e = 0; e < edges.size(); ++e) {
-    const Nonlinearity before = args.edge[edges[e]].before;
-    std::vector<uint64_t> own{static_cast<uint64_t>(before.kind), 0};
-    std::memcpy(&own[1], &before.parameter, sizeof own[1]);
-    for (size_t i = 0; i < pieces.size(); ++i)
-      if (pieces[i].edge == e)
-        own.push_back(parts[i]);
-    hashes[e] = static_cast<int64_t>(
-        kernels.content_hash(own.data(), static_cast<int64_t>(own.size() * sizeof own[0]), 0));
+}
+
+const void* PackedChain::diagonal(const PlanNode& node, int64_t n) {
+  const Tensor* logvar = node.law == Law::gaussian ? operands_.find(node.theta) : nullptr;
+  if (node.law != Law::gaussian || (!logvar && node.weight == 1))
+    return nullptr;
+  void* const p = const_cast<void*>(pad(nullptr, n));
+  with_computed(dtype_of("states", operands_[plan_.nodes.front().state]), [&](auto zero) {
+    using C = decltype(zero);
+    const C* from = logvar ? data<C>(keep(*logvar)) : nullptr;
+    const bool one = logvar && logvar->numel() == 1;
+    for (int64_t i = 0; i < n; ++i)
+      static_cast<C*>(p)[i] = static_cast<C>(
+          from ? node.weight * std::exp(-static_cast<double>(from[one ? 0 : i])) : node.weight);
+  });
+  return p;
+}
+
+// W^T P W [in, in], row by row of blocks of columns.
+PackedMatrix PackedChain::gram(const PlanEdge& edge, const ChainEdge& out) {
+  const Tensor& weight = keep(operands_[edge.weight]);
+  const int64_t rows = weight.size(0), n = weight.size(1);
+  const void* weighted = weight.data_ptr();
+  if (const void* precision = nodes_[out.target].precision) {
+    void* const scaled = scratch(rows * n);
+    with_computed(dtype_of("weight", weight), [&](auto zero) {
+      using C = decltype(zero);
+      const C *w = data<C>(weight), *p = static_cast<const C*>(precision);
+      for (int64_t i = 0; i < rows * n; ++i)
+        static_cast<C*>(scaled)[i] = p[i / n] * w[i];
+    });
+    weighted = scaled;
   }
-  return hashes;
+  void* const product = scratch(n * n);
+  const void* const packed = pack_wide(weight.data_ptr(), n, rows, 1, n);
+  pack_all();
+  share_out(ceil_div(n, kernels.columns), kernels.panel * element_size_,
+            [&](void* panel, int64_t task) {
+              const int64_t j = task * kernels.columns;
+              kernels.outer(packed, weighted, {}, rows, n, n, 1, j,
+                            std::min(n, j + kernels.columns), panel, product);
+            });
+  return {pack(tiling_.kind, product, n, n, n, 1), kernels.packed_stride(tiling_.kind, n),
+          tiling_.far};
 }
 
 const void* PackedChain::pack_wide(const void* matrix, int64_t rows, int64_t depth, int64_t row,
@@ -214,36 +267,38 @@ void PackedChain::pack_all() {
   packing_.clear();
 }
 
-void PackedChain::run(Aim aim) {
+void PackedChain::run() {
   pack_all();
-  const TileKind kind = plan_.kind;
-  if (plan_.together)
-    return run_together(aim);
+  const TileKind kind = tiling_.kind;
+  if (tiling_.together)
+    return run_together();
   const int64_t samples = kernels.samples[static_cast<int>(kind)];
   const int64_t size = kernels.workspace_size(args, kind);
   share_out(ceil_div(args.batch, samples), size + kernels.partial_size(kind, 1),
             [&](void* memory, int64_t tile) {
-              kernels.run(args, kind, aim, memory, static_cast<char*>(memory) + size, tile);
+              kernels.run(args, kind, memory, static_cast<char*>(memory) + size, tile);
             });
 }
 
-void PackedChain::run_together(Aim aim) {
-  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(plan_.kind)]);
-  const int64_t size = kernels.workspace_size(args, plan_.kind);
+void PackedChain::run_together() {
+  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(tiling_.kind)]);
+  const int64_t size = kernels.workspace_size(args, tiling_.kind);
   // Samples do not interact, so that a large batch may take its turns.
   const int64_t most = std::clamp<int64_t>(kAtOnce / size, kTogether, tiles + kTogether);
   const Scratch workspaces(std::min(most, tiles) * size);
   for (int64_t first = 0; first < tiles; first += most)
-    run_together(aim, workspaces.as<char>(), size, first, std::min(most, tiles - first));
+    run_together(workspaces.as<char>(), size, first, std::min(most, tiles - first));
 }
 
-void PackedChain::run_together(Aim aim, char* workspaces, int64_t size, int64_t first,
-                               int64_t tiles) {
-  const TileKind kind = plan_.kind;
+void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, int64_t tiles) {
+  const TileKind kind = tiling_.kind;
   const int64_t block = kernels.block[static_cast<int>(kind)];
   const int64_t groups = ceil_div(tiles, kTogether);
   const int64_t threads = torch::stable::get_num_threads();
-  const auto stage = [&](Stage stage) {
+  share_out(tiles, 0, [&](void*, int64_t tile) {
+    kernels.begin(args, kind, workspaces + tile * size, first + tile);
+  });
+  stages(args, [&](Stage stage) {
     const int64_t rows = kernels.rows(args, kind, stage);
     // A few pieces for every thread, so that none waits long for another.
     const int64_t blocks = ceil_div(rows, block);
@@ -256,16 +311,9 @@ void PackedChain::run_together(Aim aim, char* workspaces, int64_t size, int64_t 
                               workspaces + tile * size, partial, first + tile,
                               std::min(kTogether, tiles - tile));
               });
-  };
-  share_out(tiles, 0, [&](void*, int64_t tile) {
-    kernels.begin(args, kind, workspaces + tile * size, first + tile);
   });
-  if (aim == Aim::inference)
-    stages_of_inference(args, stage);
-  else
-    stages_of_errors(args, stage);
   share_out(tiles, 0, [&](void*, int64_t tile) {
-    kernels.end(args, kind, aim, workspaces + tile * size, first + tile);
+    kernels.end(args, kind, workspaces + tile * size, first + tile);
   });
 }
 
@@ -291,13 +339,13 @@ const void* PackedChain::pad(const Tensor* t, int64_t n) {
 PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed, int64_t reads) {
   const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
   const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
-  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(plan_.kind)]);
+  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(tiling_.kind)]);
   const void* const data = matrix.data_ptr();
   if (const PackedMatrix same =
-          kernels.as_it_is(plan_.kind, data, rows, row, column, reads * tiles))
+          kernels.as_it_is(tiling_.kind, data, rows, row, column, reads * tiles))
     return same;
-  return {pack(plan_.kind, data, rows, depth, row, column), kernels.packed_stride(plan_.kind, rows),
-          plan_.far};
+  return {pack(tiling_.kind, data, rows, depth, row, column),
+          kernels.packed_stride(tiling_.kind, rows), tiling_.far};
 }
 
 const void* PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,

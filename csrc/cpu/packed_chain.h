@@ -3,7 +3,7 @@
 #include <deque>
 #include <vector>
 
-#include "../chain.h"
+#include "../plan.h"
 #include "chain_kernel.h"
 #include "host.h"
 
@@ -12,30 +12,20 @@ namespace pyromancy {
 // How a chain's samples are cut up, and whether the threads share out tiles, each of which runs
 // from beginning to end on one, or the rows of every stage; and whether what a thread reads at
 // every step is more than its second-level cache holds.
-struct Plan {
+struct Tiling {
   TileKind kind;
   bool together, far;
 };
 
-// A call's operands, checked, in the terms of the kernels: padded, packed into panels, and with the
-// kind of tile chosen that they run in.
+// A plan's operands in the terms of the kernels: padded, packed into panels, and with the kind of
+// tile chosen that they run in. Good for one pass: some E-steps, and what learning wants after
+// them or before the last.
 class PackedChain {
 public:
-  explicit PackedChain(const ChainOperands& operands);
+  PackedChain(const Plan& plan, const Operands& operands);
 
-  // Says which nodes E-steps move, and packs the matrices that these need; after the number of
-  // steps has been set.
-  void prepare_inference(const std::vector<bool>& free, const MaybeTensors& grams);
-
-  // Packs the matrices that the errors need; after the known predictions have been put in.
-  void prepare_errors();
-
-  // The edges from clamped nodes whose prediction an M-step can take over as it is.
-  bool keeps_prediction(int64_t edge) const;
-
-  // Of each of these edges a hash of all that its prediction is made of: states, weights and biases
-  // by their contents, and the activation.
-  std::vector<int64_t> content_hashes(const std::vector<int64_t>& edges) const;
+  // Lays out the pass and packs the matrices that it needs.
+  void prepare(int64_t steps, bool sweeps, Learn learn);
 
   // A matrix as wide tiles read it, once `pack_all` has run. Element (i, k) is at
   // matrix[i * row + k * column].
@@ -45,11 +35,7 @@ public:
 
   // Does the work on all samples. No result depends on the kind of tile, on the samples beside a
   // sample or on how the work is shared out, in any bit.
-  void run(Aim aim);
-
-  const Tensor& state(int64_t node) const {
-    return states_[node];
-  }
+  void run();
 
   // Elements of the states' dtype, for as long as the chain lives.
   void* scratch(int64_t elements);
@@ -62,25 +48,32 @@ private:
   const Tensor& keep(const Tensor& t);
   // The n elements of t, or zeros, and zeros up to a whole vector.
   const void* pad(const Tensor* t, int64_t n);
+  // The diagonal of a node's precision, padded, or null where that is 1.
+  const void* diagonal(const PlanNode& node, int64_t n);
+  PackedMatrix gram(const PlanEdge& edge, const ChainEdge& out);
+  void find_what_moves();
+  // Which states may be their predictions but for rounding, since whoever set them computed these
+  // in another order: the gradients of what no error has reached are zero then, as they are for
+  // who computes both in one way.
+  void find_what_settles();
   // Packed if it must be, or if that is worth it where each tile reads it so many times.
   PackedMatrix pack(const Tensor& matrix, bool transposed, int64_t reads);
   const void* pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
                    int64_t column);
-  void pack_precisions();
-  void run_together(Aim aim);
-  void run_together(Aim aim, char* workspaces, int64_t size, int64_t first, int64_t tiles);
+  void run_together();
+  void run_together(char* workspaces, int64_t size, int64_t first, int64_t tiles);
 
   // A product that is done again and again.
   struct Product {
     int64_t rows, depth;
   };
 
-  // The plan with which the busiest thread is done first. Narrow tiles share out a small batch more
-  // evenly, but a sample of theirs takes longer (in units of the widest's, fitted to what chains
-  // 128 to 2048 wide took at batches of 1 to 128 on an AVX-512 machine), above all where the
+  // The tiling with which the busiest thread is done first. Narrow tiles share out a small batch
+  // more evenly, but a sample of theirs takes longer (in units of the widest's, fitted to what
+  // chains 128 to 2048 wide took at batches of 1 to 128 on an AVX-512 machine), above all where the
   // matrices, which every tile reads, do not stay in a core's cache. The rows of stages can always
   // be shared out evenly, but after each stage the threads wait for one another.
-  Plan plan(const std::vector<Product>& products) const;
+  Tiling choose(const std::vector<Product>& products) const;
 
   // A piece of a matrix for one thread to pack.
   struct Packing {
@@ -91,10 +84,10 @@ private:
     void* to;
   };
 
-  const Tensors &states_, &weights_;
-  const MaybeTensors& precisions_;
+  const Plan& plan_;
+  const Operands& operands_;
   const int64_t element_size_;
-  Plan plan_{};
+  Tiling tiling_{};
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
   std::vector<Packing> packing_;

@@ -69,6 +69,14 @@ struct Wide {
     return splat(static_cast<const C*>(values)[i]);
   }
 
+  // What a number per sample is in vector v of a row.
+  static Vec<C> per_sample(const double* numbers, int v) {
+    Vec<C> x;
+    for (int i = 0; i < w; ++i)
+      x[i] = static_cast<C>(numbers[v * w + i]);
+    return x;
+  }
+
   static int64_t packed_size(int64_t rows, int64_t depth) {
     return round_up(rows, kStep) * depth;
   }
@@ -242,6 +250,10 @@ struct Thin {
   }
   static Vec<C> constant(const void* values, int64_t i) {
     return load(static_cast<const C*>(values) + i * w);
+  }
+
+  static Vec<C> per_sample(const double* numbers, int v) {
+    return splat(static_cast<C>(numbers[v]));
   }
 
   static int64_t packed_size(int64_t rows, int64_t depth) {

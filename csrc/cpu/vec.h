@@ -377,6 +377,21 @@ inline Vec<double> divide(Vec<double> a, Vec<double> b) {
   return a / b;
 }
 
+// Correctly rounded.
+template <class C>
+PYROMANCY_INLINE Vec<C> square_root(Vec<C> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm512_sqrt_ps((__m512)x);
+  else
+    return (Vec<C>)_mm512_sqrt_pd((__m512d)x);
+#else
+  for (int i = 0; i < kLanes<C>; ++i)
+    x[i] = sizeof(C) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
 // The nearest of [low, high]; NaN stays.
 template <class C>
 PYROMANCY_INLINE Vec<C> clamp(Vec<C> x, C low, C high) {

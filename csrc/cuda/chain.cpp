@@ -1,5 +1,3 @@
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
 #include <cstdlib>
 #include <string_view>
@@ -37,34 +35,17 @@ bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const S
   return true;
 }
 
-Tensors infer_chain_(const Tensors& states, const Tensors& weights, const MaybeTensors& biases,
-                     const MaybeTensors& precisions, const std::optional<Tensor>& prior,
-                     const MaybeTensors& grams, const std::vector<int64_t>& activations,
-                     const std::vector<double>& parameters, const std::vector<bool>& predicted,
-                     const std::vector<bool>& free, int64_t steps, double lr,
-                     const Tensors& velocities, double momentum, double dampening, bool nesterov,
-                     bool resume, const std::optional<Tensor>& energies,
-                     const std::string& precision) {
-  const ChainOperands operands{states, weights,     biases,     precisions,
-                               prior,  activations, parameters, predicted};
-  const Inference inference{grams,     free,     steps,  lr,       velocities, momentum,
-                            dampening, nesterov, resume, energies, precision};
-  check_chain(operands);
-  check_inference(operands, inference);
+} // namespace
+
+void infer(const ChainOperands& operands, const Inference& inference) {
   const Chain chain(operands);
-  if (chain.batch == 0 || steps == 0)
-    return {};
+  if (chain.batch == 0 || inference.steps == 0)
+    return;
   const Schedule schedule(chain, inference);
   if (!run_tiles_if_faster(chain, inference, schedule))
     run_steps(chain, inference, schedule);
-  return {};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pyromancy, CUDA, m) {
-  m.impl("infer_chain_", TORCH_BOX(&infer_chain_));
-}
-
-} // namespace
 } // namespace pyromancy::cuda
 
 // For benchmarks and tests, which load it by this name: from now on every chain that can runs in

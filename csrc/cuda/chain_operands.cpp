@@ -13,8 +13,9 @@ MaybeTensor dense(const MaybeTensor& t) {
 
 Chain::Chain(const ChainOperands& operands)
     : states(operands.states), weights(operands.weights), predicted(operands.predicted),
-      nodes(operands.nodes()), batch(operands.batch()), dtype(dtype_of("states", states[0])),
-      context_(states[0]), activations_(operands.activations), parameters_(operands.parameters) {
+      nodes(static_cast<int64_t>(states.size())), batch(states[0].size(0)),
+      dtype(dtype_of("states", states[0])), context_(states[0]), before_(operands.before),
+      after_(operands.after) {
   for (int64_t l = 0; l < nodes; ++l) {
     const MaybeTensor& p = operands.precisions[l];
     const bool full = p && p->dim() == 2;

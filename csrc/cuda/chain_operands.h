@@ -1,14 +1,12 @@
 #pragma once
 
-// A chain's operands as both operators on chains use them.
+// A chain's operands as inference and learning use them.
 
-#include "../chain.h"
+#include "chain.h"
 #include "chain_step_kernel.h"
 #include "library.h"
 
 namespace pyromancy::cuda {
-
-using MaybeTensor = std::optional<Tensor>;
 
 inline void* pointer(const MaybeTensor& t) {
   return t ? t->data_ptr() : nullptr;
@@ -24,10 +22,10 @@ public:
   }
 
   Nonlinearity before(int64_t edge) const {
-    return nonlinearity(2 * edge);
+    return before_[edge];
   }
   Nonlinearity after(int64_t edge) const {
-    return nonlinearity(2 * edge + 1);
+    return after_[edge];
   }
 
   Tensor like_state(int64_t node) const {
@@ -56,16 +54,10 @@ public:
   const DType dtype;
 
 private:
-  Nonlinearity nonlinearity(int64_t i) const {
-    return {static_cast<Activation>(activations_[i]), parameters_[i]};
-  }
-
   ErrorArgs state_args(int64_t node) const;
 
-  NoGrad no_grad_;
   Context context_;
-  const std::vector<int64_t>& activations_;
-  const std::vector<double>& parameters_;
+  const std::vector<Nonlinearity>&before_, &after_;
 };
 
 } // namespace pyromancy::cuda

@@ -62,7 +62,6 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
       error[k] *= scale;
     }
     store_if<T, V>(a.square, at, residual);
-    store_if<T, V>(a.scaled, at, x);
     if (a.delta && a.product)
 #pragma unroll
       for (int k = 0; k < V; ++k)
@@ -161,7 +160,7 @@ void launch_error(const ErrorArgs& a, void* stream) {
     using T = decltype(zero);
     with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
                  {a.product, a.bias, a.given, a.state, a.precision, a.weighed, a.prediction,
-                  a.residual, a.error, a.delta, a.square, a.scaled},
+                  a.residual, a.error, a.delta, a.square},
                  [&](auto pack) {
                    launch(error_kernel<T, pack>, blocks_for(a.rows * a.n, pack * kThreads), stream,
                           a);

@@ -20,13 +20,12 @@ struct ErrorArgs {
   const void* state;     // z; null where only mu is wanted
   const void* precision; // the diagonal of P, [n]; null is 1
   const void* weighed;   // e = P (z - mu) itself, where P is a matrix
-  double scale;          // of delta; of square and scaled its negative
+  double scale;          // of delta; of square its negative
   void* prediction;      // mu
   void* residual;        // z - mu
   void* error;           // e
   void* delta;           // scale after' e
   void* square;          // -scale e (z - mu)
-  void* scaled;          // -scale e
 };
 void launch_error(const ErrorArgs& args, void* stream);
 

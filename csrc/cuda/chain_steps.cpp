@@ -93,8 +93,8 @@ private:
     args.state = chain_.states[l].data_ptr();
     args.error = pointer(node.error);
     args.lr = inference_.lr;
-    if (!inference_.velocities.empty()) {
-      args.velocity = inference_.velocities[l].data_ptr();
+    if (const MaybeTensor& velocity = inference_.velocities[l]) {
+      args.velocity = velocity->data_ptr();
       args.momentum = inference_.momentum;
       args.dampening = inference_.dampening;
       args.nesterov = inference_.nesterov;

@@ -3,9 +3,14 @@
 namespace pyromancy::cuda {
 
 Precision precision_of(const Inference& inference) {
-  return inference.precision == "highest" ? Precision::highest
-         : inference.precision == "high"  ? Precision::high
-                                          : Precision::medium;
+  switch (inference.precision) {
+  case MatmulPrecision::highest:
+    return Precision::highest;
+  case MatmulPrecision::high:
+    return Precision::high;
+  default:
+    return Precision::medium;
+  }
 }
 
 TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedule& schedule) {
@@ -39,8 +44,7 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
     node.constant_row = schedule.constant_row[l];
     node.drive = floats(schedule.drive[l]);
     node.state = floats(chain.states[l]);
-    if (node.free && !inference.velocities.empty())
-      node.velocity = floats(inference.velocities[l]);
+    node.velocity = floats(inference.velocities[l]);
   }
   return args;
 }

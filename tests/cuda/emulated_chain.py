@@ -17,15 +17,22 @@ import torch
 from chains import (
     FUNCTIONS,
     OPTIONS,
+    STEPS,
     check,
     check_mstep,
     check_resumed,
     of_size,
     operator,
+    planned,
     problem,
+    run_plan_,
+    to,
     with_gram,
 )
-from numerics import FLOATS, saying
+from numerics import FLOATS, assert_near, same_bits, saying
+from pyromancy import plan
+from pyromancy.ops import run_plan as definition
+from pyromancy.plan import Activation, Descent, Edge, Law, Learned, Learning, Node, Plan, Rule, RuleKind, Target
 
 FLOAT = torch.float32
 # multiprocessors, bytes of shared memory that a block can have, compute capability
@@ -50,9 +57,7 @@ def become(device):
 
 
 def float32(arguments):
-    return {k: [None if t is None else t.float() if isinstance(t, torch.Tensor) else t for t in x]
-            if isinstance(x, list) else x.float() if isinstance(x, torch.Tensor) else x
-            for k, x in arguments.items()}  # fmt: skip
+    return {k: to(x, FLOAT) for k, x in arguments.items()}
 
 
 def calls():
@@ -152,17 +157,80 @@ def takes_the_layout_that_is_asked_for(library, launches):
     check(problem((5, 33, 7, 3), 17, dtype=FLOAT))
 
 
+def both(written, read, ints, numbers):
+    """A plan by the kernels and by its definition, which must leave the same in float64."""
+    expected = to(written)
+    definition.run_plan_(expected, read, ints, numbers)
+    run_plan_(written, read, ints, numbers)
+    for a, b in zip(written, expected, strict=True):
+        assert_near(a, b, 200)
+
+
+def runs_chains_side_by_side():
+    """One of them a node alone; energies and gradients go to their own places."""
+    double, batch = torch.float64, 17
+    for states in ([4, 5, 6, 3, 7], [6, 2, 2, 9, 1]):
+        a, b, c, d, alone = (torch.randn(batch, n, dtype=double) for n in states)
+        weights = [torch.randn(y.shape[1], x.shape[1], dtype=double) for x, y in ((a, c), (b, d))]
+        biases = [torch.randn(w.shape[0], dtype=double) for w in weights]
+        prior, logvar = torch.randn(1, states[4], dtype=double), torch.randn(1, dtype=double)
+        spread = torch.randn(states[2], dtype=double)
+        gradients = [torch.full_like(t, float("nan")) for t in (*weights, *biases, logvar, spread)]
+        energies = torch.full((STEPS, 5, batch), float("nan"), dtype=double)
+        # 0 to 2 move; 3 is the energies, and 4 to 9 are the gradients
+        tensors = [a, b, alone, energies, *gradients], [c, d, *weights, *biases, prior, logvar, spread]
+        nodes = (
+            Node(0, True), Node(1, True), Node(10, False, law=Law.GAUSSIAN, theta=18, weight=0.7),
+            Node(11, False, law=Law.GAUSSIAN, weight=1.5),
+            Node(2, True, law=Law.GAUSSIAN, theta=17, prior=16, weight=2.0),
+        )  # fmt: skip
+        tanh = Activation([*FUNCTIONS].index("tanh"))
+        edges = (Edge(1, 3, 13, 15, after=tanh), Edge(0, 2, 12, 14, before=tanh))
+        targets = (
+            Target(Learned.WEIGHT, 1, 0, 4), Target(Learned.WEIGHT, 0, 0, 5), Target(Learned.BIAS, 1, 0, 6),
+            Target(Learned.BIAS, 0, 0, 7), Target(Learned.LOGVAR, 4, 0, 8), Target(Learned.LOGVAR, 2, 0, 9),
+        )  # fmt: skip
+        made = Plan(nodes, edges, Descent(0.05), STEPS, 3, None, Learning.AT_THE_END, (Rule(),), targets)
+        both(*tensors, *plan.encode(made))
+
+
+def gives_velocities_to_some_nodes_only():
+    for dtype in FLOATS:
+        arguments = problem((5, 7, 6, 3), 4, momentum={"momentum": 0.8}, dtype=dtype)
+        arguments["velocities"][1] = None
+        made, operands = planned(arguments)
+        both(operands.written, operands.read, *plan.encode(made))
+
+
 def refuses():
-    arguments = problem((5, 7, 3), 4, dtype=FLOAT)
     for wrong in (
-        {"matmul_precision": "low"}, {"steps": -1}, {"lr": float("inf")}, {"free": [True]},
-        {"activations": [0, 10, 0, 0]},
-        {"states": [x.half() for x in arguments["states"]]}, {"weights": [w.T for w in arguments["weights"]]},
-        {"prior": torch.zeros(2, 5)}, {"grams": [torch.zeros(5, 5), None]},
-        {"grams": [None, torch.eye(7)], "energies": torch.zeros(6, 3, 4)},
+        {"states": [x.half() for x in problem((5, 7, 3), 4)["states"]]}, {"lr": float("inf")},
+        {"weights": [w.T for w in problem((5, 7, 3), 4)["weights"]]}, {"prior": torch.zeros(2, 5)},
+        {"grams": [True, False]}, {"grams": [False, True], "energies": torch.zeros(STEPS, 3, 4)},
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"must|needs"), saying(wrong):
-            operator(**arguments | wrong)
+            operator(**problem((5, 7, 3), 4, dtype=FLOAT) | wrong)
+
+
+def names_what_it_has_no_kernel_for():
+    """And has changed nothing."""
+    arguments = problem((5, 7, 3), 4, dtype=FLOAT)
+    gradient = torch.zeros(7, 5)
+    at_the_end = {"learning": Learning.AT_THE_END, "rules": (Rule(),)}
+    to_gradient = [(Learned.WEIGHT, 0, 0, gradient, ())]
+    itself = [(Learned.WEIGHT, 0, 0, arguments["weights"][0], ())]
+    for what, changes, targets, options in (
+        ("nodes that start at their predictions", {"swept": [False, True, False]}, (), {}),
+        ("many batches in an order", {}, (), {"order": torch.arange(8)}),
+        ("learning in every step", {}, to_gradient, at_the_end | {"learning": Learning.AFTER_EACH_STEP}),
+        ("learning in every step", {}, to_gradient, at_the_end | {"learning": Learning.WITH_EACH_STEP}),
+        ("rules that move parameters", {}, itself, at_the_end | {"rules": (Rule(RuleKind.SGD, lr=0.1),)}),
+    ):
+        made, operands = planned(arguments | changes, targets, **options)
+        before = to(operands.written)
+        with pytest.raises(RuntimeError, match=f"has no CUDA kernel for {what} yet"), saying(what):
+            run_plan_(operands.written, operands.read, *plan.encode(made))
+        assert all(same_bits(a, b) for a, b in zip(operands.written, before, strict=True))
 
 
 def main(library):
@@ -201,7 +269,10 @@ def main(library):
                 check_mstep(problem((5, 33, 7, 6, 3), 17, dtype=dtype, **changes))
     for batch in (0, 1, 3):
         check_mstep(of_size((63, 12, 2), batch, FLOAT))
+    runs_chains_side_by_side()
+    gives_velocities_to_some_nodes_only()
     refuses()
+    names_what_it_has_no_kernel_for()
     keeps_nan(launches)
     knows_its_clusters(launches)
     goes_the_way_that_is_asked_for(launches)

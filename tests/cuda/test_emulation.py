@@ -34,7 +34,11 @@ def library(tmp_path_factory):
         return target
 
     with ThreadPoolExecutor(2) as jobs:
-        objects = [*jobs.map(compiled, [*cuda.glob("*.cpp"), ROOT / "csrc/layout.cpp", *cuda.glob("*.cu")])]
+        objects = [
+            *jobs.map(
+                compiled, [*cuda.glob("*.cpp"), ROOT / "csrc/layout.cpp", ROOT / "csrc/plan.cpp", *cuda.glob("*.cu")]
+            )
+        ]
     library = folder / "emulated.so"
     subprocess.run([CXX, "-shared", *objects, "-o", library, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
     return library

@@ -1,4 +1,4 @@
-"""`infer_chain_` and `chain_mstep` on a GPU, on every backend that runs there, against autograd in float64."""
+"""`run_plan_` on a GPU, on every backend that runs there, against autograd in float64."""
 
 import pytest
 import torch
@@ -20,11 +20,14 @@ from chains import (
     of_size,
     on,
     operator,
+    planned,
     problem,
+    run_plan_,
     to,
     with_gram,
 )
 from numerics import DENSE, FLOATS, OVERLAPPING, assert_near, name, same_bits, saying
+from pyromancy import plan
 from waiting import no_waiting
 
 if not torch.cuda.is_available():
@@ -186,9 +189,6 @@ class TestValues:
 
 
 class TestPromises:
-    def test_nothing_is_kept_for_the_mstep(self):
-        assert infer_(**there((5, 33, 7, 3), 17, "tanh")) in ([], ())
-
     def test_mstep_leaves_its_operands_alone(self):
         arguments = everything_wanted(there((5, 33, 7, 3), 17, "relu", dtype=torch.float32))
         before = {k: to(x, torch.float32) for k, x in arguments.items()}
@@ -212,11 +212,9 @@ class TestPromises:
     def test_opcheck(self, option):
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         arguments = there((5, 7, 6, 3), 4, record=True, dtype=torch.float32, **OPTIONS[option])
-        torch.library.opcheck(operator, (), arguments, test_utils=checks)
-
-    def test_mstep_opcheck(self):
-        arguments = there((5, 7, 6, 3), 4, dtype=torch.float32, covariances=True, prior="one")
-        torch.library.opcheck(mstep, (), everything_wanted(arguments))
+        made, operands = planned(arguments)
+        call = (operands.written, operands.read, *plan.encode(made))
+        torch.library.opcheck(run_plan_, call, test_utils=checks)
 
 
 class TestStreams:

@@ -8,7 +8,8 @@ import torch
 import networks
 import processes
 import pyromancy as pyro
-from pyromancy.inference.executors import chain
+from pyromancy import plan
+from pyromancy.inference.executors import chain, planner
 
 WIDTHS = (9, 7, 6, 5)
 OPTIONS = {
@@ -46,8 +47,14 @@ def test_parts_change_no_bit(monkeypatch, kind, options, record, dtype):
     pcn = network(kind).to(dtype)
     twin = copy.deepcopy(pcn)
     calls = []
-    operator = chain.ops.infer_chain_
-    monkeypatch.setattr(chain.ops, "infer_chain_", lambda *args: calls.append(args[10]) or operator(*args))
+    operator = planner.ops.run_plan_
+
+    def counted(*args):
+        if steps := plan.decode(*args[2:]).steps:
+            calls.append(steps)
+        operator(*args)
+
+    monkeypatch.setattr(planner.ops, "run_plan_", counted)
     expected = run(pcn, record, OPTIONS[options])
     assert calls == [7, 4]
     monkeypatch.setattr(chain, "_SHORT", 1)
@@ -72,7 +79,8 @@ INTERRUPTED = """
 import signal, threading
 import torch
 import pyromancy as pyro
-from pyromancy.inference.executors import chain
+from pyromancy import plan
+from pyromancy.inference.executors import planner
 from pyromancy.nodes import StandardGaussianNode
 
 hidden, above, top = StandardGaussianNode(30), StandardGaussianNode(10), torch.nn.Linear(30, 10)
@@ -81,26 +89,27 @@ energy = lambda: hidden.energy(x) + above.energy(top(hidden.value))
 loop = pyro.InferenceLoop(energy, [hidden.value], lr=0.01, momentum=0.5)
 hidden.init(x), above.init(y)
 loop.run(3)
-done, operator = [3], chain.ops.infer_chain_
+begun, operator = [], planner.ops.run_plan_
 def counted(*args):
-    known = operator(*args)
-    done.append(args[10])
-    return known
-chain.ops.infer_chain_ = counted
+    begun.append(plan.decode(*args[2:]).steps)
+    operator(*args)
+planner.ops.run_plan_ = counted
 threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)).start()
 try:
     loop.run(10**12)
 except KeyboardInterrupt:
     pass
-left = hidden.value.detach().clone()
+left, parts = hidden.value.detach().clone(), [*begun]
 loop.run(5)
 after = hidden.value.detach().clone()
 hidden.init(x), above.init(y)
-loop.run(sum(done[:-1]))
+loop.run(3 + sum(parts[:-1]))
+if not torch.equal(hidden.value, left):  # the part that was under way was done
+    loop.run(parts[-1])
 assert torch.equal(hidden.value, left)
 loop.run(5)
 assert torch.equal(hidden.value, after)
-assert len(done) > 3
+assert len(parts) > 2
 print("stopped")
 """
 

@@ -15,7 +15,7 @@ import pyromancy as pyro
 from networks import KINDS, Chain, Images, data_for, loop_for
 from numerics import same_bits
 from pyromancy import backends
-from pyromancy.inference import lowering, replay
+from pyromancy.inference import loop, lowering, replay
 from pyromancy.inference.executors import base
 from pyromancy.inference.loop import READY
 from pyromancy.inference.replay import Replay
@@ -54,6 +54,7 @@ def device(monkeypatch):
             state.tapes.append(Tape(function, results))
             return state.tapes[-1], results
 
+    monkeypatch.setattr(loop, "settles", lambda device: False)
     monkeypatch.setattr(base, "replayed", lambda device: state.on)
     monkeypatch.setattr(replay, "recorder", Recorder)
     return state

@@ -1,11 +1,16 @@
 """Both ways to take a chain's steps with Triton, and what decides between them; test_triton.py runs this."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from chains import FUNCTIONS, check, problem
-from pyromancy import backends
+from chains import FUNCTIONS, call, check, planned, problem, run_plan_, to
+from numerics import assert_near
+from pyromancy import backends, plan
+from pyromancy.ops import run_plan as definition
 from pyromancy.ops.triton import chain, persistent
+from pyromancy.plan import Learned, Learning, Rule, RuleKind
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,8 +51,7 @@ class TestBothWays:
     def test_grams(self, way):
         arguments = problem((5, 7, 9, 70), 17, "tanh", momentum={"momentum": 0.8}, dtype=torch.float32)
         arguments["precisions"][-1] = torch.rand(70) + 0.5
-        w = arguments["weights"][-1]
-        arguments["grams"][-1] = w.T @ (arguments["precisions"][-1][:, None] * w)
+        arguments["grams"][-1] = True
         check(arguments)
         assert way["taken"] == [way["expected"]]
 
@@ -56,6 +60,70 @@ class TestBothWays:
         check(problem((5, 7, 6, 3), 4, covariances=True, prior="one", clamped=(-1,), dtype=torch.float32))
         check(problem((5, 7, 3), 4, clamped=(0, 1), dtype=torch.float32))  # nothing varies but the state
         assert set(way["taken"]) == {way["one by one"]}
+
+    def test_velocities_of_some_nodes_go_one_by_one(self, way):
+        arguments = problem((5, 7, 6, 3), 4, momentum={"momentum": 0.8}, dtype=torch.float32)
+        arguments["velocities"][1] = None
+        made, operands = planned(arguments)
+        encoded, expected = plan.encode(made), to(operands.written)
+        definition.run_plan_(expected, operands.read, *encoded)
+        run_plan_(operands.written, operands.read, *encoded)
+        for found, exact in zip(operands.written, expected, strict=True):
+            assert_near(found, exact.double(), 50)
+        assert way["taken"] == [way["one by one"]]
+
+    def test_two_chains_one_within_the_other(self, way):
+        """Each runs by itself; their energies stand in the order of the plan's nodes."""
+        arguments = problem((5, 7, 7, 5), 4, record=True, dtype=torch.float32)
+        made, operands = planned(arguments)
+        outer, inner = made.edges[0], made.edges[1]
+        nodes = [replace(n, law=plan.Law.NONE if i < 2 else plan.Law.GAUSSIAN) for i, n in enumerate(made.nodes)]
+        weight = torch.randn(5, 5)
+        edges = replace(outer, target=3, weight=len(operands.written) + len(operands.read), bias=None), inner
+        targets = tuple(plan.Target(Learned.WEIGHT, i, 0, len(operands.written) + i) for i in range(2))
+        more = [torch.zeros(5, 5), torch.zeros(7, 7)]
+        shifted = renumbered(replace(made, nodes=tuple(nodes), edges=edges), len(operands.written), len(more))
+        made = replace(shifted, targets=targets, rules=(Rule(),), learning=Learning.AT_THE_END)
+        written, read = [*operands.written, *more], [*operands.read, weight]
+        encoded, expected = plan.encode(made), to(written)
+        definition.run_plan_(expected, read, *encoded)
+        run_plan_(written, read, *encoded)
+        for found, exact in zip(written, expected, strict=True):
+            assert_near(found, exact.double(), 100)
+        assert len(way["taken"]) == 2
+
+
+class TestRefusals:
+    """Of what there are no kernels for yet: by name, and before anything is done."""
+
+    @pytest.mark.parametrize("what", ["start at their predictions", "an order", "in every step", "move parameters"])
+    def test_what_there_is_no_kernel_for(self, what):
+        a, options, targets = problem((5, 7, 3), 4, dtype=torch.float32), {}, []
+        if what == "start at their predictions":
+            a["swept"] = [False, True, False]
+        elif what == "an order":
+            a["data"], options = [torch.randn(9, 5), None, None], {"order": torch.arange(8)}
+        elif what == "in every step":
+            targets = [(Learned.WEIGHT, 0, 0, torch.zeros(7, 5), ())]
+            options = {"learning": Learning.WITH_EACH_STEP, "rules": (Rule(),)}
+        else:
+            targets = [(Learned.WEIGHT, 0, 0, a["weights"][0], ())]
+            options = {"learning": Learning.AT_THE_END, "rules": (Rule(RuleKind.SGD, 0.1),)}
+        before = to(a["states"])
+        with pytest.raises(RuntimeError, match=f"run_plan_ has no Triton kernel for .*{what} yet"):
+            call(*planned(a, targets, **options))
+        assert all(torch.equal(x, y) for x, y in zip(before, a["states"], strict=True))
+
+
+def renumbered(made, after, by):
+    """A plan for tensors of which some more are written, after the first ones."""
+
+    def shift(i):
+        return i if i is None or i < after else i + by
+
+    nodes = tuple(replace(n, state=shift(n.state), theta=shift(n.theta), prior=shift(n.prior)) for n in made.nodes)
+    edges = tuple(replace(e, weight=shift(e.weight), bias=shift(e.bias)) for e in made.edges)
+    return replace(made, nodes=nodes, edges=edges)
 
 
 class TestDecision:

@@ -12,7 +12,7 @@ import chains
 import operators
 from numerics import DENSE, FLOATS, LOW, assert_near, name, negated, same_bits, saying, sliced, transposed
 from operators import CASES, DIFFERENTIABLE, ELSEWHERE, LAYOUT_CASES, MUTATES, OPERATORS
-from pyromancy import ops
+from pyromancy import ops, plan
 from pyromancy.ops import checks, in_place, reference, schema
 
 ROOT = Path(__file__).parents[2]
@@ -238,16 +238,15 @@ class TestWritesInPlace:
                 assert_near(arguments[key], exact, 1)
 
     @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-    @pytest.mark.parametrize("call", [operator("infer_chain_"), ops.infer_chain_], ids=["operator", "package"])
+    @pytest.mark.parametrize("call", [operator("run_plan_"), ops.run_plan_], ids=["operator", "package"])
     def test_of_chains_that_hold_the_negative_of_their_memory(self, call, mode):
         with mode():
-            arguments = chains.problem((5, 7, 3), 4, momentum={"momentum": 0.5}, record=True)
-            twins = tree_map_only(torch.Tensor, lambda t: torch._neg_view(-t), arguments)
-            call(*arguments.values()), call(*twins.values())
-            assert twins["states"][1].is_neg()
-            for key in ("states", "velocities"):
-                assert all(torch.equal(a, b) for a, b in zip(arguments[key], twins[key], strict=True))
-            assert torch.equal(arguments["energies"], twins["energies"])
+            made, operands = chains.planned(chains.problem((5, 7, 3), 4, momentum={"momentum": 0.5}, record=True))
+            plain = operands.written, operands.read
+            twins = tree_map_only(torch.Tensor, lambda t: torch._neg_view(-t), plain)
+            call(*plain, *plan.encode(made)), call(*twins, *plan.encode(made))
+            assert all(t.is_neg() for t in twins[0])
+            assert all(torch.equal(a, b) for a, b in zip(plain[0], twins[0], strict=True))
 
     @pytest.mark.parametrize("way", ["operator", "package"])
     @pytest.mark.parametrize("name", MUTATES)
@@ -289,17 +288,15 @@ class TestWritesInPlace:
             operator(name)(**arguments | {"error": 2 * arguments["error"].requires_grad_()})
 
     def test_autograd_notices_chains(self):
-        for call in (operator("infer_chain_"), ops.infer_chain_):
-            arguments = chains.problem((5, 7, 3), 4, momentum={"momentum": 0.5}, record=True)
-            written = [arguments["states"][1], arguments["velocities"][1], arguments["energies"]]
+        for call in (operator("run_plan_"), ops.run_plan_):
+            made, operands = chains.planned(chains.problem((5, 7, 3), 4, momentum={"momentum": 0.5}, record=True))
             with torch.no_grad():
-                call(*arguments.values())
-            assert [t._version for t in written] == [1, 1, 1]
-            rest = [arguments["states"][0], arguments["states"][2], *arguments["weights"], *arguments["biases"]]
-            assert not any(t._version for t in rest)
-        arguments["states"][1].requires_grad_()
-        with pytest.raises(RuntimeError, match="infer_chain_ has no gradient"):
-            ops.infer_chain_(*arguments.values())
+                call(operands.written, operands.read, *plan.encode(made))
+            assert [t._version for t in operands.written] == [1] * 3  # a state, its velocity, and the energies
+            assert not any(t._version for t in operands.read)
+        operands.read[0].requires_grad_()
+        with pytest.raises(RuntimeError, match="run_plan_ has no gradient"):
+            ops.run_plan_(operands.written, operands.read, *plan.encode(made))
 
 
 def wrong(case, key, change):

@@ -6,7 +6,7 @@ import torch
 import operators
 from chains import everything_wanted, mstep, operator, problem, to
 from numerics import FLOATS, LOW, name, same_bits
-from pyromancy import ops
+from pyromancy import ops, plan
 from pyromancy.ops.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("native_backend")
@@ -68,9 +68,7 @@ def test_a_sample_ignores_its_neighbours(option, widths, dtype):
     }[option]
     record = option != "gram"
     whole = problem(widths, 130, dtype=dtype, record=record, **options)
-    if option == "gram":
-        w = whole["weights"][-1]
-        whole["grams"][-1] = w.T @ w
+    whole["grams"][-1] = option == "gram"
     samples = ("states", "velocities")
     together = {k: to(x, dtype) for k, x in whole.items()}
     operator(**together)
@@ -94,14 +92,16 @@ def test_a_sample_ignores_its_neighbours(option, widths, dtype):
     ],
 )
 def test_activations_are_as_accurate_as_documented(activation, exact, units):
-    # the prediction of a clamped edge whose weight is 1 is the activation itself
+    # the prediction of an edge whose weight is 1 is the activation itself
     magnitudes = torch.cat([torch.logspace(-30, 1.3, 100_001), torch.linspace(0.01, 20, 200_001)])
     x = torch.cat([magnitudes, -magnitudes, torch.tensor([0.0, float("inf"), -float("inf")])]).unsqueeze(1)
-    states, number = [x, torch.zeros_like(x)], [*ACTIVATIONS].index(activation)
-    found, _ = ops.infer_chain_(
-        states, [torch.ones(1, 1)], [None], [None, None], None, [None], [number, 0], [1.0, 0.0],
-        [False, True], [False, True], 0, 0.1, [], 0.0, 0.0, False, False, None, "highest",
+    found = torch.empty_like(x)
+    made = plan.Plan(
+        (plan.Node(1, False), plan.Node(0, True, swept=True, law=plan.Law.GAUSSIAN)),
+        (plan.Edge(0, 1, 2, before=plan.Activation([*ACTIVATIONS].index(activation), 1.0)),),
+        plan.Descent(0.1), 0,
     )  # fmt: skip
+    ops.run_plan_([found], [x, torch.ones(1, 1)], *plan.encode(made))
     expected = exact(x.double())
     rounded = expected.float().abs()
     unit = (torch.nextafter(rounded, torch.full_like(rounded, float("inf"))) - rounded).double()
@@ -110,39 +110,6 @@ def test_activations_are_as_accurate_as_documented(activation, exact, units):
     assert found[~expected.isfinite()].double().equal(expected[~expected.isfinite()])
     if activation == "tanh":
         assert found.abs().max() == 1
-
-
-def content_hash(x):
-    """Of an edge from a clamped node, as `infer_chain_` returns it."""
-    states = [x, torch.zeros(x.shape[0], 3, dtype=x.dtype)]
-    *_, table = ops.infer_chain_(
-        states, [torch.ones(3, x.shape[1], dtype=x.dtype)], [None], [None, None], None, [None], [0, 0], [0.0, 0.0],
-        [False, True], [False, True], 0, 0.1, [], 0.0, 0.0, False, False, None, "highest",
-    )  # fmt: skip
-    return table[0, 1].item()
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_all_sign_patterns_have_hashes_of_their_own(dtype):
-    patterns = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=dtype)] * 10)
-    assert len({content_hash(row.unsqueeze(0)) for row in patterns}) == 2**10
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_a_hash_notices_what_differs_by_few_bits(dtype):
-    # flips of one or two signs anywhere, in enough words for every lane to take several
-    x = torch.ones(1, 200, dtype=dtype)
-    hashes = {content_hash(x)}
-    flips = [(i, j) for i in range(200) for j in range(i, 200, 7)]
-    for pair in flips:
-        y = x.clone()
-        y[0, [*{*pair}]] *= -1
-        hashes.add(content_hash(y))
-    for i in range(200):  # and one unit in the last place
-        y = x.clone()
-        y[0, i] = torch.nextafter(y[0, i], y.new_zeros(()))
-        hashes.add(content_hash(y))
-    assert len(hashes) == 1 + len(flips) + 200
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
@@ -155,9 +122,7 @@ def test_threads_change_no_bit(option, widths, batch, dtype):
     covariances = {"covariances": True, "prior": "one", "clamped": (-1,), "after": "sigmoid", "record": True}
     options = {"plain": {"momentum": {"momentum": 0.8}}, "covariances": covariances, "gram": {}}[option]
     first = problem(widths, batch, "relu", dtype=dtype, **options)
-    if option == "gram":
-        w = first["weights"][-1]
-        first["grams"][-1] = w.T @ w
+    first["grams"][-1] = option == "gram"
     try:
         for n in (1, 2, 3, 7, 64):
             torch.set_num_threads(n)

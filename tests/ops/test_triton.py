@@ -35,7 +35,7 @@ SUITES = {
         "test_functional.py::TestEStep",
         "ops/interpreted.py",
     ),
-    "chains": ("ops/test_chain.py", "ops/interpreted_chain.py"),
+    "chains": ("ops/test_run_plan.py", "ops/interpreted_chain.py"),
 }
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

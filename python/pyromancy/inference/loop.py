@@ -167,7 +167,8 @@ class InferenceLoop:
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
-        self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run
+        self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run with a momentum
+        self._begun: list[tuple[Any, ...]] = []  # and in the last that was begun
 
     @property
     def program(self) -> Program | None:
@@ -201,10 +202,10 @@ class InferenceLoop:
         try:
             return self._run(steps, record)
         finally:
-            self._restore()
+            self.restore()
 
     def _run(self, steps: int, record: bool) -> Trace:
-        executor = self._prepared()
+        executor = self.prepared()
         if steps == 0:  # not even a velocity has begun
             return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
         lr, momentum, dampening = float(self.lr), float(self.momentum), float(self.dampening)
@@ -213,10 +214,12 @@ class InferenceLoop:
             result = self._program.stand_ins[self._program.result]
             check_energy(result, record)
             lr, mean = lr / max(1, result.numel()) if mean else lr, False
-        resume = self._velocities is not None and self._seen == self._memory()
+        memory = self._memory()
+        resume = self._velocities is not None and self._seen == memory
         if not resume:
             self._velocities = [p.new_zeros(p.shape) for p in self._params] if momentum else None
-        run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record, mean)
+        settle, self._begun = settles(self._params[0].device) and self._begun != memory, memory
+        run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record, settle, mean)
         energies = executor.run(run, self._velocities if momentum else None)
         if reason := self._one_number(executor):
             warnings.warn(reason, stacklevel=4)
@@ -246,8 +249,8 @@ class InferenceLoop:
         """
         wanted = list({id(p): p for p in _listed(params, "pyromancy.get_mstep_params")}.values())
         try:
-            executor = self._prepared()
-            found = executor.gradients(wanted)
+            executor = self.prepared()
+            found = executor.gradients(wanted, settles(self._params[0].device) and self._begun != self._memory())
             if isinstance(found, str):
                 self._reasons["fused M-step gradients"] = found
                 learned = [p for p in wanted if p.requires_grad]
@@ -257,7 +260,7 @@ class InferenceLoop:
                         (self._energy() if evaluated is None else evaluated).mean().backward(inputs=learned)
                 return
         finally:
-            self._restore()
+            self.restore()
         self._reasons.pop("fused M-step gradients", None)
         for p, gradient in zip(wanted, found, strict=True):
             if gradient is None or not p.requires_grad:
@@ -281,10 +284,10 @@ class InferenceLoop:
         """
         executor = self._executor
         if executor is None:
-            executor = self._prepared()
+            executor = self.prepared()
             if self._wanted == "autograd":
                 self.energy()
-            self._restore()
+            self.restore()
         named = _names(self._energy)
         moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
         notes = [f"E-steps move {moved}", *self._doubts(executor, named), *executor.notes(), *self._history()]
@@ -341,7 +344,16 @@ class InferenceLoop:
             if not p.requires_grad:
                 raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
 
-    def _restore(self) -> None:
+    @property
+    def params(self) -> list[Tensor]:
+        """The free states."""
+        return [*self._params]
+
+    def forget_velocities(self) -> None:
+        """Start the velocity anew at the next run: the states have been moved by others."""
+        self._velocities = None
+
+    def restore(self) -> None:
         """Complete what the energy's code has stored in a dry run, and let go of an evaluation: states may change."""
         if self._program is not None and self._program.lent:
             self._program.mend()
@@ -352,7 +364,7 @@ class InferenceLoop:
         """Of the states: new where `init` has set one, and the same where it was changed in place."""
         return [(StorageWeakRef(p.untyped_storage()), p.data_ptr(), p.shape) for p in self._params]
 
-    def _prepared(self) -> Executor:
+    def prepared(self) -> Executor:
         """An executor for the energy as it is now."""
         last, change = self._program, None
         if last is not None and self._executor is not None:
@@ -361,7 +373,6 @@ class InferenceLoop:
                 if isinstance(self._executor, AutogradExecutor) and not self._is_patient():
                     self._try_again(last)
                 return self._executor
-            self._executor.rest()
             last.rest()
         elif isinstance(self._executor, AutogradExecutor) and self._is_patient():
             return self._executor
@@ -488,8 +499,14 @@ class InferenceLoop:
             "_replay": Replay(),
             "_velocities": None,
             "_seen": [],
+            "_begun": [],
         }
         return state | anew
+
+
+def settles(device: torch.device) -> bool:
+    """Whether the kernels of a device take states for their predictions where rounding alone tells the two apart."""
+    return device.type == "cpu"
 
 
 def _listed(params: Iterable[Tensor], source: str) -> list[Tensor]:

@@ -1,7 +1,8 @@
-"""Recognises chains: Gaussian nodes joined by (activation, Linear, activation) edges, for `infer_chain_`."""
+"""Recognises chains: Gaussian nodes joined by (activation, Linear, activation) edges, for plans."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import functional
 from ..ops.activations import ACTIVATIONS
+from ..plan import Activation
 from .program import Call, Program, Slot
 from .vocabulary import arguments, unusual
 
@@ -18,14 +20,6 @@ _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 class NotAChain(Exception):
     """A program is no chain; the message says where."""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation by its number in `ACTIVATIONS`, and its parameter."""
-
-    number: int = 0
-    parameter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -219,6 +213,42 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
     return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
 
 
+@dataclass(frozen=True)
+class EdgeTensors:
+    """``after(W before(z) + b)``, as the tensors themselves."""
+
+    source: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    before: Activation
+    after: Activation
+
+
+def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> EdgeTensors | None:
+    """The edge that makes a slot of a state, as `origin` tells the slots that are one; None of anything else."""
+
+    def unwrapped(slot: int) -> tuple[Activation, int]:
+        call = program.producer.get(slot)
+        activation = _activation(call)
+        return (activation, call.inputs[0]) if call is not None and activation is not None else (Activation(), slot)
+
+    after, slot = unwrapped(slot)
+    call = program.producer.get(slot)
+    if call is None or call.meaning != "linear":
+        return None
+    bound = arguments(call.function, call.args, call.kwargs)
+    made_of, weight, bias = (bound[name] for name in ("input", "weight", "bias"))
+    before, source = Activation(), origin(made_of.index)
+    if source is None:
+        before, inner = unwrapped(made_of.index)
+        source = origin(inner)
+    of = [w.index for w in (weight, bias) if w is not None]
+    if source is None or any(i >= len(program.leaves) for i in of):
+        return None
+    leaves = [program.leaves[i] for i in of]
+    return EdgeTensors(source, leaves[0], leaves[1] if bias is not None else None, before, after)
+
+
 def _is_product(program: Program, call: Call | None) -> bool:
     """Whether a call is a matrix product, or adds something fixed to one, as a bias."""
     if call is not None and call.meaning == "add":
@@ -242,17 +272,11 @@ def _activation(call: Call | None) -> Activation | None:
     return None if options else Activation(_NUMBER[name], value)
 
 
-def precision(program_values: dict[int, Tensor], node: Node, like: Tensor) -> Tensor | None:
-    """A node's precision times its weight: None for 1, a diagonal ``[n]`` or a matrix ``[n, n]``."""
-    if node.factor is not None:
-        factor = program_values[node.factor]
-        library = not factor.is_cuda and factor.diagonal().all()  # which raises where L is singular
-        inverse = torch.cholesky_inverse(factor) if library else _inverse(factor)
-        return inverse if node.weight == 1.0 else node.weight * inverse
-    if node.logvar is None:
-        return None if node.weight == 1.0 else like.new_full((like.shape[1],), node.weight)
-    diagonal = torch.exp(-program_values[node.logvar]) * node.weight
-    return diagonal.expand(like.shape[1]).contiguous()
+def precision(factor: Tensor, weight: float) -> Tensor:
+    """The precision ``[n, n]`` of a full covariance with a Cholesky factor, times a node's weight."""
+    library = not factor.is_cuda and factor.diagonal().all()  # which raises where L is singular
+    inverse = torch.cholesky_inverse(factor) if library else _inverse(factor)
+    return inverse if weight == 1.0 else weight * inverse
 
 
 def _inverse(factor: Tensor) -> Tensor:

@@ -15,14 +15,12 @@ cholesky_factor = torch.ops.pyromancy.cholesky_factor.default
 multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
 multivariate_error = torch.ops.pyromancy.multivariate_error.default
 estep_ = in_place.bound("estep_")
-chain_mstep = torch.ops.pyromancy.chain_mstep.default
-infer_chain_ = in_place.bound("infer_chain_")
+run_plan_ = in_place.bound("run_plan_")
 estep_momentum_ = in_place.bound("estep_momentum_")
 
 __all__ = [
     "SERVED_BY_TRITON",
     "autograd",
-    "chain_mstep",
     "checks",
     "cholesky_factor",
     "estep_",
@@ -30,7 +28,6 @@ __all__ = [
     "gaussian_energy",
     "gaussian_error",
     "in_place",
-    "infer_chain_",
     "multivariate_energy",
     "multivariate_error",
     "native",

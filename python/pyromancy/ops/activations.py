@@ -20,7 +20,7 @@ def _gelu_tanh_slope(x: Tensor) -> Tensor:
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * scale * (1 + 3 * cubic * x * x)
 
 
-# The activations of a chain, in the order of their numbers in `infer_chain_`: name -> f(x, parameter), f'(x, parameter)
+# The activations of edges, in the order of their numbers in plans: name -> f(x, parameter), f'(x, parameter)
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor, float], Tensor]]] = {
     "identity": (lambda x, _: x, lambda x, _: torch.ones_like(x)),
     "relu": (lambda x, _: torch.relu(x), lambda x, _: (x > 0).to(x.dtype)),

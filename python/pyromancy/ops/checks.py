@@ -8,15 +8,14 @@ names the argument, what it must be and what it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .activations import ACTIVATIONS
+from ..plan import Law, Learned, Learning, Plan, RuleKind, decode
 
-MATMUL_PRECISIONS = ("highest", "high", "medium")
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _check = torch._check
 
@@ -145,149 +144,203 @@ def _estep_momentum(
     _finite(momentum=momentum, dampening=dampening)
 
 
-def _entries(name: str, entries: Sequence[object], expected: int, count: int) -> None:
-    _check(
-        len(entries) == expected,
-        lambda: f"{name} must have {expected} entries for {count} states, got {len(entries)}",
-    )
+def _run_plan(written: list[Tensor], read: list[Tensor], ints: list[int], numbers: list[float]) -> None:
+    try:
+        plan = decode(ints, numbers, len(written), len(written) + len(read))
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    _Plan(plan, [*written, *read], len(written)).check()
 
 
-def _chain(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-) -> None:
-    _check(len(states) > 0, lambda: "states must not be empty")
-    first, count = states[0], len(states)
-    dtype = first.dtype
-    _check(dtype in (torch.float32, torch.float64), lambda: f"states must be float32 or float64, got {dtype}")
-    for name, per_edge in (("weights", weights), ("biases", biases)):
-        _entries(name, per_edge, count - 1, count)
-    for name, per_side in (("activations", activations), ("parameters", parameters)):
-        _entries(name, per_side, 2 * (count - 1), count)
-    for name, per_node in (("precisions", precisions), ("predicted", predicted)):
-        _entries(name, per_node, count, count)
-    for i, z in enumerate(states):
-        _check(z.dim() == 2, lambda i=i, z=z: f"states[{i}] must have shape (B, n), got {tuple(z.shape)}")
-        _like(f"states[{i}]", z, "states[0]", first)
-        _shaped(f"states[{i}]", z, (first.shape[0], z.shape[1]))
-        _contiguous(f"states[{i}]", z)
-    for i, (z, precision) in enumerate(zip(states, precisions, strict=True)):
-        if precision is not None:
-            n = z.shape[1]
-            _like(f"precisions[{i}]", precision, "states[0]", first)
-            _shaped(f"precisions[{i}]", precision, (n,), (n, n))
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        _like(f"weights[{i}]", weight, "states[0]", first)
-        _shaped(f"weights[{i}]", weight, (states[i + 1].shape[1], states[i].shape[1]))
-        if bias is not None:
-            _like(f"biases[{i}]", bias, "states[0]", first)
-            _shaped(f"biases[{i}]", bias, (weight.shape[0],))
-    for kind in activations:
+class _Plan:
+    """A plan's structure, and that its tensors are what it takes them for."""
+
+    def __init__(self, plan: Plan, operands: list[Tensor], written: int) -> None:
+        self.plan, self.operands, self.written = plan, operands, written
+
+    def check(self) -> None:
+        plan = self.plan
+        self.first = self.operands[plan.nodes[0].state]
+        self.batch = self.first.shape[:1]
+        dtype = self.first.dtype
+        _check(dtype in (torch.float32, torch.float64), lambda: f"states must be float32 or float64, got {dtype}")
+        for i in range(len(plan.edges)):
+            self.join(i)
+        for i in range(len(plan.nodes)):
+            self.node(i)
+        for i in range(len(plan.edges)):
+            self.edge(i)
         _check(
-            0 <= kind < len(ACTIVATIONS),
-            lambda kind=kind: f"activations must be from 0 to {len(ACTIVATIONS) - 1}, got {kind}",
+            (not plan.targets) == (plan.learning is Learning.NEVER),
+            lambda: "plan must have targets where something learns, and only there",
         )
-    if prior is not None:
-        n = first.shape[1]
-        _like("prior", prior, "states[0]", first)
-        _shaped("prior", prior, (1, n), (first.shape[0], n))
-    _check(predicted[0] == (prior is not None), lambda: "predicted[0] must be true exactly where there is a prior")
+        for i in range(len(plan.targets)):
+            self.target(i)
+        self.rest()
+        self.uses()
 
+    def like(self, name: str, t: Tensor) -> None:
+        _like(name, t, "state of node[0]", self.first)
 
-def _infer_chain(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    grams: list[Tensor | None],
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    free: list[bool],
-    steps: int,
-    lr: float,
-    velocities: list[Tensor],
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    resume: bool,
-    energies: Tensor | None,
-    matmul_precision: str = "highest",
-) -> None:
-    _chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
-    first, count = states[0], len(states)
-    _finite(lr=lr, momentum=momentum, dampening=dampening)
-    _check(steps >= 0, lambda: f"steps must not be negative, got {steps}")
-    _check(
-        matmul_precision in MATMUL_PRECISIONS,
-        lambda: f"matmul_precision must be highest, high or medium, got {matmul_precision}",
-    )
-    _entries("grams", grams, count - 1, count)
-    _entries("free", free, count, count)
-    if velocities:
-        _entries("velocities", velocities, count, count)
-    for i, velocity in enumerate(velocities):
-        if free[i]:
-            _same(f"velocities[{i}]", velocity, f"states[{i}]", states[i])
-            _contiguous(f"velocities[{i}]", velocity)
-    for i, gram in enumerate(grams):
-        if gram is None:
-            continue
+    def join(self, i: int) -> None:
+        edge = self.plan.edges[i]
         _check(
-            energies is None,
-            lambda i=i: f"grams[{i}] must be None where energies are recorded, which take the errors",
+            edge.source < edge.target,
+            lambda: f"edge {i} must lead to a later node, got {edge.source} -> {edge.target}",
         )
-        n = states[i].shape[1]
-        _like(f"grams[{i}]", gram, "states[0]", first)
-        _shaped(f"grams[{i}]", gram, (n, n))
-        precision = precisions[i + 1]
-        full = precision is not None and precision.dim() == 2
+        others = self.plan.edges[:i]
         _check(
-            free[i] and not free[i + 1] and predicted[i + 1] and activations[2 * i + 1] == 0 and not full,
-            lambda i=i: (
-                f"grams[{i}] needs a free source, a clamped target that is predicted and has no matrix for its "
-                "precision, and no activation after the product"
+            self.plan.nodes[edge.target].prior is None and all(e.target != edge.target for e in others),
+            lambda: f"node {edge.target} must have one prediction, got edge {i} beside another",
+        )
+        _check(
+            all(e.source != edge.source for e in others),
+            lambda: f"node {edge.source} must predict one node, got edge {i} beside another",
+        )
+
+    def node(self, i: int) -> None:
+        node, state = self.plan.nodes[i], self.operands[self.plan.nodes[i].state]
+        name = f"state of node[{i}]"
+        _check(state.dim() == 2, lambda: f"{name} must have shape (B, n), got {tuple(state.shape)}")
+        self.like(name, state)
+        n = state.shape[1]
+        _shaped(name, state, (*self.batch, n))
+        _contiguous(name, state)
+        _check(
+            not node.free or node.state < self.written,
+            lambda: f"{name} is moved, and must be among the tensors written",
+        )
+        predicted = node.prior is not None or any(e.target == i for e in self.plan.edges)
+        _check(
+            predicted == (node.law is not Law.NONE),
+            lambda: f"node {i} must have a law where it has a prediction, and only there",
+        )
+        _check(
+            not node.swept or (node.free and predicted),
+            lambda: f"node {i} must be free and predicted to start at its prediction",
+        )
+        if node.theta is not None:
+            theta = self.operands[node.theta]
+            self.like(f"theta of node[{i}]", theta)
+            _check(node.law is not Law.NONE, lambda: f"theta of node[{i}] needs a law")
+            _shaped(f"theta of node[{i}]", theta, *([(n, n)] if node.law is Law.FULL_GAUSSIAN else [(n,), (1,), ()]))
+        else:
+            _check(node.law is not Law.FULL_GAUSSIAN, lambda: f"theta of node {i} must be its precision")
+        if node.prior is not None:
+            prior = self.operands[node.prior]
+            self.like(f"prior of node[{i}]", prior)
+            _shaped(f"prior of node[{i}]", prior, (1, n), (*self.batch, n))
+        if node.velocity is not None:
+            velocity = self.operands[node.velocity]
+            _check(node.free, lambda: f"node {i} must be free to have a velocity")
+            _same(f"velocity of node[{i}]", velocity, name, state)
+            _contiguous(f"velocity of node[{i}]", velocity)
+        if node.data is not None:
+            data = self.operands[node.data]
+            self.like(f"data of node[{i}]", data)
+            _check(
+                data.dim() == 2 and data.shape[1] == n and data.is_contiguous(),
+                lambda: f"data of node[{i}] must be contiguous of shape (N, {n}), got {tuple(data.shape)}",
+            )
+            _check(self.plan.order is not None, lambda: f"data of node[{i}] needs an order")
+            _check(node.state < self.written, lambda: f"{name} is set from data, and must be among the tensors written")
+
+    def edge(self, i: int) -> None:
+        edge = self.plan.edges[i]
+        source, target = self.plan.nodes[edge.source], self.plan.nodes[edge.target]
+        n, m = self.operands[source.state].shape[1], self.operands[target.state].shape[1]
+        weight = self.operands[edge.weight]
+        self.like(f"weight of edge[{i}]", weight)
+        _shaped(f"weight of edge[{i}]", weight, (m, n))
+        if edge.bias is not None:
+            bias = self.operands[edge.bias]
+            self.like(f"bias of edge[{i}]", bias)
+            _shaped(f"bias of edge[{i}]", bias, (m,))
+        _check(
+            not edge.gram
+            or (
+                source.free and not target.free and edge.after.number == 0
+                and target.law is Law.GAUSSIAN and self.plan.energies is None
+            ),
+            lambda: (
+                f"gram of edge {i} needs a free source, a clamped target without a matrix for its precision, no "
+                "activation after the product, and no energies recorded"
+            ),
+        )  # fmt: skip
+
+    def target(self, i: int) -> None:
+        target = self.plan.targets[i]
+        rule = self.plan.rules[target.rule]
+        noun = {Learned.WEIGHT: "weight of edge", Learned.BIAS: "bias of edge", Learned.LOGVAR: "theta of node"}
+        name = f"{noun[target.what]}[{target.owner}]"
+        if target.what is Learned.LOGVAR:
+            node = self.plan.nodes[target.owner]
+            _check(
+                node.law is Law.GAUSSIAN or node.theta is None, lambda: f"{name} must be log-variances to be learned"
+            )
+            of = node.theta
+        else:
+            edge = self.plan.edges[target.owner]
+            of = edge.weight if target.what is Learned.WEIGHT else edge.bias
+        _check(of is not None, lambda: f"{name} is to be learned, and there is none")
+        assert of is not None
+        written = self.operands[target.tensor]
+        _same(f"targets[{i}]", written, name, self.operands[of])
+        _contiguous(f"targets[{i}]", written)
+        _check(
+            (rule.kind is RuleKind.GRADIENT) == (target.tensor != of),
+            lambda: (
+                f"targets[{i}] must be the parameter itself where a rule moves it, and another tensor where its "
+                "gradient is wanted"
             ),
         )
-    if energies is not None:
-        _like("energies", energies, "states[0]", first)
-        _shaped("energies", energies, (steps, count, first.shape[0]))
-        _contiguous("energies", energies)
+        needed = {RuleKind.GRADIENT: 0, RuleKind.SGD: int(rule.first != 0), RuleKind.ADAM: 3}[rule.kind]
+        slots = list(target.slots)
+        _check(None not in slots[:needed] and len(slots) >= needed, lambda: f"target {i} needs {needed} slots")
+        for place, slot in enumerate(slots):
+            if slot is None:
+                continue
+            t = self.operands[slot]
+            if rule.kind is RuleKind.ADAM and place == 0:
+                _check(
+                    t.numel() == 1 and t.dtype in (torch.float32, torch.float64),
+                    lambda t=t: f"step of target {i} must be one float32 or float64 number, got shape {tuple(t.shape)}",
+                )
+                continue
+            _same(f"slot of target[{i}]", t, f"targets[{i}]", written)
+            _contiguous(f"slot of target[{i}]", t)
 
+    def rest(self) -> None:
+        plan = self.plan
+        if plan.energies is not None:
+            energies = self.operands[plan.energies]
+            self.like("energies", energies)
+            _shaped("energies", energies, (plan.steps, len(plan.nodes), *self.batch))
+            _contiguous("energies", energies)
+        if plan.order is None:
+            return
+        order, batch = self.operands[plan.order], self.batch[0]
+        fits = order.dim() == 1 and (order.shape[0] % batch == 0 if batch else order.shape[0] == 0)
+        _check(
+            fits and order.is_contiguous() and order.dtype == torch.int64,
+            lambda: f"order must be contiguous int64 of shape (batches * {batch},), got {tuple(order.shape)}",
+        )
+        _check(plan.energies is None, lambda: "energies must not be recorded over many batches")
 
-def _chain_mstep(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    for_weight: list[bool],
-    for_bias: list[bool],
-    for_precision: list[bool],
-    known: list[Tensor],
-) -> None:
-    _chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
-    count = len(states)
-    for name, wanted, offset in (
-        ("for_weight", for_weight, 1),
-        ("for_bias", for_bias, 1),
-        ("for_precision", for_precision, 0),
-    ):
-        _entries(name, wanted, count - offset, count)
-        for i, wants in enumerate(wanted):
+    def uses(self) -> None:
+        """What is written serves one purpose; what a rule moves is its owner's parameter too."""
+        plan = self.plan
+        used: list[int | None] = [i for n in plan.nodes for i in (n.state, n.theta, n.prior, n.velocity, n.data)]
+        used += [i for e in plan.edges for i in (e.weight, e.bias)]
+        used += [i for t in plan.targets for i in (t.tensor, *t.slots)]
+        used.append(plan.energies)
+        changed = {n.state for n in plan.nodes if n.free or n.data is not None} | {n.velocity for n in plan.nodes}
+        changed |= {i for t in plan.targets for i in (t.tensor, *t.slots)} | {plan.energies}
+        moved = {t.tensor for t in plan.targets if plan.rules[t.rule].kind is not RuleKind.GRADIENT}
+        for i in changed - {None}:
             _check(
-                predicted[i + offset] or not wants,
-                lambda name=name, i=i, node=i + offset: f"{name}[{i}] needs a predicted node, and node {node} is not",
+                used.count(i) <= (2 if i in moved else 1),
+                lambda i=i: f"written[{i}] is what a plan writes, and must be used for nothing else",
             )
 
 
@@ -304,8 +357,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "multivariate_error": _multivariate,
     "estep_": _estep,
     "estep_momentum_": _estep_momentum,
-    "infer_chain_": _infer_chain,
-    "chain_mstep": _chain_mstep,
+    "run_plan_": _run_plan,
 }
 
 
@@ -370,48 +422,19 @@ def _estep_momentum_memory(value: Tensor, buffer: Tensor, error: Tensor, feedbac
         _apart("buffer", buffer, "feedback", feedback, may_be_same=True)
 
 
-def _infer_chain_memory(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    grams: list[Tensor | None],
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    free: list[bool],
-    steps: int,
-    lr: float,
-    velocities: list[Tensor],
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    resume: bool,
-    energies: Tensor | None,
-    *_: object,
-) -> None:
-    def named(name: str, tensors: Sequence[Tensor | None], those: Sequence[bool] | None = None) -> Iterator[Any]:
-        return ((f"{name}[{i}]", t) for i, t in enumerate(tensors) if t is not None and (those is None or those[i]))
-
-    written = [*named("states", states, free), *named("velocities", velocities, free)]
-    if energies is not None:
-        written.append(("energies", energies))
-    read = [
-        *named("states", states, [not f for f in free]), *named("weights", weights), *named("biases", biases),
-        *named("precisions", precisions), *named("grams", grams),
-    ]  # fmt: skip
-    if prior is not None:
-        read.append(("prior", prior))
-    for i, (name, t) in enumerate(written):
-        for other_name, other in [*written[:i], *written[i + 1 :], *read]:
-            _apart(name, t, other_name, other)
+def _run_plan_memory(written: list[Tensor], read: list[Tensor], *_: object) -> None:
+    for i, t in enumerate(written):
+        for j, other in enumerate(written):
+            if i != j:
+                _apart(f"written[{i}]", t, f"written[{j}]", other)
+        for j, other in enumerate(read):
+            _apart(f"written[{i}]", t, f"read[{j}]", other)
 
 
 MEMORY: dict[str, Callable[..., None]] = {
     "estep_": _estep_memory,
     "estep_momentum_": _estep_momentum_memory,
-    "infer_chain_": _infer_chain_memory,
+    "run_plan_": _run_plan_memory,
 }
 
 

@@ -23,36 +23,11 @@ _keys_below: Any = torch._C._after_ADInplaceOrView_keyset
 _keys_below_negation: Any = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)
 
 
-def _chain(
-    states: list[Tensor],
-    weights: object,
-    biases: object,
-    precisions: object,
-    prior: object,
-    grams: object,
-    activations: object,
-    parameters: object,
-    predicted: object,
-    free: list[bool],
-    steps: object,
-    lr: object,
-    velocities: list[Tensor],
-    momentum: object,
-    dampening: object,
-    nesterov: object,
-    resume: object,
-    energies: Tensor | None,
-    *_: object,
-) -> list[Tensor]:
-    written = [t for tensors in (states, velocities) for t, is_free in zip(tensors, free, strict=False) if is_free]
-    return written if energies is None else [*written, energies]
-
-
 # of what may be written, what is
 WRITTEN: dict[str, Callable[..., Sequence[Tensor]]] = {
     "estep_": lambda value, *_: (value,),
     "estep_momentum_": lambda value, buffer, *_: (value, buffer),
-    "infer_chain_": _chain,
+    "run_plan_": lambda written, *_: written,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .chain import chain_mstep, infer_chain_
+from .run_plan import run_plan_
 from .schema import library, registered
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         multivariate_error,
         estep_,
         estep_momentum_,
-        infer_chain_,
-        chain_mstep,
+        run_plan_,
     )
 }
 

@@ -54,19 +54,8 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!) value, Tensor(b!) buffer, Tensor error, Tensor? feedback, "
         "float lr, float momentum, float dampening, bool nesterov) -> ()"
     ),
-    # all E-steps of a chain of nodes [B, n], in place on the free states; see `infer_chain_` in chain.py
-    "infer_chain_": (
-        "(Tensor(a!)[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
-        "Tensor?[] grams, int[] activations, float[] parameters, bool[] predicted, bool[] free, int steps, float lr, "
-        "Tensor(b!)[] velocities, float momentum, float dampening, bool nesterov, bool resume, "
-        'Tensor(c!)? energies, str matmul_precision="highest") -> Tensor[]'
-    ),
-    # gradients of the chain's batch-mean energy for weights and biases, and what those for variances are made of
-    "chain_mstep": (
-        "(Tensor[] states, Tensor[] weights, Tensor?[] biases, Tensor?[] precisions, Tensor? prior, "
-        "int[] activations, float[] parameters, bool[] predicted, "
-        "bool[] for_weight, bool[] for_bias, bool[] for_precision, Tensor[] known) -> Tensor[]"
-    ),
+    # E-steps and learning of a network of nodes [B, n], as a plan says; see `run_plan_` in run_plan.py
+    "run_plan_": "(Tensor(a!)[] written, Tensor[] read, int[] plan, float[] numbers) -> ()",
 }
 
 
@@ -176,57 +165,5 @@ def estep_momentum_(value: Tensor, *_: object, **__: object) -> None:
 
 
 @_fake
-def infer_chain_(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    grams: list[Tensor | None],
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    free: list[bool],
-    *_: object,
-    **__: object,
-) -> list[Tensor]:
-    if states[0].device.type == "cuda":
-        return []
-    kept = kept_predictions(weights, activations, predicted, free)
-    table = torch.empty(len(kept), 2, dtype=torch.int64)
-    return [*(torch.empty_like(states[edge + 1]) for edge in kept), table]
-
-
-def kept_predictions(
-    weights: list[Tensor], activations: list[int], predicted: list[bool], free: list[bool]
-) -> list[int]:
-    """The edges whose prediction `infer_chain_` returns: from clamped nodes, with no activation after the product."""
-    return [
-        edge
-        for edge, weight in enumerate(weights)
-        if predicted[edge + 1] and not free[edge] and activations[2 * edge + 1] == 0 and weight.is_contiguous()
-    ]
-
-
-@_fake
-def chain_mstep(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    for_weight: list[bool],
-    for_bias: list[bool],
-    for_precision: list[bool],
-    known: list[Tensor],
-) -> list[Tensor]:
-    results = [w.new_empty(w.shape) for w, wanted in zip(weights, for_weight, strict=True) if wanted]
-    results += [w.new_empty(w.shape[0]) for w, wanted in zip(weights, for_bias, strict=True) if wanted]
-    for state, precision, wanted in zip(states, precisions, for_precision, strict=True):
-        if wanted:
-            full = precision is not None and precision.dim() == 2
-            results.append(state.new_empty(state.shape[1:] * (2 if full else 1)))
-    return results
+def run_plan_(written: list[Tensor], *_: object, **__: object) -> None:
+    return None

@@ -22,6 +22,7 @@ class Run:
         lr: their rate; this and the next three are those of `torch.optim.SGD`.
         resume: whether the velocities hold those of earlier steps; else the first gradient starts them.
         record: whether the energies before every step are wanted.
+        settle: whether the states were set since the last run, by products that may be rounded in other ways.
         mean: whether `lr` has yet to be divided by the number of energies, which only the executor will know.
     """
 
@@ -32,6 +33,7 @@ class Run:
     nesterov: bool
     resume: bool
     record: bool
+    settle: bool = False
     mean: bool = False
 
 
@@ -63,13 +65,10 @@ class Executor(ABC):
             With `run.record`, the energy of every term before every step, per sample: ``[steps, terms, B]``.
         """
 
-    def gradients(self, wanted: Sequence[Tensor]) -> list[Tensor | None] | str:
-        """Gradients of the batch-mean energy, or why autograd has to compute them."""
-        del wanted
+    def gradients(self, wanted: Sequence[Tensor], settle: bool) -> list[Tensor | None] | str:
+        """Gradients of the batch-mean energy, or why autograd has to compute them; `settle` as in a run."""
+        del wanted, settle
         return "the executor has no gradients of its own"
-
-    def rest(self) -> None:  # noqa: B027 (a run that leaves nothing has nothing to let go of)
-        """Let go of what a run has left for `gradients`: another energy has its turn."""
 
     @abstractmethod
     def notes(self) -> list[str]:

@@ -26,14 +26,14 @@ OPERATORS = tuple(SCHEMAS)
 def load() -> tuple[dict[str, Callable[..., Any]], str]:
     """The kernels by operator; or none, and why."""
     try:
-        from . import chain, cholesky, estep, gaussian, launch, multivariate
+        from . import cholesky, estep, gaussian, launch, multivariate, run_plan
     except ModuleNotFoundError as error:
         if error.name == "triton":
             return {}, "Triton is not installed"
         return {}, f"Triton does not load: {error}"
     except Exception as error:  # a Triton that does not fit the system or the Python fails in many ways
         return {}, f"Triton does not load: {type(error).__name__}: {error}"
-    modules = (gaussian, cholesky, multivariate, estep, chain)
+    modules = (gaussian, cholesky, multivariate, estep, run_plan)
     return {name: launch.guarded(name, f) for m in modules for name, f in vars(m).items() if name in OPERATORS}, ""
 
 

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chain import what_is_known
+from ... import plan
+from ...plan import Learned
 from . import persistent
 from .activation import IDENTITY, activate, slope
 from .launch import blocks, computed_in, elements_of_tile, launch, tile
@@ -134,7 +135,16 @@ class Errors(NamedTuple):
 
 
 class Chain:
-    """Operands of a call, and what is computed of them in either operator."""
+    """A path of nodes along edges, and what is computed of it in E-steps and for gradients.
+
+    Args:
+        states: of the nodes.
+        weights: of the edges, each from one node to the next.
+        biases: likewise.
+        precisions: of the nodes: None for 1, a diagonal, or a matrix.
+        prior: constant prediction of the first node.
+        activations: before and after of every edge, with their parameters.
+    """
 
     def __init__(
         self,
@@ -143,16 +153,14 @@ class Chain:
         biases: list[Tensor | None],
         precisions: list[Tensor | None],
         prior: Tensor | None,
-        activations: list[int],
-        parameters: list[float],
-        predicted: list[bool],
+        activations: list[tuple[tuple[int, float], tuple[int, float]]],
     ) -> None:
-        self.states, self.weights, self.predicted = states, weights, predicted
+        self.states, self.weights = states, weights
+        self.predicted = [prior is not None, *[True] * len(weights)]
         self.biases = [None if b is None else b.contiguous() for b in biases]
         self.precisions = [None if p is None else p.contiguous() for p in precisions]
         self.prior = None if prior is None else prior.contiguous()
-        self.before = [*zip(activations[::2], parameters[::2], strict=True)]  # of every edge, with its parameter
-        self.after = [*zip(activations[1::2], parameters[1::2], strict=True)]
+        self.before, self.after = [before for before, _ in activations], [after for _, after in activations]
         self.batch = states[0].shape[0]
         self.acc = computed_in("states", states[0])
 
@@ -246,11 +254,12 @@ class Descent:
         drives: of the edges that have a gram and use it, W^T P (z - b) and the gram W^T P W.
         steps: their number.
         lr: their rate.
-        velocities: as in `infer_chain_`, with zeros where the first gradient is to start them.
-        momentum: as in `infer_chain_`.
+        velocities: of every node, with zeros where the first gradient is to start them; None for no momentum.
+        momentum: as in `torch.optim.SGD`.
         kept: of the gradients, in the velocities: of the first step's, and of the later ones'.
-        nesterov: as in `infer_chain_`.
-        energies: as in `infer_chain_`.
+        nesterov: as in `torch.optim.SGD`.
+        energies: ``[steps, nodes, B]``, where they are recorded.
+        matmul_precision: by its name in `PRODUCTS`.
     """
 
     free: list[bool]
@@ -258,7 +267,7 @@ class Descent:
     drives: dict[int, tuple[Tensor, Tensor]]
     steps: int
     lr: float
-    velocities: list[Tensor]
+    velocities: list[Tensor | None]
     momentum: float
     kept: tuple[float, float]
     nesterov: bool
@@ -266,50 +275,50 @@ class Descent:
     matmul_precision: str
 
 
-@torch.no_grad()
-def infer_chain_(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    grams: list[Tensor | None],
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
+def infer(
+    chain: Chain,
     free: list[bool],
+    grams: list[bool],
+    method: plan.Descent,
     steps: int,
-    lr: float,
-    velocities: list[Tensor],
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    resume: bool,
+    velocities: list[Tensor | None],
     energies: Tensor | None,
-    matmul_precision: str = "highest",
-) -> list[Tensor]:
-    chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
-    constant = {i + 1: chain.prediction(i) for i in range(len(weights)) if predicted[i + 1] and not free[i]}
-    known = what_is_known(states, weights, activations, predicted, free, constant)
+    matmul_precision: str,
+) -> None:
+    """Take a chain's E-steps, in place.
+
+    Args:
+        chain: its states are written where they are free.
+        free: of every node.
+        grams: of every edge, whether its feedback is computed by its gram.
+        method: of the steps.
+        steps: how many.
+        velocities: of every node that has one.
+        energies: ``[steps, nodes, B]``, set to the nodes' energies before each step.
+        matmul_precision: by its name in `PRODUCTS`.
+    """
+    if not steps:
+        return
+    edges = range(len(chain.weights))
+    constant = {i + 1: chain.prediction(i) for i in edges if not free[i]}
     if chain.prior is not None:
         constant[0] = chain.prior
-    if not steps:
-        return known
-    for i, velocity in enumerate(velocities):
-        if free[i] and not resume:
-            velocity.zero_()
-    kept = (1 - dampening if resume else 1.0, 1 - dampening)
-    drives = {i: (_drive(chain, i), g) for i, g in enumerate(grams) if g is not None}
+    if not method.resume:
+        for velocity in velocities:
+            if velocity is not None:
+                velocity.zero_()
+    kept = (1 - method.dampening if method.resume else 1.0, 1 - method.dampening)
+    drives = {i: (_drive(chain, i), _gram(chain, i)) for i in edges if grams[i]}
     descent = Descent(
-        free, constant, drives, steps, lr, velocities, momentum, kept, nesterov, energies, matmul_precision
-    )
+        free, constant, drives, steps, method.lr, velocities, method.momentum, kept, method.nesterov, energies,
+        matmul_precision,
+    )  # fmt: skip
     if energies is not None:
         _constant_energies(chain, descent, energies)
     if tall := persistent.rows_of_a_program(chain, descent):
         persistent.descend(chain, descent, tall)
     else:
         _descend(chain, descent)
-    return known
 
 
 def _drive(chain: Chain, edge: int) -> Tensor:
@@ -317,6 +326,12 @@ def _drive(chain: Chain, edge: int) -> Tensor:
     bias, precision = chain.biases[edge], chain.precisions[edge + 1]
     target = chain.states[edge + 1] if bias is None else chain.states[edge + 1] - bias
     return torch.mm(target if precision is None else target * precision, chain.weights[edge])
+
+
+def _gram(chain: Chain, edge: int) -> Tensor:
+    """W^T P W."""
+    weight, precision = chain.weights[edge], chain.precisions[edge + 1]
+    return torch.mm(weight.mT, weight if precision is None else precision.unsqueeze(1) * weight)
 
 
 def _constant_energies(chain: Chain, descent: Descent, energies: Tensor) -> None:
@@ -360,34 +375,25 @@ def _descend(chain: Chain, descent: Descent) -> None:
             kind, parameter = chain.before[i] if i in panels else (IDENTITY, 0.0)
             launch(
                 update_kernel, blocks(states[i].numel(), block), states[i],
-                descent.velocities[i] if descent.velocities else None, rooms[i].error if i in rooms else None,
+                descent.velocities[i], rooms[i].error if i in rooms else None,
                 feedback.get(i), None if kind == IDENTITY else panels[i], states[i].numel(), parameter,
                 descent.lr, descent.momentum, descent.kept[step > 0], descent.nesterov, kind, chain.acc, block,
             )  # fmt: skip
 
 
-@torch.no_grad()
-def chain_mstep(
-    states: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    precisions: list[Tensor | None],
-    prior: Tensor | None,
-    activations: list[int],
-    parameters: list[float],
-    predicted: list[bool],
-    for_weight: list[bool],
-    for_bias: list[bool],
-    for_precision: list[bool],
-    known: list[Tensor],
-) -> list[Tensor]:
-    """`known` is not looked at: to compare contents the host would wait for the device."""
-    chain = Chain(states, weights, biases, precisions, prior, activations, parameters, predicted)
+def mstep(chain: Chain, wanted: list[tuple[Learned, int, Tensor]]) -> None:
+    """Write gradients of the mean energy into tensors: of an edge's weight or bias, or the mean of P (z - mu)^2.
+
+    Args:
+        chain: its states are where the gradients are taken.
+        wanted: what, of which edge or node, and where it goes; a mean into [1] is summed over the node.
+    """
     mean = 1 / max(1, chain.batch)
-    for_weights, for_biases, moments = [], [], []
-    for i in range(len(states)):
-        delta = i > 0 and (for_weight[i - 1] or for_bias[i - 1])
-        if not (delta or for_precision[i]):
+    for i in range(len(chain.states)):
+        weights = [t for what, edge, t in wanted if what is Learned.WEIGHT and edge == i - 1]
+        biases = [t for what, edge, t in wanted if what is Learned.BIAS and edge == i - 1]
+        moments = [t for what, node, t in wanted if what is Learned.LOGVAR and node == i]
+        if not (weights or biases or moments):
             continue
         if i > 0:
             panel = chain.panel(i - 1)
@@ -395,21 +401,12 @@ def chain_mstep(
         else:
             assert chain.prior is not None
             forward = Forward(chain.prior)
-        room = chain.room(i, delta=delta, square=for_precision[i] and not chain.full(i))
+        room = chain.room(i, delta=bool(weights or biases), square=bool(moments))
         chain.errors(i, forward, room)
-        if for_precision[i] and room.square is not None:
-            moments.append(room.square.sum(0).mul_(mean))
-        elif for_precision[i]:
-            assert room.error is not None
-            moments.append(_outer(room.error, room.error, mean))
-        if delta and for_weight[i - 1]:
-            for_weights.append(_outer(room.to_feed_back, panel, -mean))
-        if delta and for_bias[i - 1]:
-            for_biases.append(room.to_feed_back.sum(0).mul_(-mean))
-    return [*for_weights, *for_biases, *moments]
-
-
-def _outer(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """The product left^T right, which the library scales."""
-    out = left.new_empty(left.shape[1], right.shape[1])
-    return torch.addmm(out, left.mT, right, beta=0, alpha=scale, out=out)
+        for out in moments:
+            assert room.square is not None
+            torch.sum(room.square.sum_to_size(chain.batch, out.shape[0]), 0, out=out).mul_(mean)
+        for out in weights:
+            torch.addmm(out, room.to_feed_back.mT, panel, beta=0, alpha=-mean, out=out)  # the library scales it
+        for out in biases:
+            torch.sum(room.to_feed_back, 0, out=out).mul_(-mean)

@@ -201,7 +201,9 @@ def height(batch: int, streamed: int, launches: int, processors: int) -> int:
 def rows_of_a_program(chain: Chain, descent: Descent) -> int:
     """The height of a chain's tiles, or 0 where its steps are taken one after the other."""
     state, count = chain.states[0], len(chain.states)
-    if state.dtype != torch.float32 or count > _MOST_NODES or any(chain.full(i) for i in range(count)):
+    momentum = {v is not None for v, free in zip(descent.velocities, descent.free, strict=True) if free}
+    alike = len(momentum) == 1
+    if state.dtype != torch.float32 or count > _MOST_NODES or any(chain.full(i) for i in range(count)) or not alike:
         return 0
     streamed = launches = 0
     for i in range(count - 1):
@@ -280,7 +282,7 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
             own_panels=None if kind == IDENTITY else panels[i],
             nodes=i, direct=drives.get(i),
         )  # fmt: skip
-        if descent.velocities:
+        if descent.velocities[i] is not None:
             nodes.add(velocities=descent.velocities[i])
     width, warps = _TILES[tall]
     by_node = {"velocities": None, **nodes.tuples()}

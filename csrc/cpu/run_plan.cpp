@@ -1,0 +1,238 @@
+#include "../plan.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "packed_chain.h"
+
+namespace pyromancy {
+namespace {
+
+// The gradients that a pass has found the errors for, and what rules do with them.
+class Learner {
+public:
+  Learner(const Plan& plan, const Operands& operands, PackedChain& chain)
+      : plan_(plan), operands_(operands), chain_(chain) {}
+
+  // Asks the pass for what the targets need.
+  void ask(bool of_states_before) {
+    ChainArgs& args = chain_.args;
+    for (const Target& target : plan_.targets) {
+      ChainNode& node = args.node[node_of(target)];
+      void*& wanted = target.what == Learned::logvar ? node.square : node.delta;
+      if (!wanted)
+        wanted = chain_.scratch(args.batch * node.n);
+      if (target.what != Learned::weight || !of_states_before)
+        continue;
+      ChainNode& source = args.node[args.edge[target.owner].source];
+      if (source.free && !source.source)
+        source.source = chain_.scratch(args.batch * source.n);
+    }
+  }
+
+  // After the pass.
+  void learn() {
+    for (const Target& target : plan_.targets)
+      add(target);
+    chain_.pack_all();
+    const ChainKernels& kernels = chain_.kernels;
+    const int64_t bytes = kernels.panel * operands_[plan_.nodes.front().state].element_size();
+    share_out(static_cast<int64_t>(tasks_.size()), bytes,
+              [&](void* panel, int64_t i) { run(tasks_[i], panel); });
+  }
+
+private:
+  struct Parameter {
+    const Target* target;
+    LearnStep step;
+    void *parameter, *gradient;
+    void* slots[kSlots];
+  };
+  // Columns [begin, end) of a weight's gradient, -1/B delta^T f(z), or the sum of rows that a
+  // bias or log-variances take (of a alone), and what is done with it.
+  struct Task {
+    size_t parameter;
+    const void *a, *b;
+    Nonlinearity f;
+    int64_t m, n, begin, end;
+  };
+
+  int64_t node_of(const Target& target) const {
+    return target.what == Learned::logvar ? target.owner : plan_.edges[target.owner].target;
+  }
+
+  void add(const Target& target) {
+    ChainArgs& args = chain_.args;
+    const Rule& rule = plan_.rules[target.rule];
+    const Tensor& tensor = operands_[target.tensor];
+    Parameter p{&target, {rule, rule.lr, 1}, tensor.data_ptr(), nullptr, {}};
+    p.gradient = rule.kind == RuleKind::gradient ? p.parameter : chain_.scratch(tensor.numel());
+    for (int64_t s = 0; s < kSlots; ++s)
+      if (const Tensor* slot = operands_.find(target.slots[s]))
+        p.slots[s] = slot->data_ptr();
+    if (rule.kind == RuleKind::adam) {
+      with_computed(dtype_of("step", operands_[target.slots[0]]), [&](auto zero) {
+        const double step = *static_cast<decltype(zero)*>(p.slots[0]) += 1;
+        p.step.step_size = rule.lr / (1 - std::pow(rule.first, step));
+        p.step.root_of_correction = std::sqrt(1 - std::pow(rule.second, step));
+      });
+    }
+    const size_t at = parameters_.size();
+    parameters_.push_back(p);
+    const ChainNode& node = args.node[node_of(target)];
+    if (target.what != Learned::weight) {
+      const void* rows = target.what == Learned::bias ? node.delta : node.square;
+      tasks_.push_back({at, rows, nullptr, {}, 1, node.n, 0, node.n});
+      return;
+    }
+    const ChainEdge& edge = args.edge[target.owner];
+    const ChainNode& source = args.node[edge.source];
+    const void* z = source.source ? source.source : source.state;
+    const void* a = chain_.pack_wide(node.delta, node.n, args.batch, 1, node.n);
+    const int64_t columns = chain_.kernels.columns;
+    for (int64_t j = 0; j < source.n; j += columns)
+      tasks_.push_back(
+          {at, a, z, edge.before, node.n, source.n, j, std::min(source.n, j + columns)});
+  }
+
+  void run(const Task& task, void* panel) const {
+    const ChainKernels& kernels = chain_.kernels;
+    const Parameter& p = parameters_[task.parameter];
+    const int64_t batch = chain_.args.batch;
+    const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
+    const bool matrix = p.target->what == Learned::weight;
+    if (matrix) {
+      kernels.outer(task.a, task.b, task.f, batch, task.m, task.n, -mean, task.begin, task.end,
+                    panel, p.gradient);
+    } else if (p.target->what == Learned::bias) {
+      kernels.sum_rows(task.a, batch, task.n, -mean, p.gradient);
+    } else {
+      of_logvar(task, p);
+    }
+    if (p.step.rule.kind == RuleKind::gradient)
+      return;
+    const int64_t count = operands_[p.target->tensor].numel();
+    const int64_t offset = matrix ? task.begin * element_size() : 0;
+    void* slots[kSlots];
+    for (int64_t s = 0; s < kSlots; ++s)
+      slots[s] = p.slots[s] ? static_cast<char*>(p.slots[s]) + offset : nullptr;
+    kernels.learn(p.step, matrix ? task.m : 1, task.n, matrix ? task.end - task.begin : count,
+                  static_cast<char*>(p.gradient) + offset, static_cast<char*>(p.parameter) + offset,
+                  slots);
+  }
+
+  // Of weight / 2 (E[d^2 / variance] + log variance), summed where one variance serves all.
+  void of_logvar(const Task& task, const Parameter& p) const {
+    const Tensor& tensor = operands_[p.target->tensor];
+    const double weight = plan_.nodes[p.target->owner].weight;
+    const int64_t batch = chain_.args.batch, n = task.n;
+    const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
+    const Scratch moments(n * element_size());
+    chain_.kernels.sum_rows(task.a, batch, n, mean, moments.as<void>());
+    with_computed(dtype_of("logvar", tensor), [&](auto zero) {
+      using C = decltype(zero);
+      const C* moment = moments.as<C>();
+      C* const to = static_cast<C*>(p.gradient);
+      const bool one = tensor.numel() == 1 && n != 1;
+      double total = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const double g = batch ? 0.5 * (weight - static_cast<double>(moment[i])) : 0;
+        total += g;
+        if (!one)
+          to[i] = static_cast<C>(g);
+      }
+      if (one)
+        to[0] = static_cast<C>(total);
+    });
+  }
+
+  int64_t element_size() const {
+    return operands_[plan_.nodes.front().state].element_size();
+  }
+
+  const Plan& plan_;
+  const Operands& operands_;
+  PackedChain& chain_;
+  std::vector<Parameter> parameters_;
+  std::vector<Task> tasks_;
+};
+
+// Some E-steps from step `first` on, and what weights learn of them.
+void pass(Plan& plan, const Operands& operands, int64_t first, int64_t steps, bool resume,
+          Learn learn) {
+  PackedChain chain(plan, operands);
+  chain.args.resume = resume;
+  if (const Tensor* energies = operands.find(plan.energies))
+    chain.args.energies = static_cast<char*>(energies->data_ptr()) +
+                          first * chain.args.nodes * chain.args.batch * energies->element_size();
+  Learner learner(plan, operands, chain);
+  if (learn != Learn::never)
+    learner.ask(learn == Learn::before);
+  chain.prepare(steps, first == 0, learn);
+  chain.run();
+  if (learn == Learn::never)
+    return;
+  learner.learn();
+  for (Rule& rule : plan.rules)
+    rule.fresh = false;
+}
+
+void run_batch(Plan& plan, const Operands& operands) {
+  switch (plan.learning) {
+  case Learning::never:
+    return pass(plan, operands, 0, plan.steps, plan.resume, Learn::never);
+  case Learning::at_the_end:
+    return pass(plan, operands, 0, plan.steps, plan.resume, Learn::after);
+  case Learning::after_each_step:
+  case Learning::with_each_step:
+    if (plan.steps == 0)
+      return pass(plan, operands, 0, 0, plan.resume, Learn::never);
+    for (int64_t t = 0; t < plan.steps; ++t)
+      pass(plan, operands, t, 1, plan.resume || t > 0,
+           plan.learning == Learning::with_each_step ? Learn::before : Learn::after);
+  }
+}
+
+// Rows of data into the states of one batch.
+void gather(const Plan& plan, const Operands& operands, const int64_t* rows, int64_t batch) {
+  for (const PlanNode& node : plan.nodes) {
+    const Tensor* data = operands.find(node.data);
+    if (!data)
+      continue;
+    const int64_t bytes = data->size(1) * data->element_size();
+    char* const to = static_cast<char*>(operands[node.state].data_ptr());
+    const char* const from = static_cast<const char*>(data->data_ptr());
+    for (int64_t i = 0; i < batch; ++i)
+      std::memcpy(to + i * bytes, from + rows[i] * bytes, bytes);
+  }
+}
+
+void run_plan_(const Tensors& written, const Tensors& read, const std::vector<int64_t>& ints,
+               const std::vector<double>& numbers) {
+  const Operands operands(written, read);
+  Plan plan = decode(ints, numbers, operands);
+  const Tensor* order = operands.find(plan.order);
+  if (!order)
+    return run_batch(plan, operands);
+  const int64_t batch = operands[plan.nodes.front().state].size(0);
+  const int64_t* rows = data<const int64_t>(*order);
+  for (int64_t i = 0; i < order->numel(); ++i)
+    for (const PlanNode& node : plan.nodes)
+      if (const Tensor* data = operands.find(node.data))
+        STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < data->size(0), "order[", i,
+                        "] must be from 0 to ", data->size(0) - 1, ", got ", rows[i]);
+  for (int64_t first = 0; batch && first < order->numel(); first += batch) {
+    gather(plan, operands, rows + first, batch);
+    run_batch(plan, operands);
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pyromancy, CPU, m) {
+  m.impl("run_plan_", TORCH_BOX(&run_plan_));
+}
+
+} // namespace
+} // namespace pyromancy

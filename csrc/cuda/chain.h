@@ -1,0 +1,50 @@
+#pragma once
+
+// A plan's chains, one at a time, as the host functions of their kernels take them.
+
+#include <optional>
+#include <vector>
+
+#include "../plan.h"
+
+namespace pyromancy::cuda {
+
+using MaybeTensor = std::optional<Tensor>;
+using MaybeTensors = std::vector<MaybeTensor>;
+
+// What inference and learning have in common; edge l leads from node l to node l + 1.
+struct ChainOperands {
+  Tensors states, weights;
+  MaybeTensors biases;
+  MaybeTensors precisions; // by node: a diagonal [n], a matrix [n, n], or 1
+  MaybeTensor prior;
+  std::vector<Nonlinearity> before, after; // by edge
+  std::vector<bool> predicted;             // by node
+};
+
+// What inference alone takes.
+struct Inference {
+  MaybeTensors grams;      // by edge: W^T P W
+  std::vector<bool> free;  // by node
+  MaybeTensors velocities; // by node
+  int64_t steps;
+  double lr, momentum, dampening;
+  bool nesterov, resume;
+  MaybeTensor energies; // [steps, nodes, B]
+  MatmulPrecision precision;
+};
+
+// E-steps in place on the free states.
+void infer(const ChainOperands& operands, const Inference& inference);
+
+// A gradient of the mean energy, and where it goes.
+struct Gradient {
+  Learned what;
+  int64_t node; // of an edge its target
+  double scale; // of a node's energy
+  Tensor to;
+};
+
+void learn(const ChainOperands& operands, const std::vector<Gradient>& wanted);
+
+} // namespace pyromancy::cuda

@@ -1,0 +1,187 @@
+#include "../plan.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "chain.h"
+#include "library.h"
+
+namespace pyromancy::cuda {
+namespace {
+
+// What there are no kernels for yet.
+void check_supported(const Plan& plan) {
+  const auto refuse = [](bool wanted, const char* what) {
+    STD_TORCH_CHECK(!wanted, "run_plan_ has no CUDA kernel for ", what,
+                    " yet; take them out of the plan, or choose another backend: "
+                    "pyromancy.backends.use('reference') has everything");
+  };
+  for (const PlanNode& node : plan.nodes)
+    refuse(node.swept, "nodes that start at their predictions");
+  refuse(plan.order != kNothing, "many batches in an order");
+  refuse(plan.learning == Learning::after_each_step || plan.learning == Learning::with_each_step,
+         "learning in every step");
+  for (const Target& target : plan.targets)
+    refuse(plan.rules[target.rule].kind != RuleKind::gradient, "rules that move parameters");
+}
+
+Tensor call(const char* name, const char* overload, const Tensor& a) {
+  StableIValue stack[] = {torch::stable::detail::from(a)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor product(const Tensor& a, const Tensor& b) {
+  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+MaybeTensor maybe(const Tensor* t) {
+  return t ? MaybeTensor(*t) : MaybeTensor();
+}
+
+// The same memory, with one dimension where there is none.
+Tensor as_vector(const Tensor& t) {
+  return t.dim() == 0 ? torch::stable::unsqueeze(t, 0) : t;
+}
+
+// A node's weight included, which a matrix has in it.
+MaybeTensor precision_of(const PlanNode& node, const Operands& operands) {
+  const Tensor* theta = operands.find(node.theta);
+  if (node.law == Law::full_gaussian)
+    return *theta;
+  if (node.law == Law::none || (!theta && node.weight == 1))
+    return {};
+  const Tensor& state = operands[node.state];
+  const int64_t n = state.size(1);
+  MaybeTensor result;
+  if (theta)
+    result = as_vector(call("aten::exp", "", call("aten::neg", "", *theta)));
+  if (result && node.weight == 1 && result->size(0) == n)
+    return result;
+  const Tensor weights = allocate(Sizes(&n, 1), state);
+  torch::stable::fill_(weights, node.weight);
+  return result ? product(weights, *result) : weights;
+}
+
+// W^T P W
+Tensor gram_of(const Tensor& weight, const MaybeTensor& precision) {
+  const int64_t n = weight.size(1), sizes[] = {n, n};
+  const Tensor gram = allocate(Sizes(sizes, 2), weight);
+  Tensor weighed = weight;
+  if (precision)
+    weighed = product(torch::stable::unsqueeze(*precision, 1), weight);
+  multiply(gram, transposed(weight), weighed);
+  return gram;
+}
+
+// The path along edges that starts at a node.
+class Path {
+public:
+  Path(const Plan& plan, const Operands& operands, int64_t first)
+      : plan_(plan), operands_(operands) {
+    if (const Tensor* prior = operands.find(plan.nodes[first].prior))
+      chain_.prior = *prior;
+    for (int64_t place = first;;) {
+      add(place);
+      const int64_t out = plan.nodes[place].out;
+      if (out == kNothing)
+        break;
+      const PlanEdge& edge = plan.edges[out];
+      edges_.push_back(out);
+      chain_.weights.push_back(operands[edge.weight]);
+      chain_.biases.push_back(maybe(operands.find(edge.bias)));
+      chain_.before.push_back(edge.before);
+      chain_.after.push_back(edge.after);
+      place = edge.target;
+    }
+  }
+
+  void run() const {
+    const Tensor* energies = operands_.find(plan_.energies);
+    Inference inference = descent();
+    const bool has_all = places_.size() == plan_.nodes.size();
+    if (energies) {
+      const int64_t sizes[] = {plan_.steps, static_cast<int64_t>(places_.size()),
+                               energies->size(2)};
+      inference.energies = has_all ? *energies : allocate(Sizes(sizes, 3), *energies);
+    }
+    infer(chain_, inference);
+    for (size_t l = 0; energies && !has_all && l < places_.size(); ++l) {
+      Tensor to = torch::stable::select(*energies, 1, places_[l]);
+      torch::stable::copy_(to,
+                           torch::stable::select(*inference.energies, 1, static_cast<int64_t>(l)));
+    }
+    learn(chain_, gradients());
+  }
+
+private:
+  void add(int64_t place) {
+    const PlanNode& node = plan_.nodes[place];
+    places_.push_back(place);
+    chain_.states.push_back(operands_[node.state]);
+    chain_.precisions.push_back(precision_of(node, operands_));
+    chain_.predicted.push_back(node.law != Law::none);
+  }
+
+  Inference descent() const {
+    Inference inference{{},
+                        {},
+                        {},
+                        plan_.steps,
+                        plan_.lr,
+                        plan_.momentum,
+                        plan_.dampening,
+                        plan_.nesterov,
+                        plan_.resume,
+                        {},
+                        plan_.precision};
+    for (int64_t place : places_) {
+      const PlanNode& node = plan_.nodes[place];
+      inference.free.push_back(node.free);
+      inference.velocities.push_back(maybe(operands_.find(node.velocity)));
+    }
+    for (size_t l = 0; l < edges_.size(); ++l)
+      inference.grams.push_back(
+          plan_.edges[edges_[l]].gram
+              ? MaybeTensor(gram_of(chain_.weights[l], chain_.precisions[l + 1]))
+              : MaybeTensor());
+    return inference;
+  }
+
+  std::vector<Gradient> gradients() const {
+    std::vector<Gradient> wanted;
+    for (const Target& target : plan_.targets) {
+      const int64_t owner =
+          target.what == Learned::logvar ? target.owner : plan_.edges[target.owner].target;
+      for (size_t l = 0; l < places_.size(); ++l)
+        if (places_[l] == owner)
+          wanted.push_back({target.what, static_cast<int64_t>(l), plan_.nodes[owner].weight,
+                            as_vector(operands_[target.tensor])});
+    }
+    return wanted;
+  }
+
+  const Plan& plan_;
+  const Operands& operands_;
+  ChainOperands chain_;
+  std::vector<int64_t> places_, edges_; // in the plan
+};
+
+void run_plan_(const Tensors& written, const Tensors& read, const std::vector<int64_t>& ints,
+               const std::vector<double>& numbers) {
+  const Operands operands(written, read);
+  const Plan plan = decode(ints, numbers, operands);
+  check_supported(plan);
+  const NoGrad no_grad;
+  for (size_t l = 0; l < plan.nodes.size(); ++l)
+    if (plan.nodes[l].in == kNothing)
+      Path(plan, operands, static_cast<int64_t>(l)).run();
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pyromancy, CUDA, m) {
+  m.impl("run_plan_", TORCH_BOX(&run_plan_));
+}
+
+} // namespace
+} // namespace pyromancy::cuda

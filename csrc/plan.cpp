@@ -1,0 +1,368 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace pyromancy {
+namespace {
+
+// Takes one entry after another, each of which must lie within its bounds.
+class Reader {
+public:
+  Reader(const std::vector<int64_t>& plan, const std::vector<double>& numbers,
+         const Operands& operands)
+      : plan_(plan), numbers_(numbers), operands_(operands) {}
+
+  int64_t number(const char* what, int64_t least, int64_t end) {
+    STD_TORCH_CHECK(at_ < plan_.size(), "plan ends before its ", what);
+    const int64_t value = plan_[at_++];
+    STD_TORCH_CHECK(value >= least && value < end, "plan[", at_ - 1, "], the ", what,
+                    ", must be from ", least, " to ", end - 1, ", got ", value);
+    return value;
+  }
+  bool flag(const char* what) {
+    return number(what, 0, 2) != 0;
+  }
+  int64_t count(const char* what) {
+    return number(what, 0, static_cast<int64_t>(plan_.size()) + 1);
+  }
+  int64_t tensor(const char* what) {
+    return number(what, 0, operands_.size());
+  }
+  int64_t written(const char* what) {
+    return number(what, 0, operands_.writable());
+  }
+  int64_t maybe_tensor(const char* what) {
+    return number(what, kNothing, operands_.size());
+  }
+  int64_t maybe_written(const char* what) {
+    return number(what, kNothing, operands_.writable());
+  }
+  double real(const char* what) {
+    STD_TORCH_CHECK(real_at_ < numbers_.size(), "numbers end before the ", what);
+    const double value = numbers_[real_at_++];
+    check_finite(what, value);
+    return value;
+  }
+  void finish() const {
+    STD_TORCH_CHECK(at_ == plan_.size(), "plan must have ", at_, " entries, got ", plan_.size());
+    STD_TORCH_CHECK(real_at_ == numbers_.size(), "numbers must have ", real_at_, " entries, got ",
+                    numbers_.size());
+  }
+
+private:
+  const std::vector<int64_t>& plan_;
+  const std::vector<double>& numbers_;
+  const Operands& operands_;
+  size_t at_ = 0, real_at_ = 0;
+};
+
+// Chains of nodes in order: an edge leads to a later node, and no node has two on either side.
+void join(Plan& plan) {
+  for (size_t e = 0; e < plan.edges.size(); ++e) {
+    const PlanEdge& edge = plan.edges[e];
+    PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
+    STD_TORCH_CHECK(edge.source < edge.target, "edge ", e, " must lead to a later node, got ",
+                    edge.source, " -> ", edge.target);
+    STD_TORCH_CHECK(target.in == kNothing && target.prior == kNothing, "node ", edge.target,
+                    " must have one prediction, got edge ", e, " beside another");
+    STD_TORCH_CHECK(source.out == kNothing, "node ", edge.source,
+                    " must predict one node, got edge ", e, " beside another");
+    source.out = target.in = static_cast<int64_t>(e);
+  }
+}
+
+void check_width(Name name, const Tensor& t, int64_t n) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == n, name, " must have shape (", n, ",), got ",
+                  to_string(t.sizes()));
+}
+
+void check_node(const Plan& plan, const Operands& operands, int64_t l) {
+  const PlanNode& node = plan.nodes[l];
+  const Tensor& first = operands[plan.nodes.front().state];
+  const Tensor& state = operands[node.state];
+  const Name name{"state of node", l}, first_name{"state of node", 0};
+  STD_TORCH_CHECK(state.dim() == 2, name, " must have shape (B, n), got ",
+                  to_string(state.sizes()));
+  check_like(name, state, first_name, first);
+  const int64_t batch = first.size(0), n = state.size(1);
+  STD_TORCH_CHECK(state.size(0) == batch, name, " must have shape (", batch, ", ", n, "), got ",
+                  to_string(state.sizes()));
+  check_contiguous(name, state);
+  STD_TORCH_CHECK(!node.free || node.state < operands.writable(), name,
+                  " is moved, and must be among the tensors written");
+  const bool predicted = node.in != kNothing || node.prior != kNothing;
+  STD_TORCH_CHECK(predicted == (node.law != Law::none), "node ", l,
+                  " must have a law where it has a prediction, and only there");
+  STD_TORCH_CHECK(!node.swept || (node.free && predicted), "node ", l,
+                  " must be free and predicted to start at its prediction");
+  if (const Tensor* theta = operands.find(node.theta)) {
+    const Name theta_name{"theta of node", l};
+    check_like(theta_name, *theta, first_name, first);
+    STD_TORCH_CHECK(predicted, theta_name, " needs a law");
+    if (node.law == Law::full_gaussian)
+      check_square(theta_name, *theta, n);
+    else
+      STD_TORCH_CHECK(theta->dim() <= 1 && (theta->numel() == n || theta->numel() == 1), theta_name,
+                      " must have shape (", n, ",) or (1,) or (), got ", to_string(theta->sizes()));
+  } else {
+    STD_TORCH_CHECK(node.law != Law::full_gaussian, "theta of node ", l, " must be its precision");
+  }
+  if (const Tensor* prior = operands.find(node.prior)) {
+    const Name prior_name{"prior of node", l};
+    check_like(prior_name, *prior, first_name, first);
+    STD_TORCH_CHECK(prior->dim() == 2 && (prior->size(0) == 1 || prior->size(0) == batch) &&
+                        prior->size(1) == n,
+                    prior_name, " must have shape (1, ", n, ") or (", batch, ", ", n, "), got ",
+                    to_string(prior->sizes()));
+  }
+  if (const Tensor* velocity = operands.find(node.velocity)) {
+    STD_TORCH_CHECK(node.free, "node ", l, " must be free to have a velocity");
+    check_same({"velocity of node", l}, *velocity, name, state);
+    check_contiguous({"velocity of node", l}, *velocity);
+  }
+  if (const Tensor* data = operands.find(node.data)) {
+    const Name data_name{"data of node", l};
+    check_like(data_name, *data, first_name, first);
+    STD_TORCH_CHECK(data->dim() == 2 && data->size(1) == n && data->is_contiguous(), data_name,
+                    " must be contiguous of shape (N, ", n, "), got ", to_string(data->sizes()));
+    STD_TORCH_CHECK(plan.order != kNothing, data_name, " needs an order");
+    STD_TORCH_CHECK(node.state < operands.writable(), name,
+                    " is set from data, and must be among the tensors written");
+  }
+}
+
+void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
+  const PlanEdge& edge = plan.edges[e];
+  const PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
+  const Tensor& first = operands[plan.nodes.front().state];
+  const Name first_name{"state of node", 0};
+  const int64_t in = operands[source.state].size(1), out = operands[target.state].size(1);
+  const Tensor& weight = operands[edge.weight];
+  check_like({"weight of edge", e}, weight, first_name, first);
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == out && weight.size(1) == in,
+                  Name("weight of edge", e), " must have shape (", out, ", ", in, "), got ",
+                  to_string(weight.sizes()));
+  if (const Tensor* bias = operands.find(edge.bias)) {
+    check_like({"bias of edge", e}, *bias, first_name, first);
+    check_width({"bias of edge", e}, *bias, out);
+  }
+  STD_TORCH_CHECK(!edge.gram ||
+                      (source.free && !target.free && edge.after.kind == Activation::identity &&
+                       target.law == Law::gaussian && plan.energies == kNothing),
+                  "gram of edge ", e,
+                  " needs a free source, a clamped target without a matrix for its precision, no "
+                  "activation after the product, and no energies recorded");
+}
+
+const char* noun(Learned what) {
+  return what == Learned::weight ? "weight of edge"
+         : what == Learned::bias ? "bias of edge"
+                                 : "theta of node";
+}
+
+void check_target(const Plan& plan, const Operands& operands, size_t i) {
+  const Target& target = plan.targets[i];
+  const Rule& rule = plan.rules[target.rule];
+  const bool of_node = target.what == Learned::logvar;
+  const int64_t of = of_node                          ? plan.nodes[target.owner].theta
+                     : target.what == Learned::weight ? plan.edges[target.owner].weight
+                                                      : plan.edges[target.owner].bias;
+  const Name name{noun(target.what), target.owner};
+  STD_TORCH_CHECK(of != kNothing, name, " is to be learned, and there is none");
+  STD_TORCH_CHECK(!of_node || plan.nodes[target.owner].law == Law::gaussian, name,
+                  " must be log-variances to be learned");
+  const Tensor &parameter = operands[of], &written = operands[target.tensor];
+  const Name written_name{"targets", static_cast<int64_t>(i)};
+  check_same(written_name, written, name, parameter);
+  check_contiguous(written_name, written);
+  STD_TORCH_CHECK((rule.kind == RuleKind::gradient) == (target.tensor != of), written_name,
+                  " must be the parameter itself where a rule moves it, and another tensor where "
+                  "its gradient is wanted");
+  for (int64_t s = 0; s < kSlots; ++s) {
+    if (target.slots[s] == kNothing)
+      continue;
+    const Tensor& slot = operands[target.slots[s]];
+    if (rule.kind == RuleKind::adam && s == 0) {
+      const DType dtype = dtype_of("step", slot);
+      STD_TORCH_CHECK(slot.numel() == 1 && (dtype == DType::float32 || dtype == DType::float64),
+                      "step of target ", i, " must be one float32 or float64 number, got shape ",
+                      to_string(slot.sizes()));
+      continue;
+    }
+    check_same({"slot of target", static_cast<int64_t>(i)}, slot, written_name, written);
+    check_contiguous({"slot of target", static_cast<int64_t>(i)}, slot);
+  }
+  const int64_t needed =
+      rule.kind == RuleKind::adam ? 3 : rule.kind == RuleKind::sgd && rule.first != 0;
+  for (int64_t s = 0; s < needed; ++s)
+    STD_TORCH_CHECK(target.slots[s] != kNothing, "target ", i, " needs ", needed, " slots");
+}
+
+// What is written serves one purpose; what a rule moves is its owner's parameter too.
+void check_uses(const Plan& plan, const Operands& operands) {
+  struct Uses {
+    int64_t count = 0, most = INT64_MAX;
+  };
+  std::vector<Uses> uses(operands.size());
+  const auto read = [&](int64_t i) {
+    if (i != kNothing)
+      ++uses[i].count;
+  };
+  const auto write = [&](int64_t i, int64_t most = 1) {
+    read(i);
+    if (i != kNothing)
+      uses[i].most = std::min(uses[i].most, most);
+  };
+  for (const PlanNode& node : plan.nodes) {
+    for (int64_t i : {node.theta, node.prior, node.data})
+      read(i);
+    write(node.velocity);
+    write(node.state, node.free || node.data != kNothing ? 1 : INT64_MAX);
+  }
+  for (const PlanEdge& edge : plan.edges) {
+    read(edge.weight);
+    read(edge.bias);
+  }
+  for (const Target& target : plan.targets) {
+    write(target.tensor, plan.rules[target.rule].kind == RuleKind::gradient ? 1 : 2);
+    for (int64_t slot : target.slots)
+      write(slot);
+  }
+  write(plan.energies);
+  for (int64_t i = 0; i < operands.writable(); ++i)
+    STD_TORCH_CHECK(uses[i].count <= uses[i].most, Name("written", i),
+                    " is what a plan writes, and must be used for nothing else");
+}
+
+// What is written must share no memory with anything else: tiles and steps read it at will. Sorted
+// by where they begin, operands are compared pair by pair only if any two meet.
+void check_apart(const Operands& operands) {
+  struct Place {
+    Bytes bytes;
+    int64_t operand;
+  };
+  const int64_t count = operands.size(), written = operands.writable();
+  std::vector<Place> places;
+  places.reserve(count);
+  for (int64_t i = 0; i < count; ++i)
+    places.push_back({Bytes(operands[i]), i});
+  std::sort(places.begin(), places.end(),
+            [](const Place& a, const Place& b) { return a.bytes.begin < b.bytes.begin; });
+  uintptr_t reached = 0, reached_written = 0;
+  bool meet = false;
+  for (const auto& [bytes, i] : places) {
+    meet |= bytes.begin < (i < written ? reached : reached_written) && bytes.end > bytes.begin;
+    reached = std::max(reached, bytes.end);
+    if (i < written)
+      reached_written = std::max(reached_written, bytes.end);
+  }
+  const auto name = [&](int64_t i) {
+    return i < written ? Name{"written", i} : Name{"read", i - written};
+  };
+  for (int64_t a = 0; meet && a < written; ++a)
+    for (int64_t b = 0; b < count; ++b)
+      if (a != b)
+        check_no_partial_overlap(name(a), operands[a], name(b), operands[b], false);
+}
+
+} // namespace
+
+Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers,
+            const Operands& operands) {
+  Reader read(ints, numbers, operands);
+  Plan plan{};
+  plan.nodes.resize(read.count("number of nodes"));
+  plan.edges.resize(read.count("number of edges"));
+  plan.rules.resize(read.count("number of rules"));
+  plan.targets.resize(read.count("number of targets"));
+  STD_TORCH_CHECK(!plan.nodes.empty(), "plan must have nodes");
+  plan.steps = read.number("number of steps", 0, INT64_MAX);
+  plan.nesterov = read.flag("nesterov");
+  plan.resume = read.flag("resume");
+  plan.settle = read.flag("settle");
+  plan.energies = read.maybe_written("tensor of energies");
+  plan.order = read.maybe_tensor("tensor of an order");
+  plan.precision = static_cast<MatmulPrecision>(read.number("precision of products", 0, 3));
+  plan.learning = static_cast<Learning>(read.number("time of learning", 0, kLearnings));
+  plan.lr = read.real("lr");
+  plan.momentum = read.real("momentum");
+  plan.dampening = read.real("dampening");
+  const int64_t nodes = static_cast<int64_t>(plan.nodes.size());
+  const int64_t edges = static_cast<int64_t>(plan.edges.size());
+  for (PlanNode& node : plan.nodes) {
+    node.state = read.tensor("state");
+    node.free = read.flag("free");
+    node.swept = read.flag("swept");
+    node.law = static_cast<Law>(read.number("law", 0, kLaws));
+    node.theta = read.maybe_tensor("theta");
+    node.prior = read.maybe_tensor("prior");
+    node.velocity = read.maybe_written("velocity");
+    node.data = read.maybe_tensor("tensor of data");
+    node.weight = read.real("weight");
+  }
+  for (PlanEdge& edge : plan.edges) {
+    edge.source = read.number("source", 0, nodes);
+    edge.target = read.number("target", 0, nodes);
+    edge.weight = read.tensor("weight");
+    edge.bias = read.maybe_tensor("bias");
+    for (Nonlinearity* f : {&edge.before, &edge.after}) {
+      f->kind = static_cast<Activation>(read.number("activation", 0, kActivations));
+      f->parameter = read.real("parameter");
+    }
+    edge.gram = read.flag("gram");
+  }
+  for (Rule& rule : plan.rules) {
+    rule.kind = static_cast<RuleKind>(read.number("rule", 0, kRules));
+    rule.maximize = read.flag("maximize");
+    rule.nesterov = read.flag("nesterov");
+    rule.decoupled = read.flag("decoupled weight decay");
+    rule.fresh = read.flag("fresh");
+    for (double* number : {&rule.lr, &rule.weight_decay, &rule.first, &rule.second, &rule.epsilon})
+      *number = read.real("number of a rule");
+  }
+  for (Target& target : plan.targets) {
+    target.what = static_cast<Learned>(read.number("learned", 0, kLearned));
+    target.owner = read.number("owner", 0, target.what == Learned::logvar ? nodes : edges);
+    target.rule = read.number("rule", 0, static_cast<int64_t>(plan.rules.size()));
+    target.tensor = read.written("target");
+    for (int64_t& slot : target.slots)
+      slot = read.maybe_written("slot");
+  }
+  read.finish();
+
+  join(plan);
+  const DType dtype = dtype_of("states", operands[plan.nodes.front().state]);
+  STD_TORCH_CHECK(dtype == DType::float32 || dtype == DType::float64,
+                  "states must be float32 or float64, got ",
+                  torch::headeronly::toString(operands[plan.nodes.front().state].scalar_type()));
+  for (int64_t l = 0; l < nodes; ++l)
+    check_node(plan, operands, l);
+  for (int64_t e = 0; e < edges; ++e)
+    check_edge(plan, operands, e);
+  STD_TORCH_CHECK(plan.targets.empty() == (plan.learning == Learning::never),
+                  "plan must have targets where something learns, and only there");
+  for (size_t i = 0; i < plan.targets.size(); ++i)
+    check_target(plan, operands, i);
+  const int64_t batch = operands[plan.nodes.front().state].size(0);
+  if (const Tensor* energies = operands.find(plan.energies)) {
+    check_like("energies", *energies, "states", operands[plan.nodes.front().state]);
+    STD_TORCH_CHECK(energies->dim() == 3 && energies->size(0) == plan.steps &&
+                        energies->size(1) == nodes && energies->size(2) == batch,
+                    "energies must have shape (", plan.steps, ", ", nodes, ", ", batch, "), got ",
+                    to_string(energies->sizes()));
+    check_contiguous("energies", *energies);
+  }
+  if (const Tensor* order = operands.find(plan.order)) {
+    STD_TORCH_CHECK(order->dim() == 1 && order->is_contiguous() &&
+                        order->scalar_type() == torch::headeronly::ScalarType::Long &&
+                        (batch ? order->size(0) % batch == 0 : order->size(0) == 0),
+                    "order must be contiguous int64 of shape (batches * ", batch, ",), got ",
+                    to_string(order->sizes()));
+    STD_TORCH_CHECK(plan.energies == kNothing, "energies must not be recorded over many batches");
+  }
+  check_uses(plan, operands);
+  check_apart(operands);
+  return plan;
+}
+
+} // namespace pyromancy

@@ -1,0 +1,118 @@
+#pragma once
+
+// A network's inference and learning as a value, the C++ half of the codec in
+// python/pyromancy/plan: `run_plan_` takes two lists of tensors, and a plan that refers to them by
+// number, first those written, then those read.
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "check.h"
+#include "learn_rule.h"
+#include "nonlinearity.h"
+
+namespace pyromancy {
+
+using Tensors = std::vector<Tensor>;
+
+inline constexpr int64_t kNothing = -1; // in the place of a tensor's number
+
+enum class Law : int64_t {
+  none,          // no energy
+  gaussian,      // theta: log-variances [n], [1] or [], or nothing for 0
+  full_gaussian, // theta: the precision, a matrix [n, n]
+};
+inline constexpr int64_t kLaws = 3;
+
+enum class MatmulPrecision : int64_t { highest, high, medium };
+
+// When weights learn.
+enum class Learning : int64_t {
+  never,
+  at_the_end,      // once, after all E-steps
+  after_each_step, // from the states that the step has made
+  with_each_step,  // from the errors that move the states, too
+};
+inline constexpr int64_t kLearnings = 4;
+
+struct PlanNode {
+  int64_t state; // [B, n], contiguous; written where free
+  bool free;
+  bool swept; // starts at its prediction, whatever its state was
+  Law law;
+  int64_t theta, prior;                  // prior: constant prediction [1 or B, n]
+  int64_t velocity;                      // [B, n], of a momentum
+  int64_t data;                          // [N, n], of which `order` picks the state
+  double weight;                         // of its energy
+  int64_t in = kNothing, out = kNothing; // edges
+};
+
+// mu = after(W before(z) + b)
+struct PlanEdge {
+  int64_t source, target; // nodes
+  int64_t weight, bias;
+  Nonlinearity before, after;
+  bool gram; // its feedback is W^T P (z' - b) - (W^T P W) before(z)
+};
+
+enum class Learned : int64_t { weight, bias, logvar };
+inline constexpr int64_t kLearned = 3;
+
+struct Target {
+  Learned what;
+  int64_t owner; // an edge, or a node
+  int64_t rule;
+  int64_t tensor; // the parameter, or where its gradient goes
+  int64_t slots[kSlots];
+};
+
+struct Plan {
+  int64_t steps;
+  double lr, momentum, dampening;
+  bool nesterov;
+  bool resume;      // velocities hold those of steps before
+  bool settle;      // states that are their predictions but for rounding begin as these
+  int64_t energies; // [steps, nodes, B] before each step, without log-determinants
+  int64_t order;    // [batches * B] samples of `data`, for one batch after another
+  MatmulPrecision precision;
+  Learning learning;
+  std::vector<PlanNode> nodes;
+  std::vector<PlanEdge> edges;
+  std::vector<Rule> rules;
+  std::vector<Target> targets;
+};
+
+// The two lists of tensors, as a plan numbers them.
+class Operands {
+public:
+  Operands(const Tensors& written, const Tensors& read) : written_(written), read_(read) {}
+
+  const Tensor& operator[](int64_t i) const {
+    const int64_t first = writable();
+    return i < first ? written_[i] : read_[i - first];
+  }
+  const Tensor* find(int64_t i) const {
+    return i == kNothing ? nullptr : &(*this)[i];
+  }
+  int64_t writable() const {
+    return static_cast<int64_t>(written_.size());
+  }
+  int64_t size() const {
+    return writable() + static_cast<int64_t>(read_.size());
+  }
+
+private:
+  const Tensors &written_, &read_;
+};
+
+// Reads a plan and checks it against its tensors: every index, shape, dtype and device, and that
+// what is written overlaps nothing else.
+Plan decode(const std::vector<int64_t>& plan, const std::vector<double>& numbers,
+            const Operands& operands);
+
+inline int64_t width(const Plan& plan, const Operands& operands, int64_t node) {
+  return operands[plan.nodes[node].state].size(1);
+}
+
+} // namespace pyromancy

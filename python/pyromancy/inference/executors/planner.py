@@ -1,0 +1,255 @@
+"""Makes plans of captured chains, and runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from torch import Tensor
+
+from ... import ops, plan
+from ..lowering import Chain, Node, precision
+from ..program import Program
+from ..replay import product_precision
+from .base import Run
+
+_PLANS = 64  # that are kept encoded: one for every number of steps that is met, say
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What of a chain is learned: of an edge, or for log-variances of a node, by its place."""
+
+    what: plan.Learned
+    place: int
+
+
+@dataclass(frozen=True)
+class Learn:
+    """How parameters learn in a run.
+
+    Attributes:
+        when: in a run.
+        learned: what does.
+        tensors: for each the parameter itself, or where its gradient goes.
+        rules: what is done with gradients.
+        of: for each the place of its rule, and the rule's slots.
+    """
+
+    when: plan.Learning = plan.Learning.NEVER
+    learned: tuple[Learned, ...] = ()
+    tensors: Sequence[Tensor] = ()
+    rules: Sequence[plan.Rule] = ()
+    of: Sequence[tuple[int, Sequence[Tensor]]] = ()
+
+
+_NOTHING = Learn()
+
+
+class Planner:
+    """Makes plans of captured chains, and runs them.
+
+    Args:
+        program: what was captured.
+        chains: that it is made of.
+
+    Attributes:
+        nodes: of all chains.
+        edges: of all chains, each with the place of its source; its target is the next node.
+    """
+
+    def __init__(self, program: Program, chains: list[Chain]) -> None:
+        self.program = program
+        self.nodes = [n for c in chains for n in c.nodes]
+        firsts = accumulate((len(c.nodes) for c in chains), initial=0)
+        self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
+        operands = [s for n in self.nodes for s in (n.logvar, n.factor, n.prediction)]
+        operands += [s for _, e in self.edges for s in (e.weight, e.bias)]
+        self._computed = sorted({s for s in operands if s is not None and s >= len(program.leaves)})
+        self._parameters = [x for _, e in self.edges for x in (e.before.parameter, e.after.parameter)]
+        self._encoded: dict[tuple[object, ...], list[int]] = {}
+
+    def values(self, leaves: Sequence[Tensor]) -> dict[int, Tensor]:
+        """What the chains take, by slot."""
+        values = dict(enumerate(leaves))
+        if self._computed:
+            values.update(zip(self._computed, self.program.evaluate(self._computed, leaves), strict=True))
+        return values
+
+    def run(
+        self,
+        values: Mapping[int, Tensor],
+        states: Sequence[Tensor],
+        run: Run,
+        *,
+        of: int,
+        velocities: Sequence[Tensor] = (),
+        energies: Tensor | None = None,
+        swept: frozenset[int] = frozenset(),
+        learning: Learn = _NOTHING,
+        data: Mapping[int, Tensor] | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        """Run one batch, or with an order the batches that it picks from data, one after another.
+
+        Args:
+            values: as `values` gives them.
+            states: of all nodes, contiguous.
+            run: the E-steps.
+            of: how many they are a part of.
+            velocities: of the free states, where there is momentum.
+            energies: ``[steps, nodes, B]``, to be written.
+            swept: the states that start at their prediction, by slot.
+            learning: of parameters, and how.
+            data: ``[N, n]`` for clamped states, by slot.
+            order: int64, ``[batches * B]``.
+        """
+        data = data or {}
+        operands = _Operands()
+        for n, s in zip(self.nodes, states, strict=True):
+            if n.free or n.state in data:
+                operands.write(s)
+        for t in (*velocities, *learning.tensors):
+            operands.write(t)
+        for _, slots in learning.of:
+            for t in slots:
+                operands.write(t)
+        if energies is not None:
+            operands.write(energies)
+        thetas = [_theta(n, values) for n in self.nodes]
+        priors = [
+            None if n.prediction is None else values[n.prediction].expand(s.shape[0], -1).contiguous()
+            for n, s in zip(self.nodes, states, strict=True)
+        ]
+        for operand in (*states, *thetas, *priors, *data.values(), order):
+            if operand is not None:
+                operands.read(operand)
+        for _, e in self.edges:
+            operands.read(values[e.weight])
+            if e.bias is not None:
+                operands.read(values[e.bias])
+        products = product_precision()
+        key = (
+            run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
+            order is None, learning.when, learning.learned, products, operands.pattern(),
+            *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.first == 0) for r in learning.rules),
+            *((rule, len(slots)) for rule, slots in learning.of),
+        )  # fmt: skip
+        ints = self._encoded.get(key)
+        if ints is None:
+            velocity = iter(velocities)
+            nodes = tuple(
+                plan.Node(
+                    operands[s], n.free, n.state in swept, _law(n), operands.find(theta), operands.find(prior),
+                    operands[next(velocity)] if velocities and n.free else None, operands.find(data.get(n.state)),
+                    n.weight,
+                )
+                for n, s, theta, prior in zip(self.nodes, states, thetas, priors, strict=True)
+            )  # fmt: skip
+            # the errors that a gram does without are needed to record energies, and to learn at every step
+            may_gram = energies is None and learning.when in (plan.Learning.NEVER, plan.Learning.AT_THE_END)
+            edges = tuple(
+                plan.Edge(
+                    source, source + 1, operands[values[e.weight]],
+                    None if e.bias is None else operands[values[e.bias]], e.before, e.after,
+                    may_gram and self.prefers_gram(i, of),
+                )
+                for i, (source, e) in enumerate(self.edges)
+            )  # fmt: skip
+            targets = tuple(
+                plan.Target(p.what, p.place, rule, operands[t], tuple(operands[s] for s in slots))
+                for p, t, (rule, slots) in zip(learning.learned, learning.tensors, learning.of, strict=True)
+            )
+            made = plan.Plan(
+                nodes, edges, plan.Descent(0, 0, 0, run.nesterov, run.resume, run.settle), run.steps,
+                operands.find(energies), operands.find(order), learning.when, tuple(learning.rules), targets,
+                plan.MatmulPrecision[products.upper()],
+            )  # fmt: skip
+            if len(self._encoded) >= _PLANS:  # the oldest goes
+                del self._encoded[next(iter(self._encoded))]
+            ints = self._encoded[key] = plan.encode(made)[0]
+        numbers = [run.lr, run.momentum, run.dampening, *(n.weight for n in self.nodes), *self._parameters]
+        for r in learning.rules:
+            numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
+        ops.run_plan_(operands.written, operands.only_read, ints, numbers)
+
+    def computes_from(self, slots: set[int]) -> bool:
+        """Whether what the chains take is computed from some of these, or is one: it would change with every batch."""
+        taken = [*self._computed, *(n.prediction for n in self.nodes if n.prediction is not None)]
+        return any(not slots.isdisjoint(self.program.ancestors(slot)) for slot in taken)
+
+    def prefers_gram(self, place: int, steps: int) -> bool:
+        """Whether an edge's feedback takes fewer multiply-adds in a run by W^T P W."""
+        gram, direct = self.costs(place, steps)
+        return gram < direct
+
+    def costs(self, place: int, steps: int) -> tuple[int, int]:
+        """Multiply-adds of a run for the feedback of an edge to a clamped node: by W^T P W, and without.
+
+        The latter is 0 where that is the only way.
+        """
+        at, edge = self.edges[place]
+        source, target = self.nodes[at], self.nodes[at + 1]
+        if not source.free or target.free or target.term is None or edge.after != plan.Activation():
+            return 0, 0
+        if target.factor is not None:
+            return 0, 0
+        out, width = self.program.stand_ins[edge.weight].shape
+        batch = self.program.stand_ins[source.state].shape[0]
+        return (
+            width * width * out + batch * out * width + steps * batch * width * width,
+            2 * steps * batch * out * width,
+        )
+
+
+def _law(node: Node) -> plan.Law:
+    if node.term is None:
+        return plan.Law.NONE
+    return plan.Law.GAUSSIAN if node.factor is None else plan.Law.FULL_GAUSSIAN
+
+
+def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
+    if node.term is None:
+        return None
+    if node.factor is not None:
+        return precision(values[node.factor], node.weight)
+    if node.logvar is None:
+        return None
+    logvar = values[node.logvar]
+    return logvar if logvar.dim() <= 1 else logvar.reshape(-1)
+
+
+class _Operands:
+    """The two lists that a plan refers to, with every tensor once."""
+
+    def __init__(self) -> None:
+        self.written: list[Tensor] = []
+        self.only_read: list[Tensor] = []
+        self._places: dict[int, int] = {}  # by id; those only read count downwards from -1
+        self._read: list[int] = []  # places in the order in which they were asked for
+
+    def write(self, t: Tensor) -> None:
+        """Add one that is written."""
+        self._places[id(t)] = len(self.written)
+        self.written.append(t)
+
+    def read(self, t: Tensor) -> None:
+        """Add one that is read, unless it is there."""
+        place = self._places.get(id(t))
+        if place is None:
+            self.only_read.append(t)
+            place = self._places[id(t)] = -len(self.only_read)
+        self._read.append(place)
+
+    def pattern(self) -> tuple[int, ...]:
+        """Which tensors are the same; equal patterns have equal places."""
+        return len(self.written), *self._read
+
+    def __getitem__(self, t: Tensor) -> int:
+        place = self._places[id(t)]
+        return place if place >= 0 else len(self.written) - 1 - place
+
+    def find(self, t: Tensor | None) -> int | None:
+        """Its place, if there is one."""
+        return None if t is None else self[t]

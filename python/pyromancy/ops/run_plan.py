@@ -1,0 +1,228 @@
+"""Eager reference of `run_plan_`: what every backend must compute of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..plan import Edge, Law, Learned, Learning, Node, Plan, Rule, RuleKind, Target, decode
+from .activations import ACTIVATIONS
+
+_BY_NUMBER = tuple(ACTIVATIONS.values())
+
+
+def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
+    """Do what a plan says, in place.
+
+    Edges predict their targets as ``mu = after(W before(z) + b)``. With errors ``e = P (z - mu)``, P being a node's
+    precision times its weight, a step is ``z <- z - lr (e - before'(z) W^T (after' e_target))``, on all free nodes at
+    once, with the momentum of `torch.optim.SGD` where there are velocities. The gradients of the batch-mean energy
+    that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for weights and biases, with
+    ``d = after' e``, and ``1/2 (weight - mean(e (z - mu)))`` for log-variances.
+
+    Args:
+        written: tensors that the plan writes.
+        read: tensors that it only reads.
+        plan: its structure, as `pyromancy.plan.encode` gives it.
+        numbers: its numbers, likewise.
+    """
+    decoded, operands = decode(plan, numbers), [*written, *read]
+    if decoded.order is None:
+        _Batch(decoded, operands).run()
+        return
+    batch, order = operands[decoded.nodes[0].state].shape[0], operands[decoded.order]
+    picked = [(operands[n.state], operands[n.data]) for n in decoded.nodes if n.data is not None]
+    for i, row in enumerate(order.tolist()):
+        for _, data in picked:
+            if not 0 <= row < len(data):
+                raise RuntimeError(f"order[{i}] must be from 0 to {len(data) - 1}, got {row}")
+    for rows in order.view(-1, max(1, batch)):
+        for state, data in picked:
+            state.copy_(data[rows])
+        _Batch(decoded, operands).run()
+        decoded = replace(decoded, rules=tuple(replace(rule, fresh=False) for rule in decoded.rules))
+
+
+@dataclass
+class _Errors:
+    """Of one moment: by node, None where nothing predicts it."""
+
+    residual: list[Tensor | None]
+    error: list[Tensor | None]
+    delta: list[Tensor | None]  # after' e, by target
+
+
+class _Batch:
+    def __init__(self, plan: Plan, operands: list[Tensor]) -> None:
+        self.plan, self.operands = plan, operands
+        self.states = [operands[n.state] for n in plan.nodes]
+        self.into = {e.target: e for e in plan.edges}
+        self.out = {e.source: e for e in plan.edges}
+        self.fresh = True  # whether rules have not been applied yet
+
+    def run(self) -> None:
+        plan = self.plan
+        for i, node in enumerate(plan.nodes):
+            if node.swept:
+                self.states[i].copy_(self.predict(i)[1])
+        each = plan.learning in (Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP)
+        for step in range(plan.steps):
+            errors = self.errors()
+            if plan.energies is not None:
+                self.record(step, errors)
+            before = [z.clone() for z in self.states] if plan.learning is Learning.WITH_EACH_STEP else []
+            self.descend(errors, fresh=step == 0 and not plan.method.resume)
+            if each:
+                self.learn(*((errors, before) if before else (self.errors(), self.states)))
+        if plan.learning is Learning.AT_THE_END:
+            self.learn(self.errors(), self.states)
+
+    def predict(self, i: int) -> tuple[Tensor | None, Tensor]:
+        """The product behind a prediction, if there is one, and the prediction."""
+        edge = self.into.get(i)
+        if edge is None:
+            prior = self.plan.nodes[i].prior
+            assert prior is not None
+            return None, self.operands[prior].expand_as(self.states[i])
+        bias = None if edge.bias is None else self.operands[edge.bias]
+        product = F.linear(_activated(edge, self.states[edge.source]), self.operands[edge.weight], bias)
+        return product, _BY_NUMBER[edge.after.number][0](product, edge.after.parameter)
+
+    def weigh(self, node: Node, residual: Tensor) -> Tensor:
+        """A residual times the node's precision and weight."""
+        if node.law is Law.FULL_GAUSSIAN:
+            assert node.theta is not None
+            return residual @ self.operands[node.theta]
+        if node.theta is None:
+            return residual if node.weight == 1 else residual * node.weight
+        return residual * (torch.exp(-self.operands[node.theta]) * node.weight)
+
+    def errors(self) -> _Errors:
+        residual: list[Tensor | None] = [None] * len(self.states)
+        error, delta = residual.copy(), residual.copy()
+        for i, (node, state) in enumerate(zip(self.plan.nodes, self.states, strict=True)):
+            if node.law is Law.NONE:
+                continue
+            product, prediction = self.predict(i)
+            d = residual[i] = state - prediction
+            e = error[i] = self.weigh(node, d)
+            if product is not None:
+                after = self.into[i].after
+                delta[i] = e * _BY_NUMBER[after.number][1](product, after.parameter)
+        return _Errors(residual, error, delta)
+
+    def record(self, step: int, errors: _Errors) -> None:
+        assert self.plan.energies is not None
+        energies = self.operands[self.plan.energies]
+        for i, (d, e) in enumerate(zip(errors.residual, errors.error, strict=True)):
+            energies[step, i] = 0 if d is None or e is None else 0.5 * (d * e).sum(1)
+
+    def descend(self, errors: _Errors, fresh: bool) -> None:
+        method = self.plan.method
+        for i, (node, state) in enumerate(zip(self.plan.nodes, self.states, strict=True)):
+            if not node.free:
+                continue
+            error = errors.error[i]
+            gradient = torch.zeros_like(state) if error is None else error.clone()
+            edge = self.out.get(i)
+            if edge is not None:
+                delta = errors.delta[edge.target]
+                assert delta is not None
+                slope = _BY_NUMBER[edge.before.number][1](state, edge.before.parameter)
+                gradient -= slope * (delta @ self.operands[edge.weight])
+            if node.velocity is not None:
+                velocity = self.operands[node.velocity]
+                if fresh:
+                    velocity.copy_(gradient)
+                else:
+                    velocity.mul_(method.momentum).add_(gradient, alpha=1 - method.dampening)
+                gradient = gradient + method.momentum * velocity if method.nesterov else velocity
+            state.sub_(gradient, alpha=method.lr)
+
+    def learn(self, errors: _Errors, states: list[Tensor]) -> None:
+        gradients = [self.gradient(target, errors, states) for target in self.plan.targets]
+        for target, gradient in zip(self.plan.targets, gradients, strict=True):
+            rule = self.plan.rules[target.rule]
+            slots = [None if s is None else self.operands[s] for s in target.slots]
+            rule = replace(rule, fresh=rule.fresh and self.fresh)
+            _RULES[rule.kind](rule, self.operands[target.tensor], gradient, slots)
+        self.fresh = False
+
+    def gradient(self, target: Target, errors: _Errors, states: list[Tensor]) -> Tensor:
+        """Of the mean energy."""
+        batch = max(1, states[0].shape[0])
+        if target.what is Learned.LOGVAR:
+            node = self.plan.nodes[target.owner]
+            e, d = errors.error[target.owner], errors.residual[target.owner]
+            assert e is not None
+            assert d is not None
+            assert node.theta is not None
+            per_sample = 0.5 * (node.weight - e * d)
+            return (per_sample.sum(0) / batch).sum_to_size(self.operands[node.theta].shape)
+        edge = self.plan.edges[target.owner]
+        delta = errors.delta[edge.target]
+        assert delta is not None
+        if target.what is Learned.BIAS:
+            return delta.sum(0) / -batch
+        return delta.mT @ _activated(edge, states[edge.source]) / -batch
+
+
+def _activated(edge: Edge, state: Tensor) -> Tensor:
+    return _BY_NUMBER[edge.before.number][0](state, edge.before.parameter)
+
+
+def _write(rule: Rule, target: Tensor, gradient: Tensor, slots: list[Tensor | None]) -> None:
+    target.copy_(gradient)
+
+
+def _sgd(rule: Rule, parameter: Tensor, gradient: Tensor, slots: list[Tensor | None]) -> None:
+    gradient = _with_decay(rule, parameter, gradient)
+    if rule.first:
+        velocity = slots[0]
+        assert velocity is not None
+        if rule.fresh:
+            velocity.copy_(gradient)
+        else:
+            velocity.mul_(rule.first).add_(gradient, alpha=1 - rule.second)
+        gradient = gradient + rule.first * velocity if rule.nesterov else velocity
+    parameter.sub_(gradient, alpha=rule.lr)
+
+
+def _adam(rule: Rule, parameter: Tensor, gradient: Tensor, slots: list[Tensor | None]) -> None:
+    step, mean, square, *rest = slots
+    assert step is not None
+    assert mean is not None
+    assert square is not None
+    step += 1
+    t = step.item()
+    gradient = _with_decay(rule, parameter, gradient)
+    mean.lerp_(gradient, 1 - rule.first)
+    square.mul_(rule.second).addcmul_(gradient, gradient, value=1 - rule.second)
+    greatest = rest[0] if rest else None
+    if greatest is not None:
+        torch.maximum(greatest, square, out=greatest)
+        square = greatest
+    scale = square.sqrt() / (1 - rule.second**t) ** 0.5 + rule.epsilon
+    parameter.addcdiv_(mean, scale, value=-rule.lr / (1 - rule.first**t))
+
+
+def _with_decay(rule: Rule, parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient that a rule goes by; a decay that stands beside it has been applied."""
+    if rule.maximize:
+        gradient = -gradient
+    if rule.decoupled:
+        parameter.mul_(1 - rule.lr * rule.weight_decay)
+    elif rule.weight_decay:
+        gradient = gradient.add(parameter, alpha=rule.weight_decay)
+    return gradient
+
+
+_RULES: dict[RuleKind, Callable[[Rule, Tensor, Tensor, list[Tensor | None]], None]] = {
+    RuleKind.GRADIENT: _write,
+    RuleKind.SGD: _sgd,
+    RuleKind.ADAM: _adam,
+}

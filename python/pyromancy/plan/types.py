@@ -1,0 +1,191 @@
+"""A network's inference and learning as a value: what `run_plan_` does, without the tensors it does it to.
+
+Tensors are referred to by number: `run_plan_` takes two lists, and a number counts those written, then those read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+Operand = int  # a tensor's number
+
+
+class Law(IntEnum):
+    """What makes a node's energy of its state z and prediction mu, per sample."""
+
+    NONE = 0
+    GAUSSIAN = 1  # 1/2 sum (z - mu)^2 / exp(theta), theta being log-variances [n], [1] or [], or None for 0
+    FULL_GAUSSIAN = 2  # 1/2 (z - mu)^T theta (z - mu), theta being a symmetric matrix [n, n]
+
+
+class MatmulPrecision(IntEnum):
+    """Of float32 products in kernels for GPUs, as `torch.set_float32_matmul_precision` names them."""
+
+    HIGHEST = 0
+    HIGH = 1
+    MEDIUM = 2
+
+
+class Learning(IntEnum):
+    """When weights learn."""
+
+    NEVER = 0
+    AT_THE_END = 1  # once, after all E-steps
+    AFTER_EACH_STEP = 2  # from the states that the step has made
+    WITH_EACH_STEP = 3  # from the same errors that move the states
+
+
+class RuleKind(IntEnum):
+    """What is done with a gradient of the mean energy."""
+
+    GRADIENT = 0  # it is written into a tensor
+    SGD = 1  # as in torch.optim.SGD; slots: velocity
+    ADAM = 2  # as in torch.optim.Adam and AdamW; slots: step, mean, mean square, greatest mean square
+
+
+class Learned(IntEnum):
+    """What of an edge or a node is learned."""
+
+    WEIGHT = 0
+    BIAS = 1
+    LOGVAR = 2
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation by its number in `ACTIVATIONS`, and its parameter."""
+
+    number: int = 0
+    parameter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A state, and what its energy is made of.
+
+    Attributes:
+        state: ``[B, n]``, contiguous.
+        free: whether E-steps move it.
+        swept: whether it starts at its prediction, whatever it held.
+        law: of its energy; NONE where nothing predicts it.
+        theta: the law's parameter.
+        prior: a constant prediction, ``[1 or B, n]``, where no edge makes one.
+        velocity: of a momentum, like the state.
+        data: ``[N, n]``, the rows of which an order picks for the state.
+        weight: of the energy.
+    """
+
+    state: Operand
+    free: bool
+    swept: bool = False
+    law: Law = Law.NONE
+    theta: Operand | None = None
+    prior: Operand | None = None
+    velocity: Operand | None = None
+    data: Operand | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``after(W before(z) + b)``, from one node to a later one, both by their place in the plan.
+
+    Attributes:
+        gram: whether the feedback is computed as ``W^T P (z' - b) - (W^T P W) before(z)``, which takes fewer products
+            where a narrow free node predicts a wide clamped one.
+    """
+
+    source: int
+    target: int
+    weight: Operand
+    bias: Operand | None = None
+    before: Activation = Activation()
+    after: Activation = Activation()
+    gram: bool = False
+
+
+@dataclass(frozen=True)
+class Descent:
+    """The rule of E-steps, as in `torch.optim.SGD`.
+
+    Attributes:
+        resume: velocities hold those of steps before.
+        settle: free states that differ from the prediction of their edge by no more than rounding begin as that; a
+            backend may leave it at the rounding.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    resume: bool = False
+    settle: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How parameters learn. `first` and `second` are SGD's momentum and dampening, or Adam's betas.
+
+    Attributes:
+        decoupled: whether weight decay stands beside the gradient, as in AdamW.
+        fresh: whether the first gradient starts SGD's velocity.
+    """
+
+    kind: RuleKind = RuleKind.GRADIENT
+    lr: float = 0.0
+    weight_decay: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+    epsilon: float = 0.0
+    maximize: bool = False
+    nesterov: bool = False
+    decoupled: bool = False
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that is learned.
+
+    Attributes:
+        owner: an edge, or for log-variances a node.
+        rule: by its place in the plan.
+        tensor: the parameter itself, or where its gradient is written.
+        slots: the rule's state, None for what it does without.
+    """
+
+    what: Learned
+    owner: int
+    rule: int
+    tensor: Operand
+    slots: tuple[Operand | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that one call does: E-steps on nodes joined by edges, and what is learned from them.
+
+    Attributes:
+        nodes: each predicted by at most one edge from an earlier node, and predicting at most one.
+        edges: between nodes.
+        method: of the E-steps.
+        steps: how many.
+        energies: ``[steps, nodes, B]``, set to the nodes' energies before each step, without log-determinants.
+        order: int64 ``[batches * B]``: the batches are done one after another, their data being these rows.
+        learning: when.
+        rules: of learning.
+        targets: what learns.
+        precision: of products.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    method: Descent
+    steps: int
+    energies: Operand | None = None
+    order: Operand | None = None
+    learning: Learning = Learning.NEVER
+    rules: tuple[Rule, ...] = ()
+    targets: tuple[Target, ...] = ()
+    precision: MatmulPrecision = MatmulPrecision.HIGHEST

@@ -1,0 +1,139 @@
+"""A plan survives being written as numbers, and nothing else is taken for one."""
+
+import random
+from dataclasses import fields, replace
+
+import pytest
+
+from pyromancy import plan
+from pyromancy.ops.activations import ACTIVATIONS
+from pyromancy.plan import (
+    Activation,
+    Descent,
+    Edge,
+    Law,
+    Learned,
+    Learning,
+    MatmulPrecision,
+    Node,
+    Plan,
+    Rule,
+    RuleKind,
+    Target,
+)
+
+WRITTEN, TENSORS, SLOTS = 9, 20, 4
+
+
+def random_plan(seed):
+    """Every field drawn: what may not be there is, or is not."""
+    draw = random.Random(seed)
+    flag = lambda: draw.random() < 0.5  # noqa: E731
+    operand = lambda: draw.randrange(TENSORS)  # noqa: E731
+    maybe = lambda end=TENSORS: draw.choice([None, draw.randrange(end)])  # noqa: E731
+    activation = lambda: Activation(draw.randrange(len(ACTIVATIONS)), draw.random())  # noqa: E731
+    pick = lambda kinds: draw.choice([*kinds])  # noqa: E731
+    n, e, r, t = draw.randint(1, 5), draw.randint(0, 4), draw.randint(1, 3), draw.randint(0, 4)
+    kinds = [*Learned] if e else [Learned.LOGVAR]
+    targets = []
+    for _ in range(t):
+        what = pick(kinds)
+        owner = draw.randrange(n if what is Learned.LOGVAR else e)
+        slots = tuple(maybe(WRITTEN) for _ in range(SLOTS))
+        targets.append(Target(what, owner, draw.randrange(r), draw.randrange(WRITTEN), slots))
+    return Plan(
+        tuple(
+            Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random())
+            for _ in range(n)
+        ),
+        tuple(
+            Edge(draw.randrange(n), draw.randrange(n), operand(), maybe(), activation(), activation(), flag())
+            for _ in range(e)
+        ),
+        Descent(draw.random(), draw.random(), draw.random(), flag(), flag()),
+        draw.randrange(100), maybe(WRITTEN), maybe(), pick(Learning),
+        tuple(
+            Rule(pick(RuleKind), *(draw.random() for _ in range(5)), *(flag() for _ in range(4))) for _ in range(r)
+        ),
+        tuple(targets), pick(MatmulPrecision),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_there_and_back(seed):
+    made = random_plan(seed)
+    ints, numbers = plan.encode(made)
+    assert {type(i) for i in ints} == {int}
+    assert {type(x) for x in numbers} == {float}
+    assert plan.decode(ints, numbers) == plan.decode(ints, numbers, WRITTEN, TENSORS) == made
+
+
+def test_every_field_is_written():
+    """To change any one of them changes what is written."""
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0)
+    pairs = [
+        ("nodes", one, other),
+        ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True)),
+        ("rules", Rule(), Rule(RuleKind.ADAM, 1.0, 2.0, 3.0, 4.0, 5.0, True, True, True, True)),
+        ("targets", Target(Learned.WEIGHT, 0, 0, 0), Target(Learned.BIAS, 1, 1, 1, (1, None, 2))),
+    ]
+    bare = Plan((), (), Descent(0.0), 0)
+    for key, plain, changed in pairs:
+        before = plan.encode(replace(bare, **{key: (plain,)}))
+        for field in fields(plain):
+            spoilt = replace(plain, **{field.name: getattr(changed, field.name)})
+            assert plan.encode(replace(bare, **{key: (spoilt,)})) != before, field.name
+    for changes in (
+        {"steps": 1}, {"energies": 1}, {"order": 1}, {"learning": Learning.AT_THE_END},
+        {"precision": MatmulPrecision.HIGH}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
+        {"method": Descent(0.0, dampening=1.0)}, {"method": Descent(0.0, nesterov=True)},
+        {"method": Descent(0.0, resume=True)},
+    ):  # fmt: skip
+        assert plan.encode(replace(bare, **changes)) != plan.encode(bare), changes
+
+
+def test_slots_that_are_not_named_are_not_there():
+    made = Plan(
+        (Node(0, True),), (), Descent(0.1), 1, rules=(Rule(),), targets=(Target(Learned.LOGVAR, 0, 0, 1, (2,)),)
+    )
+    (target,) = plan.decode(*plan.encode(made)).targets
+    assert target.slots == (2, None, None, None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_other_length_is_refused(seed):
+    ints, numbers = plan.encode(random_plan(seed))
+    for n in range(len(ints)):
+        with pytest.raises(ValueError, match=r"plan ends before its|must be from 0 to"):
+            plan.decode(ints[:n], numbers)
+    for n in range(len(numbers)):
+        with pytest.raises(ValueError, match="numbers end before the"):
+            plan.decode(ints, numbers[:n])
+    with pytest.raises(ValueError, match=f"plan must have {len(ints)} entries, got {len(ints) + 1}"):
+        plan.decode([*ints, 0], numbers)
+    with pytest.raises(ValueError, match=f"numbers must have {len(numbers)} entries, got {len(numbers) + 1}"):
+        plan.decode(ints, [*numbers, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_not_there_is_refused(seed):
+    ints, numbers = plan.encode(random_plan(seed))
+    for at in range(len(ints)):
+        for value in (-2, 10**9) if at != 4 else (-2,):  # there may be any number of steps
+            with pytest.raises(ValueError, match=rf"plan\[{at}\], the [a-z ]+, must be from -?\d+ to \d+, got {value}"):
+                plan.decode([*ints[:at], value, *ints[at + 1 :]], numbers, WRITTEN, TENSORS)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    ints, numbers = plan.encode(random_plan(0))
+    for at in range(len(numbers)):
+        for value in (float("nan"), float("-inf")):
+            with pytest.raises(ValueError, match=f"must be finite, got {value}"):
+                plan.decode(ints, [*numbers[:at], value, *numbers[at + 1 :]])
+
+
+def test_a_tensor_that_is_read_is_not_written():
+    made = Plan((Node(0, True, velocity=3),), (), Descent(0.1), 1)
+    plan.decode(*plan.encode(made), 4, 4)
+    with pytest.raises(ValueError, match=r"the velocity, must be from -1 to 2, got 3"):
+        plan.decode(*plan.encode(made), 3, 4)
