@@ -3,7 +3,7 @@
 from . import backends, functional, nodes
 from . import infra as infra  # not needed here, but `pyromancy.infra` and `pyromancy.utils` are there in pyromancy-ai
 from . import utils as utils
-from .inference import InferenceLoop
+from .inference import EM, InferenceLoop
 from .registration import (
     eparameters,
     get_estep_params,
@@ -16,6 +16,7 @@ from .shape import Shape
 from .version import __version__
 
 __all__ = [
+    "EM",
     "InferenceLoop",
     "Shape",
     "__version__",

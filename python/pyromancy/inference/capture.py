@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ def record(energy: Callable[[], Tensor]) -> Recording:
     """
     recording = Recording()
     try:
-        with torch.enable_grad(), recording, _Operators(recording):
+        with torch.enable_grad(), recording.watching():
             recording.result = energy()
     except Exception as error:
         return _unless_its_own(error, recording, energy)
@@ -173,7 +173,7 @@ def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
     return checker.change
 
 
-def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> _Checker:
+def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]) -> Checker:
     """Run an energy on stand-ins, as far as it does what was recorded.
 
     Args:
@@ -181,7 +181,7 @@ def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]
         program: what was recorded.
         data: slots of the leaves that may have been replaced.
     """
-    checker = _Checker(program, {id(program.leaves[slot]): slot for slot in data})
+    checker = Checker(program, {id(program.leaves[slot]): slot for slot in data})
     if _share_memory(program.leaves, program.free):
         checker.change = Change("a state shares its memory with another tensor")
         return checker
@@ -245,7 +245,7 @@ class Recording(TorchFunctionMode):
             return function(*args, **kwargs)
         if vocabulary.works_in_place(function, args, kwargs):
             return self._overwrite(function, name, args, kwargs, given)
-        inputs = tuple(self._slot(t).index for t in given)
+        inputs = tuple(self.slot(t).index for t in given)
         versions = [0 if t.is_inference() else t._version for t in given]
         result = self._result(function, args, kwargs, given)
         if versions != [0 if t.is_inference() else t._version for t in given]:
@@ -256,11 +256,11 @@ class Recording(TorchFunctionMode):
             return result
         # contiguous() and the like may return what they were given
         fresh = [t for t in tensors(result) if id(t) not in self.slots]
-        self.produced.update(self._slot(t).index for t in fresh)
+        self.produced.update(self.slot(t).index for t in fresh)
         packed_args, packed_kwargs, packed_result = (
-            replaced(tree, Tensor, self._slot) for tree in (args, kwargs, result)
+            replaced(tree, Tensor, self.slot) for tree in (args, kwargs, result)
         )
-        outputs = tuple(self._slot(t).index for t in tensors(result))
+        outputs = tuple(self.slot(t).index for t in tensors(result))
         self.calls.append(Call(function, packed_args, packed_kwargs, packed_result, inputs, outputs))
         return result
 
@@ -294,9 +294,9 @@ class Recording(TorchFunctionMode):
         with torch.no_grad():  # of no device, so that nothing is computed or drawn
             like = pure[0](*replaced(pure[1], Tensor, _formally), **replaced(pure[2], Tensor, _formally))
         form = target.shape, target.dtype
-        inputs = tuple(self._slot(t).index for t in given)
+        inputs = tuple(self.slot(t).index for t in given)
         (packed_args, packed_kwargs), (pure_args, pure_kwargs) = (
-            [replaced(tree, Tensor, self._slot) for tree in trees] for trees in ((args, kwargs), pure[1:])
+            [replaced(tree, Tensor, self.slot) for tree in trees] for trees in ((args, kwargs), pure[1:])
         )
         result = self._result(function, args, kwargs, given)
         if result is not target or (like.shape, like.dtype) != form:
@@ -352,6 +352,12 @@ class Recording(TorchFunctionMode):
                 return f"{name} has to do with autograd itself"
         return None
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Record what is called meanwhile."""
+        with self, _Operators(self):
+            yield
+
     def refuse(self, reason: str) -> None:
         """Record no more."""
         self.refusal = self.refusal or reason
@@ -369,7 +375,8 @@ class Recording(TorchFunctionMode):
             self.copies[id(t)] = t.clone()
         return self.copies[id(t)]
 
-    def _slot(self, t: Tensor) -> Slot:
+    def slot(self, t: Tensor) -> Slot:
+        """What stands for a tensor in what is recorded."""
         slot = self.slots.get(id(t))
         if slot is None:
             slot = self.slots[id(t)] = len(self.kept)
@@ -390,7 +397,7 @@ class Recording(TorchFunctionMode):
             self.refuse(f"{own} is an autograd function with a backward of its own")
         if self.refusal is not None:
             raise NotCapturable(self.refusal, self.evaluated)
-        program = self._renumbered(free)
+        program = self.renumbered(free)[0]
         for t in free:
             if not any(t is leaf for leaf in program.leaves):
                 form = tuple(t.shape)
@@ -401,8 +408,8 @@ class Recording(TorchFunctionMode):
             raise NotCapturable("a state shares its memory with another tensor", self.evaluated)
         return program
 
-    def _renumbered(self, free: Sequence[Tensor]) -> Program:
-        """Leaves first, then results in order."""
+    def renumbered(self, free: Sequence[Tensor]) -> tuple[Program, dict[int, int]]:
+        """The program, with leaves first and then results in order, and the slots in it of those used here."""
         order = [s for s in range(len(self.kept)) if s not in self.produced]
         leaves = [self.kept[s] for s in order]
         produced = dict.fromkeys(s for c in self.calls for s in c.outputs if s in self.produced)
@@ -424,7 +431,7 @@ class Recording(TorchFunctionMode):
         identities = {id(t) for t in free}
         by_new = sorted(((renumber[s], t) for s, t in enumerate(self.kept)), key=lambda pair: pair[0])
         stand_ins = {id(t): stand_in(t) for t in self.kept}
-        return Program(
+        program = Program(
             leaves,
             frozenset(i for i, t in enumerate(leaves) if id(t) in identities),
             calls,
@@ -433,6 +440,7 @@ class Recording(TorchFunctionMode):
             layouts=[Layout.of(t) for _, t in by_new],
             addresses_memory=self.addresses_memory,
         )
+        return program, renumber
 
 
 _BY_ADDRESS = frozenset((torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default))
@@ -501,7 +509,7 @@ def _is_made_of_tensors(result: Any) -> bool:
     return only(result) and bool(tensors(result))
 
 
-class _Checker(TorchFunctionMode):
+class Checker(TorchFunctionMode):
     """Compares every call with the recorded one and answers with stand-ins; from the first other one on it records.
 
     Args:

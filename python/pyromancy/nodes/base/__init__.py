@@ -6,8 +6,9 @@ name, and Python still finds a folder first, so that the warning below is given 
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,6 +26,16 @@ __all__ = ["Node", "PredictiveNode", "StateNode", "VariationalNode"]
 warn_if_shadowed()
 
 _AS_IT_IS = nullcontext()
+
+
+class _Watched(threading.local):
+    """Who sets states in a node's place, in this thread: what captures how a batch starts."""
+
+    setter: Callable[[StateNode, Tensor], Any] | None = None
+    resetter: Callable[[StateNode], None] | None = None
+
+
+watched = _Watched()
 
 
 @eparameters()
@@ -140,6 +151,9 @@ class StateNode(Node):
 
     def reset(self) -> None:
         """Drop the state and the gradients of the node's parameters."""
+        if watched.resetter is not None:
+            watched.resetter(self)
+            return
         if self._modules:
             self.zero_grad()
         else:  # whose search for parameters would cost more than all the rest
@@ -165,6 +179,8 @@ class StateNode(Node):
             ValueError: the shape does not fit the node, or the batch is empty.
         """
         self._check("value", value)
+        if watched.setter is not None:
+            return watched.setter(self, value)
         if self.value.is_meta and not value.is_meta:
             self._renew(value.device)
         state = self.value

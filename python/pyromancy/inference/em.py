@@ -1,0 +1,485 @@
+"""Whole EM batches: how a batch starts, its E-steps, its M-step and the optimizer, in one call."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import plan
+from . import optimizer as rules
+from .capture import NotCapturable, has_hooks
+from .executors import ChainExecutor, Executor, Run
+from .executors.planner import Learn, Learned
+from .loop import InferenceLoop, Trace
+from .start import Start
+
+INCREMENTAL = (False, True, "joint")
+_PART = 0.1  # seconds after which `epoch` gives a sign of life
+_STARTS = 16  # forms of a batch that are kept
+_WHEN = {
+    False: plan.Learning.AT_THE_END,
+    True: plan.Learning.AFTER_EACH_STEP,
+    "joint": plan.Learning.WITH_EACH_STEP,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What `EM.epoch` has done since it gave the last one.
+
+    Attributes:
+        batches: how many.
+        samples: in them.
+    """
+
+    batches: int
+    samples: int
+
+
+class EM:
+    """Trains a network by whole EM batches, below Python where it can, and says what it does.
+
+    ``em.step(x, y)`` does what these lines do, to rounding::
+
+        start(x, y)
+        loop.run(steps)  # an InferenceLoop of the same energy, states and rate
+        optimizer.zero_grad()
+        loop.backward(parameters)  # those of the optimizer
+        optimizer.step()
+
+    Where all of it can be one plan, on a CPU, the forward sweep that `start` makes uses the very products that E-steps
+    use. Errors that a sweep leaves are then exactly zero, and so are the gradients of weights that no E-step has
+    reached yet. Gradients are not kept then: ``.grad`` is None afterwards.
+
+    `start` is captured as the energy is: it may be called more often than there are batches, and it must have no
+    effects that matter beside setting states by their nodes' `init`.
+
+    Args:
+        energy: zero-argument callable returning per-sample energies, ``[B]``.
+        params: the free states, as `pyromancy.get_estep_params` gives them.
+        optimizer: of the learned parameters. SGD, Adam and AdamW of `torch.optim` run inside, with all their options
+            and on their own state; others are called.
+        start: sets all states for a batch, by `init`; takes what `step` takes.
+        steps: E-steps of a batch.
+        lr: E-step rate.
+        momentum: as in `torch.optim.SGD`; the velocity starts anew with every batch.
+        dampening: as in `torch.optim.SGD`.
+        nesterov: as in `torch.optim.SGD`.
+        incremental: False learns once after all E-steps; True after every E-step, from the states it has made; "joint"
+            with every E-step, weights and states moving from the same errors.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range, or the optimizer moves a free state; the message says which.
+    """
+
+    def __init__(
+        self,
+        energy: Callable[[], Tensor],
+        params: Iterable[nn.Parameter],
+        optimizer: Optimizer,
+        *,
+        start: Callable[..., Any],
+        steps: int,
+        lr: float,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        incremental: bool | str = False,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be of torch.optim, got {type(optimizer).__name__}")
+        if not callable(start):
+            raise TypeError(f"start must be callable, got {type(start).__name__}")
+        self.loop = InferenceLoop(energy, params, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov)
+        self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
+        self._check()
+        self._starts: list[Start] = []
+        self._whole: _Whole | None = None
+        self._reason = ""  # why a batch is not one plan
+        self._order: Tensor | None = None  # samples of the epoch that are left
+        self._source: torch.Generator | None = None  # of its order
+        self._loaded: dict[str, Any] = {}  # where the next epoch is to go on
+
+    def step(self, *batch: Any) -> Trace:
+        """One batch.
+
+        Args:
+            *batch: what `start` takes; tensors have one row per sample.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ValueError: `start` sets no state; the optimizer's parameters have no part in the energy.
+        """
+        self._check()
+        whole = self._prepared(batch)
+        if whole is None or not whole.run(self):
+            self._by_parts(batch)
+        return Trace(self.steps)
+
+    def epoch(
+        self,
+        *data: Tensor,
+        batch_size: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Part]:
+        """A pass over data, in parts of about 0.1 s.
+
+        Where a batch is one plan, and `start` clamps nodes to the data as they are, the batches of a part are one call.
+        An interruption between two parts leaves a whole number of batches done; after `load_state_dict` the next call
+        goes on with what was left.
+
+        Args:
+            *data: tensors of the same length, whose rows `start` takes.
+            batch_size: samples of a batch; the last one may have fewer.
+            shuffle: whether to take them in the order of ``torch.randperm(n, generator=generator)``.
+            drop_last: whether to leave out a last batch of fewer samples.
+            generator: source of randomness; None is PyTorch's own.
+
+        Yields:
+            What was done since the last one.
+
+        Raises:
+            TypeError: `data` are not tensors.
+            ValueError: they differ in length, there are none, or `batch_size` is not positive.
+        """
+        size = _checked(data, batch_size)
+        n = len(data[0])
+        loaded, self._loaded = self._loaded, {}
+        if generator is not None and loaded.get("generator") is not None:
+            generator.set_state(loaded["generator"])
+        order: Tensor | None = loaded.get("order")
+        if order is None:
+            order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+            order = order[: n - n % size] if drop_last else order
+        elif len(order) and int(order.max()) >= n:
+            raise ValueError(f"data must be those of the epoch that is to be finished, got {n} samples")
+        self._order, self._source = order, generator
+        return self._epoch(data, order, size)
+
+    def _epoch(self, data: tuple[Tensor, ...], order: Tensor, size: int) -> Iterator[Part]:
+        batches = 1
+        while len(order):
+            began = time.perf_counter()
+            count = min(batches, max(1, len(order) // size))
+            rows = order[: count * size]
+            done = self._part(data, order, size, count)
+            order = order[len(rows) :]
+            yield Part(done, len(rows))
+            seconds = max(1e-6, time.perf_counter() - began)
+            batches = max(1, int(count * min(8.0, _PART / seconds)))
+        self._order = None
+
+    def _part(self, data: tuple[Tensor, ...], order: Tensor, size: int, count: int) -> int:
+        """So many batches of the first rows of an order; what is left of it is kept for `state_dict`."""
+        rows = order[: count * size]
+        if len(rows) >= size:
+            self._check()
+            whole = self._prepared(tuple(t[:size] for t in data), set_=False)
+            if whole is not None and whole.run(self, data, rows):
+                self._order = order[len(rows) :]
+                return count
+        batches = rows.split(size)
+        for batch in batches:
+            self.step(*(t[batch] for t in data))
+            self._order = order = order[len(batch) :]
+        return len(batches)
+
+    def explain(self) -> str:
+        """What runs a batch, and why nothing faster does; of the last one."""
+        whole = self._whole is not None
+        lines = ["a batch: one call of an operator" if whole else "a batch: start, E-steps, gradients, optimizer"]
+        if self._reason:
+            lines.append(f"  not one call: {self._reason}")
+        return "\n".join([*lines, self.loop.explain()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the optimizer, and of an epoch in the middle: what `load_state_dict` goes on from, to the same bits."""
+        if self._loaded:  # which no epoch has gone on from yet
+            return {"optimizer": self.optimizer.state_dict(), **self._loaded}
+        generator = None if self._source is None else self._source.get_state()
+        return {"optimizer": self.optimizer.state_dict(), "order": self._order, "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another `EM` was.
+
+        Args:
+            state: what its `state_dict` gave.
+
+        Raises:
+            ValueError: an entry is missing.
+        """
+        if missing := {"optimizer", "order", "generator"} - state.keys():
+            raise ValueError(f"state must have the entries of state_dict, got none for {', '.join(sorted(missing))}")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._loaded = {"order": state["order"], "generator": state["generator"]}
+
+    def _check(self) -> None:
+        try:
+            self.steps = operator.index(self.steps)
+        except TypeError:
+            raise TypeError(f"steps must be an integer, got {self.steps!r}") from None
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}")
+        if self.incremental not in INCREMENTAL:
+            raise ValueError(f"incremental must be False, True or 'joint', got {self.incremental!r}")
+        states = {id(p) for p in self.loop.params}
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in states:
+                    raise ValueError(f"optimizer must not move a free state, got one of shape {tuple(p.shape)}")
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def _prepared(self, batch: tuple[Any, ...], set_: bool = True) -> _Whole | None:
+        """How to do the batch in one call, its clamped states set; None, and why, where it is done by parts."""
+        self._reason = ""
+        try:
+            start = self._started(batch)
+            executor = self.loop.prepared()
+            self._whole = self._fitting(start, executor)
+        except _ByParts as reason:
+            self._reason, self._whole = str(reason), None
+            return None
+        if set_:
+            self._whole.set_states(batch)
+        return self._whole
+
+    def _started(self, batch: tuple[Any, ...]) -> Start:
+        """The capture of `start` that fits a batch."""
+        for start in reversed(self._starts):
+            if start.still(batch):
+                if start is not self._starts[-1]:
+                    self._starts.remove(start)
+                    self._starts.append(start)
+                if not start.fits():
+                    start.run(batch)
+                return start
+        try:
+            start = Start(self.start, batch)
+        except NotCapturable as reason:
+            raise _ByParts(f"start cannot be captured: {reason}") from None
+        self._starts = [*self._starts[-_STARTS + 1 :], start]
+        return start
+
+    def _fitting(self, start: Start, executor: Executor) -> _Whole:
+        whole = self._whole
+        if whole is not None and whole.fits(self, start, executor):
+            return whole
+        return _Whole(self, start, executor)
+
+    def _by_parts(self, batch: tuple[Any, ...]) -> None:
+        with torch.no_grad():
+            self.start(*batch)
+        loop, optimizer = self.loop, self.optimizer
+        loop.forget_velocities()
+        for _ in range(self.steps if self.incremental else 1):
+            if self.incremental == "joint":
+                optimizer.zero_grad()
+                loop.backward(self._parameters)
+                loop.run(1)
+            else:
+                loop.run(1 if self.incremental else self.steps)
+                optimizer.zero_grad()
+                loop.backward(self._parameters)
+            optimizer.step()
+
+
+def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
+    """The batch size, after all arguments of an epoch have been looked at."""
+    if not data:
+        raise ValueError("data must hold at least one tensor, got none")
+    for t in data:
+        if not isinstance(t, Tensor) or t.dim() == 0:
+            raise TypeError(f"data must be tensors with a row per sample, got {type(t).__name__}")
+    lengths = [len(t) for t in data]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"data must have the same length, got {', '.join(map(str, lengths))}")
+    size = operator.index(batch_size)
+    if size <= 0:
+        raise ValueError(f"batch_size must be positive, got {size}")
+    return size
+
+
+class _ByParts(Exception):
+    """A batch cannot be one plan; the message says why."""
+
+
+class _Whole:
+    """A batch as one plan.
+
+    Raises:
+        _ByParts: it cannot be one.
+        ValueError: the optimizer has parameters that the energy lacks.
+    """
+
+    def __init__(self, em: EM, start: Start, executor: Executor) -> None:
+        if reason := rules.obstacle(em.optimizer):
+            raise _ByParts(reason)
+        if not isinstance(executor, ChainExecutor):
+            raise _ByParts("the energy is no chain")
+        program = executor.program
+        if not program.leaves[min(program.free)].is_cpu:
+            raise _ByParts("its states are not on a CPU")
+        self.start_, self.executor = start, executor
+        self.nodes = executor.planner.nodes
+        self.parameters = em._parameters
+        self.learned = _learned(executor, self.parameters)
+        self._sort_settings(em)
+
+    def _sort_settings(self, em: EM) -> None:
+        """Which states start at their prediction, which are set to something, and which to the batch's own rows."""
+        planner, program, states = self.executor.planner, self.executor.program, self.states
+        slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True)}
+        into = {planner.nodes[source + 1].state: (source, e) for source, e in planner.edges}
+        swept, self.set_ = set(), []
+        for setting, found in self.start_.edges():
+            slot = slot_of.get(id(setting.node.value))
+            if slot is not None and slot in program.free and found is not None and slot in into:
+                source, edge = into[slot]
+                bias = None if edge.bias is None else program.leaves[edge.bias]
+                same = (
+                    found.source is states[source] and found.weight is program.leaves[edge.weight]
+                    and found.bias is bias and (found.before, found.after) == (edge.before, edge.after)
+                )  # fmt: skip
+                if same:
+                    swept.add(slot)
+                    continue
+            self.set_.append(setting)
+        # what would be computed from states that the plan has yet to compute
+        self.by_hand = any(map(self.start_.depends_on_states, self.set_))
+        self.swept = frozenset() if self.by_hand else frozenset(swept)
+        set_ = {id(s.node.value) for s in self.start_.settings}
+        for node, state in zip(self.nodes, states, strict=True):
+            if node.free and id(state) not in set_:
+                raise _ByParts(f"start does not set the free state {program.leaf_name(node.state)}")
+        self._slot_of = slot_of
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Of the nodes, in order."""
+        return [self.executor.program.leaves[n.state] for n in self.nodes]
+
+    def fits(self, em: EM, start: Start, executor: Executor) -> bool:
+        """Whether nothing of this has changed."""
+        now = em._parameters
+        return (
+            start is self.start_ and executor is self.executor and rules.obstacle(em.optimizer) is None
+            and len(now) == len(self.parameters) and all(a is b for a, b in zip(now, self.parameters, strict=True))
+            and not any(map(has_hooks, now)) and all(s.is_contiguous() for s in self.states)
+            and len({p.untyped_storage().data_ptr() for p in now}) == len(now)
+        )  # fmt: skip
+
+    def set_states(self, batch: tuple[Any, ...]) -> None:
+        """Set what the plan does not: clamped states, and free ones that start elsewhere than at their prediction."""
+        if self.by_hand:
+            self.start_.run(batch)
+            return
+        with torch.no_grad():
+            for setting, value in zip(self.set_, self.start_.values(self.set_), strict=True):
+                setting.node.init(value)
+            for node, state in zip(self.nodes, self.states, strict=True):
+                if node.state in self.swept:  # new memory, as `init` gives it: somebody may hold the last batch's
+                    state.data = torch.empty_like(state)
+        self.start_.restore()
+
+    def run(self, em: EM, data: Sequence[Tensor] = (), order: Tensor | None = None) -> bool:
+        """Run the batch whose states are set, or the batches of rows of data; whether it could."""
+        rows: dict[int, Tensor] = {}
+        program = self.executor.program
+        if order is not None:
+            clamped = {self._slot_of.get(id(setting.node.value), -1) for setting in self.set_}
+            if self.by_hand or self.start_.reaches(program) or self.executor.planner.computes_from(clamped):
+                return False
+            for setting in self.set_:
+                place = self.start_.place(setting)
+                slot = self._slot_of.get(id(setting.node.value))
+                if place is None or slot is None or not _are_rows(data[place], setting.node.value):
+                    return False
+                rows[slot] = data[place]
+        loop = em.loop
+        learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
+        if learner.obstacle:
+            em._reason, em._whole = learner.obstacle, None
+            return False
+        learns = bool(self.learned) and (em.steps > 0 or not em.incremental)
+        learning = (
+            Learn(
+                _WHEN[em.incremental],
+                tuple(learned for learned, _ in self.learned),
+                [p for _, p in self.learned],
+                learner.rules,
+                [learner.of[id(p)] for _, p in self.learned],
+            )
+            if learns
+            else Learn()
+        )
+        run = Run(em.steps, float(loop.lr), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False)
+        planner, states = self.executor.planner, self.states
+        velocities = [torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum]
+        with torch.no_grad():
+            planner.run(
+                planner.values(program.leaves), states, run, of=em.steps,
+                velocities=velocities, swept=self.swept, learning=learning,
+                data=rows, order=order,
+            )  # fmt: skip
+        for p in self.parameters if learns or not em.incremental else ():
+            p.grad = None
+        if learns:
+            learner.commit()
+            em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
+        loop.forget_velocities()
+        loop.restore()
+        return True
+
+
+def _are_rows(data: Tensor, state: Tensor) -> bool:
+    return data.is_contiguous() and data.dtype == state.dtype and data.shape[1:] == state.shape[1:] and data.is_cpu
+
+
+def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tuple[Learned, Tensor]]:
+    """What each of the parameters is in the chain, if a plan can learn them all."""
+    program, planner = executor.program, executor.planner
+    slot_of = {id(t): i for i, t in enumerate(program.leaves)}
+    for p in parameters:
+        if id(p) not in slot_of:
+            raise ValueError(
+                f"optimizer must hold parameters that the energy uses, got one of shape {tuple(p.shape)} "
+                "that it does not use"
+            )
+    if len({p.untyped_storage().data_ptr() for p in parameters}) < len(parameters):
+        raise _ByParts("parameters share their memory")
+    if reason := executor.obstacle_inside(parameters):
+        raise _ByParts(reason)
+    found: dict[int, list[Learned]] = {}
+    for i, (_, e) in enumerate(planner.edges):
+        found.setdefault(e.weight, []).append(Learned(plan.Learned.WEIGHT, i))
+        if e.bias is not None:
+            found.setdefault(e.bias, []).append(Learned(plan.Learned.BIAS, i))
+    for i, n in enumerate(planner.nodes):
+        if n.logvar is not None and n.term is not None:
+            found.setdefault(n.logvar, []).append(Learned(plan.Learned.LOGVAR, i))
+    result = []
+    for p in parameters:
+        uses = found.get(slot_of[id(p)], [])
+        name = program.leaf_name(slot_of[id(p)])
+        if len(uses) != 1:
+            raise _ByParts(f"{name} is used {len(uses)} times by edges and variances of the chain")
+        if not p.is_contiguous() or (uses[0].what is plan.Learned.LOGVAR and p.dim() > 1):
+            raise _ByParts(f"{name} does not lie in one piece, or is no vector of log-variances")
+        result.append((uses[0], p))
+    return result

@@ -1,0 +1,223 @@
+"""How a batch starts: which states a user's function sets, and to what, captured as an energy is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nodes.base import StateNode, watched
+from .capture import Checker, NotCapturable, Recording, obstacle
+from .lowering import EdgeTensors, edge_of
+from .program import Program, form_of
+
+StartFunction = Callable[..., Any]
+_VALUES = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A state that is set: to what a slot holds, after so many calls."""
+
+    node: StateNode
+    slot: int
+    position: int
+
+
+class Start:
+    """What a start function does, captured.
+
+    Args:
+        function: the user's.
+        batch: what it takes; it is run, and sets the states.
+
+    Raises:
+        NotCapturable: it does more than PyTorch's functions of fixed tensors, and set states by `init`.
+        ValueError: it sets no state.
+    """
+
+    def __init__(self, function: StartFunction, batch: tuple[Any, ...]) -> None:
+        self.function = function
+        self.settings: list[Setting] = []
+        self._resets: list[StateNode] = []
+        self._others = [None if isinstance(t, Tensor) else t for t in batch]
+        recording = _Recording()
+        given = [t for t in batch if isinstance(t, Tensor)]
+        for t in given:
+            recording.slot(t)
+
+        def set_(node: StateNode, value: Tensor) -> Any:
+            self.settings.append(Setting(node, recording.slot(value).index, len(recording.calls)))
+            recording.result = value
+            with torch._C.DisableTorchFunction(), _watching(None, None):
+                return node.init(value)
+
+        def reset(node: StateNode) -> None:
+            self._resets.append(node)
+            with torch._C.DisableTorchFunction(), _watching(None, None):
+                node.reset()
+
+        with torch.no_grad(), recording.watching(), _watching(set_, reset):
+            function(*batch)
+        if not self.settings:
+            raise ValueError("start must set states by their init, and sets none")
+        if len({id(t) for t in given}) < len(given):
+            raise NotCapturable("it takes a tensor twice")
+        if recording.refusal is not None:
+            raise NotCapturable(recording.refusal)
+        self.program, places = recording.renumbered(())
+        self.settings = [Setting(s.node, places[s.slot], s.position) for s in self.settings]
+        self._batch = [i for i, t in enumerate(batch) if isinstance(t, Tensor)]  # whose tensors are the first leaves
+        self._refuse_what_depends_on_before()
+        self._forms = [form_of(s.node.value) for s in self.settings]
+
+    def _refuse_what_depends_on_before(self) -> None:
+        """A state that is read before it is set, or set twice, or forgotten, is what the batch before has left."""
+        nodes = [s.node for s in self.settings]
+        if len({id(n) for n in nodes}) < len(nodes):
+            raise NotCapturable("it sets a state twice")
+        if any(all(n is not node for n in nodes) for node in self._resets):
+            raise NotCapturable("it resets a node and does not set its state")
+        of = {id(s.node.value): s.position for s in self.settings}
+        for position, call in enumerate(self.program.calls):
+            for slot in call.inputs:
+                leaf = self.program.leaves[slot] if slot < len(self.program.leaves) else None
+                if leaf is not None and position < of.get(id(leaf), 0):
+                    raise NotCapturable("it reads a state before it sets it")
+
+    def still(self, batch: tuple[Any, ...]) -> bool:
+        """Whether the function still does the same with another batch, by a dry run; it then sets no state."""
+        program = self.program
+        if len(batch) != len(self._others) or obstacle([s.node.value for s in self.settings]):
+            return False
+        for t, other in zip(batch, self._others, strict=True):
+            # of what may be changed in place the dry run sees what it takes of it
+            if not isinstance(t, Tensor) and t is not other and not (isinstance(t, _VALUES) and t == other):
+                return False
+        new = {}
+        for leaf, i in enumerate(self._batch):
+            t = batch[i]
+            if not isinstance(t, Tensor) or form_of(t) != program.forms[leaf] or t.requires_grad:
+                return False
+            if t is not program.leaves[leaf]:
+                new[leaf] = t
+        if any(form_of(t) != f for t, f in zip(program.leaves, program.forms, strict=True)):
+            return False
+        if len({id(batch[i]) for i in self._batch}) < len(self._batch):
+            return False
+        if new:
+            program.replace(new)
+        checker = _Checker(program, {})
+        done = 0
+        same = True
+
+        def set_(node: StateNode, value: Tensor) -> Any:
+            nonlocal done, same
+            if same and done < len(self.settings) and checker.change is None:
+                expected = self.settings[done]
+                held = self._held(expected.slot)
+                same = expected.node is node and held is value and expected.position == checker.position
+                done += 1
+            else:
+                same = False
+            return node.value
+
+        def reset(node: StateNode) -> None:
+            nonlocal same
+            same = same and any(n is node for n in self._resets)
+
+        try:
+            with torch.no_grad(), checker, _watching(set_, reset):
+                self.function(*batch)
+        except Exception:  # which it raises again when it is run, if it is its own
+            same = False
+        finally:
+            matched = same and checker.change is None and done == len(self.settings)
+            matched = matched and checker.position == len(checker.expected)
+            program.lend()
+            if not matched:
+                program.mend(checker.real)
+        return matched
+
+    def _held(self, slot: int) -> Tensor:
+        leaves = self.program.leaves
+        return leaves[slot] if slot < len(leaves) else self.program.stand_ins[slot]
+
+    def origin(self, slot: int) -> Tensor | None:
+        """The state that a slot is, or is set to; None of anything else."""
+        for s in self.settings:
+            if s.slot == slot:
+                return s.node.value
+        if slot < len(self.program.leaves) and any(self.program.leaves[slot] is s.node.value for s in self.settings):
+            return self.program.leaves[slot]
+        return None
+
+    def edges(self) -> Iterator[tuple[Setting, EdgeTensors | None]]:
+        """Every state that is set, with the edge that predicts it from another, if that is what it is set to."""
+        for s in self.settings:
+            yield s, edge_of(self.program, s.slot, self.origin)
+
+    def values(self, settings: Sequence[Setting]) -> list[Tensor]:
+        """What states are set to."""
+        return self.program.evaluate([s.slot for s in settings])
+
+    def fits(self) -> bool:
+        """Whether the states are of the form that the function gives them."""
+        return all(form_of(s.node.value) == form for s, form in zip(self.settings, self._forms, strict=True))
+
+    def run(self, batch: tuple[Any, ...]) -> None:
+        """Set the states."""
+        with torch.no_grad():
+            self.function(*batch)
+
+    def depends_on_states(self, setting: Setting) -> bool:
+        """Whether what a state is set to is computed from others that are set."""
+        states = {id(s.node.value) for s in self.settings}
+        leaves = self.program.leaves
+        return any(i < len(leaves) and id(leaves[i]) in states for i in self.program.ancestors(setting.slot))
+
+    def reaches(self, program: Program) -> bool:
+        """Whether an energy may take what the function is given, or makes of it, otherwise than as states."""
+        given = {id(self.program.leaves[leaf]) for leaf in range(len(self._batch))}
+        return bool(self.program.lent) or any(id(t) in given for t in program.leaves)
+
+    def place(self, setting: Setting) -> int | None:
+        """Which argument of the function a state is set to, if it is one as it is."""
+        return self._batch[setting.slot] if setting.slot < len(self._batch) else None
+
+    def restore(self) -> None:
+        """Put values where the function has stored stand-ins."""
+        if self.program.lent:
+            self.program.mend()
+
+
+@contextmanager
+def _watching(setter: Any, resetter: Any) -> Iterator[None]:
+    before = watched.setter, watched.resetter
+    watched.setter, watched.resetter = setter, resetter
+    try:
+        yield
+    finally:
+        watched.setter, watched.resetter = before
+
+
+class _Recording(Recording):
+    """Knows that nothing here has a gradient, so that turning gradients off changes nothing."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch._C._set_grad_enabled:
+            return function(*args)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+class _Checker(Checker):
+    """Likewise."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch._C._set_grad_enabled:
+            return function(*args)
+        return super().__torch_function__(function, types, args, kwargs)

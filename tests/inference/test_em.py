@@ -1,0 +1,502 @@
+"""`EM` does what `start; loop.run; zero_grad; loop.backward; optimizer.step` does: by autograd, in float64."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import pyromancy as pyro
+from numerics import same_bits
+from pyromancy.nodes import FactorizedGaussianNode, FixedNode, IsotropicGaussianNode, StandardGaussianNode
+
+WAYS = (
+    *("under no_grad", "raw values", "zeros", "resets", "noise", "flattened"),
+    *("one state of another", "a state twice"),
+)
+OPTIMIZERS = {
+    "sgd": lambda m: torch.optim.SGD(m, 0.1),
+    "momentum": lambda m: torch.optim.SGD(m, 1e-3, momentum=0.9, dampening=0.2, weight_decay=1e-2, maximize=True),
+    "nesterov": lambda m: torch.optim.SGD(m, 0.01, momentum=0.9, nesterov=True),
+    "adam": lambda m: torch.optim.Adam(m, 1e-3),
+    "adam-all": lambda m: torch.optim.Adam(
+        m,
+        torch.tensor(1e-3, dtype=torch.float64),
+        betas=(0.8, 0.99),
+        eps=1e-6,
+        weight_decay=0.1,
+        amsgrad=True,
+        maximize=True,
+    ),
+    "adamw": lambda m: torch.optim.AdamW(m, 1e-2, weight_decay=0.1, amsgrad=True),
+    "groups": lambda m: torch.optim.Adam([{"params": m[:2], "lr": 1e-2}, {"params": m[2:], "weight_decay": 0.1}]),
+    "called": lambda m: torch.optim.RMSprop(m, 1e-3),
+}
+KINDS = {
+    "unit": (StandardGaussianNode,) * 3,
+    "variances": (FactorizedGaussianNode, IsotropicGaussianNode, FactorizedGaussianNode),
+}
+
+
+class Net(nn.Module):
+    """A chain, with what `EM` takes of it."""
+
+    def __init__(self, sizes=(8, 32, 16, 3), kinds=KINDS["unit"], activation=nn.Tanh):
+        super().__init__()
+        self.below = FixedNode(sizes[0])
+        self.nodes = nn.ModuleList(kind(n) for kind, n in zip(kinds, sizes[1:], strict=True))
+        self.edges = nn.ModuleList(nn.Sequential(activation(), nn.Linear(a, b)) for a, b in itertools.pairwise(sizes))
+
+    def start(self, x, y):
+        z = self.below.init(x)
+        for node, edge in zip(self.nodes[:-1], self.edges, strict=False):
+            z = node.init(edge(z))
+        self.nodes[-1].init(y)
+
+    def energy(self):
+        values = [self.below.value, *(n.value for n in self.nodes)]
+        return sum(n.energy(e(v)) for n, e, v in zip(self.nodes, self.edges, values, strict=False))
+
+    def e_params(self):
+        return list(pyro.get_estep_params(self, exclude=[self.nodes[-1]]))
+
+    def m_params(self):
+        return list(pyro.get_mstep_params(self))
+
+
+def twins(*args, **kwargs):
+    torch.manual_seed(0)
+    net = Net(*args, **kwargs).double()
+    return net, copy.deepcopy(net)
+
+
+def batches(count, size=20, last=None):
+    torch.manual_seed(1)
+    sizes = [size] * (count - 1) + [last or size]
+    return [(torch.rand(b, 8).double(), torch.rand(b, 3).double()) for b in sizes]
+
+
+def plainly(net, optimizer, x, y, *, steps, lr, incremental=False, **options):
+    """A batch by autograd and `torch.optim.SGD`."""
+    with torch.no_grad():
+        net.start(x, y)
+    params, learned = net.e_params(), [p for g in optimizer.param_groups for p in g["params"]]
+    descent = torch.optim.SGD(params, lr=lr, **options)
+
+    def e_step():
+        descent.zero_grad()
+        net.energy().sum().backward(inputs=params)
+        descent.step()
+
+    def gradients():
+        optimizer.zero_grad()
+        net.energy().mean().backward(inputs=learned)
+
+    for _ in range(steps):
+        if incremental == "joint":
+            gradients()
+        e_step()
+        if incremental is True:
+            gradients()
+        if incremental:
+            optimizer.step()
+    if not incremental:
+        gradients()
+        optimizer.step()
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def assert_same_state(one, other):
+    one, other = one.state_dict()["state"], other.state_dict()["state"]
+    assert one.keys() == other.keys()
+    for k, state in other.items():
+        assert one[k].keys() == state.keys()
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                assert one[k][name].dtype == value.dtype
+                torch.testing.assert_close(one[k][name], value, rtol=1e-10, atol=1e-10)
+            else:
+                assert one[k][name] == value
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_equals_the_plain_loop(optimizer, incremental, kinds):
+    net, plain = twins(kinds=KINDS[kinds])
+    ours, theirs = (OPTIMIZERS[optimizer](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=5, lr=0.1, incremental=incremental)
+    for x, y in batches(5, last=7):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=5, lr=0.1, incremental=incremental)
+        assert_same(net.e_params(), plain.e_params())
+    assert_same(net.m_params(), plain.m_params())
+    assert_same_state(ours, theirs)
+    assert ("one call" in em.explain().splitlines()[0]) == (optimizer != "called")
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=str)
+def test_momentum_of_states_starts_anew_with_every_batch(options):
+    net, plain = twins()
+    ours, theirs = (OPTIMIZERS["adam"](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=6, lr=0.05, **options)
+    for x, y in batches(3):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=6, lr=0.05, **options)
+    assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+
+
+def test_a_scheduler_between_batches():
+    net, plain = twins()
+    ours, theirs = (OPTIMIZERS["adam"](n.m_params()) for n in (net, plain))
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in (ours, theirs)]
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=4, lr=0.1)
+    for x, y in batches(4):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=4, lr=0.1)
+        for schedule in schedules:
+            schedule.step()
+    assert "one call" in em.explain().splitlines()[0]
+    assert_same(net.m_params(), plain.m_params())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_an_epoch_is_its_batches(shuffle, drop_last):
+    net, other = twins()
+    x, y = torch.rand(57, 8).double(), torch.rand(57, 3).double()
+    ours, theirs = (OPTIMIZERS["adam"](n.m_params()) for n in (net, other))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=4, lr=0.1)
+    step = pyro.EM(other.energy, other.e_params(), theirs, start=other.start, steps=4, lr=0.1)
+    a, b = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for _ in range(2):
+        parts = list(em.epoch(x, y, batch_size=10, shuffle=shuffle, drop_last=drop_last, generator=a))
+        assert sum(p.batches for p in parts) == 6 - drop_last
+        assert sum(p.samples for p in parts) == 57 - 7 * drop_last
+        order = torch.randperm(57, generator=b) if shuffle else torch.arange(57)
+        for rows in order[: 50 if drop_last else 57].split(10):
+            step.step(x[rows], y[rows])
+    assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
+
+
+def test_an_epoch_resumes_in_the_middle_to_the_same_bits():
+    net, other = twins()
+    x, y = torch.rand(100, 8).double(), torch.rand(100, 3).double()
+    generator = torch.Generator().manual_seed(5)
+    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["adam"](net.m_params()), start=net.start, steps=4, lr=0.1)
+    epoch = em.epoch(x, y, batch_size=10, generator=generator)
+    next(epoch)
+    saved = copy.deepcopy((em.state_dict(), net.state_dict()))
+    list(epoch)
+    list(em.epoch(x, y, batch_size=10, generator=generator))
+    other.load_state_dict(saved[1])
+    again = pyro.EM(
+        other.energy, other.e_params(), OPTIMIZERS["adam"](other.m_params()), start=other.start, steps=4, lr=0.1
+    )
+    again.load_state_dict(saved[0])
+    generator = torch.Generator()
+    for _ in range(2):
+        list(again.epoch(x, y, batch_size=10, generator=generator))
+    assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
+
+
+def test_errors_of_a_sweep_are_exactly_zero():
+    """With T E-steps only the T + 1 topmost edges have gradients, and Adam leaves the others alone, in every bit."""
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        net = Net((8, *[24] * 6, 3), (StandardGaussianNode,) * 7).to(dtype)
+        before = [p.detach().clone() for p in net.m_params()]
+        em = pyro.EM(
+            net.energy, net.e_params(), torch.optim.Adam(net.m_params(), 0.1), start=net.start, steps=3, lr=0.1
+        )
+        for batch in (1, 3, 50):
+            em.step(torch.rand(batch, 8, dtype=dtype), torch.rand(batch, 3, dtype=dtype))
+        assert "one call" in em.explain()
+        moved = [not same_bits(p, q) for p, q in zip(net.m_params(), before, strict=True)]
+        assert moved == [False] * 6 + [True] * 8
+
+
+class TestStart:
+    def loops(self, start=None, **kwargs):
+        net, plain = twins()
+        optimizer = OPTIMIZERS["adam"](net.m_params())
+        make = start(net) if start else net.start
+        return (
+            net,
+            plain,
+            pyro.EM(net.energy, net.e_params(), optimizer, start=make, steps=3, lr=0.1, **kwargs),
+            OPTIMIZERS["adam"](plain.m_params()),
+        )
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_ways_to_write_it(self, way):
+        def written(net):
+            def start(x, y):
+                if way == "resets":
+                    for node in net.nodes:
+                        node.reset()
+                if way == "flattened":
+                    x = x.reshape(len(x), -1)
+                net.below.init(x)
+                if way == "zeros":
+                    hidden = x.new_zeros(len(x), 32), x.new_zeros(len(x), 16)
+                elif way == "noise":
+                    g = torch.Generator().manual_seed(0)
+                    hidden = [torch.randn(len(x), n, generator=g).double() for n in (32, 16)]
+                elif way == "raw values":
+                    first = net.edges[0](x)
+                    hidden = first, net.edges[1](first)
+                else:
+                    with torch.no_grad():
+                        first = net.edges[0](net.below.value)
+                        hidden = first, net.edges[1](first)
+                if way == "one state of another":
+                    z = net.nodes[0].init(0.5 * net.edges[0](net.below.value))
+                    net.nodes[1].init(net.edges[1](z) + 0.1)
+                    net.nodes[2].init(y)
+                    return
+                if way == "a state twice":
+                    z = net.nodes[0].init(hidden[1] @ hidden[1].mT @ hidden[0])
+                    hidden = 0.5 * z, hidden[1]
+                net.nodes[0].init(hidden[0])
+                net.nodes[1].init(hidden[1])
+                net.nodes[2].init(y)
+
+            return start
+
+        net, plain, em, theirs = self.loops(written)
+        plain.start = written(plain)
+        for x, y in batches(4, last=9):
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+    def test_an_energy_that_takes_the_batch_itself(self):
+        """An epoch cannot pick rows for it, and goes batch by batch."""
+
+        class Direct(Net):
+            def start(self, x, y):
+                super().start(x, y)
+                self.x = x
+
+            def energy(self):
+                values = [self.x, *(n.value for n in self.nodes)]
+                return sum(n.energy(e(v)) for n, e, v in zip(self.nodes, self.edges, values, strict=False))
+
+        torch.manual_seed(0)
+        net = Direct().double()
+        plain = copy.deepcopy(net)
+        x, y = torch.rand(30, 8).double(), torch.rand(30, 3).double()
+        em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=3, lr=0.1)
+        theirs = OPTIMIZERS["sgd"](plain.m_params())
+        for _ in range(2):
+            list(em.epoch(x, y, batch_size=10, shuffle=False))
+            for rows in torch.arange(30).split(10):
+                plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+    def test_a_tensor_given_twice(self):
+        net, plain = twins((3, 32, 16, 3))
+        em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=3, lr=0.1)
+        theirs = OPTIMIZERS["sgd"](plain.m_params())
+        for _, y in batches(3):
+            em.step(y, y)
+            plainly(plain, theirs, y, y, steps=3, lr=0.1)
+            em.step(y.flip(1), y)
+            plainly(plain, theirs, y.flip(1), y, steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+    def test_a_changed_start_is_noticed(self):
+        net, plain, em, theirs = self.loops(lambda net: lambda x, y: net.start(x * net.scale, y))
+        start = plain.start
+        plain.start = lambda x, y: start(x * plain.scale, y)
+        for i, (x, y) in enumerate(batches(4)):
+            net.scale = plain.scale = 1.0 + (i > 1)
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+    def test_changed_weights_are_noticed(self):
+        net, plain, em, theirs = self.loops()
+        for i, (x, y) in enumerate(batches(4)):
+            if i == 2:
+                for n in (net, plain):
+                    with torch.no_grad():
+                        n.edges[1][1].weight.mul_(0.5)
+                    n.edges[2][1].weight.data = n.edges[2][1].weight.data * 2
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+
+class TestBadInput:
+    def em(self, net=None, **changes):
+        net = net or Net()
+        given = {"start": net.start, "steps": 3, "lr": 0.1} | changes
+        optimizer = given.pop("optimizer", None) or torch.optim.Adam(net.m_params())
+        return pyro.EM(net.energy, net.e_params(), optimizer, **given)
+
+    def test_a_start_that_sets_nothing(self):
+        em = self.em(start=lambda x, y: None)
+        with pytest.raises(ValueError, match="start must set states by their init, and sets none"):
+            em.step(torch.rand(4, 8), torch.rand(4, 3))
+
+    def test_an_optimizer_of_states(self):
+        net = Net()
+        with pytest.raises(ValueError, match="optimizer must not move a free state"):
+            self.em(net, optimizer=torch.optim.Adam(net.parameters()))
+
+    def test_an_optimizer_of_what_the_energy_lacks(self):
+        net = Net()
+        em = self.em(net, optimizer=torch.optim.Adam([*net.m_params(), nn.Parameter(torch.ones(5))]))
+        with pytest.raises(ValueError, match=r"optimizer must hold parameters that the energy uses, got .* \(5,\)"):
+            em.step(torch.rand(4, 8), torch.rand(4, 3))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [({"steps": -1}, "steps must not be negative"), ({"lr": -1.0}, "lr must be finite and not negative"),
+         ({"incremental": "both"}, "incremental must be False, True or 'joint', got 'both'")],
+        ids=lambda x: "",
+    )  # fmt: skip
+    def test_options(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            self.em(**changes)
+
+    def test_types(self):
+        with pytest.raises(TypeError, match=r"optimizer must be of torch\.optim, got int"):
+            self.em(optimizer=3)
+        with pytest.raises(TypeError, match="start must be callable"):
+            self.em(start=3)
+
+    def test_data_of_different_lengths(self):
+        with pytest.raises(ValueError, match="data must have the same length, got 6, 5"):
+            self.em().epoch(torch.rand(6, 8), torch.rand(5, 3), batch_size=2)
+        with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+            self.em().epoch(torch.rand(6, 8), torch.rand(6, 3), batch_size=0)
+
+
+def test_an_epoch_with_a_prediction_computed_from_the_data():
+    """What a row's own prediction is computed from changes with every batch."""
+
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.aside = StandardGaussianNode(8)
+
+        def start(self, x, y):
+            super().start(x, y)
+            self.aside.init(x)
+
+        def energy(self):
+            return super().energy() + self.aside.energy(self.below.value * 2)
+
+    torch.manual_seed(0)
+    net = Two().double()
+    plain = copy.deepcopy(net)
+    x, y = torch.rand(30, 8).double(), torch.rand(30, 3).double()
+    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=3, lr=0.1)
+    theirs = OPTIMIZERS["sgd"](plain.m_params())
+    for _ in range(3):
+        list(em.epoch(x, y, batch_size=5, shuffle=False))
+        for rows in torch.arange(30).split(5):
+            plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
+    assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+
+
+def test_a_call_that_learns_nothing_leaves_no_velocity():
+    net, plain = twins()
+    ours, theirs = (OPTIMIZERS["nesterov"](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=0, lr=0.1, incremental=True)
+    (x, y), *_ = batches(1)
+    em.step(x, y)
+    assert not any(state for state in ours.state.values())
+    em.steps = 2
+    em.step(x, y)
+    plainly(plain, theirs, x, y, steps=2, lr=0.1, incremental=True)
+    assert_same(net.m_params(), plain.m_params())
+
+
+def test_states_that_are_kept_are_not_overwritten():
+    net, _ = twins()
+    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=2, lr=0.1)
+    kept = []
+    for x, y in batches(3):
+        em.step(x, y)
+        kept.append([n.value.detach() for n in (net.below, *net.nodes)])
+        kept.append([t.clone() for t in kept[-1]])
+    for held, copied in zip(kept[::2], kept[1::2], strict=True):
+        assert all(map(same_bits, held, copied))
+
+
+def test_epochs_do_not_share_their_order():
+    net, _ = twins()
+    x, y = torch.rand(40, 8).double(), torch.rand(40, 3).double()
+    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=2, lr=0.1)
+    epochs = [em.epoch(x, y, batch_size=10) for _ in range(3)]
+    assert [sum(p.samples for p in epoch) for epoch in epochs] == [40, 40, 40]
+    saved = {"optimizer": em.optimizer.state_dict(), "order": torch.arange(15), "generator": None}
+    em.load_state_dict(saved)
+    assert torch.equal(em.state_dict()["order"], saved["order"])
+    assert sum(p.samples for p in em.epoch(x, y, batch_size=10)) == 15
+
+
+@pytest.mark.parametrize("given", [{"x": None}, [None]], ids=["dict", "list"])
+def test_what_start_takes_may_be_anything(given):
+    net, plain = twins()
+    key = next(iter(given)) if isinstance(given, dict) else 0
+
+    def start(of):
+        return lambda inputs, y: of.start(inputs[key], y)
+
+    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=start(net), steps=2, lr=0.1)
+    plain_start, theirs = plain.start, OPTIMIZERS["sgd"](plain.m_params())
+    plain.start = lambda inputs, y: plain_start(inputs[key], y)
+    for x, y in batches(3):
+        inputs = {key: x} if isinstance(given, dict) else [x]
+        em.step(inputs, y)
+        plainly(plain, theirs, inputs, y, steps=2, lr=0.1)
+    assert_same(net.m_params(), plain.m_params())
+
+
+class TestRounding:
+    """States that a forward sweep of PyTorch's products has set are their predictions but for rounding."""
+
+    def deep(self, dtype=torch.float32):
+        torch.manual_seed(0)
+        net = Net((20, *[32] * 8, 3), (StandardGaussianNode,) * 9).to(dtype)
+        net.start(torch.rand(24, 20, dtype=dtype), torch.rand(24, 3, dtype=dtype))
+        return net, pyro.InferenceLoop(net.energy, net.e_params(), lr=0.05)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+    @pytest.mark.parametrize("steps", [0, 1, 4])
+    def test_what_no_error_has_reached_has_no_gradient(self, steps, dtype):
+        net, loop = self.deep(dtype)
+        loop.run(steps)
+        loop.backward(net.m_params())
+        assert "executor: chain" in loop.explain()
+        zero = [not p.grad.any() for p in net.m_params()]
+        assert zero == [True] * 2 * (8 - steps) + [False] * 2 * (steps + 1)
+
+    def test_only_before_the_first_step(self):
+        """One step at a time does what all at once do, in every bit: small errors are errors then."""
+        net, loop = self.deep()
+        other, whole = self.deep()
+        for _ in range(30):
+            loop.run(1)
+        whole.run(30)
+        assert all(map(same_bits, net.e_params(), other.e_params()))
+
+    def test_gradients_move_no_state(self):
+        net, loop = self.deep()
+        before = [p.detach().clone() for p in net.e_params()]
+        loop.backward(net.m_params())
+        assert all(map(same_bits, net.e_params(), before))
+        loop.run(3)
+        before = [p.detach().clone() for p in net.e_params()]
+        loop.backward(net.m_params())
+        assert all(map(same_bits, net.e_params(), before))
