@@ -94,7 +94,7 @@ def counted(*args):
     begun.append(plan.decode(*args[2:]).steps)
     operator(*args)
 planner.ops.run_plan_ = counted
-threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)).start()
+threading.Timer(3.0, signal.raise_signal, (signal.SIGINT,)).start()
 try:
     loop.run(10**12)
 except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from .base import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner
 
 _PART = 0.1  # seconds after which Ctrl-C is noticed
-_SHORT = 10**8  # multiply-adds that take less than that anywhere
+_SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew
 
 
 @dataclass(frozen=True)
