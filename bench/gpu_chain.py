@@ -24,8 +24,8 @@ import torch
 
 import pyromancy
 from pyromancy import backends, ops, plan
-from pyromancy.ops.activations import ACTIVATIONS
 from pyromancy.plan import Activation, Descent, Edge, Law, MatmulPrecision, Node, Plan
+from pyromancy.plan.activations import ACTIVATIONS
 
 from . import gpu
 from .exact import ExactChain, relative

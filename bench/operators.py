@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyromancy import functional, plan
 from pyromancy.ops import schema
-from pyromancy.ops.activations import ACTIVATIONS
+from pyromancy.plan.activations import ACTIVATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

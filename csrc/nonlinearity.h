@@ -1,6 +1,6 @@
 #pragma once
 
-// The activations of a chain's edges by number, in the order of ops/activations.py.
+// The activations of a chain's edges by number, in the order of plan/activations.py.
 
 #include <cstdint>
 

@@ -9,8 +9,20 @@ import torch.nn.functional as F
 from networks import covariance_of
 from numerics import assert_near, moved, same_bits
 from pyromancy import plan
-from pyromancy.ops import activations
-from pyromancy.plan import Activation, Descent, Edge, Law, Learned, Learning, MatmulPrecision, Node, Plan, Rule, Target
+from pyromancy.plan import (
+    Activation,
+    Descent,
+    Edge,
+    Law,
+    Learned,
+    Learning,
+    MatmulPrecision,
+    Node,
+    Plan,
+    Rule,
+    Target,
+    activations,
+)
 
 run_plan_ = torch.ops.pyromancy.run_plan_.default
 # the activations by name, from PyTorch; the second number is their parameter

@@ -71,7 +71,8 @@ INFERENCE = ROOT / "docs" / "inference-loop.md"
 
 def test_reasons_that_are_quoted_are_given():
     """The table of what keeps an energy from an executor quotes the messages of the package."""
-    sources = "".join(path.read_text() for path in Path(pyromancy.inference.__file__).parent.glob("*.py"))
+    package = Path(pyromancy.__file__).parent
+    sources = "".join(path.read_text() for layer in ("capture", "run") for path in (package / layer).glob("*.py"))
     table = INFERENCE.read_text().split("| your energy | executor | because |")[1].split("\n\n")[0]
     quoted = re.findall(r"\| (chain|graph|autograd) \| `(.*)` \|$", table, re.MULTILINE)
     assert len(quoted) == len(table.strip().splitlines()) - 1

@@ -3,7 +3,6 @@
 from . import backends, functional, nodes
 from . import infra as infra  # not needed here, but `pyromancy.infra` and `pyromancy.utils` are there in pyromancy-ai
 from . import utils as utils
-from .inference import EM, InferenceLoop
 from .registration import (
     eparameters,
     get_estep_params,
@@ -12,6 +11,7 @@ from .registration import (
     get_named_mstep_params,
     mparameters,
 )
+from .run import EM, InferenceLoop
 from .shape import Shape
 from .version import __version__
 

@@ -8,7 +8,7 @@ import torch
 
 import pyromancy as pyro
 from networks import KINDS, Chain, Images, data_for, loop_for
-from pyromancy.inference import replay
+from pyromancy.run import replay
 from waiting import no_waiting
 
 pytestmark = pytest.mark.gpu

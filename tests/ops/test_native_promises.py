@@ -7,7 +7,7 @@ import operators
 from chains import everything_wanted, mstep, operator, problem, to
 from numerics import FLOATS, LOW, name, same_bits
 from pyromancy import ops, plan
-from pyromancy.ops.activations import ACTIVATIONS
+from pyromancy.plan.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("native_backend")
 

@@ -33,9 +33,8 @@ from chains import (
 )
 from numerics import FLOATS, name, same_bits, saying
 from pyromancy import plan
-from pyromancy.ops import activations
 from pyromancy.ops import run_plan as definition
-from pyromancy.plan import Activation, Law, Learned, Learning, Rule, RuleKind
+from pyromancy.plan import Activation, Law, Learned, Learning, Rule, RuleKind, activations
 
 pytestmark = pytest.mark.usefixtures("backend")
 

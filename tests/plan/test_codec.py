@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import pytest
 
 from pyromancy import plan
-from pyromancy.ops.activations import ACTIVATIONS
 from pyromancy.plan import (
     Activation,
     Descent,
@@ -21,6 +20,7 @@ from pyromancy.plan import (
     RuleKind,
     Target,
 )
+from pyromancy.plan.activations import ACTIVATIONS
 
 WRITTEN, TENSORS, SLOTS = 9, 20, 4
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..plan import Edge, Law, Learned, Learning, Node, Plan, Rule, RuleKind, Target, decode
-from .activations import ACTIVATIONS
+from ..plan.activations import ACTIVATIONS
 
 _BY_NUMBER = tuple(ACTIVATIONS.values())
 

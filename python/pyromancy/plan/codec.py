@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeVar
 
-from ..ops.activations import ACTIVATIONS
+from .activations import ACTIVATIONS
 from .types import (
     Activation,
     Descent,

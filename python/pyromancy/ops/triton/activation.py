@@ -7,7 +7,7 @@ import math
 import triton
 import triton.language as tl
 
-from ..activations import ACTIVATIONS
+from ...plan.activations import ACTIVATIONS
 
 IDENTITY = [*ACTIVATIONS].index("identity")  # for the launchers
 _NUMBER = {name: tl.constexpr(number) for number, name in enumerate(ACTIVATIONS)}

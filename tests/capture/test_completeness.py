@@ -376,19 +376,19 @@ def test_anomaly_detection_finds_where_a_gradient_is_no_number(anomaly):
 def test_a_trace_that_fails_once_is_tried_again(monkeypatch):
     z, mu = free(3, 4), torch.randn(3, 4, dtype=torch.float64)
     loop = pyro.InferenceLoop(lambda: gaussian_energy(mu, torch.sin(z)), [z], lr=0.1)
-    attempts, original = [], pyro.inference.partition._traced
+    attempts, original = [], pyro.capture.partition._traced
 
     def traced(*args):
         attempts.append(None)
         raise torch.OutOfMemoryError("for the moment")
 
-    monkeypatch.setattr(pyro.inference.partition, "_traced", traced)
+    monkeypatch.setattr(pyro.capture.partition, "_traced", traced)
     for _ in range(100):
         loop.run(1)
     assert loop.explain().startswith("executor: autograd")
     assert "for the moment" in loop.explain()
     assert 2 <= len(attempts) <= 6
-    monkeypatch.setattr(pyro.inference.partition, "_traced", original)
+    monkeypatch.setattr(pyro.capture.partition, "_traced", original)
     for _ in range(300):
         loop.run(1)
     assert loop.explain().startswith("executor: graph")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..capture.capture import Checker, NotCapturable, Recording, obstacle
+from ..capture.lowering import EdgeTensors, edge_of
+from ..capture.program import Program, form_of
 from ..nodes.base import StateNode, watched
-from .capture import Checker, NotCapturable, Recording, obstacle
-from .lowering import EdgeTensors, edge_of
-from .program import Program, form_of
 
 StartFunction = Callable[..., Any]
 _VALUES = (bool, int, float, str, type(None))

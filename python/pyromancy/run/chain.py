@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import functional, plan
-from ..capture import has_hooks
-from ..lowering import Chain, Node
-from ..program import Program, Slot, Term
-from ..replay import Replay
-from .base import ReplayingExecutor, Run
+from .. import functional, plan
+from ..capture.capture import has_hooks
+from ..capture.lowering import Chain, Node
+from ..capture.program import Program, Slot, Term
+from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner
+from .replay import Replay
 
 _PART = 0.1  # seconds after which Ctrl-C is noticed
 _SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew

@@ -15,10 +15,10 @@ import pyromancy as pyro
 from networks import KINDS, Chain, Images, data_for, loop_for
 from numerics import same_bits
 from pyromancy import backends
-from pyromancy.inference import loop, lowering, replay
-from pyromancy.inference.executors import base
-from pyromancy.inference.loop import READY
-from pyromancy.inference.replay import Replay
+from pyromancy.capture import lowering
+from pyromancy.run import loop, replay
+from pyromancy.run.loop import READY
+from pyromancy.run.replay import Replay
 
 MOMENTUM = {"momentum": 0.6, "dampening": 0.25}
 NESTEROV = {"momentum": 0.6, "nesterov": True}
@@ -55,7 +55,7 @@ def device(monkeypatch):
             return state.tapes[-1], results
 
     monkeypatch.setattr(loop, "settles", lambda device: False)
-    monkeypatch.setattr(base, "replayed", lambda device: state.on)
+    monkeypatch.setattr(pyro.run.executor, "replayed", lambda device: state.on)
     monkeypatch.setattr(replay, "recorder", Recorder)
     return state
 

@@ -19,11 +19,14 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
+from ..capture.lowering import NotAChain, idle, lower
+from ..capture.program import Program, form_of
 from ..registration import is_learned
-from .capture import NotCapturable, Recording, capture, check, obstacle
-from .executors import AutogradExecutor, ChainExecutor, Executor, GraphExecutor, Run, check_energy
-from .lowering import NotAChain, idle, lower
-from .program import Program, form_of
+from .autograd import AutogradExecutor
+from .chain import ChainExecutor
+from .executor import Executor, Run, check_energy
+from .graph import GraphExecutor
 from .replay import Replay
 
 _M = TypeVar("_M", bound=Callable[..., Any])

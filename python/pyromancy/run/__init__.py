@@ -1,4 +1,4 @@
-"""EM below Python: E-steps in `InferenceLoop`, whole batches in `EM`."""
+"""What runs E-steps and whole batches: the loop, EM, and the executors that they choose from."""
 
 from .em import EM, Part
 from .loop import InferenceLoop, Trace

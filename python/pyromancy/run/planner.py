@@ -8,11 +8,11 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from ... import ops, plan
-from ..lowering import Chain, Node, precision
-from ..program import Program
-from ..replay import product_precision
-from .base import Run
+from .. import ops, plan
+from ..capture.lowering import Chain, Node, precision
+from ..capture.program import Program
+from .executor import Run
+from .replay import product_precision
 
 _PLANS = 64  # that are kept encoded: one for every number of steps that is met, say
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import functional
-from ..capture import NotCapturable
-from ..partition import partition
-from ..program import Program
-from ..replay import Replay
-from .base import ReplayingExecutor, Run
+from .. import functional
+from ..capture.capture import NotCapturable
+from ..capture.partition import partition
+from ..capture.program import Program
+from .executor import ReplayingExecutor, Run
+from .replay import Replay
 
 
 class GraphExecutor(ReplayingExecutor):

@@ -8,8 +8,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 import pyromancy as pyro
 from descent import assert_as_autograd, free
+from pyromancy.capture import vocabulary
 from pyromancy.functional import gaussian_energy
-from pyromancy.inference import vocabulary
 
 aten = torch.ops.aten
 LIBRARY = torch.library.Library("namesakes", "DEF")

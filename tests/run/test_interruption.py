@@ -9,7 +9,7 @@ import networks
 import processes
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.inference.executors import chain, planner
+from pyromancy.run import chain, planner
 
 WIDTHS = (9, 7, 6, 5)
 OPTIONS = {
@@ -80,7 +80,7 @@ import signal, threading
 import torch
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.inference.executors import planner
+from pyromancy.run import planner
 from pyromancy.nodes import StandardGaussianNode
 
 hidden, above, top = StandardGaussianNode(30), StandardGaussianNode(10), torch.nn.Linear(30, 10)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..ops.activations import ACTIVATIONS
 from ..plan import Activation
+from ..plan.activations import ACTIVATIONS
 from .program import Call, Program, Slot
 from .vocabulary import arguments, unusual
 

@@ -11,8 +11,8 @@ from torch.fx import graph_module
 
 import pyromancy as pyro
 from networks import autograd_loop
-from pyromancy.inference.loop import ALIKE, READY
 from pyromancy.nodes import StandardGaussianNode
+from pyromancy.run.loop import ALIKE, READY
 
 
 class Net(nn.Module):
@@ -43,8 +43,8 @@ class Net(nn.Module):
 @pytest.fixture
 def captures(monkeypatch):
     """One entry for every capture."""
-    found, original = [], pyro.inference.loop.capture
-    monkeypatch.setattr(pyro.inference.loop, "capture", lambda *args: found.append(1) or original(*args))
+    found, original = [], pyro.run.loop.capture
+    monkeypatch.setattr(pyro.run.loop, "capture", lambda *args: found.append(1) or original(*args))
     return found
 
 

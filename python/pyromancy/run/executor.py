@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..program import Program
-from ..replay import Replay, replayed
+from ..capture.program import Program
+from .replay import Replay, replayed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .base import Executor, Run, check_energy
+from .executor import Executor, Run, check_energy
 
 
 class AutogradExecutor(Executor):

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import plan
+from ..capture.capture import NotCapturable, has_hooks
 from . import optimizer as rules
-from .capture import NotCapturable, has_hooks
-from .executors import ChainExecutor, Executor, Run
-from .executors.planner import Learn, Learned
+from .chain import ChainExecutor
+from .executor import Executor, Run
 from .loop import InferenceLoop, Trace
+from .planner import Learn, Learned
 from .start import Start
 
 INCREMENTAL = (False, True, "joint")
