@@ -5,9 +5,10 @@
     python examples/train_digits.py --help
 
 For every batch the image and its label are clamped, the hidden states start from a forward sweep, T E-steps move them
-down the energy summed over the batch, and one M-step moves the weights down its mean: that is `Trainer`. `PCN` is the
-network; a prediction is a forward sweep with no label in sight. The rest shows progress, draws a picture and reads the
-command line. The same seed gives the same result on the same machine with the same number of threads.
+down the energy summed over the batch, and one M-step moves the weights down its mean: that is `Trainer`, by
+`pyromancy.EM` or written out. `PCN` is the network; a prediction is a forward sweep with no label in sight. The rest
+shows progress, draws a picture and reads the command line. The same seed gives the same result on the same machine with
+the same number of threads.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from digits import Data, load_digits, load_idx
 from pyromancy.nodes import FixedNode, StandardGaussianNode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+MEASURED = 1000  # training images whose energies are shown after every epoch
 
 
 class Trainer:
-    """Inference learning, with `pyromancy.InferenceLoop` or the plain autograd loop that it stands for.
+    """Inference learning, by `pyromancy.EM` or by the plain autograd loop that it stands for.
 
     Args:
         pcn: the network.
@@ -45,40 +48,48 @@ class Trainer:
         e_lr: rate of the E-steps, gradient descent on the states.
         m_lr: rate of the M-steps, Adam on the weights.
         incremental: an M-step after every E-step, and not only after the last.
-        plain: infer with autograd.
+        plain: the plain loop.
     """
 
     def __init__(
         self, pcn: PCN, steps: int, e_lr: float, m_lr: float, incremental: bool = False, plain: bool = False
     ) -> None:
-        self.pcn, self.steps, self.incremental = pcn, steps, incremental
+        self.pcn, self.steps, self.incremental, self.plain = pcn, steps, incremental, plain
         self.e_params = list(pyro.get_estep_params(pcn, exclude=(pcn.nodes[-1],)))  # the output is clamped
         self.m_params = list(pyro.get_mstep_params(pcn))
-        self.m_opt = torch.optim.Adam(self.m_params, lr=m_lr)
         self.e_opt = torch.optim.SGD(self.e_params, lr=e_lr)
-        self.loop = None if plain else pyro.InferenceLoop(pcn.energy, self.e_params, lr=e_lr)
+        self.m_opt = torch.optim.Adam(self.m_params, lr=m_lr)
+        self.em = pyro.EM(
+            pcn.energy, self.e_params, self.m_opt, start=pcn.start, steps=steps, lr=e_lr, incremental=incremental
+        )
+        self.loop = pyro.InferenceLoop(pcn.energy, self.e_params, lr=e_lr)  # its E-steps alone, to look at energies
 
-    def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from one batch.
+    def epoch(self, x: Tensor, y: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[int]:
+        """Learn from all samples once, in random order; gives how many batches are done since it last gave."""
+        if not self.plain:
+            for part in self.em.epoch(x, y, batch_size=batch_size, generator=generator):
+                yield part.batches
+            return
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
+            self.batch(x[rows], y[rows])
+            yield 1
 
-        Returns:
-            Energy of every predicted node before inference and at the last M-step, ``[nodes, B]`` each.
-        """
-        self.pcn.init_xy(x, y)
-        with torch.no_grad():
-            before = self.pcn.node_energies()
-        if self.incremental:
-            for _ in range(self.steps):
-                self.infer(1)
-                after = self.learn()
-        else:
-            self.infer(self.steps)
-            after = self.learn()
-        return before, after
+    def batch(self, x: Tensor, y: Tensor) -> None:
+        """Learn from one batch."""
+        if not self.plain:
+            self.em.step(x, y)
+            return
+        self.pcn.start(x, y)
+        for step in range(1, self.steps + 1):
+            self.infer(1)
+            if self.incremental or step == self.steps:
+                self.m_opt.zero_grad()
+                self.pcn.energy().mean().backward(inputs=self.m_params)
+                self.m_opt.step()
 
     def infer(self, steps: int) -> None:
         """E-steps. On the sum over the batch: each sample is its own problem, whatever the batch size."""
-        if self.loop is not None:
+        if not self.plain:
             self.loop.run(steps)
             return
         for _ in range(steps):
@@ -86,17 +97,12 @@ class Trainer:
             self.pcn.energy().sum().backward(inputs=self.e_params)
             self.e_opt.step()
 
-    def learn(self) -> Tensor:
-        """An M-step, on the mean over the batch."""
-        with torch.no_grad():
-            energies = self.pcn.node_energies()
-        self.m_opt.zero_grad()
-        if self.loop is not None:
-            self.loop.backward(self.m_params)
-        else:
-            self.pcn.energy().mean().backward(inputs=self.m_params)
-        self.m_opt.step()
-        return energies
+    def energies(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy of every predicted node before and after inference, means over samples, ``[nodes]`` each."""
+        self.pcn.start(x, y)
+        before = self.pcn.node_energies().detach()
+        self.infer(self.steps)
+        return before.mean(1), self.pcn.node_energies().detach().mean(1)
 
 
 class PCN(nn.Module):
@@ -118,20 +124,17 @@ class PCN(nn.Module):
             self.edges.append(nn.Sequential(activation(), nn.Linear(a, b)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sweep from the input to the output's prediction.
-
-        In training mode this also sets every node's state, and returns the output's itself, until that is set again.
-        """
-        z: Tensor = self.nodes[0](x)
-        for edge, node in zip(self.edges, self.nodes[1:], strict=True):
-            z = node(edge(z))
-        return z
+        """Predict the output: a sweep from the input, which leaves the states as they are."""
+        for edge in self.edges:
+            x = edge(x)
+        return x
 
     @torch.no_grad()
-    def init_xy(self, x: Tensor, y: Tensor) -> None:
+    def start(self, x: Tensor, y: Tensor) -> None:
         """Clamp input and target, and start the hidden states at their predictions."""
-        self.train()
-        self(x)
+        z = self.nodes[0].init(x)
+        for edge, node in zip(self.edges, self.nodes[1:-1], strict=False):  # the last edge predicts the target
+            z = node.init(edge(z))
         self.nodes[-1].init(y)
 
     def node_energies(self) -> Tensor:
@@ -146,13 +149,15 @@ class PCN(nn.Module):
     @torch.no_grad()
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
         """Fraction of images whose largest output is at their label."""
-        self.eval()
         return (self(x).argmax(1) == labels).double().mean().item()
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. Energies are means over its samples, in nats, one per predicted node."""
+    """What one epoch gave, measured at its end: energies as `Trainer.energies` has them, in nats, and test accuracy.
+
+    The seconds are those of learning.
+    """
 
     before: list[float]
     after: list[float]
@@ -175,9 +180,8 @@ def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, 
     Returns:
         What each epoch gave.
     """
-    classes = pcn.nodes[-1].size
+    targets = nn.functional.one_hot(data.train_labels, pcn.nodes[-1].size).float()
     generator = torch.Generator().manual_seed(seed)
-    images = len(data.train_x)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
         TimeRemainingColumn(),
@@ -185,24 +189,21 @@ def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, 
     history = []
     out.print("epoch   energy before   after inference   test accuracy   seconds")
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        task = progress.add_task("", total=epochs * math.ceil(images / batch_size))
+        task = progress.add_task("", total=epochs * math.ceil(len(targets) / batch_size))
         for number in range(1, epochs + 1):
             progress.update(task, description=f"epoch {number}/{epochs}")
             start = time.perf_counter()
-            before = after = torch.zeros(len(pcn.edges), device=data.train_x.device)
-            for rows in torch.randperm(images, generator=generator).to(data.train_x.device).split(batch_size):
-                y = nn.functional.one_hot(data.train_labels[rows], classes).float()
-                energies = trainer.batch(data.train_x[rows], y)
-                before, after = (total + e.sum(1) for total, e in zip((before, after), energies, strict=True))
-                progress.advance(task)
-            before, after = before / images, after / images
+            for batches in trainer.epoch(data.train_x, targets, batch_size, generator):
+                progress.advance(task, batches)
+            seconds = time.perf_counter() - start
+            before, after = trainer.energies(data.train_x[:MEASURED], targets[:MEASURED])
             if not after.isfinite().all():
-                raise FloatingPointError(f"energy {after.sum().item()} in epoch {number}; lower --e-lr or --m-lr")
+                raise FloatingPointError(f"energy {after.sum().item()} after epoch {number}; lower --e-lr or --m-lr")
             accuracy = pcn.accuracy(data.test_x, data.test_labels)
-            history.append(Epoch(before.tolist(), after.tolist(), accuracy, time.perf_counter() - start))
+            history.append(Epoch(before.tolist(), after.tolist(), accuracy, seconds))
             out.print(
                 f"{number:5}   {before.sum().item():13.5f}   {after.sum().item():15.5f}   {accuracy:13.2%}   "
-                f"{history[-1].seconds:7.2f}",
+                f"{seconds:7.2f}",
             )
     return history
 
@@ -285,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="of the hidden states (relu)")
     p.add_argument("--incremental", action="store_true", help="an M-step after every E-step, not only after the last")
-    p.add_argument("--plain", action="store_true", help="infer with the plain autograd loop, not InferenceLoop")
+    p.add_argument("--plain", action="store_true", help="train by the plain autograd loop, not by EM")
     p.add_argument("--seed", type=seed, default=0, help="of the weights and the order of the images (0)")
     p.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
     p.add_argument("--threads", type=positive_int, help="threads on the CPU (PyTorch's own choice)")
@@ -325,13 +326,14 @@ def main(argv: Sequence[str] | None = None) -> list[Epoch]:
     epochs = args.epochs or (10 if args.data is None else 6)
     batch_size = args.batch_size or (100 if args.data is None else 500)
 
+    measured = min(MEASURED, len(data.train_x))
     served = {s.backend for s in pyro.backends.report() if s.device == args.device.type}
     out.print(
         f"{data.name}: {len(data.train_x):,} images to learn from, {len(data.test_x):,} to test on\n"
         f"network {'-'.join(map(str, sizes))} {args.activation}, batch {batch_size}, T {args.steps}, seed {args.seed}; "
         f"{args.device}, {torch.get_num_threads()} threads\n"
-        f"inference: {'plain autograd loop' if args.plain else 'InferenceLoop'}, "
-        f"{' and '.join(sorted(served))} operators",
+        f"training: {'plain autograd loop' if args.plain else 'EM'}, "
+        f"{' and '.join(sorted(served))} operators; energies are those of the first {measured:,} images",
     )
     start = time.perf_counter()
     try:
@@ -339,8 +341,8 @@ def main(argv: Sequence[str] | None = None) -> list[Epoch]:
     except FloatingPointError as error:
         raise SystemExit(f"training diverged: {error}") from error
     out.print(f"test accuracy {history[-1].accuracy:.2%} in {time.perf_counter() - start:.1f} s")
-    if trainer.loop is not None:
-        out.print(trainer.loop.explain())
+    if not args.plain:
+        out.print(trainer.em.explain())
     if args.plot is not None:
         plot(history, args.plot)
         out.print(f"energies per epoch: {args.plot}")

@@ -138,12 +138,11 @@ def test_states_of_the_sweep_and_energies(example):
     """Before inference every hidden energy is zero, and the output's is that of the prediction from states."""
     pcn = example.PCN([3, 5, 4, 2], torch.nn.Tanh).double()
     x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
-    pcn.init_xy(x, y)
+    pcn.start(x, y)
     (W1, b1), (W2, b2), (W3, b3) = ((m.weight, m.bias) for m in pcn.modules() if isinstance(m, torch.nn.Linear))
     out = torch.tanh(torch.tanh(x @ W1.T + b1) @ W2.T + b2) @ W3.T + b3
     assert pcn.node_energies()[:2].abs().max() < 1e-28
     torch.testing.assert_close(pcn.energy(), 0.5 * (y - out).square().sum(1), rtol=1e-12, atol=0)
-    pcn.eval()
     torch.testing.assert_close(pcn(x), out, rtol=1e-12, atol=1e-14)
     with torch.no_grad():
         pcn.nodes[1].value.add_(1)  # an edge predicts from the state of its node, not from that node's prediction
@@ -154,7 +153,7 @@ def test_states_of_the_sweep_and_energies(example):
     torch.testing.assert_close(second, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["loop", "plain"])
+@pytest.mark.parametrize("plain", [False, True], ids=["em", "plain"])
 @pytest.mark.parametrize("incremental", [False, True], ids=["inference learning", "incremental"])
 def test_batch_is_descent_on_sums_and_adam_on_means(example, incremental, plain):
     """A batch does to a copy what the steps written out with autograd on plain tensors do."""
@@ -183,6 +182,42 @@ def test_batch_is_descent_on_sums_and_adam_on_means(example, incremental, plain)
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("incremental", [False, True], ids=["inference learning", "incremental"])
+def test_an_epoch_is_its_batches_in_random_order(example, incremental):
+    """By EM, and by the plain loop: 11 samples in batches of 4, the last of which has 3."""
+    torch.manual_seed(0)
+    x, y = torch.randn(11, 3).double(), torch.randn(11, 2).double()
+    weights = []
+    for plain in (False, True):
+        torch.manual_seed(1)
+        pcn = example.PCN([3, 5, 2], torch.nn.Tanh).double()
+        trainer = example.Trainer(pcn, steps=4, e_lr=0.05, m_lr=1e-2, incremental=incremental, plain=plain)
+        assert sum(trainer.epoch(x, y, 4, torch.Generator().manual_seed(2))) == 3
+        weights.append(trainer.m_params)
+    torch.manual_seed(1)
+    pcn = example.PCN([3, 5, 2], torch.nn.Tanh).double()
+    trainer = example.Trainer(pcn, steps=4, e_lr=0.05, m_lr=1e-2, incremental=incremental, plain=True)
+    for rows in torch.randperm(11, generator=torch.Generator().manual_seed(2)).split(4):
+        trainer.batch(x[rows], y[rows])
+    for found in weights:
+        for ours, expected in zip(found, trainer.m_params, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["em", "plain"])
+def test_energies_are_those_before_and_after_inference(example, plain):
+    """Of a linear network with one hidden neuron, x = 1, W = (2, 3), y = 1: inference ends at z = 0.5."""
+    pcn = example.PCN([1, 1, 1], torch.nn.Identity).double()
+    for edge, weight in zip((m for m in pcn.modules() if isinstance(m, torch.nn.Linear)), (2.0, 3.0), strict=True):
+        torch.nn.init.constant_(edge.weight, weight)
+        torch.nn.init.zeros_(edge.bias)
+    trainer = example.Trainer(pcn, steps=200, e_lr=0.1, m_lr=0.1, plain=plain)
+    one = torch.ones(3, 1).double()
+    before, after = trainer.energies(one, one)
+    torch.testing.assert_close(before, torch.tensor([0.0, 12.5]).double())
+    torch.testing.assert_close(after, torch.tensor([1.125, 0.125]).double())
+
+
 def test_only_hidden_states_are_free(example):
     pcn = example.PCN([3, 5, 4, 2], torch.nn.ReLU)
     trainer = example.Trainer(pcn, steps=1, e_lr=0.1, m_lr=0.1)
@@ -208,7 +243,7 @@ def test_learns_digits_and_draws(example, tmp_path, capsys):
 QUICK = ["--hidden", "16", "--steps", "3", "--epochs", "2", "--no-plot"]
 
 
-@pytest.mark.parametrize("plain", [[], ["--plain"]], ids=["loop", "plain"])
+@pytest.mark.parametrize("plain", [[], ["--plain"]], ids=["em", "plain"])
 def test_same_seed_same_result(example, folder, plain):
     # 8 images in batches of 3: the last one is smaller, and nodes take it without a reset
     argv = [*QUICK, "--data", str(folder), "--batch-size", "3", *plain]
