@@ -1,5 +1,7 @@
 """PyTorch's functions are known by identity, under all of their names; other libraries' are not taken for them."""
 
+from types import FunctionType
+
 import pytest
 import torch
 import torch.nn as nn
@@ -198,3 +200,25 @@ def test_every_operator_that_writes_has_a_counterpart_with_the_same_values():
         result = writing(*arguments)
         assert result is arguments[0], name
         torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+POWERS = {
+    "operator": lambda c: 0.1 * (c.z**2).sum(1),
+    "number-first": lambda c: 0.1 * (2.0**c.z).sum(1),
+    "in-place": lambda c: 0.1 * (c.z + 1.0).__ipow__(2).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_written_as_operators(name):
+    """Tensor.__pow__ is a Python function without a signature of its own."""
+    c = Chain()
+    c.check(lambda c: c.above(c.edge(c.z)) + POWERS[name](c))
+
+
+def test_every_function_can_be_asked_for_its_options():
+    places = torch, torch.Tensor, F
+    functions = [f for place in places for f in vars(place).values() if isinstance(f, FunctionType)]
+    assert torch.Tensor.__pow__ in functions
+    for f in functions:
+        assert vocabulary.works_in_place(f, (), {"inplace": True}) >= vocabulary.works_in_place(f, (), {})

@@ -148,6 +148,8 @@ def unusual(function: Function, args: Arguments, kwargs: Options) -> Options:
 def _parameters(function: Function) -> Options:
     """What every argument of a function is where nobody gives it, in order."""
     if isinstance(function, FunctionType):
+        if isinstance(inspect.unwrap(function), _COMPILED):  # such as Tensor.__pow__, which has no signature
+            return {}
         return {p.name: p.default for p in inspect.signature(function).parameters.values()}
     if isinstance(function, OpOverload):
         schema = function._schema
