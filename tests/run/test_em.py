@@ -276,6 +276,55 @@ class TestStart:
             plainly(plain, theirs, x, y, steps=3, lr=0.1)
         assert_same(net.m_params(), plain.m_params())
 
+    def test_gradients_of_before_are_zeroed(self):
+        """As many write it; by `zero_grad` of the network, which looks at every parameter's gradient."""
+
+        def cleared(net):
+            def start(x, y):
+                net.zero_grad()
+                for node in net.nodes:
+                    node.reset()
+                net.start(x, y)
+
+            return start
+
+        net, plain, em, theirs = self.loops(cleared)
+        plain_start = plain.start
+        plain.start = lambda x, y: (plain.zero_grad(), plain_start(x, y))
+        for x, y in batches(3):
+            for p in net.m_params():
+                p.grad = torch.ones_like(p)
+            em.step(x, y)
+            assert all(p.grad is None for p in net.m_params())
+            plainly(plain, theirs, x, y, steps=3, lr=0.1)
+        assert "one call" in em.explain().splitlines()[0]
+        assert_same(net.m_params(), plain.m_params())
+
+    @pytest.mark.parametrize("optimizer", ["adam", "called"])
+    def test_a_start_that_takes_gradients(self, optimizer):
+        """Those of the batch before where the optimizer is called, and none where a batch is one call."""
+
+        def leaning(net):
+            def start(x, y):
+                gradient = net.edges[0][1].bias.grad
+                first = net.edges[0](net.below.init(x))
+                first = net.nodes[0].init(first if gradient is None else first + gradient)
+                net.nodes[1].init(net.edges[1](first))
+                net.nodes[2].init(y)
+
+            return start
+
+        net, plain = twins()
+        ours, theirs = (OPTIMIZERS[optimizer](n.m_params()) for n in (net, plain))
+        em = pyro.EM(net.energy, net.e_params(), ours, start=leaning(net), steps=3, lr=0.1)
+        plain.start = leaning(plain)
+        for x, y in batches(4):
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=3, lr=0.1)
+            if "one call" in em.explain().splitlines()[0]:
+                theirs.zero_grad()
+        assert_same(net.m_params(), plain.m_params())
+
     def test_an_energy_that_takes_the_batch_itself(self):
         """An epoch cannot pick rows for it, and goes batch by batch."""
 

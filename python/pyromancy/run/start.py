@@ -205,11 +205,16 @@ def _watching(setter: Any, resetter: Any) -> Iterator[None]:
         watched.setter, watched.resetter = before
 
 
+# Nothing here has a gradient, so that turning them off changes nothing; `zero_grad` drops those of the batch before.
+_grad: Any = Tensor.grad
+_ALLOWED = frozenset({torch._C._set_grad_enabled, _grad.__get__, _grad.__set__})
+
+
 class _Recording(Recording):
-    """Knows that nothing here has a gradient, so that turning gradients off changes nothing."""
+    """Of a function that is run without gradients."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch._C._set_grad_enabled:
+        if function in _ALLOWED:
             return function(*args)
         return super().__torch_function__(function, types, args, kwargs)
 
@@ -218,6 +223,6 @@ class _Checker(Checker):
     """Likewise."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch._C._set_grad_enabled:
+        if function in _ALLOWED:
             return function(*args)
         return super().__torch_function__(function, types, args, kwargs)
