@@ -56,7 +56,12 @@ def require(off: float, allowed: float, what: str) -> None:
 
 
 def outcome(problem: Problem) -> Outcome:
-    return Outcome(problem.states, [p.grad for p in problem.m_params if p.grad is not None])  # E-steps alone leave none
+    """Of the first batch, by any loop."""
+    gradients = [p.grad for p in problem.m_params if p.grad is not None]  # E-steps alone leave none
+    if not gradients and problem.adam is not None:
+        for group in problem.adam.param_groups:
+            gradients += [problem.adam.state[p]["exp_avg"] / (1 - group["betas"][0]) for p in group["params"]]
+    return Outcome(problem.states, gradients)
 
 
 class ExactChain:
@@ -66,7 +71,7 @@ class ExactChain:
     receive ``-e_(l+1) f(z_l)^T``, averaged over the batch.
 
     Attributes:
-        states: input and target included.
+        states: input and target included; to begin with those of a forward sweep.
         weights: of the edges.
         biases: of the edges.
     """
@@ -74,14 +79,22 @@ class ExactChain:
     def __init__(self, setting: Setting, device: str = "cpu") -> None:
         self.rate = setting.rate
         self.f, self.slope = ACTIVATIONS[setting.activation]
-        x, y = (t.to(device, torch.float64) for t in make_data(setting))
         edges = make_edges(setting).to(device, torch.float64)
         self.weights = [linear.weight.detach() for linear in linears(edges)]
         self.biases = [linear.bias.detach() for linear in linears(edges)]
+        self.start(*(t.to(device, torch.float64) for t in make_data(setting)))
+
+    def start(self, x: Tensor, y: Tensor) -> None:
+        """Set the states by a forward sweep and clamp input and target."""
         self.states = [x]
-        for i in range(len(edges) - 1):
+        for i in range(len(self.weights) - 1):
             self.states.append(self.predict(i))
         self.states.append(y)
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """Weight and bias of every edge in turn, as `gradients` gives theirs."""
+        return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
 
     def predict(self, edge: int) -> Tensor:
         """What an edge makes of the state below it."""
@@ -114,17 +127,28 @@ def exact_outcome(setting: Setting, device: str = "cpu") -> Outcome:
     return Outcome(chain.states[1:-1], chain.gradients())
 
 
+def exact_epoch(setting: Setting, batches: Sequence[tuple[Tensor, Tensor]], rate: float) -> Outcome:
+    """States and weights after one batch after another, each of which SGD learns from."""
+    chain = ExactChain(setting)
+    for x, y in batches:
+        chain.start(x.double(), y.double())
+        for _ in range(setting.steps):
+            chain.estep()
+        for p, gradient in zip(chain.learned, chain.gradients(), strict=True):
+            p.sub_(rate * gradient)
+    return Outcome(chain.states[1:-1], chain.learned)
+
+
 def exact_incremental(setting: Setting, optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer]) -> Outcome:
     """States and weights after an M-step of an optimizer of PyTorch's after every E-step."""
     chain = ExactChain(setting)
-    learned = [p for pair in zip(chain.weights, chain.biases, strict=True) for p in pair]
-    opt = optimizer(learned)
+    opt = optimizer(chain.learned)
     for _ in range(setting.steps):
         chain.estep()
-        for p, gradient in zip(learned, chain.gradients(), strict=True):
+        for p, gradient in zip(chain.learned, chain.gradients(), strict=True):
             p.grad = gradient
         opt.step()
-    return Outcome(chain.states[1:-1], learned)
+    return Outcome(chain.states[1:-1], chain.learned)
 
 
 def exact_of_edges(edges: nn.ModuleList, x: Tensor, y: Tensor, steps: int, rate: float) -> Outcome:

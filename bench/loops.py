@@ -1,4 +1,4 @@
-"""Ways to run an EM batch: the documented loop, and the inference loop."""
+"""Ways to run an EM batch: the documented loop, the inference loop, and all of it in one call."""
 
 from __future__ import annotations
 
@@ -57,5 +57,21 @@ def loop_of(problem: Problem) -> pyromancy.InferenceLoop:
     return pyromancy.InferenceLoop(problem.net.energy, problem.e_params, lr=problem.rate)
 
 
+def em_step(problem: Problem) -> Batch:
+    """The same batch through `pyromancy.EM`."""
+    problem.adam = torch.optim.Adam(problem.m_params, lr=ADAM_RATE)
+    em = em_of(problem, problem.adam)
+
+    def batch() -> None:
+        em.step(problem.x, problem.y)
+
+    return batch
+
+
+def em_of(problem: Problem, m_opt: torch.optim.Optimizer) -> pyromancy.EM:
+    net = problem.net
+    return pyromancy.EM(net.energy, problem.e_params, m_opt, start=net.init_xy, steps=problem.steps, lr=problem.rate)
+
+
 # Loops over our nodes, by name: each makes of a problem the function that runs one batch.
-LOOPS: dict[str, Callable[[Problem], Batch]] = {"plain": plain, "InferenceLoop": inference_loop}
+LOOPS: dict[str, Callable[[Problem], Batch]] = {"plain": plain, "InferenceLoop": inference_loop, "EM": em_step}

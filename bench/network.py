@@ -53,7 +53,10 @@ class PCN(nn.Module):
 
 @dataclass
 class Problem:
-    """A network ready to run: parameters of both steps, clamped data, E-steps per batch and their rate."""
+    """A network ready to run: parameters of both steps, clamped data, E-steps per batch and their rate.
+
+    `adam` is the optimizer of an `EM`, which keeps no gradients but in there.
+    """
 
     net: PCN
     e_params: list[nn.Parameter]
@@ -62,6 +65,7 @@ class Problem:
     y: Tensor
     steps: int
     rate: float
+    adam: torch.optim.Adam | None = None
 
     @staticmethod
     def of(pyro: ModuleType, net: PCN, x: Tensor, y: Tensor, steps: int, rate: float) -> Problem:

@@ -22,6 +22,10 @@ COLOURS = {
     "plain, native": "#fdae6b",
     "InferenceLoop, reference": "#4292c6",
     "InferenceLoop, native": "#d95f0e",
+    "EM, reference": "#2171b5",
+    "EM, native": "#a63603",
+    "EM.epoch, reference": "#08519c",
+    "EM.epoch, native": "#7f2704",
 }
 
 

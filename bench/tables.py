@@ -41,6 +41,7 @@ def tables(result: Result) -> list[Table]:
         (_batches, result.batches()),
         (partial(_over, "pyromancy-ai", "over_pyromancy_ai"), _having(result.of("em-batch"), "over_pyromancy_ai")),
         (partial(_over, "JAX", "over_jax"), _having(result.of("em-batch"), "over_jax")),
+        (partial(_over, "InferenceLoop", "over_inference_loop"), _having(result.of("em-batch"), "over_inference_loop")),
         (_scaling, result.of("scaling")),
         (_general, result.of("general")),
         (_incremental, result.of("incremental")),

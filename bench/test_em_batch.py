@@ -1,11 +1,12 @@
-"""One whole EM batch per setting, and its E-steps alone, in milliseconds and in multiples of the ideal time.
+"""One whole EM batch per setting, one of an epoch, and E-steps alone, in milliseconds and multiples of the ideal time.
 
-Where JAX is installed it takes part: the batch of `rivals.py`, of which InferenceLoop's rows have the ratio.
+Where JAX is installed it takes part: the batch of `rivals.py`, to which the rows of InferenceLoop and EM have a ratio.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,14 +18,17 @@ from pyromancy import backends
 
 from . import rivals, timing
 from .conftest import ORACLE, usable_backends
-from .exact import EXACT, ROUNDING, Outcome, exact_outcome, outcome, relative, require
-from .loops import LOOPS, loop_of, plain
+from .exact import EXACT, ROUNDING, Outcome, exact_epoch, exact_outcome, outcome, relative, require
+from .loops import LOOPS, em_of, inference_loop, loop_of, plain
 from .network import Problem, make_data, make_edges, make_problem
 from .settings import ADAM_RATE, QUICK, SETTINGS, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+
+EPOCH = 16  # batches of a timed epoch
+FEW = 3  # of one that is compared with float64
 
 
 def backpropagation(setting: Setting) -> Callable[[], None]:
@@ -69,6 +73,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("loop", LOOPS)
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", usable_backends())
+    if "fastest" in metafunc.fixturenames:
+        metafunc.parametrize("fastest", usable_backends()[:1])
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,12 +120,49 @@ def test_em_batch(
 
         run = make(make_problem(pyromancy, work))
         baselines = {} if oracle is None else {"pyromancy-ai": plain(make_problem(oracle, work))}
-        if loop == "InferenceLoop" and rivals.has_jax():
+        if loop != "plain" and rivals.has_jax():
             baselines["JAX"] = jax_batch(work)
+        if loop == "EM":
+            baselines["InferenceLoop"] = inference_loop(make_problem(pyromancy, work))
         for function in (run, *baselines.values()):
             function()
         timed = timing.alternate(benchmark, run, baselines, budget=1.0)
     keep(record, setting, f"{loop}, {backend}", timed, ceilings)
+
+
+def test_em_epoch(
+    setting: str, fastest: str, ceilings: timing.Ceilings, benchmark: Any, record: Callable[..., None]
+) -> None:
+    """A shuffled pass over so many batches by `EM.epoch`; the time is that of one."""
+    benchmark.group = f"EM batch: {setting}"
+    work = SETTINGS[setting]
+    with backends.use(fastest):
+        few = replace(work, batch=FEW * work.batch)
+        x, y = make_data(few)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(work.batch)
+        exact = exact_epoch(work, [(x[rows], y[rows]) for rows in order], ADAM_RATE)
+        for dtype, allowed in ((torch.float64, EXACT), (torch.float32, ROUNDING)):
+            problem = make_problem(pyromancy, few, dtype)
+            # Adam's steps from gradients that should be 0 are anyone's guess
+            em = em_of(problem, torch.optim.SGD(problem.m_params, lr=ADAM_RATE))
+            for _ in em.epoch(problem.x, problem.y, batch_size=work.batch, generator=torch.Generator().manual_seed(0)):
+                pass
+            off = Outcome(problem.states, problem.m_params).deviation(exact)
+            require(off, allowed, f"states or weights in {dtype} are")
+            assert "one call" in em.explain()
+
+        problem = make_problem(pyromancy, replace(work, batch=EPOCH * work.batch))
+        em = em_of(problem, torch.optim.Adam(problem.m_params, lr=ADAM_RATE))
+
+        def run() -> None:
+            for _ in em.epoch(problem.x, problem.y, batch_size=work.batch):
+                pass
+
+        baselines = {"InferenceLoop": inference_loop(make_problem(pyromancy, work))}
+        for function in (run, *baselines.values()):
+            function()
+        timed = timing.alternate(benchmark, run, baselines, budget=1.0, rounds=(3, 100))
+    keep(record, setting, f"EM.epoch, {fastest}", timed, ceilings, EPOCH)
 
 
 def test_esteps(
@@ -176,18 +219,26 @@ def test_baseline(
 
 
 def keep(
-    record: Callable[..., None], setting: str, by: str, timed: timing.Timing | None, ceilings: timing.Ceilings
+    record: Callable[..., None],
+    setting: str,
+    by: str,
+    timed: timing.Timing | None,
+    ceilings: timing.Ceilings,
+    batches: int = 1,
 ) -> None:
+    """Record one batch of so many that were timed, each against one of the baselines."""
     if timed is None:
         return
-    ideal = SETTINGS[setting].flops / ceilings.product
+    ideal, seconds = SETTINGS[setting].flops / ceilings.product, timed.seconds / batches
+    over = {name: batches * ratio for name, ratio in timed.ratios.items()}
     record(
         kind="em-batch",
         setting=setting,
         loop=by,
-        seconds=timed.seconds,
+        seconds=seconds,
         ideal_seconds=ideal,
-        multiple_of_ideal=timed.seconds / ideal,
-        over_pyromancy_ai=timed.ratios.get("pyromancy-ai"),
-        over_jax=timed.ratios.get("JAX"),
+        multiple_of_ideal=seconds / ideal,
+        over_pyromancy_ai=over.get("pyromancy-ai"),
+        over_jax=over.get("JAX"),
+        over_inference_loop=over.get("InferenceLoop"),
     )
