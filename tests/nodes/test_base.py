@@ -201,9 +201,10 @@ class TestForward:
         node = STATEFUL[kind](5)
         if not hasattr(node, method):
             return
-        cls = type(node).__name__
+        name = rf"{type(node).__name__}\(5\)"
         with pytest.raises(
-            RuntimeError, match=rf"{cls}\.{method}\(\) needs a state and there is none: call {cls}\.init"
+            RuntimeError,
+            match=rf"{name}\.{method}\(\) needs a state and there is none: call init\(value\) of the {name}",
         ):
             getattr(node, method)(torch.zeros(3, 5))
 

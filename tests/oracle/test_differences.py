@@ -114,7 +114,8 @@ def test_5_energy_and_error_need_a_state(name):
             continue
         for _ in range(2):
             with pytest.raises(
-                RuntimeError, match=rf"{name}.{method}\(\) needs a state .* call {name}.init\(value\) first"
+                RuntimeError,
+                match=rf"{name}\(3\)\.{method}\(\) needs a state .* call init\(value\) of the {name}\(3\) first",
             ):
                 getattr(which, method)(torch.zeros(2, 3))
             which.init(torch.zeros(2, 3))

@@ -400,11 +400,24 @@ class TestBadInput:
         with pytest.raises(ValueError, match="optimizer must not move a free state"):
             self.em(net, optimizer=torch.optim.Adam(net.parameters()))
 
-    def test_an_optimizer_of_what_the_energy_lacks(self):
+    @pytest.mark.parametrize("way", ["one call", "chain", "graph", "autograd"])
+    @pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+    def test_an_optimizer_of_what_the_energy_lacks(self, way, incremental):
+        """Whatever runs a batch; nothing is learned before it is told."""
         net = Net()
-        em = self.em(net, optimizer=torch.optim.Adam([*net.m_params(), nn.Parameter(torch.ones(5))]))
+        if way in ("graph", "autograd"):
+            energy, changed = net.energy, (lambda e: e + 0 * net.nodes[0].value.abs().sum(1))
+            if way == "autograd":
+                changed = lambda e: e if e.sum().item() >= 0 else -e  # noqa: E731
+            net.energy = lambda: changed(energy())
+        learned = [*net.m_params(), nn.Parameter(torch.ones(5))]
+        kind = torch.optim.Adam if way == "one call" else torch.optim.RMSprop
+        em = self.em(net, optimizer=kind(learned), incremental=incremental)
+        before = [p.detach().clone() for p in learned]
         with pytest.raises(ValueError, match=r"optimizer must hold parameters that the energy uses, got .* \(5,\)"):
             em.step(torch.rand(4, 8), torch.rand(4, 3))
+        assert f"executor: {'chain' if way == 'one call' else way}" in em.loop.explain()
+        assert all(map(same_bits, learned, before))
 
     @pytest.mark.parametrize(
         ("changes", "message"),

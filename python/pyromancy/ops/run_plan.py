@@ -18,11 +18,13 @@ _BY_NUMBER = tuple(ACTIVATIONS.values())
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
     """Do what a plan says, in place.
 
-    Edges predict their targets as ``mu = after(W before(z) + b)``. With errors ``e = P (z - mu)``, P being a node's
-    precision times its weight, a step is ``z <- z - lr (e - before'(z) W^T (after' e_target))``, on all free nodes at
-    once, with the momentum of `torch.optim.SGD` where there are velocities. The gradients of the batch-mean energy
-    that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for weights and biases, with
-    ``d = after' e``, and ``1/2 (weight - mean(e (z - mu)))`` for log-variances.
+    Edges predict their targets as ``mu = after(W before(z) + b)``. With errors ``e = P (z - mu)`` a step is
+    ``z <- z - lr (e - before'(z) W^T (after' e_target))``, on all free nodes at once, with the momentum of
+    `torch.optim.SGD` where there are velocities. P is ``weight exp(-theta)`` of a node whose law is GAUSSIAN, or its
+    weight without a theta; of one that is FULL_GAUSSIAN it is theta as it is, in which its weight is a factor already.
+
+    The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
+    weights and biases, with ``d = after' e``, and ``1/2 (weight - mean(e (z - mu)))`` for log-variances.
 
     Args:
         written: tensors that the plan writes.
@@ -93,7 +95,7 @@ class _Batch:
         return product, _BY_NUMBER[edge.after.number][0](product, edge.after.parameter)
 
     def weigh(self, node: Node, residual: Tensor) -> Tensor:
-        """A residual times the node's precision and weight."""
+        """A residual times P."""
         if node.law is Law.FULL_GAUSSIAN:
             assert node.theta is not None
             return residual @ self.operands[node.theta]

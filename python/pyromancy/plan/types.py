@@ -73,7 +73,7 @@ class Node:
         prior: a constant prediction, ``[1 or B, n]``, where no edge makes one.
         velocity: of a momentum, like the state.
         data: ``[N, n]``, the rows of which an order picks for the state.
-        weight: of the energy.
+        weight: of a GAUSSIAN energy; that of a FULL_GAUSSIAN is a factor of its theta.
     """
 
     state: Operand

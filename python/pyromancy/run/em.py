@@ -297,7 +297,23 @@ class EM:
                 loop.run(1 if self.incremental else self.steps)
                 optimizer.zero_grad()
                 loop.backward(self._parameters)
+            self._check_uses()
             optimizer.step()
+
+    def _check_uses(self) -> None:
+        """Refuse parameters that have no part in the energy, whose gradients have just been computed."""
+        program, learned = self.loop.program, self._parameters
+        _refuse_unused(learned, [p for p in learned if p.grad is not None] if program is None else program.leaves)
+
+
+def _refuse_unused(parameters: Sequence[Tensor], used: Sequence[Tensor]) -> None:
+    ids = {id(t) for t in used}
+    for p in parameters:
+        if id(p) not in ids:
+            raise ValueError(
+                f"optimizer must hold parameters that the energy uses, got one of shape {tuple(p.shape)} "
+                "that it does not use"
+            )
 
 
 def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
@@ -340,9 +356,9 @@ class _Whole:
         self.nodes = executor.planner.nodes
         self.parameters = em._parameters
         self.learned = _learned(executor, self.parameters)
-        self._sort_settings(em)
+        self._sort_settings()
 
-    def _sort_settings(self, em: EM) -> None:
+    def _sort_settings(self) -> None:
         """Which states start at their prediction, which are set to something, and which to the batch's own rows."""
         planner, program, states = self.executor.planner, self.executor.program, self.states
         slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True)}
@@ -456,12 +472,7 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     """What each of the parameters is in the chain, if a plan can learn them all."""
     program, planner = executor.program, executor.planner
     slot_of = {id(t): i for i, t in enumerate(program.leaves)}
-    for p in parameters:
-        if id(p) not in slot_of:
-            raise ValueError(
-                f"optimizer must hold parameters that the energy uses, got one of shape {tuple(p.shape)} "
-                "that it does not use"
-            )
+    _refuse_unused(parameters, program.leaves)
     if len({p.untyped_storage().data_ptr() for p in parameters}) < len(parameters):
         raise _ByParts("parameters share their memory")
     if reason := executor.obstacle_inside(parameters):

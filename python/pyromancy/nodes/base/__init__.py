@@ -221,7 +221,12 @@ class StateNode(Node):
         if state.numel():
             vars(state).pop("_node", None)
         else:
-            vars(state)["_node"] = f"{type(self).__name__}({', '.join(map(str, self.shape))})"
+            vars(state)["_node"] = self._described
+
+    @property
+    def _described(self) -> str:
+        """What to call the node, which does not know its own name."""
+        return f"{type(self).__name__}({', '.join(map(str, self.shape))})"
 
     def _renew(self, device: torch.device | str) -> None:
         """Put an empty state that is on meta elsewhere: there is nothing to copy, which PyTorch would refuse."""
@@ -245,9 +250,9 @@ class StateNode(Node):
         if value is None:
             value = self.value
         if value.numel() == 0:
-            name = type(self).__name__
+            name = self._described
             raise RuntimeError(
-                f"{name}.{method}() needs a state and there is none: call {name}.init(value) first, "
+                f"{name}.{method}() needs a state and there is none: call init(value) of the {name} first, "
                 "or the node itself in training mode"
             )
         return value
