@@ -205,6 +205,74 @@ def test_an_epoch_resumes_in_the_middle_to_the_same_bits():
     assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
 
 
+class TestState:
+    """Of an epoch in the middle."""
+
+    def em(self):
+        net, _ = twins()
+        return pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=2, lr=0.1)
+
+    def saved(self, **epoch):
+        em = self.em()
+        next(em.epoch(torch.rand(40, 8).double(), torch.rand(40, 3).double(), batch_size=10, **epoch))
+        return em.state_dict()
+
+    @pytest.mark.parametrize("had", [True, False])
+    def test_a_generator_goes_with_it(self, had):
+        data = torch.rand(40, 8).double(), torch.rand(40, 3).double()
+        state = self.saved(generator=torch.Generator() if had else None)
+        em = self.em()
+        em.load_state_dict(state)
+        message = "generator must be given, as one was" if had else "generator must be None, as it was"
+        with pytest.raises(ValueError, match=message):
+            em.epoch(*data, batch_size=10, generator=None if had else torch.Generator())
+        assert torch.equal(em.state_dict()["order"], state["order"])  # it still is to be finished
+        done = em.epoch(*data, batch_size=10, generator=torch.Generator() if had else None)
+        assert sum(p.samples for p in done) == len(state["order"])
+
+    def test_before_any_epoch_it_says_nothing_of_generators(self):
+        em = self.em()
+        em.load_state_dict(self.em().state_dict())
+        done = em.epoch(torch.rand(40, 8), torch.rand(40, 3), batch_size=10, generator=torch.Generator())
+        assert sum(p.samples for p in done) == 40
+
+    @pytest.mark.parametrize(
+        ("entry", "value", "message"),
+        [
+            ("order", [1, 2], "got list"),
+            ("order", torch.tensor([1.0]), r"got torch.float32 of shape \(1,\)"),
+            ("order", torch.tensor([[1, 2]]), r"got torch.int64 of shape \(1, 2\)"),
+            ("order", torch.tensor([3, -1]), "got -1"),
+            ("order", torch.tensor([3, 1, 3]), "got one of them twice"),
+            ("generator", 5, "got int"),
+            ("generator", torch.ones(3), "got torch.float32"),
+        ],
+        ids=["list", "dtype", "shape", "negative", "twice", "number", "floats"],
+    )
+    def test_what_cannot_be_one_is_refused(self, entry, value, message):
+        em, state = self.em(), self.saved()
+        state["optimizer"]["param_groups"][0]["lr"] = 7.0
+        with pytest.raises(ValueError, match=f"{entry} must be None or .*{message}"):
+            em.load_state_dict({**state, entry: value})
+        assert em.optimizer.param_groups[0]["lr"] == 0.1
+        assert em.state_dict()["order"] is None
+
+    def test_what_is_no_state_is_refused(self):
+        em, state = self.em(), self.saved()
+        with pytest.raises(TypeError, match="state must be a dictionary, as state_dict gives it, got list"):
+            em.load_state_dict([])
+        del state["order"]
+        with pytest.raises(ValueError, match="got none for order"):
+            em.load_state_dict(state)
+
+    def test_other_data_are_refused(self):
+        em, state = self.em(), self.saved(shuffle=False)
+        em.load_state_dict(state)
+        with pytest.raises(ValueError, match="data must be those of the epoch that is to be finished, got 39 samples"):
+            em.epoch(torch.rand(39, 8), torch.rand(39, 3), batch_size=10)
+        assert torch.equal(em.state_dict()["order"], state["order"])
+
+
 def test_errors_of_a_sweep_are_exactly_zero():
     """With T E-steps only the T + 1 topmost edges have gradients, and Adam leaves the others alone, in every bit."""
     for dtype in (torch.float32, torch.float64):

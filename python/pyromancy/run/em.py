@@ -154,20 +154,24 @@ class EM:
 
         Raises:
             TypeError: `data` are not tensors.
-            ValueError: they differ in length, there are none, or `batch_size` is not positive.
+            ValueError: they differ in length, there are none, or `batch_size` is not positive; or the epoch that is to
+                be finished had more samples, a generator where there is none now, or none where there is one.
         """
         size = _checked(data, batch_size)
         n = len(data[0])
-        loaded, self._loaded = self._loaded, {}
-        if generator is not None and loaded.get("generator") is not None:
-            generator.set_state(loaded["generator"])
-        order: Tensor | None = loaded.get("order")
+        order, drawn = self._loaded.get("order"), self._loaded.get("generator")
+        if order is not None and len(order) and int(order.max()) >= n:
+            raise ValueError(f"data must be those of the epoch that is to be finished, got {n} samples")
+        if drawn is not None and generator is None:
+            raise ValueError("generator must be given, as one was when the state was saved that is to be gone on from")
+        if drawn is None and generator is not None and order is not None:
+            raise ValueError("generator must be None, as it was in the epoch that is to be finished")
+        if generator is not None and drawn is not None:
+            generator.set_state(drawn)
         if order is None:
             order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
             order = order[: n - n % size] if drop_last else order
-        elif len(order) and int(order.max()) >= n:
-            raise ValueError(f"data must be those of the epoch that is to be finished, got {n} samples")
-        self._order, self._source = order, generator
+        self._order, self._source, self._loaded = order, generator, {}
         return self._epoch(data, order, size)
 
     def _epoch(self, data: tuple[Tensor, ...], order: Tensor, size: int) -> Iterator[Part]:
@@ -220,10 +224,19 @@ class EM:
             state: what its `state_dict` gave.
 
         Raises:
-            ValueError: an entry is missing.
+            TypeError: it is no dictionary.
+            ValueError: an entry is missing, or cannot be of a `state_dict`; then nothing is loaded.
         """
+        if not isinstance(state, dict):
+            raise TypeError(f"state must be a dictionary, as state_dict gives it, got {type(state).__name__}")
         if missing := {"optimizer", "order", "generator"} - state.keys():
             raise ValueError(f"state must have the entries of state_dict, got none for {', '.join(sorted(missing))}")
+        if reason := _no_order(state["order"]):
+            raise ValueError(f"order must be None or int64 numbers of samples, each once, got {reason}")
+        drawn = state["generator"]
+        if drawn is not None and not (isinstance(drawn, Tensor) and drawn.dtype == torch.uint8):
+            what = drawn.dtype if isinstance(drawn, Tensor) else type(drawn).__name__
+            raise ValueError(f"generator must be None or what torch.Generator.get_state gives, got {what}")
         self.optimizer.load_state_dict(state["optimizer"])
         self._loaded = {"order": state["order"], "generator": state["generator"]}
 
@@ -314,6 +327,19 @@ def _refuse_unused(parameters: Sequence[Tensor], used: Sequence[Tensor]) -> None
                 f"optimizer must hold parameters that the energy uses, got one of shape {tuple(p.shape)} "
                 "that it does not use"
             )
+
+
+def _no_order(order: Any) -> str | None:
+    """Why this cannot be what is left of an epoch."""
+    if order is None:
+        return None
+    if not isinstance(order, Tensor):
+        return type(order).__name__
+    if order.dtype != torch.int64 or order.dim() != 1:
+        return f"{order.dtype} of shape {tuple(order.shape)}"
+    if len(order) and int(order.min()) < 0:
+        return f"{int(order.min())}"
+    return None if len(order.unique()) == len(order) else "one of them twice"
 
 
 def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
