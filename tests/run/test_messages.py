@@ -52,11 +52,55 @@ def test_states_that_move_are_named(how, executor):
     assert loop.explain().splitlines()[1].startswith(f"  E-steps move {moved}")
 
 
-def test_what_has_no_name_is_called_a_state():
+class Holder:
+    """Has states that are no module's."""
+
+    def __init__(self):
+        self.state = nn.Parameter(torch.rand(2, 5))
+
+    def energy(self):
+        return self.state.abs().sum(1)
+
+
+def variable():
     state = nn.Parameter(torch.rand(2, 5))
-    holder = [state]
-    loop = pyro.InferenceLoop(lambda: holder[0].square().sum(1), [state], lr=0.1)
-    assert loop.explain().splitlines()[1] == "  E-steps move a state [2, 5]"
+    return (lambda: state.abs().sum(1)), state
+
+
+def in_a_list():
+    states = [nn.Parameter(torch.rand(2, 5))]
+    return (lambda: states[0].abs().sum(1)), states[0]
+
+
+def attribute():
+    holder = Holder()
+    return (lambda: holder.energy()), holder.state
+
+
+def method():
+    holder = Holder()
+    return holder.energy, holder.state
+
+
+def hidden_away():
+    states = {"state": nn.Parameter(torch.rand(2, 5))}
+    return (lambda: states["state"].abs().sum(1)), states["state"]
+
+
+HELD = {
+    variable: "state", in_a_list: "states[0]", attribute: "holder.state", method: "state",
+    hidden_away: "a state [2, 5]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_tensors_are_called_by_how_the_energy_reaches_them(how):
+    energy, state = how()
+    loop = pyro.InferenceLoop(energy, [state], lr=0.1)
+    loop.run(1)
+    explained = loop.explain()
+    assert f"  E-steps move {HELD[how].removesuffix(' [2, 5]')} [2, 5]" in explained
+    assert f"a term of the energy, sum of abs of {HELD[how]}, is not" in explained
 
 
 ACTS = {
@@ -128,7 +172,9 @@ def test_products_that_are_no_linear_are_told_how_to_be_one(kind):
 def test_a_term_that_is_no_nodes_energy_is_named_by_its_states():
     net = Net().init()
     loop = pyro.InferenceLoop(lambda: net.energy() + net.hidden.value.abs().sum(1), [net.hidden.value], lr=0.1)
-    assert "a term of the energy, of net.hidden.value, is sum, not" in loop.explain()
+    assert (
+        "a term of the energy, sum of abs of net.hidden.value, is not the energy of a Gaussian node" in loop.explain()
+    )
 
 
 def test_a_printed_program_names_its_tensors():

@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import autograd
 from . import vocabulary
-from .program import Call, Layout, Program, Slot, filled, form_of, replaced, stand_in, tensors
+from .calls import Call, Slot, filled, replaced, tensors
+from .program import Layout, Program, form_of, stand_in
 
 _ATTEMPTS = 2  # to capture: the first may have filled caches that the second uses
 

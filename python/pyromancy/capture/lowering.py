@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import functional
 from ..plan import Activation
 from ..plan.activations import ACTIVATIONS
-from .program import Call, Program, Slot
+from .calls import Call, Slot
+from .program import Program
+from .terms import Term
 from .vocabulary import arguments, unusual
 
-_ENERGIES = (functional.gaussian_energy, functional.multivariate_energy)
 _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 
@@ -43,7 +43,7 @@ class Node:
         weight: of that term.
         logvar: log-variances, None for 1.
         factor: Cholesky factor of a full covariance.
-        prediction: a prediction that no chain edge makes, and no free state changes.
+        prediction: a prediction that no chain edge makes, and no free state changes; a float is it everywhere.
     """
 
     state: int
@@ -52,7 +52,7 @@ class Node:
     weight: float = 1.0
     logvar: int | None = None
     factor: int | None = None
-    prediction: int | None = None
+    prediction: int | float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,8 @@ class Chain:
 
 def idle(program: Program) -> list[int]:
     """The free states that predict nothing: all that is read of them is that they are a Gaussian node's state."""
-    uses: dict[int, list[Call]] = {slot: [] for slot in sorted(program.free)}
-    for call in program.calls:
-        for slot in program.free.intersection(call.inputs):
-            uses[slot].append(call)
-    return [s for s, of in uses.items() if all(c.function in _ENERGIES and c.inputs.index(s) == 0 for c in of)]
+    paths, of = program.paths(), [t.gaussian.state for t in program.terms if t.gaussian is not None]
+    return [s for s in sorted(program.free) if paths.get(s, 0) == of.count(s)]
 
 
 def lower(program: Program) -> list[Chain]:
@@ -86,41 +83,35 @@ def lower(program: Program) -> list[Chain]:
     for index, term in enumerate(program.terms):
         if term.slot is None or term.slot not in program.varying:
             continue
-        call = program.producer.get(term.slot)
-        if call is None or call.function not in _ENERGIES:
-            states = ", ".join(program.leaf_name(s) for s in sorted(program.ancestors(term.slot) & program.free))
-            what = call.name if call else "a bare tensor"
-            raise NotAChain(f"a term of the energy, of {states}, is {what}, not the energy of a Gaussian node")
-        state, pred, spread = (*call.args, None)[:3]
-        assert isinstance(state, Slot)
-        assert isinstance(pred, Slot)
-        _check_state(program, state.index)
-        of_pred, of_state = (tuple(program.stand_ins[s.index].shape) for s in (pred, state))
-        if of_pred != of_state:
-            name = program.leaf_name(state.index)
-            raise NotAChain(f"the prediction of state {name}, {of_pred}, broadcasts with it, {of_state}")
-        if state.index in nodes:
-            raise NotAChain(f"state {program.leaf_name(state.index)} has two energies")
-        if isinstance(spread, Slot) and spread.index in program.varying:
-            raise NotAChain(f"the covariance of state {program.leaf_name(state.index)} depends on a free state")
-        full = call.function is functional.multivariate_energy
-        spread_slot = spread.index if isinstance(spread, Slot) else None
-        source, edge = _trace(program, pred.index)
+        of = term.gaussian
+        if of is None:
+            raise NotAChain(_no_node(program, term))
+        state, name = of.state, program.told(of.state)
+        _check_state(program, state)
+        if type(of.prediction) is int:
+            of_pred, of_state = (tuple(program.stand_ins[s].shape) for s in (of.prediction, state))
+            if of_pred != of_state:
+                raise NotAChain(f"the prediction of {name}, {of_pred}, broadcasts with it, {of_state}")
+        if state in nodes:
+            raise NotAChain(f"{name} has two energies")
+        if not program.varying.isdisjoint({of.logvar, of.factor}):
+            raise NotAChain(f"the covariance of {name} depends on a free state")
+        source, edge = _trace(program, of.prediction) if type(of.prediction) is int else (None, None)
         if source in outgoing:
             if source in program.free:
-                raise NotAChain(f"state {program.leaf_name(source)} predicts two nodes")
+                raise NotAChain(f"{program.told(source)} predicts two nodes")
             source = edge = None  # from a clamped state any number of predictions may come: they do not change
-        nodes[state.index] = Node(
-            state.index,
-            state.index in program.free,
+        nodes[state] = Node(
+            state,
+            state in program.free,
             index,
-            term.weight,
-            None if full else spread_slot,
-            spread_slot if full else None,
-            pred.index if edge is None else None,
+            term.weight * of.scale,
+            of.logvar,
+            of.factor,
+            of.prediction if edge is None else None,
         )
         if source is not None and edge is not None:
-            outgoing[source], incoming[state.index] = state.index, (source, edge)
+            outgoing[source], incoming[state] = state, (source, edge)
     for source in outgoing:
         nodes.setdefault(source, Node(source, source in program.free))
         _check_state(program, source)
@@ -150,24 +141,36 @@ def lower(program: Program) -> list[Chain]:
 
 
 def _check_dtype(program: Program, chain: Chain) -> None:
-    slots = [s for n in chain.nodes for s in (n.state, n.logvar, n.factor, n.prediction) if s is not None]
-    slots += [s for e in chain.edges for s in (e.weight, e.bias) if s is not None]
-    dtypes = {program.stand_ins[s].dtype for s in slots}
+    slots = [s for n in chain.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
+    slots += [s for e in chain.edges for s in (e.weight, e.bias)]
+    dtypes = {program.stand_ins[s].dtype for s in slots if type(s) is int}
     if len(dtypes) > 1:
         raise NotAChain(f"it mixes {' and '.join(sorted(map(str, dtypes)))}")
 
 
+def _no_node(program: Program, term: Term) -> str:
+    """Why a term is not the energy of a Gaussian node."""
+    assert term.slot is not None
+    assert term.within is not None
+    call = program.producer.get(term.within)
+    told = program.told(term.within)
+    factor = next((s for s in call.inputs if s not in program.varying), None) if call else None
+    if call is not None and factor is not None and call.meaning in ("mul", "div"):
+        return f"a term of the energy, {told}, has a tensor as a factor, {program.told(factor)}: chains take numbers"
+    if term.within != term.slot:
+        told = f"{program.producer[term.slot].name} of {told}"
+    return f"a term of the energy, {told}, is not the energy of a Gaussian node"
+
+
 def _check_state(program: Program, slot: int) -> None:
+    name = program.told(slot)
     if slot >= len(program.leaves):
-        raise NotAChain(f"%{slot}, which has an energy or predicts, is not a state but computed")
-    state, name = program.leaves[slot], program.leaf_name(slot)
-    batch = program.stand_ins[program.result].shape
+        raise NotAChain(f"{name}, which has an energy or predicts, is not a state but computed")
+    state, batch = program.leaves[slot], program.batch
     if len(batch) != 1 or state.dim() == 0 or state.shape[0] != batch[0]:
-        raise NotAChain(f"state {name} is {tuple(state.shape)}, but the energy {tuple(batch)}, not one per sample")
+        raise NotAChain(f"{name} is {tuple(state.shape)}, but the energy {tuple(batch)}, not one per sample")
     if state.dim() != 2 or state.dtype not in (torch.float32, torch.float64):
-        raise NotAChain(
-            f"state {name} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]"
-        )
+        raise NotAChain(f"{name} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]")
 
 
 def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
@@ -208,7 +211,7 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
         return None, None
     if program.leaves[slot].dim() != 2:
         if slot in program.varying:
-            raise NotAChain(f"state {program.leaf_name(slot)} is not of shape [B, n]")
+            raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
         return None, None
     return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
 

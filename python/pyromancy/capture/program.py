@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,61 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from .vocabulary import meaning, name_of
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Stands for a tensor in the arguments of a call."""
-
-    index: int
-
-    def __repr__(self) -> str:
-        return f"%{self.index}"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One function call: slots stand for the tensors in its arguments and its result.
-
-    Attributes:
-        inputs: slots of the tensors it took, in order.
-        outputs: slots of those it returned.
-        written: the call in place, of the same slots, that the energy makes where this one is computed instead.
-    """
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    written: Call | None = None
-
-    @property
-    def name(self) -> str:
-        """The function's name without its module, to be shown: ``linear``, ``relu``, ``add``."""
-        return name_of(self.function).rpartition(".")[2]
-
-    @property
-    def meaning(self) -> str | None:
-        """What the function means, whichever of its names it goes by; see `vocabulary`."""
-        return meaning(self.function)
-
-
-@dataclass(frozen=True)
-class Term:
-    """A summand of the energy: `weight` times what the slot holds, or by itself where there is none.
-
-    That is one value per sample, or broadcasts to that where no free state changes it, as a penalty on weights does.
-    """
-
-    slot: int | None
-    weight: float
-
-    def times(self, factor: float) -> Term:
-        """This summand, multiplied."""
-        return Term(self.slot, self.weight * factor)
+from .calls import Call, filled, tensors
+from .terms import Term, Terms
 
 
 @dataclass(frozen=True)
@@ -141,7 +88,7 @@ class Program:
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self._resting: list[tuple[TensorWeakRef, bool]] = []  # its leaves, and whether each is data
         self.gone: set[int] = set()  # slots of data that went while the program rested
-        self.terms = self._terms()
+        self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free).found
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
         """The values of slots, computing what they need and nothing else.
@@ -164,8 +111,9 @@ class Program:
     def energies(self, terms: Sequence[Term], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
         """What terms come to, per sample or broadcasting to that."""
         values = iter(self.evaluate([t.slot for t in terms if t.slot is not None], leaves))
-        one = self.stand_ins[self.result].new_ones(())
-        return [t.weight * (one if t.slot is None else next(values)) for t in terms]
+        result = self.stand_ins[self.result]
+        one = result.new_ones(())
+        return [t.of(one if t.slot is None else next(values), result.shape) for t in terms]
 
     def replace(self, leaves: dict[int, Tensor]) -> None:
         """Take other tensors of the same forms for leaves, by slot."""
@@ -258,7 +206,8 @@ class Program:
 
     def paths(self) -> dict[int, int]:
         """In how many ways each slot enters terms that free states change, through the calls between."""
-        count = dict(Counter(t.slot for t in self.terms if t.slot in self.varying))
+        moved = [(t.slot, t.gaussian) for t in self.terms if t.slot is not None and t.slot in self.varying]
+        count = dict(Counter(s for slot, node in moved for s in (node.operands if node else [slot])))
         for call in reversed(self.calls):
             ways = sum(count.get(slot, 0) for slot in call.outputs if slot >= len(self.leaves))
             for slot in call.inputs if ways else ():
@@ -269,64 +218,29 @@ class Program:
         """The leaves that look like data and not like states or parameters: they do not require gradients."""
         return [i for i, t in enumerate(self.leaves) if i not in self.free and not t.requires_grad]
 
+    @property
+    def batch(self) -> torch.Size:
+        """The number of samples, ``[B]``: of an energy that is one number that of the first state."""
+        shape = self.stand_ins[self.result].shape
+        return shape or self.stand_ins[min(self.free, default=self.result)].shape[:1]
+
     def moving(self) -> list[int]:
         """The leaves that may be elsewhere for every batch, by their looks: one row per sample, and not free."""
-        batch = self.stand_ins[self.result].shape[:1]
+        batch = self.batch[:1]
         return [i for i, t in enumerate(self.leaves) if i not in self.free and t.dim() and t.shape[:1] == batch]
 
-    def leaf_name(self, slot: int) -> str:
-        """What to call a leaf in a message."""
-        return self.names.get(slot, f"%{slot}")
+    def told(self, slot: int) -> str:
+        """What to call a slot in a message: a leaf by its name, what is computed by its call and the leaves it is of.
 
-    def _terms(self) -> list[Term]:
-        """The result as a weighted sum, taken apart through additions and scalings of per-sample values."""
-        terms: list[Term] = []
-        stack = [Term(self.result, 1.0)]  # the next one last
-        while stack:
-            term = stack.pop()
-            call = None if term.slot is None else self.producer.get(term.slot)
-            parts = [] if call is None else self._summands(call)
-            stack.extend(part.times(term.weight) for part in reversed(parts))
-            if not parts:
-                terms.append(term)
-        return terms
-
-    def _summands(self, call: Call) -> list[Term]:
-        """What a call adds up; empty where it adds nothing, nor scales by a number."""
-        name = call.meaning
-        if name == "sum" and len(call.inputs) == 1 and [*call.args[1:], *call.kwargs.values()] == [0]:
-            stack = self.producer.get(call.inputs[0])
-            if stack is None or stack.meaning != "stack" or [*stack.args[1:], *stack.kwargs.values()] not in ([], [0]):
-                return []
-            return [Term(s, 1.0) for s in stack.inputs]
-        if name not in ("add", "sub", "rsub", "neg", "positive", "mul", "div") or call.kwargs.keys() - {"alpha"}:
-            return []
-        whole = self.stand_ins[call.outputs[0]].shape
-        if any(s in self.varying and self.stand_ins[s].shape != whole for s in call.inputs):
-            return []  # what broadcasts counts more than once
-        numbers = [*call.kwargs.values(), *(a for a in call.args if not isinstance(a, Slot))]
-        if any(type(n) is bool or not isinstance(n, int | float) for n in numbers):
-            return []
-        alpha = call.kwargs.get("alpha", 1)
-        terms = [Term(a.index, 1.0) if isinstance(a, Slot) else Term(None, float(a)) for a in call.args]
-        match name, terms:
-            case "add", [a, b]:
-                terms = [a, b.times(alpha)]
-            case "sub", [a, b]:
-                terms = [a, b.times(-alpha)]
-            case "rsub", [a, b]:
-                terms = [b, a.times(-alpha)]
-            case "neg", [a]:
-                terms = [a.times(-1)]
-            case "positive", [_]:
-                pass
-            case ("mul", [a, Term(None, factor)]) | ("mul", [Term(None, factor), a]):
-                terms = [a.times(factor)]
-            case "div", [a, Term(None, divisor)] if divisor:
-                terms = [a.times(1 / divisor)]
-            case _:
-                return []
-        return [t for t in terms if t != Term(None, 0.0)]
+        Those are the states that it depends on, if there are any.
+        """
+        call = self.producer.get(slot)
+        if call is None:
+            kind = "state" if slot in self.free else "tensor"
+            return self.names.get(slot, f"a {kind} {[*self.leaves[slot].shape]}")
+        leaves = sorted(s for s in self.ancestors(slot) if s not in self.producer)
+        of = dict.fromkeys(self.told(s) for s in leaves if s in self.free or self.free.isdisjoint(leaves))
+        return f"{call.name} of {', '.join(of)}" if of else call.name
 
     def __str__(self) -> str:
         lines = []
@@ -358,34 +272,6 @@ def form_of(t: Tensor) -> tuple[Any, ...]:
         return t.shape, t.dtype, t.device, t.layout
     dtype = t.dtype
     return t.shape, dtype, t.device, strides, t.is_neg(), dtype.is_complex and t.is_conj()
-
-
-def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Arguments or a result with all of a kind in it replaced, in tuples of any type, lists, dicts and slices."""
-    if isinstance(tree, kind):
-        return function(tree)
-    if isinstance(tree, tuple):
-        items = [replaced(v, kind, function) for v in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    if type(tree) is list:
-        return [replaced(v, kind, function) for v in tree]
-    if isinstance(tree, dict):
-        return {k: replaced(v, kind, function) for k, v in tree.items()}
-    if isinstance(tree, slice):
-        return slice(*(replaced(v, kind, function) for v in (tree.start, tree.stop, tree.step)))
-    return tree
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensors in arguments or a result, in order."""
-    found: list[Tensor] = []
-    replaced(tree, Tensor, found.append)
-    return found
-
-
-def filled(tree: Any, values: dict[int, Tensor]) -> Any:
-    """Arguments or a result with the values of its slots."""
-    return replaced(tree, Slot, lambda slot: values[slot.index])
 
 
 def _show(argument: Any) -> str:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import functional, plan
+from ..capture.calls import Slot
 from ..capture.capture import has_hooks
 from ..capture.lowering import Chain, Node
-from ..capture.program import Program, Slot, Term
+from ..capture.program import Program
+from ..capture.terms import Term
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner
 from .replay import Replay
@@ -58,6 +60,8 @@ class ChainExecutor(ReplayingExecutor):
         cost = sum(b * n * (16 + 2 * m) for of in sizes for (b, n), (_, m) in zip(of, [*of[1:], (0, 0)], strict=True))
         on_cpu = program.leaves[self._free[0]].is_cpu
         self._surely_short = max(1, _SHORT // max(1, cost)) if on_cpu else sys.maxsize  # steps
+        # of which a mean over the batch is made: an energy that is one number is that of all
+        self._samples = 1 if program.stand_ins[program.result].dim() else program.batch.numel()
         self._plain = 0  # steps of the last run, if it could do without the errors of clamped nodes
         self._msteps: dict[frozenset[int], _MStep | str] = {}  # leaves -> how, or why autograd has to serve them
 
@@ -162,7 +166,7 @@ class ChainExecutor(ReplayingExecutor):
             run = Run(0, 0.0, 0.0, 0.0, False, False, False, settle)
             planner.run(values, states, run, of=0, learning=learning)
             for (*_, slot), gradient in zip(learned, gradients, strict=True):
-                add(slot, gradient)
+                add(slot, gradient if self._samples == 1 else gradient.mul_(self._samples))
         for i in wanted_of.factors:
             node = self.planner.nodes[i]
             self._notify(node)
@@ -182,6 +186,8 @@ class ChainExecutor(ReplayingExecutor):
         needed = frozenset(slot_of[id(t)] for t in parameters if id(t) in slot_of)
         if reason := self._obstacle(needed):
             return reason
+        if not self.shape:
+            return "the energy is one number for the whole batch"
         mstep = self._mstep(needed)
         if mstep.others:
             return "a term of the energy depends on parameters and on no free state"
@@ -249,16 +255,17 @@ class ChainExecutor(ReplayingExecutor):
         """
         program = self.program
         assert node.term is not None
-        slot = program.terms[node.term].slot
-        assert slot is not None
-        state, pred = (a.index for a in program.producer[slot].args[:2])
+        term = program.terms[node.term].gaussian
+        assert term is not None
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
-            value, mean, *parts = (t.detach() for t in program.evaluate([state, pred, *slots], leaves))
+            value, mean, *parts = (
+                t.detach() for t in program.evaluate([term.state, int(term.prediction), *slots], leaves)
+            )
             for part in parts:
                 part.requires_grad_()
             energy = functional.multivariate_energy(value, mean, functional.cholesky_factor(*parts))
-            return torch.autograd.grad(node.weight * energy.mean(), parts)
+            return torch.autograd.grad(node.weight * self._samples * energy.mean(), parts)
 
     def _notify(self, node: Node) -> None:
         """Tell the owner of a Cholesky factor that its gradient was asked for, as autograd would."""
@@ -276,10 +283,10 @@ class ChainExecutor(ReplayingExecutor):
         moved = [t.slot for t in program.terms if t.slot is not None and t.slot in program.varying]
         reaches = {s for slot in moved for s in program.ancestors(slot)}
         if missing := (needed & reaches) - chain_uses.keys():
-            return f"the gradient of {program.leaf_name(min(missing))} is autograd's"
+            return f"the gradient of {program.told(min(missing))} is autograd's"
         paths = program.paths()
         if shared := [s for s in needed if paths.get(s, 0) > chain_uses[s]]:
-            return f"{program.leaf_name(shared[0])} is used outside the chain's edges too"
+            return f"{program.told(shared[0])} is used outside the chain's edges too"
         return None
 
     def notes(self) -> list[str]:

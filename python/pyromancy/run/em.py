@@ -409,7 +409,7 @@ class _Whole:
         set_ = {id(s.node.value) for s in self.start_.settings}
         for node, state in zip(self.nodes, states, strict=True):
             if node.free and id(state) not in set_:
-                raise _ByParts(f"start does not set the free state {program.leaf_name(node.state)}")
+                raise _ByParts(f"start does not set the free state {program.told(node.state)}")
         self._slot_of = slot_of
 
     @property
@@ -514,7 +514,7 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     result = []
     for p in parameters:
         uses = found.get(slot_of[id(p)], [])
-        name = program.leaf_name(slot_of[id(p)])
+        name = program.told(slot_of[id(p)])
         if len(uses) != 1:
             raise _ByParts(f"{name} is used {len(uses)} times by edges and variances of the chain")
         if not p.is_contiguous() or (uses[0].what is plan.Learned.LOGVAR and p.dim() > 1):

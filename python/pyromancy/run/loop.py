@@ -11,6 +11,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -527,6 +528,11 @@ def _listed(params: Iterable[Tensor], source: str) -> list[Tensor]:
 
 def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:
     """The modules that an energy can reach by name."""
+    return {name: module for name, module in _variables(energy).items() if isinstance(module, nn.Module)}
+
+
+def _variables(energy: Callable[[], Tensor]) -> dict[str, Any]:
+    """What an energy can reach by name; a module of which it is a method has none."""
     owner = energy if isinstance(energy, nn.Module) else getattr(energy, "__self__", None)
     if isinstance(owner, nn.Module):
         return {"": owner}
@@ -539,7 +545,7 @@ def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:
                 reached[name] = cell.cell_contents
     elif owner is not None:
         reached = getattr(owner, "__dict__", {})
-    return {name: module for name, module in reached.items() if isinstance(module, nn.Module)}
+    return reached
 
 
 def _learned(energy: Callable[[], Tensor], params: Sequence[Tensor]) -> list[str]:
@@ -555,9 +561,21 @@ def _learned(energy: Callable[[], Tensor], params: Sequence[Tensor]) -> list[str
 
 
 def _names(energy: Callable[[], Tensor]) -> dict[int, str]:
-    """What to call the tensors of these modules, by their ids."""
-    return {
-        id(t): name
-        for prefix, module in _reached(energy).items()
-        for name, t in [*module.named_parameters(prefix), *module.named_buffers(prefix)]
-    }
+    """What to call the tensors that an energy can reach by name, by their ids: where one has several, the first."""
+    names: dict[int, str] = {}
+    variables = _variables(energy)
+    for prefix, module in variables.items():
+        if isinstance(module, nn.Module):
+            for name, t in [*module.named_parameters(prefix), *module.named_buffers(prefix)]:
+                names.setdefault(id(t), name)
+    for prefix, value in variables.items():  # of objects and lists what they hold themselves
+        dot, bracket = (f"{prefix}.", f"{prefix}[{{}}]") if prefix else ("", "[{}]")
+        held: dict[str, Any] = {prefix: value}
+        if isinstance(value, list | tuple):
+            held = {bracket.format(i): t for i, t in enumerate(value)}
+        elif hasattr(value, "__dict__") and not isinstance(value, Tensor | type | ModuleType):
+            held = {dot + name: t for name, t in vars(value).items()}
+        for name, t in held.items():
+            if isinstance(t, Tensor):
+                names.setdefault(id(t), name)
+    return names

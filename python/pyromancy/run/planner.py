@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from .. import ops, plan
@@ -66,7 +67,7 @@ class Planner:
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
         operands = [s for n in self.nodes for s in (n.logvar, n.factor, n.prediction)]
         operands += [s for _, e in self.edges for s in (e.weight, e.bias)]
-        self._computed = sorted({s for s in operands if s is not None and s >= len(program.leaves)})
+        self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
         self._parameters = [x for _, e in self.edges for x in (e.before.parameter, e.after.parameter)]
         self._encoded: dict[tuple[object, ...], list[int]] = {}
 
@@ -118,10 +119,7 @@ class Planner:
         if energies is not None:
             operands.write(energies)
         thetas = [_theta(n, values) for n in self.nodes]
-        priors = [
-            None if n.prediction is None else values[n.prediction].expand(s.shape[0], -1).contiguous()
-            for n, s in zip(self.nodes, states, strict=True)
-        ]
+        priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         for operand in (*states, *thetas, *priors, *data.values(), order):
             if operand is not None:
                 operands.read(operand)
@@ -176,7 +174,7 @@ class Planner:
 
     def computes_from(self, slots: set[int]) -> bool:
         """Whether what the chains take is computed from some of these, or is one: it would change with every batch."""
-        taken = [*self._computed, *(n.prediction for n in self.nodes if n.prediction is not None)]
+        taken = [*self._computed, *(n.prediction for n in self.nodes if type(n.prediction) is int)]
         return any(not slots.isdisjoint(self.program.ancestors(slot)) for slot in taken)
 
     def prefers_gram(self, place: int, steps: int) -> bool:
@@ -218,6 +216,13 @@ def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
         return None
     logvar = values[node.logvar]
     return logvar if logvar.dim() <= 1 else logvar.reshape(-1)
+
+
+def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tensor | None:
+    """Of a node that no edge predicts."""
+    if isinstance(node.prediction, float):
+        return torch.full_like(state, node.prediction)
+    return None if node.prediction is None else values[node.prediction].expand(state.shape[0], -1).contiguous()
 
 
 class _Operands:

@@ -1,0 +1,78 @@
+"""One call of a function, with slots in the place of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .vocabulary import meaning, name_of
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for a tensor in the arguments of a call."""
+
+    index: int
+
+    def __repr__(self) -> str:
+        return f"%{self.index}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function call: slots stand for the tensors in its arguments and its result.
+
+    Attributes:
+        inputs: slots of the tensors it took, in order.
+        outputs: slots of those it returned.
+        written: the call in place, of the same slots, that the energy makes where this one is computed instead.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    written: Call | None = None
+
+    @property
+    def name(self) -> str:
+        """The function's name without its module, to be shown: ``linear``, ``relu``, ``add``."""
+        return name_of(self.function).rpartition(".")[2].removeprefix("__").removesuffix("__")
+
+    @property
+    def meaning(self) -> str | None:
+        """What the function means, whichever of its names it goes by; see `vocabulary`."""
+        return meaning(self.function)
+
+
+def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Arguments or a result with all of a kind in it replaced, in tuples of any type, lists, dicts and slices."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, tuple):
+        items = [replaced(v, kind, function) for v in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if type(tree) is list:
+        return [replaced(v, kind, function) for v in tree]
+    if isinstance(tree, dict):
+        return {k: replaced(v, kind, function) for k, v in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(replaced(v, kind, function) for v in (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in arguments or a result, in order."""
+    found: list[Tensor] = []
+    replaced(tree, Tensor, found.append)
+    return found
+
+
+def filled(tree: Any, values: dict[int, Tensor]) -> Any:
+    """Arguments or a result with the values of its slots."""
+    return replaced(tree, Slot, lambda slot: values[slot.index])

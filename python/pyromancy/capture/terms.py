@@ -1,0 +1,318 @@
+"""An energy as a weighted sum of terms, and which of them are the energy of a Gaussian node, however they are written.
+
+Sums, differences, multiples, stacks, and sums and means over elements are taken apart; so are squares of differences,
+which are a Gaussian node's energy by another name: ``1/2 sum_i (z_i - mu_i)^2``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .calls import Call, Slot, replaced
+from .vocabulary import arguments
+
+_ENERGIES = (functional.gaussian_energy, functional.multivariate_energy)
+_REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The operands of a Gaussian node's energy, as slots.
+
+    Attributes:
+        state: z.
+        prediction: mu; a float where it is that number everywhere.
+        logvar: log-variances, None for 1.
+        factor: Cholesky factor of a full covariance.
+        scale: how many such energies one value of the term is.
+    """
+
+    state: int
+    prediction: int | float
+    logvar: int | None = None
+    factor: int | None = None
+    scale: float = 1.0
+
+    @property
+    def operands(self) -> list[int]:
+        """All slots."""
+        return [s for s in (self.state, self.prediction, self.logvar, self.factor) if type(s) is int]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand of the energy: `weight` times what the slot holds, or by itself where there is none.
+
+    That is one value per sample, or broadcasts to that where no free state changes it, as a penalty on weights does.
+
+    Attributes:
+        slot: of the values.
+        weight: of each.
+        summed: where the values are more than the energy's: what they broadcast to, and are summed over from.
+        gaussian: the node whose energy the term is, if it is one.
+        within: what in it is not a node's energy, if it is none.
+    """
+
+    slot: int | None
+    weight: float
+    summed: torch.Size | None = None
+    gaussian: Gaussian | None = None
+    within: int | None = None
+
+    def times(self, factor: float) -> Term:
+        """This summand, multiplied."""
+        return replace(self, weight=self.weight * factor)
+
+    def of(self, value: Tensor, shape: torch.Size) -> Tensor:
+        """What the term comes to, where the slot holds a value, in an energy of this shape or broadcasting to it."""
+        if self.summed is not None:
+            value = value.expand(self.summed).sum(tuple(range(len(shape), len(self.summed))))
+        return self.weight * value
+
+
+class Terms:
+    """Takes an energy apart.
+
+    Args:
+        result: its slot.
+        producer: the call that computes a slot; none of leaves.
+        forms: for every slot a tensor of its shape and dtype.
+        varying: the slots that free states change.
+        free: the free states.
+    """
+
+    def __init__(
+        self,
+        result: int,
+        producer: Mapping[int, Call],
+        forms: Sequence[Tensor],
+        varying: Collection[int],
+        free: Collection[int],
+    ) -> None:
+        self._producer, self._varying, self._free = producer, varying, free
+        self._forms = forms
+        self._shape = forms[result].shape
+        self._known: dict[tuple[int, int], bool] = {}  # pairs of slots -> whether they are the same
+        self.found = self._taken_apart(Term(result, 1.0))
+
+    def _taken_apart(self, term: Term) -> list[Term]:
+        terms: list[Term] = []
+        stack = [term]  # the next one last
+        while stack:
+            term = stack.pop()
+            call = None if term.slot is None else self._producer.get(term.slot)
+            parts = None if call is None else self._summands(call, term.summed)
+            if parts is None:
+                terms.append(self._recognised(term))
+            elif parts and parts[0].within is not None:
+                terms.append(replace(term, within=parts[0].within))
+            else:
+                stack.extend(part.times(term.weight) for part in reversed(parts))
+        return terms
+
+    def _recognised(self, term: Term) -> Term:
+        if term.slot is None or term.slot not in self._varying:
+            return term
+        gaussian = self._gaussian(term.slot, term.summed)
+        return replace(term, gaussian=gaussian, within=None if gaussian else term.slot)
+
+    def _summands(self, call: Call, summed: torch.Size | None) -> list[Term] | None:
+        """What a call adds up; None where it adds nothing, nor scales by a number."""
+        match call.meaning:
+            case "add" | "sub" | "rsub" | "neg" | "positive" | "mul" | "div":
+                parts = self._linear(call)
+                return None if parts is None else [replace(t, summed=summed) for t in parts]
+            case "sum" | "mean":
+                return self._reduced(call, summed)
+            case "stack" | "cat" if summed is not None and call.outputs[0] in self._varying:
+                return self._joined(call, summed)
+            case "reshape" if call.inputs[0] in self._varying:
+                before, after = (self._forms[s] for s in (call.inputs[0], call.outputs[0]))
+                rows = not self._shape or before.shape[:1] == after.shape[:1] == self._shape
+                return [self._over(call.inputs[0])] if rows and before.dtype == after.dtype else None
+        return None
+
+    def _over(self, slot: int) -> Term:
+        """The sum of a slot's elements, down to the shape of the energy."""
+        shape = self._forms[slot].shape
+        return Term(slot, 1.0, None if shape == self._shape else shape)
+
+    def _linear(self, call: Call) -> list[Term] | None:
+        """A sum, a difference or a multiple by a number."""
+        named = [call.kwargs[k] for k in ("self", "input", "other") if k in call.kwargs]
+        others = {k: v for k, v in call.kwargs.items() if k not in ("self", "input", "other")}
+        whole = self._forms[call.outputs[0]].shape
+        if others.keys() - {"alpha"} or any(
+            s in self._varying and self._forms[s].shape != whole for s in call.inputs
+        ):  # what broadcasts counts more than once
+            return None
+        args = [*call.args, *named]
+        numbers = [*others.values(), *(a for a in args if not isinstance(a, Slot))]
+        if not all(map(_is_number, numbers)):
+            return None
+        alpha = others.get("alpha", 1)
+        terms = [Term(a.index, 1.0) if isinstance(a, Slot) else Term(None, float(a)) for a in args]
+        match call.meaning, terms:
+            case "add", [a, b]:
+                terms = [a, b.times(alpha)]
+            case "sub", [a, b]:
+                terms = [a, b.times(-alpha)]
+            case "rsub", [a, b]:
+                terms = [b, a.times(-alpha)]
+            case "neg", [a]:
+                terms = [a.times(-1)]
+            case "positive", [_]:
+                pass
+            case ("mul", [a, Term(None, factor)]) | ("mul", [Term(None, factor), a]):
+                terms = [a.times(factor)]
+            case "div", [a, Term(None, divisor)] if divisor:
+                terms = [a.times(1 / divisor)]
+            case _:
+                return None
+        return [t for t in terms if t != Term(None, 0.0)]
+
+    def _reduced(self, call: Call, summed: torch.Size | None) -> list[Term] | None:
+        """A sum or a mean over elements."""
+        slot, dims = call.inputs[0], self._dims(call)
+        if dims is None or slot not in self._varying:
+            return None
+        shape = self._forms[slot].shape
+        count = math.prod(shape[d] for d in dims) if call.meaning == "mean" else 1
+        if not count:
+            return None
+        stack = self._producer.get(slot)
+        if stack is not None and stack.meaning == "stack" and dims == {_dim(stack) % len(shape)}:
+            return [Term(s, 1 / count, summed) for s in stack.inputs]
+        if self._shape and (0 in dims or shape[:1] != self._shape):
+            return None
+        if summed is None and len(dims) < len(shape) - len(self._shape):
+            return None
+        term = replace(self._over(slot), weight=1 / count)
+        if len(shape) == 1:
+            return [term]
+        # the elements of states are taken apart where all of them are nodes' energies, and else are one term
+        parts = self._taken_apart(term)
+        other = next((t for t in parts if t.slot in self._varying and t.gaussian is None), None)
+        return parts if other is None else [other]
+
+    def _dims(self, call: Call) -> set[int] | None:
+        """Over which dimensions a call reduces."""
+        options = dict(zip(("dim", "keepdim"), call.args[1:], strict=False)) | call.kwargs
+        if "axis" in options:
+            options["dim"] = options.pop("axis")
+        if options.keys() - {"dim", "keepdim"} or len(call.args) > 3 or len(call.inputs) != 1:
+            return None
+        count = self._forms[call.inputs[0]].dim()
+        dim = options.get("dim")
+        dims = range(count) if dim is None or dim == () or dim == [] else [dim] if isinstance(dim, int) else dim
+        return {d % count for d in dims} if count else set()
+
+    def _joined(self, call: Call, summed: torch.Size) -> list[Term] | None:
+        """The tensors that are stacked or concatenated, whose elements are summed."""
+        if self._shape and (_dim(call) % len(summed) == 0 or any(self._forms[s].dim() == 0 for s in call.inputs)):
+            return None
+        return [self._over(s) for s in call.inputs]
+
+    def _gaussian(self, slot: int, summed: torch.Size | None) -> Gaussian | None:
+        """The node whose energy a term is, with the leaf as its state, before all one that is free."""
+        call = self._producer.get(slot)
+        if call is None:
+            return None
+        if call.function in _ENERGIES:
+            state, prediction, spread = (a.index if isinstance(a, Slot) else None for a in (*call.args, None)[:3])
+            assert state is not None
+            assert prediction is not None
+            full = call.function is functional.multivariate_energy
+            return Gaussian(state, prediction, None if full else spread, spread if full else None)
+        square = self._loss(call) if call.meaning == "mse_loss" else self._square(call)
+        if square is None or (summed is None) != (self._forms[slot].dim() == 0):
+            return None
+        of, a, b = square
+        leaves = [s for s in (a, b) if type(s) is int and s not in self._producer]
+        if not leaves:
+            return None
+        state = next((s for s in leaves if s in self._free), leaves[0])
+        return Gaussian(state, b if state == a else a, scale=2 * of)
+
+    def _square(self, call: Call) -> tuple[float, int | float, int | float] | None:
+        """``c (a - b)^2`` element by element, as c, a and b."""
+        match call.meaning, [*call.args, *call.kwargs.values()]:
+            case ("square", [Slot(x)]) | ("pow", [Slot(x), 2]):
+                y = x
+            case "mul", [Slot(x), Slot(y)]:
+                pass
+            case _:
+                return None
+        (c, a, b), (d, e, f) = self._difference(x), self._difference(y)
+        if self._same(a, e) and self._same(b, f):
+            return c * d, a, b
+        return (-c * d, a, b) if self._same(a, f) and self._same(b, e) else None
+
+    def _loss(self, call: Call) -> tuple[float, int | float, int | float] | None:
+        """The same of a squared error, element by element or, where that is the energy, as one number."""
+        given = arguments(call.function, call.args, call.kwargs)
+        a, b, *_ = given.values()
+        reduction = _REDUCTIONS.get(given["reduction"], given["reduction"])
+        others = [v for k, v in [*given.items()][2:] if k != "reduction" and v is not None]
+        count = torch.broadcast_shapes(*(self._forms[s].shape for s in call.inputs)).numel()
+        if others or not count or (reduction == "none") != (self._forms[call.outputs[0]].dim() > 0):
+            return None
+        return 1 / count if reduction == "mean" else 1.0, a.index, b.index
+
+    def _difference(self, slot: int) -> tuple[float, int | float, int | float]:
+        """``c (a - b)`` as c, a and b; b is 0.0 where nothing is subtracted."""
+        factor = 1.0
+        while True:
+            call = self._producer.get(slot)
+            if call is None:
+                return factor, slot, 0.0
+            if call.function is functional.gaussian_error and call.args[2:] in ((), (None,), (None, None)):
+                return factor, call.args[0].index, call.args[1].index
+            parts = None if call.meaning is None else self._linear(call)
+            match parts:
+                case [Term(int(inner), weight)]:
+                    slot, factor = inner, factor * weight
+                case [Term(int(a), c), Term(int(b), d)] if c == -d:
+                    return factor * c, a, b
+                case [Term(int(a), c), Term(None, d)] | [Term(None, d), Term(int(a), c)] if c:
+                    return factor * c, a, -d / c
+                case _:
+                    return factor, slot, 0.0
+
+    def _same(self, a: int | float, b: int | float) -> bool:
+        """Whether two slots, or numbers, are the same, or computed in the same way."""
+        if type(a) is not int or type(b) is not int or a == b:
+            return type(a) is type(b) and a == b
+        if (a, b) not in self._known:
+            first, second = self._producer.get(a), self._producer.get(b)
+            self._known[a, b] = (
+                first is not None
+                and second is not None
+                and first.function == second.function
+                and len(first.outputs) == 1 == len(second.outputs)
+                and _form(first) == _form(second)
+                and all(map(self._same, first.inputs, second.inputs))
+            )
+        return self._known[a, b]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is not bool and isinstance(value, int | float)
+
+
+def _dim(call: Call) -> int:
+    """Along which a stack or a concatenation joins tensors."""
+    rest: Iterable[Any] = (*call.args[1:], *call.kwargs.values())
+    return next((d for d in rest if isinstance(d, int)), 0)
+
+
+def _form(call: Call) -> Any:
+    """The arguments of a call without its tensors."""
+    return replaced((call.args, call.kwargs), Slot, lambda _: None)

@@ -1,0 +1,293 @@
+"""Terms of an energy, however they are written: chains where they come to energies of Gaussian nodes."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import pyromancy as pyro
+from descent import free
+from pyromancy.functional import gaussian_error
+from pyromancy.nodes import FactorizedGaussianNode, FixedNode, StandardGaussianNode
+
+
+class Net(nn.Module):
+    """A hidden state between data and a target, in float64."""
+
+    def __init__(self, batch=4):
+        super().__init__()
+        self.below, self.hidden, self.out = FixedNode(6), StandardGaussianNode(5), FactorizedGaussianNode(3)
+        self.up, self.top = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.double()
+        for node in (self.below, self.hidden, self.out):
+            node.init(torch.randn(batch, *node.shape).double())
+        self.weights = torch.rand(batch).double()  # one per sample
+        with torch.no_grad():
+            self.out.logvar.normal_()
+
+    @property
+    def z(self):
+        return self.hidden.value
+
+    @property
+    def y(self):
+        return self.out.value
+
+    def first(self):
+        return self.hidden.energy(self.up(self.below.value))
+
+    def second(self):
+        return self.out.energy(self.mu())
+
+    def mu(self):
+        return self.top(torch.tanh(self.z))
+
+    def error(self):
+        return self.y - self.mu()
+
+
+def assert_is_a_chain(energy, net, terms=None):
+    """States, recorded energies and gradients are plain autograd's, and the chain's own."""
+    learned = [*net.up.parameters(), *net.top.parameters(), net.out.logvar]
+    z, start = net.hidden.value, net.hidden.value.detach().clone()
+    states, energies = [], []
+    for _ in range(3):
+        value = energy(net)
+        energies.append(value.detach().sum())
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+        with torch.no_grad():
+            z -= 0.1 * gradient
+    states.append(z.detach().clone())
+    gradients = torch.autograd.grad(energy(net).mean(), learned, allow_unused=True)
+    with torch.no_grad():
+        z.copy_(start)
+    loop = pyro.InferenceLoop(lambda: energy(net), [z], lr=0.1)
+    if energy(net).dim():
+        recorded = loop.run(3, record=True).energies
+        assert terms in (None, recorded.shape[1])
+        torch.testing.assert_close(recorded.sum(1), torch.stack(energies), rtol=1e-12, atol=1e-12)
+    else:
+        with pytest.warns(UserWarning, match="one number for states of 4 samples"):
+            loop.run(3)
+    torch.testing.assert_close(z.detach(), states[0], rtol=1e-12, atol=1e-12)
+    loop.backward(learned)
+    for p, gradient in zip(learned, gradients, strict=True):
+        assert (p.grad is not None and bool(p.grad.any())) == (gradient is not None and bool(gradient.any()))
+        if gradient is not None and p.grad is not None:
+            torch.testing.assert_close(p.grad, gradient, rtol=1e-12, atol=1e-12)
+    explained = loop.explain()
+    assert explained.startswith("executor: chain")
+    assert "\nnot" not in explained
+
+
+def added_into(start):
+    def energy(n):
+        total = start(n)
+        total += n.first()
+        return total.add_(n.second())
+
+    return energy
+
+
+def less_in_place(n):
+    total = n.first()
+    total.sub_(n.second(), alpha=-0.5)
+    return total
+
+
+# How two energies are added up, and how many terms that makes
+SUMS = {
+    "zeros": (added_into(lambda n: torch.zeros(4, dtype=torch.float64)), 3),
+    "new_zeros": (added_into(lambda n: n.below.value.new_zeros(4)), 3),
+    "new_zeros-of-the-state": (added_into(lambda n: n.z.new_zeros(len(n.z))), 3),
+    "zeros_like": (added_into(lambda n: torch.zeros_like(n.y[:, 0])), 3),
+    "zeros_like-of-the-state": (added_into(lambda n: torch.zeros_like(n.z.sum(1))), 3),
+    "into-the-first": (added_into(lambda n: n.below.value.square().sum(1) * 0.5), 3),
+    "less-in-place": (less_in_place, 2),
+    "number-first": (lambda n: 0.0 + n.first() + n.second(), 2),
+    "add": (lambda n: torch.add(n.first(), n.second()), 2),
+    "add-by-name": (lambda n: torch.add(input=n.first(), other=n.second(), alpha=2), 2),
+    "minus-the-negative": (lambda n: n.first() - (-n.second()), 2),
+    "sum": (lambda n: sum([n.first(), n.second()]), 2),
+    "sum-from": (lambda n: sum([n.second()], n.first()), 2),
+    "stack": (lambda n: torch.stack([n.first(), n.second()]).sum(0), 2),
+    "stack-sum-of-list": (lambda n: torch.stack([n.first(), n.second()]).sum([0]), 2),
+    "stack-first": (lambda n: torch.sum(torch.stack([n.first(), n.second()], 0), dim=0), 2),
+    "stack-dim": (lambda n: torch.stack([n.first(), n.second()], dim=1).sum(1), 2),
+    "stack-dim-sum-last": (lambda n: torch.stack([n.first(), n.second()], dim=1).sum(-1), 2),
+    "stack-last": (lambda n: torch.stack([n.first(), n.second()], -1).sum(dim=(1,)), 2),
+    "stack-axis": (lambda n: torch.stack([n.first(), n.second()], -1).sum(axis=1), 2),
+    "stack-mean": (lambda n: torch.stack([n.first(), 3 * n.second()]).mean(0), 2),
+    "stack-dim-mean": (lambda n: torch.mean(torch.stack([n.first(), n.second()], dim=1), -1), 2),
+    "stack-keepdim": (lambda n: torch.stack([n.first(), n.second()], 1).sum(1, keepdim=True).squeeze(1), 2),
+    "stack-with-another": (lambda n: torch.stack([n.first(), n.y.square().sum(1), n.second()], 1).sum(1), 3),
+    "cat": (lambda n: torch.cat([n.first().unsqueeze(1), n.second().view(-1, 1)], 1).sum(1), 2),
+    "scaled": (lambda n: 2 * n.first() + n.second() * 0.3 / 2, 2),
+    "constant": (lambda n: n.first() + 3.0 + n.second(), 3),
+    "constant-tensor": (lambda n: n.first() + torch.tensor(3.0) + n.second(), 3),
+    "decay": (lambda n: n.first() + n.second() + 0.5 * 0.01 * n.top.weight.square().sum(), 3),
+    "decay-of-all": (
+        lambda n: n.first() + n.second() + 0.01 * sum(p.pow(2).sum() for p in n.up.parameters()), 4,
+    ),
+    "decay-of-a-product": (lambda n: n.first() + n.second() + (n.top.weight @ n.up.weight).square().mean(), 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_of_energies(name):
+    energy, terms = SUMS[name]
+    assert_is_a_chain(energy, Net(), terms)
+
+
+SQUARES = {
+    "power": lambda n: 0.5 * (n.error() ** 2).sum(1),
+    "other-sign": lambda n: 0.5 * ((n.mu() - n.y) ** 2).sum(1),
+    "no-half": lambda n: (n.error() ** 2).sum(1),
+    "pow": lambda n: 0.5 * n.error().pow(2).sum(dim=-1),
+    "pow-by-name": lambda n: 0.5 * torch.pow(n.error(), exponent=2.0).sum((1,)),
+    "square": lambda n: 0.5 * n.error().square().sum(1),
+    "square-function": lambda n: 0.5 * torch.sum(torch.square(n.error()), dim=-1),
+    "product": lambda n: (lambda d: 0.5 * (d * d).sum(1))(n.error()),
+    "product-written-twice": lambda n: 0.5 * ((n.y - n.mu()) * (n.y - n.mu())).sum(1),
+    "product-of-opposites": lambda n: -0.5 * ((n.y - n.mu()) * (n.mu() - n.y)).sum(1),
+    "product-scaled": lambda n: (lambda d: (0.5 * d * d).sum(1))(n.error()),
+    "half-inside": lambda n: (0.5 * n.error() ** 2).sum(1),
+    "by-two": lambda n: (n.error() ** 2).sum(1) / 2,
+    "by-two-inside": lambda n: (n.error() ** 2 / 2).sum(1),
+    "variance": lambda n: 0.5 * (n.error() ** 2).sum(1) / 0.3,
+    "variance-inside": lambda n: (n.error() ** 2 / (2 * 0.3)).sum(1) + 1.5,
+    "deviation": lambda n: 0.5 * ((n.error() / 0.6) ** 2).sum(1),
+    "root-inside": lambda n: (0.7 * -n.error()).square().sum(1),
+    "subtract": lambda n: torch.subtract(n.y, n.mu()).square().sum(1),
+    "add-alpha": lambda n: torch.add(n.mu(), n.y, alpha=-1).square().sum(1),
+    "error-function": lambda n: 0.5 * gaussian_error(n.y, n.mu()).square().sum(1),
+    "mean": lambda n: n.error().square().mean(1),
+    "flattened": lambda n: 0.5 * n.error().square().flatten(1).sum(1),
+    "constant-inside": lambda n: (0.5 * n.error() ** 2 + 2.0).sum(1),
+    "concatenated": lambda n: torch.cat([n.error().square(), n.y], 1).sum(1),
+    "loss": lambda n: F.mse_loss(n.mu(), n.y, reduction="none").sum(1),
+    "loss-other-way": lambda n: 0.5 * F.mse_loss(n.y, n.mu(), reduction="none").mean(-1),
+    "loss-module": lambda n: 0.5 * nn.MSELoss(reduction="none")(n.mu(), n.y).sum(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_squared_errors_are_energies_of_unit_variance(name):
+    assert_is_a_chain(lambda n: n.first() + SQUARES[name](n), Net())
+
+
+def test_every_term_a_square():
+    assert_is_a_chain(
+        lambda n: 0.5 * (n.z - n.up(n.below.value)).square().sum(1) + ((n.mu() - n.y) ** 2).sum(1), Net(), 2
+    )
+
+
+def test_squares_of_two_nodes_in_one_sum():
+    """Of the same width, so that their elements can be added before they are summed."""
+    n, y = Net(), torch.randn(4, 5).double()
+    n.top = nn.Linear(5, 5).double()
+    assert_is_a_chain(lambda n: (0.5 * (n.z - n.up(n.below.value)) ** 2 + 0.3 * (n.mu() - y).square()).sum(1), n, 2)
+
+
+PRIORS = {
+    "standard": lambda n: 0.5 * n.z.square().sum(1),
+    "power": lambda n: (0.5 * n.z**2).sum(1),
+    "product": lambda n: (n.z * n.z).sum(1),
+    "around-a-number": lambda n: 0.5 * ((n.z - 0.5) ** 2).sum(1),
+    "number-first": lambda n: 0.5 * ((0.5 - n.z) ** 2).sum(1),
+    "scaled": lambda n: 0.5 * (2 * n.z).square().sum(1),
+    "scaled-sum": lambda n: 0.5 * (0.8 * (n.z + 0.5)).square().sum(1),
+    "around-data": lambda n: 0.5 * (n.z - n.below.value[:, :5]).square().sum(1),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_squares_of_a_state_are_its_prior(name):
+    assert_is_a_chain(lambda n: PRIORS[name](n) + n.second(), Net())
+
+
+NUMBERS = {
+    "sum": lambda n: (n.first() + n.second()).sum(),
+    "sums": lambda n: n.first().sum() + n.second().sum(),
+    "mean": lambda n: (n.first() + 2 * n.second()).mean(),
+    "means-and-decay": lambda n: n.first().mean(0) + n.second().mean() + n.top.weight.square().sum(),
+    "decay-inside": lambda n: (n.first() + n.second() + n.top.weight.square().sum()).sum(),
+    "constant-inside": lambda n: (n.first() + n.second() + 1.0).sum(),
+    "stacked": lambda n: torch.stack([n.first(), n.second()]).sum(),
+    "stacked-numbers": lambda n: torch.stack([n.first().sum(), n.second().mean()]).sum(),
+    "squares": lambda n: 0.5 * (n.z - n.up(n.below.value)).square().sum() + 0.5 * n.error().square().sum(),
+    "squares-mean": lambda n: 0.5 * (n.z - n.up(n.below.value)).square().sum(1).mean() + n.error().square().mean(),
+    "loss-sum": lambda n: n.first().sum() + 0.5 * F.mse_loss(n.y, n.mu(), reduction="sum"),
+    "loss-mean": lambda n: F.mse_loss(n.up(n.below.value), n.z) + nn.MSELoss()(n.mu(), n.y),
+    "loss-none": lambda n: n.first().sum() + F.mse_loss(n.y, n.mu(), reduction="none").sum(),
+    "view": lambda n: (n.first() + n.second()).view(-1, 1).sum(),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_energies_of_the_whole_batch(name):
+    """They descend as they are, and their gradients are their own, not a mean's."""
+    assert_is_a_chain(NUMBERS[name], Net())
+
+
+# What looks like a node's energy and is none; what it is called
+NONE = {
+    "two-differences": (lambda n: ((n.y - n.mu()) * (n.y - 2 * n.mu())).sum(1), "sum of mul of n.hidden.value"),
+    "not-a-difference": (lambda n: (n.y + n.mu()).square().sum(1), "sum of square of n.hidden.value"),
+    "cubed": (lambda n: (n.error() ** 3).sum(1), "sum of pow of n.hidden.value"),
+    "norm": (lambda n: n.error().norm(dim=1), "norm of n.hidden.value"),
+    "absolute": (lambda n: n.error().abs().sum(1), "sum of abs of n.hidden.value"),
+    "in-parts": (lambda n: (n.error().square() + n.mu().cos()).sum(1), "sum of cos of n.hidden.value"),
+    "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
+    "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),
+    "weighted": (
+        lambda n: n.weights * n.second(), "mul of n.hidden.value, has a tensor as a factor, n.weights: chains take",
+    ),
+    "weighted-by-a-norm": (
+        lambda n: n.second() / n.top.bias.norm(),
+        "div of n.hidden.value, has a tensor as a factor, norm of n.top.bias",
+    ),
+    "precision": (
+        lambda n: (n.error() ** 2 / n.out.logvar.exp()).sum(1),
+        "div of n.hidden.value, has a tensor as a factor, exp of n.out.logvar",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_is_no_nodes_energy_is_called_by_its_name(name):
+    energy, called = NONE[name]
+    net = Net()
+    start = net.z.detach().clone()
+    (gradient,) = torch.autograd.grad((net.first() + energy(net)).sum(), net.z)
+    n = net
+    loop = pyro.InferenceLoop(lambda: n.first() + energy(n), [n.z], lr=0.1)
+    loop.run(1)
+    torch.testing.assert_close(n.z.detach(), start - 0.1 * gradient, rtol=1e-12, atol=1e-12)
+    explained = loop.explain()
+    assert explained.startswith("executor: graph")
+    assert f"not chain: a term of the energy, {called}" in explained
+
+
+def test_a_column_for_every_node_whatever_runs_it():
+    n = Net()
+    energy = lambda: (n.second() + (0.5 * (n.z - n.up(n.below.value)) ** 2).sum(1)) * 0.5  # noqa: E731
+    columns = [
+        pyro.InferenceLoop(energy, [n.z], lr=0.0, executor=executor).run(1, record=True).energies
+        for executor in ("chain", "graph")
+    ]
+    assert columns[0].shape == (1, 2)
+    torch.testing.assert_close(*columns, rtol=1e-12, atol=1e-12)
+
+
+def test_a_square_computed_twice_in_a_deep_network_takes_no_time():
+    """Which calls compute the same is asked once for every pair of them."""
+    z, y = free(2, 3), torch.randn(2, 3).double()
+
+    def deep(x):
+        for _ in range(60):
+            x = torch.sin(x) + torch.cos(x)
+        return x
+
+    loop = pyro.InferenceLoop(lambda: ((y - deep(z)) * (y - deep(z))).sum(1), [z], lr=0.0)
+    assert "comes from add" in loop.explain()
