@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import signal
+import threading
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 
 import pyromancy as pyro
 from numerics import same_bits
+from pyromancy import ops
 from pyromancy.nodes import FactorizedGaussianNode, FixedNode, IsotropicGaussianNode, StandardGaussianNode
+from pyromancy.run.interrupt import Uninterrupted
 
 WAYS = (
     *("under no_grad", "raw values", "zeros", "resets", "noise", "flattened"),
@@ -203,6 +207,89 @@ def test_an_epoch_resumes_in_the_middle_to_the_same_bits():
     for _ in range(2):
         list(again.epoch(x, y, batch_size=10, generator=generator))
     assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
+
+
+@pytest.mark.parametrize("incremental", [False, True], ids=str)
+@pytest.mark.parametrize("way", ["one call", "parts"])
+def test_ctrl_c_in_an_epoch_leaves_whole_batches(way, incremental, monkeypatch):
+    """Weights, optimizer and what is left agree, and the rest comes to the same bits; also from the first batch on."""
+    kind = "momentum" if way == "one call" else "called"
+    x, y = torch.rand(200, 8).double(), torch.rand(200, 3).double()
+
+    def em_of(net):
+        return pyro.EM(
+            net.energy, net.e_params(), OPTIMIZERS[kind](net.m_params()),
+            start=net.start, steps=3, lr=0.1, incremental=incremental,
+        )  # fmt: skip
+
+    for first in (True, False):
+        net, plain = twins()
+        em, undisturbed = em_of(net), em_of(plain)
+        epoch = em.epoch(x, y, batch_size=10, shuffle=False)
+        if not first:
+            next(epoch)
+        with monkeypatch.context() as patch:
+            owner, name = (ops, "run_plan_") if way == "one call" else (type(em.optimizer), "step")
+            original = getattr(owner, name)
+
+            def interrupted(*args, original=original):
+                original(*args)
+                signal.raise_signal(signal.SIGINT)
+
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(epoch)
+        assert ("one call" in em.explain().splitlines()[0]) == (way == "one call")
+        state, left = copy.deepcopy(em.state_dict()), em.state_dict()["order"]
+        assert 0 < len(left) < 200
+        assert len(left) % 10 == 0
+        again = em_of(net)
+        again.load_state_dict(state)
+        list(again.epoch(x, y, batch_size=10, shuffle=False))
+        list(undisturbed.epoch(x, y, batch_size=10, shuffle=False))
+        assert all(map(same_bits, net.m_params(), plain.m_params()))
+        assert_same_state(again.optimizer, undisturbed.optimizer)
+
+
+def test_ctrl_c_is_heeded_where_nothing_waits_for_it():
+    before = signal.getsignal(signal.SIGINT)
+    went_on = []
+
+    def interrupt():
+        with Uninterrupted(), Uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            went_on.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert went_on
+    assert signal.getsignal(signal.SIGINT) is before
+    thread = threading.Thread(target=Uninterrupted().__enter__)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "called"])
+def test_an_exception_in_an_epoch_leaves_whole_batches(optimizer):
+    net, plain = twins()
+    x, y = torch.rand(50, 8).double(), torch.rand(50, 3).double()
+    bad = x[30, 0].item()
+
+    def start(a, b):
+        if a[0, 0].item() == bad:
+            raise OSError("no such sample")
+        net.start(a, b)
+
+    ours, theirs = (OPTIMIZERS[optimizer](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=start, steps=3, lr=0.1)
+    with pytest.raises(OSError, match="no such sample"):
+        list(em.epoch(x, y, batch_size=10, shuffle=False))
+    assert em.state_dict()["order"].tolist() == list(range(30, 50))
+    for rows in torch.arange(30).split(10):
+        plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
+    assert_same(net.m_params(), plain.m_params())
+    assert_same_state(ours, theirs)
 
 
 class TestState:

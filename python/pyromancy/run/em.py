@@ -18,6 +18,7 @@ from ..capture.capture import NotCapturable, has_hooks
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
+from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace
 from .planner import Learn, Learned
 from .start import Start
@@ -124,8 +125,12 @@ class EM:
         """
         self._check()
         whole = self._prepared(batch)
-        if whole is None or not whole.run(self):
-            self._by_parts(batch)
+        if whole is not None:
+            with Uninterrupted():  # the optimizer's state follows the weights
+                done = whole.run(self)
+            if done:
+                return Trace(self.steps)
+        self._by_parts(batch)
         return Trace(self.steps)
 
     def epoch(
@@ -139,8 +144,8 @@ class EM:
         """A pass over data, in parts of about 0.1 s.
 
         Where a batch is one plan, and `start` clamps nodes to the data as they are, the batches of a part are one call.
-        An interruption between two parts leaves a whole number of batches done; after `load_state_dict` the next call
-        goes on with what was left.
+        Ctrl-C is heeded between batches, and between parts that are one call; `state_dict` then has what is left, and
+        so it has after an exception of `start` or of the energy. After `load_state_dict` the next call goes on with it.
 
         Args:
             *data: tensors of the same length, whose rows `start` takes.
@@ -193,13 +198,16 @@ class EM:
         if len(rows) >= size:
             self._check()
             whole = self._prepared(tuple(t[:size] for t in data), set_=False)
-            if whole is not None and whole.run(self, data, rows):
-                self._order = order[len(rows) :]
-                return count
+            if whole is not None:
+                with Uninterrupted():  # what is left of the order follows what has been learned
+                    if whole.run(self, data, rows):
+                        self._order = order[len(rows) :]
+                        return count
         batches = rows.split(size)
         for batch in batches:
-            self.step(*(t[batch] for t in data))
-            self._order = order = order[len(batch) :]
+            with Uninterrupted():
+                self.step(*(t[batch] for t in data))
+                self._order = order = order[len(batch) :]
         return len(batches)
 
     def explain(self) -> str:
