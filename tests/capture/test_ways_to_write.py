@@ -258,7 +258,7 @@ def test_states_whose_gradients_are_sparse(how, momentum):
             velocity = momentum * velocity + expected[rows]
             expected[rows] -= 0.1 * velocity
         torch.testing.assert_close(codes.weight.detach(), expected, rtol=1e-12, atol=1e-12)
-    assert "the gradient of a state is sparse" in loop.explain()
+    assert "the gradient of codes.weight is sparse" in loop.explain()
 
 
 def test_gradients_are_added_to_sparse_ones():

@@ -1,4 +1,4 @@
-"""The network of the tutorial of `pyromancy-ai`: energies are added in place, and `InferenceLoop` runs it as a chain."""
+"""The network of the tutorial of `pyromancy-ai`, which adds energies in place: `InferenceLoop` runs it as a chain."""
 
 import copy
 import itertools

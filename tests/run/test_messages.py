@@ -152,21 +152,110 @@ def test_empty_states_are_tensors_like_others():
     assert twin.init().energy().shape == (2,)
 
 
+class Pair(Net):
+    """With another free state, and an edge from both."""
+
+    def __init__(self):
+        super().__init__()
+        self.other, self.side = StandardGaussianNode(5), nn.Linear(10, 3)
+
+    def init(self):
+        self.other.init(torch.rand(2, 5))
+        return super().init()
+
+
+# What a target's prediction is, beside a free state h and another, o; and what the loop says of it
 PREDICTIONS = {
-    "product": (lambda net: net.hidden.value @ net.top.weight.T, "comes from matmul, not from a Linear; write it"),
-    "bias": (lambda net: net.hidden.value @ net.top.weight.T + net.top.bias, "from add, not from a Linear; write it"),
-    "skip": (lambda net: net.top(net.hidden.value) + net.hidden.value[:, :3], "from add, not from a Linear\n"),
-}
+    "product": (lambda n, h, o: h @ n.top.weight.T, "net.above.value comes from matmul of net.hidden.value, not"),
+    "bias": (lambda n, h, o: h @ n.top.weight.T + n.top.bias, "add of net.hidden.value, not from a Linear; write it"),
+    "skip": (lambda n, h, o: n.top(h) + h[:, :3], "from add of net.hidden.value, not from a Linear\n"),
+    "cat": (lambda n, h, o: n.side(torch.cat([h, o], 1)), "result of cat of net.hidden.value, net.other.value, not"),
+    "two": (lambda n, h, o: n.top(h + o), "the result of add of net.hidden.value, net.other.value, not a state"),
+    "softmax": (lambda n, h, o: n.top(h).softmax(1), "from softmax of net.hidden.value, not from a Linear\n"),
+    "state": (lambda n, h, o: nn.functional.linear(h, o[0].expand(3, 5)), "expand of net.other.value is a Linear"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
-def test_products_that_are_no_linear_are_told_how_to_be_one(kind):
+def test_predictions_that_are_no_linear_are_called_by_their_names(kind):
     predict, told = PREDICTIONS[kind]
-    net = Net().init()
-    loop = pyro.InferenceLoop(
-        lambda: net.hidden.energy(net.up(net.below.value)) + net.above.energy(predict(net)), [net.hidden.value], lr=0.1
-    )
+    net = Pair().init()
+
+    def energy():
+        h, o = net.hidden.value, net.other.value
+        below = net.up(net.below.value)
+        return net.hidden.energy(below) + net.other.energy(below) + net.above.energy(predict(net, h, o))
+
+    loop = pyro.InferenceLoop(energy, [net.hidden.value, net.other.value], lr=0.1)
     assert told in loop.explain() + "\n"
+
+
+def circle(net):
+    across, h, o = nn.Linear(5, 5), net.hidden, net.other
+    return lambda: h.energy(across(o.value)) + o.energy(across(h.value)), "in a circle: h.value, o.value"
+
+
+def two_energies(net):
+    return lambda: net.energy() + net.hidden.energy(net.up(net.below.value)), "net.hidden.value has two energies"
+
+
+def two_predictions(net):
+    return (
+        lambda: net.energy() + net.other.energy(net.up(net.below.value)) + net.above.energy(net.top(net.other.value)),
+        "net.above.value has two energies",
+    )
+
+
+def computed(net):
+    gaussian = pyro.functional.gaussian_energy
+    return (
+        lambda: net.energy() + gaussian(net.hidden.value.tanh(), net.other.value),
+        "tanh of net.hidden.value, which has an energy or predicts, is not a state but computed",
+    )
+
+
+OBSTACLES = (circle, two_energies, two_predictions, computed)
+
+
+@pytest.mark.parametrize("of", OBSTACLES)
+def test_what_keeps_states_from_a_chain_is_told_with_their_names(of):
+    net = Pair().init()
+    energy, told = of(net)
+    used = [net.hidden.value, *([] if of is two_energies else [net.other.value])]
+    assert told in pyro.InferenceLoop(energy, used, lr=0.1).explain()
+
+
+def scaled(net):
+    return (
+        lambda: (
+            net.hidden.energy(net.up(net.below.value))
+            + net.above.energy(nn.functional.linear(net.hidden.value, 2 * net.top.weight))
+        ),
+        "the gradient of net.top.weight is autograd's: mul takes it, not an edge",
+    )
+
+
+def shared(net):
+    def energy():
+        mu = net.up(net.below.value)
+        return net.hidden.energy(mu) + net.other.energy(mu)
+
+    return energy, "net.up.weight is used outside the chain's edges too: it enters in 2 ways, through linear"
+
+
+def hooked(net):
+    net.up.bias.register_hook(lambda g: g)
+    return net.energy, "up.bias has a gradient hook"
+
+
+@pytest.mark.parametrize("of", [scaled, shared, hooked])
+def test_what_keeps_gradients_from_a_chain_is_told_with_names(of):
+    net = Pair().init()
+    energy, told = of(net)
+    loop = pyro.InferenceLoop(energy, [net.hidden.value, *([net.other.value] if of is shared else [])], lr=0.1)
+    loop.run(1)
+    loop.backward([*net.up.parameters(), *net.top.parameters()])
+    assert f"not fused M-step gradients: {told}" in loop.explain()
 
 
 def test_a_term_that_is_no_nodes_energy_is_named_by_its_states():

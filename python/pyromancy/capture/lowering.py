@@ -96,7 +96,7 @@ def lower(program: Program) -> list[Chain]:
             raise NotAChain(f"{name} has two energies")
         if not program.varying.isdisjoint({of.logvar, of.factor}):
             raise NotAChain(f"the covariance of {name} depends on a free state")
-        source, edge = _trace(program, of.prediction) if type(of.prediction) is int else (None, None)
+        source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
         if source in outgoing:
             if source in program.free:
                 raise NotAChain(f"{program.told(source)} predicts two nodes")
@@ -134,7 +134,8 @@ def lower(program: Program) -> list[Chain]:
         if any(node.free for node in chain.nodes):
             chains.append(chain)
     if len(reached) < len(nodes):
-        raise NotAChain("states predict one another in a circle")
+        circle = ", ".join(program.told(slot) for slot in nodes if slot not in reached)
+        raise NotAChain(f"states predict one another in a circle: {circle}")
     for chain in chains:
         _check_dtype(program, chain)
     return chains
@@ -143,9 +144,9 @@ def lower(program: Program) -> list[Chain]:
 def _check_dtype(program: Program, chain: Chain) -> None:
     slots = [s for n in chain.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
     slots += [s for e in chain.edges for s in (e.weight, e.bias)]
-    dtypes = {program.stand_ins[s].dtype for s in slots if type(s) is int}
-    if len(dtypes) > 1:
-        raise NotAChain(f"it mixes {' and '.join(sorted(map(str, dtypes)))}")
+    examples = {str(program.stand_ins[s].dtype): program.told(s) for s in slots if type(s) is int}
+    if len(examples) > 1:
+        raise NotAChain(f"it mixes {' and '.join(f'{t} ({of})' for t, of in sorted(examples.items()))}")
 
 
 def _no_node(program: Program, term: Term) -> str:
@@ -173,8 +174,8 @@ def _check_state(program: Program, slot: int) -> None:
         raise NotAChain(f"{name} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]")
 
 
-def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
-    """The source state and the edge that make a prediction; no edge where only constants do."""
+def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge | None]:
+    """The source state and the edge that make a target's prediction; no edge where only constants do."""
     after, before = Activation(), Activation()
     call = program.producer.get(slot)
     activation = _activation(call)
@@ -185,19 +186,22 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
     if call is None or call.meaning != "linear":
         if slot in program.varying:
             hint = "; write it with torch.nn.functional.linear" if _is_product(program, call) else ""
-            what = call.name if call else "a state as it is"
-            raise NotAChain(f"a prediction comes from {what}, not from a Linear{hint}")
+            what = program.told(slot) if call else f"{program.told(slot)} as it is"
+            raise NotAChain(f"the prediction of {target} comes from {what}, not from a Linear{hint}")
         return None, None
     bound = arguments(call.function, call.args, call.kwargs)
     source, weight, bias = bound["input"], bound["weight"], bound["bias"]
     assert isinstance(source, Slot)
     assert isinstance(weight, Slot)
-    if weight.index in program.varying or (isinstance(bias, Slot) and bias.index in program.varying):
-        raise NotAChain("a weight depends on a free state")
+    for parameter in (weight, bias):
+        if isinstance(parameter, Slot) and parameter.index in program.varying:
+            raise NotAChain(
+                f"{program.told(parameter.index)} is a Linear's weight or bias, and depends on a free state"
+            )
     if program.stand_ins[weight.index].dim() != 2 or (
         isinstance(bias, Slot) and program.stand_ins[bias.index].shape != program.stand_ins[weight.index].shape[:1]
     ):
-        raise NotAChain("a Linear's weight or bias broadcasts")
+        raise NotAChain(f"the weight or bias of the Linear that predicts {target} broadcasts")
     slot = source.index
     call = program.producer.get(slot)
     activation = _activation(call)
@@ -206,8 +210,7 @@ def _trace(program: Program, slot: int) -> tuple[int | None, Edge | None]:
         (slot,) = call.inputs
     if slot >= len(program.leaves):
         if slot in program.varying:
-            inner = program.producer[slot]
-            raise NotAChain(f"a Linear takes the result of {inner.name}, not a state")
+            raise NotAChain(f"a Linear takes the result of {program.told(slot)}, not a state")
         return None, None
     if program.leaves[slot].dim() != 2:
         if slot in program.varying:

@@ -46,10 +46,11 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
             # ones made from the shape alone, so that the gradient does not depend on the energy's value
             ones = torch.ones(energy.shape, dtype=energy.dtype, device=energy.device)
             gradients = torch.autograd.grad(energy, [values[i] for i in free], ones, allow_unused=True)
-        if any(g is not None and g.layout is not torch.strided for g in gradients):
-            raise NotCapturable("the gradient of a state is sparse")
-        zeros = zip(gradients, free, strict=True)
-        return [torch.zeros_like(values[i]) if g is None else g for g, i in zeros]
+        pairs = [*zip(gradients, free, strict=True)]
+        for g, i in pairs:
+            if g is not None and g.layout is not torch.strided:
+                raise NotCapturable(f"the gradient of {program.told(i)} is sparse")
+        return [torch.zeros_like(values[i]) if g is None else g for g, i in pairs]
 
     try:
         with torch.inference_mode(False):
@@ -61,7 +62,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
         raise NotCapturable(f"its gradient cannot be traced: {what}") from error
     for n in traced.graph.nodes:
         if _writes(n):
-            raise NotCapturable(f"{n.target} works in place")
+            raise NotCapturable(f"its gradient is computed by {n.target}, which works in place")
     _drop_aliases(traced.graph)
     _fuse_sums(traced.graph)
     traced.graph.eliminate_dead_code()

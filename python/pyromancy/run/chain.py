@@ -190,15 +190,21 @@ class ChainExecutor(ReplayingExecutor):
             return "the energy is one number for the whole batch"
         mstep = self._mstep(needed)
         if mstep.others:
-            return "a term of the energy depends on parameters and on no free state"
-        return "a full covariance is learned" if mstep.wanted.factors else None
+            told = [self.program.told(t.slot) for t in mstep.others if t.slot is not None]
+            return f"a term of the energy, {told[0]}, depends on parameters and on no free state"
+        full = [self.program.told(self.planner.nodes[i].state) for i in mstep.wanted.factors]
+        return f"the full covariance of {full[0]} is learned" if full else None
 
     def _obstacle_of(self, wanted: Sequence[Tensor]) -> str | None:
         """What about the tensors themselves keeps the operator from giving their gradients."""
-        if any(map(has_hooks, wanted)):
-            return "a parameter has a gradient hook"
-        if any(t.grad_fn is not None for t in self.program.leaves):
-            return "a tensor that the energy takes is computed from others, outside it"
+        program = self.program
+        for t in wanted:
+            if has_hooks(t):
+                slot = next((i for i, leaf in enumerate(program.leaves) if leaf is t), None)
+                return f"{'a parameter' if slot is None else program.told(slot)} has a gradient hook"
+        for slot, t in enumerate(program.leaves):
+            if t.grad_fn is not None:
+                return f"{program.told(slot)}, which the energy takes, is computed from others, outside it"
         return None
 
     def _mstep(self, needed: frozenset[int]) -> _MStep:
@@ -283,11 +289,20 @@ class ChainExecutor(ReplayingExecutor):
         moved = [t.slot for t in program.terms if t.slot is not None and t.slot in program.varying]
         reaches = {s for slot in moved for s in program.ancestors(slot)}
         if missing := (needed & reaches) - chain_uses.keys():
-            return f"the gradient of {program.told(min(missing))} is autograd's"
+            slot = min(missing)
+            user = self._users(slot, reaches)
+            return f"the gradient of {program.told(slot)} is autograd's: {user} takes it, not an edge"
         paths = program.paths()
         if shared := [s for s in needed if paths.get(s, 0) > chain_uses[s]]:
-            return f"{program.told(shared[0])} is used outside the chain's edges too"
+            slot = min(shared)
+            name, users = program.told(slot), self._users(slot, reaches)
+            return f"{name} is used outside the chain's edges too: it enters in {paths[slot]} ways, through {users}"
         return None
+
+    def _users(self, slot: int, reaches: set[int]) -> str:
+        """The functions that take a leaf on its way into the energy."""
+        calls = [c for c in self.program.calls if slot in c.inputs and not reaches.isdisjoint(c.outputs)]
+        return ", ".join(dict.fromkeys(c.name for c in calls))
 
     def notes(self) -> list[str]:
         lines, feedback = [], []

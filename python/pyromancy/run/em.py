@@ -382,7 +382,7 @@ class _Whole:
         if reason := rules.obstacle(em.optimizer):
             raise _ByParts(reason)
         if not isinstance(executor, ChainExecutor):
-            raise _ByParts("the energy is no chain")
+            raise _ByParts("the energy is no chain, as is told below")
         program = executor.program
         if not program.leaves[min(program.free)].is_cpu:
             raise _ByParts("its states are not on a CPU")

@@ -21,10 +21,10 @@ class GraphExecutor(ReplayingExecutor):
     name = "graph"
 
     def __init__(self, program: Program, states: Sequence[Tensor], replay: Replay) -> None:
+        slots = {id(t): i for i, t in enumerate(program.leaves)}
         for state in states:
             if not state.is_floating_point():
-                raise NotCapturable(f"a state is {state.dtype}")
-        slots = {id(t): i for i, t in enumerate(program.leaves)}
+                raise NotCapturable(f"{program.told(slots[id(state)])} is {state.dtype}, not of real numbers")
         super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
         # The library of convolutions then need not reorder its operands, and pooling takes whole vectors.
         convolves = any(call.meaning == "convolution of images" for call in program.calls)

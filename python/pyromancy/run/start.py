@@ -66,7 +66,7 @@ class Start:
         if not self.settings:
             raise ValueError("start must set states by their init, and sets none")
         if len({id(t) for t in given}) < len(given):
-            raise NotCapturable("it takes a tensor twice")
+            raise NotCapturable("two of its arguments are one tensor")
         if recording.refusal is not None:
             raise NotCapturable(recording.refusal)
         self.program, places = recording.renumbered(())
@@ -78,16 +78,20 @@ class Start:
     def _refuse_what_depends_on_before(self) -> None:
         """A state that is read before it is set, or set twice, or forgotten, is what the batch before has left."""
         nodes = [s.node for s in self.settings]
-        if len({id(n) for n in nodes}) < len(nodes):
-            raise NotCapturable("it sets a state twice")
-        if any(all(n is not node for n in nodes) for node in self._resets):
-            raise NotCapturable("it resets a node and does not set its state")
-        of = {id(s.node.value): s.position for s in self.settings}
+        for i, node in enumerate(nodes):
+            if any(node is n for n in nodes[:i]):
+                raise NotCapturable(f"it sets the state of {node._described} twice")
+        for node in self._resets:
+            if all(n is not node for n in nodes):
+                raise NotCapturable(f"it resets {node._described} and does not set its state")
+        of = {id(s.node.value): s for s in self.settings}
         for position, call in enumerate(self.program.calls):
             for slot in call.inputs:
                 leaf = self.program.leaves[slot] if slot < len(self.program.leaves) else None
-                if leaf is not None and position < of.get(id(leaf), 0):
-                    raise NotCapturable("it reads a state before it sets it")
+                if leaf is not None and id(leaf) in of and position < of[id(leaf)].position:
+                    raise NotCapturable(
+                        f"it reads the state of {of[id(leaf)].node._described} before it sets it, by {call.name}"
+                    )
 
     def still(self, batch: tuple[Any, ...]) -> bool:
         """Whether the function still does the same with another batch, by a dry run; it then sets no state."""
