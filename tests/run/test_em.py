@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import signal
 import threading
 
@@ -589,6 +590,46 @@ class TestBadInput:
             self.em(optimizer=3)
         with pytest.raises(TypeError, match="start must be callable"):
             self.em(start=3)
+
+    def test_learned_weights_among_the_states(self):
+        net = Net()
+        weight = net.edges[0][1].weight
+        others = [p for p in net.m_params() if p is not weight]
+        with pytest.warns(UserWarning, match=r"hold what is learned: edges\.0\.1\.weight; pyromancy\.get_e") as caught:
+            pyro.EM(net.energy, [*net.e_params(), weight], torch.optim.SGD(others), start=net.start, steps=3, lr=0.1)
+        assert [w.filename for w in caught] == [__file__]
+
+    @pytest.mark.parametrize("unset", range(4))
+    def test_a_node_that_start_does_not_set(self, unset):
+        """Neither clamped ones nor free ones: the message has the node."""
+        net = Net()
+        nodes = [net.below, *net.nodes]
+
+        def start(*values):
+            for i, (node, value) in enumerate(zip(nodes, values, strict=True)):
+                if i != unset:
+                    node.init(value)
+
+        em = self.em(net, start=start)
+        name = "FixedNode(8)" if unset == 0 else f"StandardGaussianNode({net.nodes[unset - 1].size})"
+        with pytest.raises(RuntimeError, match=rf"call init\(.*\) of the {re.escape(name)} first"):
+            em.step(*(torch.rand(4, node.size) for node in nodes))
+
+    @pytest.mark.parametrize("other", [0, 1, 2, 3])
+    def test_a_state_of_another_batch_size(self, other):
+        """Data that `start` is given, or what it makes itself."""
+        net = Net()
+        nodes = [net.below, *net.nodes]
+        before = [p.detach().clone() for p in net.m_params()]
+
+        def start(*values):
+            for node, value in zip(nodes, values, strict=True):
+                node.init(value)
+
+        em = self.em(net, start=start)
+        with pytest.raises(ValueError, match=r"pred must broadcast with value, of shape \([34], .*got shape \([34], "):
+            em.step(*(torch.rand(4 - (i == other), node.size) for i, node in enumerate(nodes)))
+        assert all(map(same_bits, net.m_params(), before))
 
     def test_data_of_different_lengths(self):
         with pytest.raises(ValueError, match="data must have the same length, got 6, 5"):

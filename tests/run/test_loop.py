@@ -771,5 +771,5 @@ def test_no_steps_change_nothing():
 def test_energy_before_init_names_the_node():
     network = Chain(["StandardGaussianNode"] * 3, (3, 4, 2))
     network.nodes[0].init(torch.zeros(2, 3))
-    with pytest.raises(RuntimeError, match=r"StandardGaussianNode.energy\(\) needs a state"):
+    with pytest.raises(RuntimeError, match=r"StandardGaussianNode\(4\)\.energy\(\) needs a state"):
         pyro.InferenceLoop(network.energy, states_of(network, (0, 2)), lr=0.1).run(1)

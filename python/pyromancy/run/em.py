@@ -77,6 +77,7 @@ class EM:
         nesterov: as in `torch.optim.SGD`.
         incremental: False learns once after all E-steps; True after every E-step, from the states it has made; "joint"
             with every E-step, weights and states moving from the same errors.
+        check_finite: as in `InferenceLoop`; no batch is one call then.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -96,12 +97,15 @@ class EM:
         dampening: float = 0.0,
         nesterov: bool = False,
         incremental: bool | str = False,
+        check_finite: bool = False,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be of torch.optim, got {type(optimizer).__name__}")
         if not callable(start):
             raise TypeError(f"start must be callable, got {type(start).__name__}")
-        self.loop = InferenceLoop(energy, params, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov)
+        self.loop = InferenceLoop(
+            energy, params, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov, check_finite=check_finite
+        )
         self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
         self._check()
         self._starts: list[Start] = []
@@ -122,6 +126,7 @@ class EM:
 
         Raises:
             ValueError: `start` sets no state; the optimizer's parameters have no part in the energy.
+            FloatingPointError: a state is not finite, where `check_finite` asks for that.
         """
         self._check()
         whole = self._prepared(batch)
@@ -272,6 +277,8 @@ class EM:
         self._reason = ""
         try:
             start = self._started(batch)
+            if self.loop.check_finite:
+                raise _ByParts("check_finite looks at all states after every E-step")
             executor = self.loop.prepared()
             self._whole = self._fitting(start, executor)
         except _ByParts as reason:

@@ -8,6 +8,7 @@ import inspect
 import math
 import numbers
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ class InferenceLoop:
         nesterov: as in `torch.optim.SGD`.
         reduction: "sum" descends the energy summed over the batch, "mean" its mean.
         executor: "chain", "graph" or "autograd" to insist on one; None takes the fastest that can.
+        check_finite: whether to look at all states after every E-step, and raise where one is NaN or infinite. The
+            steps then are as many runs, which takes longer.
 
     Raises:
         TypeError: `energy` is not callable, a parameter is not a tensor, or a rate is not a number.
@@ -140,6 +143,7 @@ class InferenceLoop:
         nesterov: bool = False,
         reduction: str = "sum",
         executor: str | None = None,
+        check_finite: bool = False,
     ) -> None:
         if not callable(energy):
             raise TypeError(f"energy must be callable, got {type(energy).__name__}")
@@ -152,13 +156,11 @@ class InferenceLoop:
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         if executor is not None and executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)} or None, got {executor!r}")
-        self.reduction = reduction
+        self.reduction, self.check_finite = reduction, check_finite
         if learned := _learned(energy, self._params):
-            warnings.warn(
+            _warn(
                 f"params are the states that E-steps move, and hold what is learned: {', '.join(learned)}; "
-                "pyromancy.get_estep_params(net) gives the states alone",
-                UserWarning,
-                stacklevel=2,
+                "pyromancy.get_estep_params(net) gives the states alone"
             )
         self._energy, self._wanted = energy, executor
         self._program: Program | None = None
@@ -173,6 +175,7 @@ class InferenceLoop:
         self._velocities: list[Tensor] | None = None
         self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run with a momentum
         self._begun: list[tuple[Any, ...]] = []  # and in the last that was begun
+        self._taken = 0  # E-steps since the states were set
 
     @property
     def program(self) -> Program | None:
@@ -195,6 +198,7 @@ class InferenceLoop:
             ValueError: `steps` is negative; an option set since, or a state, is not what the constructor takes; the
                 energy does not depend on a state; or there is none per sample to record.
             RuntimeError: the executor that was insisted on cannot run this energy.
+            FloatingPointError: a state is not finite, where `check_finite` asks for that.
         """
         try:
             steps = operator.index(steps)
@@ -204,12 +208,34 @@ class InferenceLoop:
             raise ValueError(f"steps must not be negative, got {steps}")
         self._check_options()
         try:
-            return self._run(steps, record)
+            return self._run_checked(steps, record) if self.check_finite else self._run(steps, record)
         finally:
             self.restore()
 
+    def _run_checked(self, steps: int, record: bool) -> Trace:
+        """One E-step at a time, before and after each of which all states must be finite."""
+        traces = [self._run(0, record)]
+        self._check_finite()
+        for _ in range(steps):
+            traces.append(self._run(1, record))
+            self.restore()
+            self._check_finite()
+        energies = [t.energies for t in traces[1:] or traces if t.energies is not None]
+        return Trace(steps, torch.cat(energies) if energies else None)
+
+    def _check_finite(self) -> None:
+        for p in self._params:
+            wrong = ~p.detach().isfinite()
+            if wrong.any():
+                place = wrong.nonzero()[0].tolist()
+                name = _names(self._energy).get(id(p), "a state")
+                when = f"after E-step {self._taken}" if self._taken else "before the first E-step"
+                raise FloatingPointError(f"{name}{place} is {p.detach()[tuple(place)].item()} {when}")
+
     def _run(self, steps: int, record: bool) -> Trace:
-        executor = self.prepared()
+        executor, memory = self.prepared(), self._memory()
+        if self._begun != memory:
+            self._taken = 0
         if steps == 0:  # not even a velocity has begun
             return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
         lr, momentum, dampening = float(self.lr), float(self.momentum), float(self.dampening)
@@ -218,15 +244,15 @@ class InferenceLoop:
             result = self._program.stand_ins[self._program.result]
             check_energy(result, record)
             lr, mean = lr / max(1, result.numel()) if mean else lr, False
-        memory = self._memory()
         resume = self._velocities is not None and self._seen == memory
         if not resume:
             self._velocities = [p.new_zeros(p.shape) for p in self._params] if momentum else None
         settle, self._begun = settles(self._params[0].device) and self._begun != memory, memory
         run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record, settle, mean)
         energies = executor.run(run, self._velocities if momentum else None)
+        self._taken += steps
         if reason := self._one_number(executor):
-            warnings.warn(reason, stacklevel=4)
+            _warn(reason)
         if self._velocities is not None:
             self._seen = self._memory()
         if energies is None:
@@ -511,6 +537,14 @@ class InferenceLoop:
 def settles(device: torch.device) -> bool:
     """Whether the kernels of a device take states for their predictions where rounding alone tells the two apart."""
     return device.type == "cpu"
+
+
+def _warn(message: str) -> None:
+    """Of what was called from outside of this layer, there."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _listed(params: Iterable[Tensor], source: str) -> list[Tensor]:
