@@ -43,6 +43,70 @@ py::dict build_info() {
   return info;
 }
 
+// How `same_contents` looks at an object; capture/watch.py has the same list.
+enum Kind : long { kDict, kNames, kList, kCell, kFunction, kClass, kInstance };
+
+// Whether a dictionary has these keys and values, in order, and no others.
+bool same_items(PyObject* dict, PyObject* expected, Py_ssize_t first, PyObject* any) {
+  if (PyDict_Size(dict) * 2 + first != PyTuple_GET_SIZE(expected))
+    return false;
+  Py_ssize_t position = 0, i = first;
+  PyObject *key, *value;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    PyObject* const wanted = PyTuple_GET_ITEM(expected, i + 1);
+    if (key != PyTuple_GET_ITEM(expected, i) || (wanted != any && wanted != value))
+      return false;
+    i += 2;
+  }
+  return true;
+}
+
+bool same(long kind, PyObject* object, PyObject* expected, PyObject* any, PyObject* missing) {
+  const auto is = [&](PyObject* held, Py_ssize_t i) {
+    return (held ? held : missing) == PyTuple_GET_ITEM(expected, i);
+  };
+  switch (kind) {
+  case kDict:
+    return same_items(object, expected, 0, any);
+  case kNames:
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(expected); i += 2)
+      if (!is(PyDict_GetItemWithError(object, PyTuple_GET_ITEM(expected, i)), i + 1))
+        return false;
+    return true;
+  case kList:
+    if (PyList_GET_SIZE(object) != PyTuple_GET_SIZE(expected))
+      return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(expected); ++i)
+      if (!is(PyList_GET_ITEM(object, i), i))
+        return false;
+    return true;
+  case kCell:
+    return is(py::reinterpret_steal<py::object>(PyCell_Get(object)).ptr(), 0);
+  case kFunction:
+    return is(PyFunction_GetCode(object), 0) && is(PyFunction_GetDefaults(object), 1) &&
+           is(PyFunction_GetKwDefaults(object), 2) && is(PyFunction_GetClosure(object), 3);
+  case kClass: {
+    const auto* const type = reinterpret_cast<PyTypeObject*>(object);
+    return is(type->tp_mro, 0) && same_items(type->tp_dict, expected, 1, any);
+  }
+  case kInstance:
+    return is(reinterpret_cast<PyObject*>(Py_TYPE(object)), 0);
+  }
+  return false;
+}
+
+// Whether objects hold what they held, by identity. Each entry is a kind, an object and a tuple of
+// what it held, with `any` for what may be anything and `missing` for what is not there.
+bool same_contents(const py::list& entries, const py::object& any, const py::object& missing) {
+  for (const py::handle entry : entries)
+    if (!same(PyLong_AsLong(PyTuple_GET_ITEM(entry.ptr(), 0)), PyTuple_GET_ITEM(entry.ptr(), 1),
+              PyTuple_GET_ITEM(entry.ptr(), 2), any.ptr(), missing.ptr())) {
+      PyErr_Clear();
+      return false;
+    }
+  return true;
+}
+
 } // namespace
 
 // Loading the module registers the operators' implementations: each source has its own.
@@ -53,4 +117,6 @@ PYBIND11_MODULE(_C, m) {
         "torch that this build supports.");
   m.def("cpu_capability", &pyromancy::isa_name,
         "The instruction set the CPU kernels use: \"avx512\", \"avx2\" or \"default\".");
+  m.def("same_contents", &same_contents,
+        "Whether objects hold what they held, by identity: see pyromancy/capture/watch.py.");
 }

@@ -9,7 +9,7 @@ import networks
 import processes
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.run import chain, planner
+from pyromancy.run import chain
 
 WIDTHS = (9, 7, 6, 5)
 OPTIONS = {
@@ -47,14 +47,14 @@ def test_parts_change_no_bit(monkeypatch, kind, options, record, dtype):
     pcn = network(kind).to(dtype)
     twin = copy.deepcopy(pcn)
     calls = []
-    operator = planner.ops.run_plan_
+    operator = chain.ops.run_plan_
 
     def counted(*args):
         if steps := plan.decode(*args[2:]).steps:
             calls.append(steps)
         operator(*args)
 
-    monkeypatch.setattr(planner.ops, "run_plan_", counted)
+    monkeypatch.setattr(chain.ops, "run_plan_", counted)
     expected = run(pcn, record, OPTIONS[options])
     assert calls == [7, 4]
     monkeypatch.setattr(chain, "_SHORT", 1)
@@ -80,7 +80,7 @@ import signal, threading
 import torch
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.run import planner
+from pyromancy.run import chain
 from pyromancy.nodes import StandardGaussianNode
 
 hidden, above, top = StandardGaussianNode(30), StandardGaussianNode(10), torch.nn.Linear(30, 10)
@@ -89,11 +89,11 @@ energy = lambda: hidden.energy(x) + above.energy(top(hidden.value))
 loop = pyro.InferenceLoop(energy, [hidden.value], lr=0.01, momentum=0.5)
 hidden.init(x), above.init(y)
 loop.run(3)
-begun, operator = [], planner.ops.run_plan_
+begun, operator = [], chain.ops.run_plan_
 def counted(*args):
     begun.append(plan.decode(*args[2:]).steps)
     operator(*args)
-planner.ops.run_plan_ = counted
+chain.ops.run_plan_ = counted
 threading.Timer(3.0, signal.raise_signal, (signal.SIGINT,)).start()
 try:
     loop.run(10**12)

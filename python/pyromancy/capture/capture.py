@@ -30,7 +30,9 @@ from ..ops import autograd
 from . import vocabulary
 from .calls import Call, Slot, filled, replaced, tensors
 from .program import Layout, Program, form_of, stand_in
+from .watch import Guard
 
+_SHARED = "a state shares its memory with another tensor"
 _ATTEMPTS = 2  # to capture: the first may have filled caches that the second uses
 
 
@@ -162,6 +164,10 @@ def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
     for slot, (leaf, form) in enumerate(zip(program.leaves, program.forms, strict=True)):
         if form_of(leaf) != form and slot not in program.gone:
             return Change(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
+    if program.guard is None:
+        program.guard = Guard(energy)
+    if program.guard.holds():
+        return Change(_SHARED) if _share_memory(program.leaves, program.free) else None
     checker = _dry_run(energy, program, program.data())
     if checker.new and checker.change is None:
         old = {slot: program.leaves[slot] for slot in checker.new}
@@ -171,6 +177,8 @@ def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
             program.gone.clear()
         else:
             program.replace(old)
+    if checker.change is None:
+        program.guard.ran(program.leaves, not (program.lent or program.gone or checker.asked_for_layout))
     return checker.change
 
 
@@ -184,7 +192,7 @@ def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]
     """
     checker = Checker(program, {id(program.leaves[slot]): slot for slot in data})
     if _share_memory(program.leaves, program.free):
-        checker.change = Change("a state shares its memory with another tensor")
+        checker.change = Change(_SHARED)
         return checker
     failure = None
     matched = False
@@ -525,6 +533,7 @@ class Checker(TorchFunctionMode):
         self.position = 0
         self.new: dict[int, Tensor] = {}  # in the place of which leaf
         self.change: Change | None = None
+        self.asked_for_layout = False  # how a tensor lies in memory, or of its part in autograd
         self.real: dict[int, Tensor] = {}  # once there is a change, in the place of what was handed out, by id
         self._used: set[tuple[int, int]] = set()  # position of a call and slot of a leaf of which it takes the new one
 
@@ -554,6 +563,7 @@ class Checker(TorchFunctionMode):
         if self.change is None:
             if vocabulary.is_metadata(function):
                 if vocabulary.tells_layout(function):
+                    self.asked_for_layout = True
                     args = replaced(args, Tensor, self.program.laid_out)
                 return function(*args, **(kwargs or {}))
             self._depart(reason.format(vocabulary.name_of(function).rpartition(".")[2]))

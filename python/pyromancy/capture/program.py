@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.utils.weak import TensorWeakRef
 
 from .calls import Call, filled, tensors
 from .terms import Term, Terms
+
+if TYPE_CHECKING:
+    from .watch import Guard
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Program:
         self._schedules: dict[tuple[int, ...], list[Call]] = {}  # slots -> the calls that they need
         self._resting: list[tuple[TensorWeakRef, bool]] = []  # its leaves, and whether each is data
         self.gone: set[int] = set()  # slots of data that went while the program rested
+        self.guard: Guard | None = None  # tells where no dry run is needed
         self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free).found
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -125,7 +129,7 @@ class Program:
         """Keep no leaf alive: until `wake`, stand-ins take their places."""
         data = frozenset(self.data())
         self._resting = [(TensorWeakRef(t), i in data) for i, t in enumerate(self.leaves)]
-        self.leaves, self._dry_calls = self.stand_ins[: len(self.leaves)], []
+        self.leaves, self._dry_calls, self.guard = self.stand_ins[: len(self.leaves)], [], None
         self.gone.clear()
 
     def wake(self) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import functional, plan
+from .. import functional, ops, plan
 from ..capture.calls import Slot
 from ..capture.capture import has_hooks
 from ..capture.lowering import Chain, Node
@@ -77,12 +77,13 @@ class ChainExecutor(ReplayingExecutor):
         of_free = [velocities[self._velocity[n.state]] for n in planner.nodes if n.free] if velocities else []
         try:
             for first, part in self._parts(steps):
-                planner.run(
+                call = planner.call(
                     values, states, replace(
                         run, steps=part, resume=run.resume or first > 0, settle=run.settle and first == 0
                     ), of=steps,
                     velocities=of_free, energies=None if energies is None else energies[first : first + part],
                 )  # fmt: skip
+                ops.run_plan_(*call)
         finally:  # what was done before an interruption stays
             for node, state in zip(planner.nodes, states, strict=True):
                 if node.free and not leaves[node.state].is_contiguous():
@@ -164,7 +165,7 @@ class ChainExecutor(ReplayingExecutor):
                 (plan.Rule(),), [(0, ())] * len(learned),
             )  # fmt: skip
             run = Run(0, 0.0, 0.0, 0.0, False, False, False, settle)
-            planner.run(values, states, run, of=0, learning=learning)
+            ops.run_plan_(*planner.call(values, states, run, of=0, learning=learning))
             for (*_, slot), gradient in zip(learned, gradients, strict=True):
                 add(slot, gradient if self._samples == 1 else gradient.mul_(self._samples))
         for i in wanted_of.factors:

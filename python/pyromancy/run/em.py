@@ -6,21 +6,22 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import plan
+from .. import ops, plan
 from ..capture.capture import NotCapturable, has_hooks
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace
-from .planner import Learn, Learned
+from .planner import Call, Learn, Learned
+from .replay import product_precision
 from .start import Start
 
 INCREMENTAL = (False, True, "joint")
@@ -111,6 +112,7 @@ class EM:
         self._starts: list[Start] = []
         self._whole: _Whole | None = None
         self._reason = ""  # why a batch is not one plan
+        self._pace: tuple[object, int] = None, 1  # batches of a part, of the kind of the last
         self._order: Tensor | None = None  # samples of the epoch that are left
         self._source: torch.Generator | None = None  # of its order
         self._loaded: dict[str, Any] = {}  # where the next epoch is to go on
@@ -185,7 +187,8 @@ class EM:
         return self._epoch(data, order, size)
 
     def _epoch(self, data: tuple[Tensor, ...], order: Tensor, size: int) -> Iterator[Part]:
-        batches = 1
+        kind = size, self.steps, self.incremental
+        batches = self._pace[1] if self._pace[0] == kind else 1
         while len(order):
             began = time.perf_counter()
             count = min(batches, max(1, len(order) // size))
@@ -195,6 +198,7 @@ class EM:
             yield Part(done, len(rows))
             seconds = max(1e-6, time.perf_counter() - began)
             batches = max(1, int(count * min(8.0, _PART / seconds)))
+            self._pace = kind, batches
         self._order = None
 
     def _part(self, data: tuple[Tensor, ...], order: Tensor, size: int, count: int) -> int:
@@ -377,6 +381,14 @@ class _ByParts(Exception):
     """A batch cannot be one plan; the message says why."""
 
 
+class _Last(NamedTuple):
+    """A call, what the optimizer was for it, and what else it depends on."""
+
+    learner: rules.Learner
+    call: Call
+    settings: tuple[object, ...]
+
+
 class _Whole:
     """A batch as one plan.
 
@@ -397,6 +409,7 @@ class _Whole:
         self.nodes = executor.planner.nodes
         self.parameters = em._parameters
         self.learned = _learned(executor, self.parameters)
+        self._last: _Last | None = None  # where the next call may be the same
         self._sort_settings()
 
     def _sort_settings(self) -> None:
@@ -469,12 +482,39 @@ class _Whole:
                 if place is None or slot is None or not _are_rows(data[place], setting.node.value):
                     return False
                 rows[slot] = data[place]
+        last, settings = self._last, self._settings(em)
+        if order is None and last is not None and last.settings == settings and last.learner.still(em.optimizer):
+            learner, call = last.learner, last.call
+        else:
+            learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
+            if learner.obstacle:
+                em._reason, em._whole = learner.obstacle, None
+                return False
+            call = self._made(em, learner, rows, order)
+            keeps = order is None and not em.loop.momentum and self.executor.planner.takes_leaves_alone
+            self._last = _Last(learner, call, settings) if keeps else None
+        with torch.no_grad():
+            ops.run_plan_(*call)
+        learns = self._learns(em)
+        for p in self.parameters if learns or not em.incremental else ():
+            p.grad = None
+        if learns:
+            learner.commit()
+            em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
+        em.loop.forget_velocities()
+        em.loop.restore()
+        return True
+
+    def _learns(self, em: EM) -> bool:
+        return bool(self.learned) and (em.steps > 0 or not em.incremental)
+
+    def _settings(self, em: EM) -> tuple[object, ...]:
+        """What a call depends on beside the optimizer."""
         loop = em.loop
-        learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
-        if learner.obstacle:
-            em._reason, em._whole = learner.obstacle, None
-            return False
-        learns = bool(self.learned) and (em.steps > 0 or not em.incremental)
+        leaves = map(id, self.executor.program.leaves)  # all of which the last call keeps
+        return em.steps, em.incremental, float(loop.lr), loop.momentum, self.swept, product_precision(), *leaves
+
+    def _made(self, em: EM, learner: rules.Learner, rows: dict[int, Tensor], order: Tensor | None) -> Call:
         learning = (
             Learn(
                 _WHEN[em.incremental],
@@ -483,26 +523,17 @@ class _Whole:
                 learner.rules,
                 [learner.of[id(p)] for _, p in self.learned],
             )
-            if learns
+            if self._learns(em)
             else Learn()
         )
+        loop, planner, states = em.loop, self.executor.planner, self.states
         run = Run(em.steps, float(loop.lr), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False)
-        planner, states = self.executor.planner, self.states
         velocities = [torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum]
         with torch.no_grad():
-            planner.run(
-                planner.values(program.leaves), states, run, of=em.steps,
-                velocities=velocities, swept=self.swept, learning=learning,
-                data=rows, order=order,
+            return planner.call(
+                planner.values(self.executor.program.leaves), states, run, of=em.steps,
+                velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
             )  # fmt: skip
-        for p in self.parameters if learns or not em.incremental else ():
-            p.grad = None
-        if learns:
-            learner.commit()
-            em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
-        loop.forget_velocities()
-        loop.restore()
-        return True
 
 
 def _are_rows(data: Tensor, state: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -42,8 +43,10 @@ class Learner:
         self.rules: list[Rule] = []
         self.of: dict[int, tuple[int, list[Tensor]]] = {}
         self.obstacle = ""
+        self._read: list[Tensor] = []
         self._begun: list[tuple[dict[str, Any], Tensor]] = []
         self._places: dict[Rule, int] = {}
+        self._options = [_options(group) for group in optimizer.param_groups]
         read = self._sgd if type(optimizer) is SGD else self._adam
         decoupled = type(optimizer) is AdamW
         for group in optimizer.param_groups:
@@ -52,8 +55,23 @@ class Learner:
                     rule, slots = read(group, optimizer.state, p, decoupled)
                     if any(s.dim() and (s.dtype != p.dtype or not s.is_contiguous()) for s in slots):
                         self.obstacle = "the optimizer's state is of another dtype or layout than its parameter"
+                    self._read.append(p)
                     self.of[id(p)] = self._places.setdefault(rule, len(self._places)), slots
         self.rules = list(self._places)
+        self._states = [(p, optimizer.state.get(p), [*optimizer.state.get(p, {}).values()]) for p in self._read]
+
+    def still(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer has the options and the state that this was made of, for the same parameters."""
+        states = optimizer.state
+        return (
+            not self._begun and None not in self._options
+            and [_options(group) for group in optimizer.param_groups] == self._options
+            and all(
+                states.get(p) is state and len(state or ()) == len(held)
+                and all(map(operator.is_, (state or {}).values(), held))
+                for p, state, held in self._states
+            )
+        )  # fmt: skip
 
     def commit(self) -> None:
         """Give the optimizer the velocities that the rules have begun."""
@@ -78,6 +96,12 @@ class Learner:
     @staticmethod
     def _adam(group: dict[str, Any], states: Any, p: Tensor, decoupled: bool) -> tuple[Rule, list[Tensor]]:
         return _adam(group, states[p], p, decoupled)
+
+
+def _options(group: dict[str, Any]) -> list[Any] | None:
+    """The options of a group; None where one may change in place."""
+    options = [value for name, value in group.items() if name != "params"]
+    return None if any(isinstance(value, Tensor) for value in options) else options
 
 
 def _adam(group: dict[str, Any], state: dict[str, Any], p: Tensor, decoupled: bool) -> tuple[Rule, list[Tensor]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import ops, plan
+from .. import plan
 from ..capture.lowering import Chain, Node, precision
 from ..capture.program import Program
 from .executor import Run
@@ -48,6 +49,15 @@ class Learn:
 _NOTHING = Learn()
 
 
+class Call(NamedTuple):
+    """A plan with what it is run on."""
+
+    written: list[Tensor]
+    read: list[Tensor]
+    plan: list[int]
+    numbers: list[float]
+
+
 class Planner:
     """Makes plans of captured chains, and runs them.
 
@@ -78,7 +88,16 @@ class Planner:
             values.update(zip(self._computed, self.program.evaluate(self._computed, leaves), strict=True))
         return values
 
-    def run(
+    @property
+    def takes_leaves_alone(self) -> bool:
+        """Whether plans take what the program reads itself, and nothing that would be computed for every call."""
+        logvars = [self.program.stand_ins[n.logvar] for n in self.nodes if n.logvar is not None]
+        return not (
+            self._computed or any(n.prediction is not None or n.factor is not None for n in self.nodes)
+            or any(t.dim() > 1 for t in logvars)
+        )  # fmt: skip
+
+    def call(
         self,
         values: Mapping[int, Tensor],
         states: Sequence[Tensor],
@@ -91,8 +110,8 @@ class Planner:
         learning: Learn = _NOTHING,
         data: Mapping[int, Tensor] | None = None,
         order: Tensor | None = None,
-    ) -> None:
-        """Run one batch, or with an order the batches that it picks from data, one after another.
+    ) -> Call:
+        """What runs one batch, or with an order the batches that it picks from data, one after another.
 
         Args:
             values: as `values` gives them.
@@ -170,7 +189,7 @@ class Planner:
         numbers = [run.lr, run.momentum, run.dampening, *(n.weight for n in self.nodes), *self._parameters]
         for r in learning.rules:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
-        ops.run_plan_(operands.written, operands.only_read, ints, numbers)
+        return Call(operands.written, operands.only_read, ints, numbers)
 
     def computes_from(self, slots: set[int]) -> bool:
         """Whether what the chains take is computed from some of these, or is one: it would change with every batch."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..capture.capture import Checker, NotCapturable, Recording, obstacle
 from ..capture.lowering import EdgeTensors, edge_of
 from ..capture.program import Program, form_of
+from ..capture.watch import Guard
 from ..nodes.base import StateNode, watched
 
 StartFunction = Callable[..., Any]
@@ -44,6 +45,9 @@ class Start:
         self.function = function
         self.settings: list[Setting] = []
         self._resets: list[StateNode] = []
+        # what a function is given and may be changed in place, a dry run alone tells
+        fixed = all(isinstance(t, (Tensor, *_VALUES)) for t in batch)
+        self._guard = Guard(function) if fixed else None
         self._others = [None if isinstance(t, Tensor) else t for t in batch]
         recording = _Recording()
         given = [t for t in batch if isinstance(t, Tensor)]
@@ -115,6 +119,8 @@ class Start:
             return False
         if new:
             program.replace(new)
+        if self._guard is not None and self._guard.holds():
+            return True
         checker = _Checker(program, {})
         done = 0
         same = True
@@ -145,6 +151,9 @@ class Start:
             program.lend()
             if not matched:
                 program.mend(checker.real)
+        if matched and self._guard is not None:
+            known = [*program.leaves, *(s.node.value for s in self.settings)]
+            self._guard.ran(known, not (program.lent or checker.asked_for_layout))
         return matched
 
     def _held(self, slot: int) -> Tensor:

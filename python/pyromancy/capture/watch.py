@@ -1,0 +1,381 @@
+"""Tells without running it that a function must do what it did, as nothing has changed that it depends on.
+
+A dry run notices whatever a function does differently, and takes as long as the function's own Python. Where all that
+a function can reach is of kinds that are known here, these objects themselves are compared instead, in the compiled
+module: what the dictionaries of instances, modules and classes held, lists, closures, and the globals that code names.
+Anything that may have a state of its own, or code that has effects, cannot be watched: the function is run dry as ever.
+
+What is not looked at is what tensors hold, which no capture depends on. Calls of PyTorch's functions were all seen when
+the function was recorded; those that a capture cannot see, such as `torch.is_grad_enabled`, are none of the known ones.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import enum
+import functools
+import math
+import types
+from abc import ABCMeta
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.nn.modules import module as _module
+from torch.overrides import get_overridable_functions
+
+from .. import functional, native, nodes
+from ..shape import Shape
+from .program import form_of
+
+# How the compiled module looks at an entry: what kind of object it is.
+_DICT, _NAMES, _LIST, _CELL, _FUNCTION, _CLASS, _INSTANCE = range(7)
+_ANY, _MISSING = object(), object()  # in the place of what may be anything, and of what is not there
+
+_ATOMS = frozenset(
+    (
+        *(bool, int, float, complex, str, bytes, type(None), type(...), range, slice, Shape),
+        *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.no_grad, torch.enable_grad),
+    )
+)
+_BUILTINS = frozenset(
+    getattr(builtins, name)
+    for name in (
+        *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "int", "isinstance", "len"),
+        *("list", "map", "max", "min", "pow", "range", "reversed", "round", "slice", "sorted", "sum", "super", "tuple"),
+        *("zip", "AssertionError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"),
+    )
+)
+_PURE = frozenset(
+    (
+        *(f for f in (*vars(math).values(), *vars(functional).values()) if callable(f)),
+        *(torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace),  # which a recording sees
+    )
+)
+# Modules whose code depends on what they hold alone.
+_LAYERS = (
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d),
+    *(nn.ConvTranspose2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Softplus),
+    *(nn.ReLU6, nn.Hardtanh, nn.SELU, nn.LayerNorm, nn.AvgPool2d, nn.MaxPool2d),
+    *(kind for kind in vars(nodes).values() if isinstance(kind, type)),
+)
+_OF_LAYERS = frozenset(kind.__name__.lower() for kind in _LAYERS) & vars(F).keys() | {"leaky_relu", "layer_norm"}
+_TRUSTED = frozenset(base for kind in _LAYERS for base in kind.__mro__) - {object}
+_UNREAD = frozenset(n for n in vars(nn.Module()) if "state_dict" in n or n == "_non_persistent_buffers_set")
+_OF_MODULES = frozenset(vars(nn.Module())) - _UNREAD
+_HOOKS = tuple(v for name, v in vars(_module).items() if name.startswith("_global") and isinstance(v, dict))
+_WALKING = frozenset(
+    ("children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "zero_grad")
+)
+_DECORATED = torch.no_grad()(lambda: None).__code__
+_IS_PYTHONS = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_COMPILED = (
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.MemberDescriptorType),
+    *(types.GetSetDescriptorType, types.ClassMethodDescriptorType),
+)
+_FIRST, _MOST = 4, 1024  # dry runs before a function is watched
+_LOADS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
+_EFFECTS = frozenset(
+    (
+        *("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_SUBSCR", "DELETE_SUBSCR"),
+        *("STORE_SLICE", "STORE_NAME", "IMPORT_NAME", "LOAD_BUILD_CLASS"),
+    )
+)
+# Special methods that nothing calls but what makes, copies or shows an object.
+_UNUSED = frozenset(
+    f"__{name}__"
+    for name in (
+        *(
+            "annotations",
+            "class_getitem",
+            "deepcopy",
+            "copy",
+            "del",
+            "dict",
+            "dir",
+            "doc",
+            "format",
+            "getstate",
+            "init",
+        ),
+        *("init_subclass", "module", "new", "qualname", "reduce", "reduce_ex", "repr", "setstate", "sizeof"),
+        *("slots", "str", "subclasshook", "weakref", "static_attributes", "firstlineno", "parameters", "orig_bases"),
+        *("abstractmethods", "match_args", "dataclass_fields", "dataclass_params", "set_name", "type_params"),
+        *("setattr", "delattr", "eq", "hash", "annotate", "annotations_cache", "annotate_func"),
+    )
+)
+
+
+@functools.cache
+def _seen_by_recordings() -> frozenset[Any]:
+    """PyTorch's functions that tell a mode when they are called."""
+    return frozenset(f for functions in get_overridable_functions().values() for f in functions)
+
+
+class _Unknown(Exception):
+    """Something is reached that may have a state of its own."""
+
+
+class Watch:
+    """What a function depends on, as it is now.
+
+    Args:
+        function: to be watched.
+        known: tensors whose forms others look at.
+
+    Raises:
+        CannotWatch: it reaches what may have a state of its own, or has effects; or there is no compiled module.
+    """
+
+    def __init__(self, function: Callable[..., Any], known: Iterable[Tensor]) -> None:
+        if native.MODULE is None:
+            raise CannotWatch("there is no compiled module to compare with")
+        names = set[str]()
+        while True:  # what code names decides what is looked at, and there is more code
+            reach = _Reach(names)
+            try:
+                reach.all_from(function)
+            except _Unknown as reason:
+                raise CannotWatch(str(reason)) from None
+            if reach.named <= names:
+                break
+            names |= reach.named
+        if "grad" in names:
+            raise CannotWatch("its code names a gradient, and what that is is not looked at")
+        self._entries = reach.entries
+        # where it zeroes gradients, there must be none: its code is not run
+        self._without_gradient = [t for t in reach.tensors if t.is_leaf] if "zero_grad" in names else []
+        of_others = {id(t) for t in known}
+        self._forms = [(t, form_of(t), t.requires_grad) for t in reach.tensors if id(t) not in of_others]
+
+    def holds(self) -> bool:
+        """Whether all is as it was."""
+        same: bool = native.MODULE.same_contents(self._entries, _ANY, _MISSING)  # type: ignore[union-attr]
+        return (
+            same and all(form_of(t) == form and t.requires_grad == grad for t, form, grad in self._forms)
+            and all(t.grad is None for t in self._without_gradient)
+        )  # fmt: skip
+
+
+class CannotWatch(Exception):
+    """A function cannot be watched; the message says why."""
+
+
+class _Reach:
+    """What a function can reach, where code names these attributes.
+
+    Attributes:
+        entries: a kind, an object and what it held.
+        named: attributes that the code names.
+        tensors: that were met.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self.entries: list[tuple[int, Any, tuple[Any, ...]]] = []
+        self.named = set[str]()
+        self.tensors: list[Tensor] = []
+        self._seen: dict[Any, Any] = {}  # by id, so that no id is used twice
+        self._stack: list[Any] = []
+
+    def all_from(self, start: Any) -> None:
+        self._stack.append(start)
+        while self._stack:
+            thing = self._stack.pop()
+            if id(thing) not in self._seen and type(thing) not in _ATOMS:
+                self._seen[id(thing)] = thing
+                self._visit(thing)
+
+    def _visit(self, thing: Any) -> None:
+        kind = type(thing)
+        if isinstance(thing, Tensor):
+            if kind not in (Tensor, nn.Parameter) or vars(thing):
+                raise _Unknown(f"a tensor of type {kind.__name__}, or with attributes of its own")
+            self.tensors.append(thing)
+        elif kind in (tuple, frozenset):
+            self._stack.extend(thing)
+        elif kind is list:
+            self.entries.append((_LIST, thing, tuple(thing)))
+            self._stack.extend(thing)
+        elif kind is dict or (kind is OrderedDict and not thing):
+            self._dict(thing)
+        elif kind is types.CellType:
+            self._cell(thing)
+        elif kind is types.MethodType:
+            self._stack += (thing.__func__, thing.__self__)
+        elif kind is types.FunctionType:
+            self._function(thing)
+        elif kind is types.ModuleType:
+            self._lookups(vars(thing), self._names & vars(thing).keys())
+        elif kind in (staticmethod, classmethod):
+            self._stack.append(thing.__func__)
+        elif kind is property:
+            self._stack.append(thing.fget)
+        elif kind is functools.partial:
+            self._stack += (thing.func, thing.args, *thing.keywords.values())
+        elif isinstance(thing, type):
+            if thing not in _BUILTINS | _ATOMS | {Tensor, nn.Parameter}:
+                self._class(thing)
+        elif not (self._is_pure(thing) or isinstance(thing, enum.Enum)):
+            self._instance(thing)
+
+    @staticmethod
+    def _is_pure(thing: Any) -> bool:
+        """Whether it is a function of its arguments alone, or one whose calls a recording sees."""
+        if isinstance(thing, OpOverload | OpOverloadPacket):
+            return True
+        if not isinstance(thing, types.BuiltinFunctionType | types.MethodDescriptorType | types.FunctionType):
+            return False
+        return thing in _BUILTINS or thing in _PURE or thing in _seen_by_recordings()
+
+    def _dict(self, held: dict[Any, Any], wanted: Iterable[Any] | None = None) -> None:
+        """What a dictionary holds, and in which order; of other values than those wanted only that they are there."""
+        keys = held.keys() if wanted is None else held.keys() & set(wanted)
+        items = ((key, value if key in keys else _ANY) for key, value in held.items())
+        self.entries.append((_DICT, held, tuple(x for item in items for x in item)))
+        self._stack.extend(held.keys() if wanted is None else ())
+        self._stack.extend(held[key] for key in keys)
+
+    def _lookups(self, held: dict[str, Any], names: Iterable[str]) -> None:
+        """What a dictionary that holds much else has under these names."""
+        found = {name: held.get(name, _MISSING) for name in sorted(names)}
+        self.entries.append((_NAMES, held, tuple(x for item in found.items() for x in item)))
+        self._stack.extend(value for value in found.values() if value is not _MISSING)
+
+    def _cell(self, cell: types.CellType) -> None:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # it is empty
+            self.entries.append((_CELL, cell, (_MISSING,)))
+            return
+        self.entries.append((_CELL, cell, (content,)))
+        self._stack.append(content)
+
+    def _function(self, function: types.FunctionType) -> None:
+        if self._is_pure(function):
+            return
+        parts = (function.__code__, function.__defaults__, function.__kwdefaults__, function.__closure__)
+        self.entries.append((_FUNCTION, function, tuple(_MISSING if p is None else p for p in parts)))
+        self._stack += (p for p in parts[1:] if p is not None)
+        if function.__code__ is not _DECORATED:
+            self._code(function.__code__, function.__globals__)
+
+    def _code(self, code: types.CodeType, names: dict[str, Any]) -> None:
+        globally = set[str]()
+        for step in dis.get_instructions(code):
+            if step.opname in _EFFECTS or (
+                step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
+            ):
+                raise _Unknown(f"{code.co_name} sets or imports {step.argval}")
+            if step.opname in _LOADS:
+                self.named.add(step.argval)
+            elif step.opname == "LOAD_GLOBAL":
+                globally.add(step.argval)
+            elif step.opname == "LOAD_NAME":
+                raise _Unknown(f"{code.co_name} is no function's code")
+        self._lookups(names, globally)
+        self._lookups(vars(builtins), globally - names.keys())
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._code(constant, names)
+
+    def _class(self, kind: type, makes: bool = True) -> None:
+        """A class, with what code can reach of it."""
+        if type(kind) not in (type, ABCMeta, enum.EnumMeta):
+            raise _Unknown(f"{kind.__name__}, a class of another kind")
+        for base in (kind,) if isinstance(kind, enum.EnumMeta) else kind.__mro__:
+            if base is object or ("class", id(base), makes) in self._seen:
+                continue
+            self._seen["class", id(base), makes] = base
+            held = dict(vars(base))
+            if base not in _TRUSTED and not isinstance(base, enum.EnumMeta):
+                compiled = [
+                    n for n, v in held.items() if isinstance(v, _COMPILED) and n not in ("__dict__", "__weakref__")
+                ]
+                if compiled or not base.__flags__ & _IS_PYTHONS or base.__module__.partition(".")[0] == "torch":
+                    raise _Unknown(f"{base.__name__}, which may hold more than can be looked at")
+                used = (n for n in held if n in self._names or n == "forward" or (_is_special(n) and n not in _UNUSED))
+                self._stack.extend(held[name] for name in used)
+                if makes:
+                    self._stack.extend(held[name] for name in ("__init__", "__new__") if name in held)
+            self.entries.append((_CLASS, base, (base.__mro__, *(x for item in held.items() for x in item))))
+
+    def _instance(self, thing: Any) -> None:
+        kind = type(thing)
+        self._class(kind, makes=False)
+        self.entries.append((_INSTANCE, thing, (kind,)))
+        held = vars(thing)
+        if not isinstance(thing, nn.Module):
+            self._dict(held, self._names)
+            return
+        self._stack.extend(_HOOKS)
+        self._lookups(vars(F), _OF_LAYERS)
+        own = kind in _TRUSTED
+        self._dict(held, held.keys() - _UNREAD if own else (self._names | _OF_MODULES) - {"_modules"})
+        if not own:
+            self.entries.append((_NAMES, held, ("_modules", thing._modules)))
+            self._dict(thing._modules, None if self._names & _WALKING else self._names)
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+class Guard:
+    """Whether a function has to be run dry: not where a watch of it has proven itself and holds.
+
+    Watching takes as long as some hundred dry runs may, so that it begins after a few that found nothing, and after
+    ever more where what is watched changes again and again. A watch has proven itself when a dry run has not changed
+    what it looks at.
+
+    Args:
+        function: what is guarded.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._watch: Watch | None = None
+        self._proven = False
+        self._held = self._failures = 0
+        self._wait = _FIRST
+
+    def holds(self) -> bool:
+        """Whether the function must do what it did in its last dry run."""
+        if not (self._proven and self._watch is not None):
+            return False
+        if not self._watch.holds():
+            self._give_up()
+            return False
+        self._held += 1
+        return True
+
+    def ran(self, known: Iterable[Tensor], without_traces: bool) -> None:
+        """After a dry run that found no change.
+
+        Args:
+            known: tensors whose forms others look at.
+            without_traces: whether the function has stored nothing, and asked no tensor for more than its form.
+        """
+        if self._watch is not None and without_traces and self._watch.holds():
+            self._proven = True
+            return
+        if self._watch is not None:
+            self._give_up()
+        self._wait -= 1
+        if self._wait > 0 or not without_traces:
+            return
+        try:
+            self._watch = Watch(self._function, known)
+        except CannotWatch:
+            self._wait = _MOST
+
+    def _give_up(self) -> None:
+        self._failures = 0 if self._held > _MOST else self._failures + 1
+        self._watch, self._proven, self._held = None, False, 0
+        self._wait = min(_FIRST << self._failures, _MOST)

@@ -1,0 +1,402 @@
+"""What a function depends on is watched, or said to be more than can be."""
+
+import dataclasses
+import enum
+import functools
+import itertools
+import math
+import random
+import time
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+import pyromancy as pyro
+from pyromancy import native
+from pyromancy.capture import capture
+from pyromancy.capture.watch import CannotWatch, Watch
+from pyromancy.nodes import StandardGaussianNode
+
+pytestmark = pytest.mark.skipif(native.MODULE is None, reason="there is no compiled module to compare with")
+
+FACTOR = 2.0
+SCALES = {"a": [1.0, 2.0]}
+
+
+class Kind(enum.Enum):
+    WARM = 1
+    COLD = 2
+
+
+@dataclasses.dataclass
+class Config:
+    factor: float = 2.0
+    kind: Kind = Kind.WARM
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.scale = 1.0
+
+    def forward(self, x):
+        return self.scale * self.linear(torch.tanh(x))
+
+
+class Net(nn.Module):
+    """As people write them; `energy` depends on everything here but `log` and `unused`."""
+
+    offset = 0.5
+
+    def __init__(self):
+        super().__init__()
+        self.source, self.node = StandardGaussianNode(4), StandardGaussianNode(3)
+        self.layers = nn.ModuleList([Layer()])
+        self.unused = nn.Linear(2, 2)
+        self.config = Config()
+        self.steps = [1, 2]
+        self.log = []
+        self.register_buffer("mask", torch.ones(3))
+        self.f = functools.partial(torch.mul, other=2.0)
+        self.source.init(torch.randn(2, 4))
+        self.node.init(torch.randn(2, 3))
+
+    @property
+    def half(self):
+        return self.config.factor / math.sqrt(4)
+
+    @staticmethod
+    def together(energies):
+        return sum(energies)
+
+    def energy(self):
+        energies = []
+        for layer in self.layers:
+            prediction = self.f(layer(self.source.value)) * self.mask + self.offset
+            if self.config.kind is Kind.WARM and len(self.steps) == 2 and self.training:
+                prediction = F.relu(prediction) * FACTOR * SCALES["a"][0]
+            energies.append(self.node.energy(prediction) * self.half)
+        return self.together(energies)
+
+
+class Silent(nn.Module):
+    """Not of the kinds that are known, as its forward may do anything."""
+
+    def forward(self, x):
+        return x
+
+
+def enclosed(x):
+    count = 1.0
+
+    def energy(scale=2.0, *, shift=1.0):
+        return (count * scale * x + shift).square().sum(1)
+
+    def count_on():
+        nonlocal count
+        count += 1
+
+    return energy, count_on
+
+
+def hooked(module, *_):
+    pass
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def set_item(container, key, value):
+    container[key] = value
+
+
+CHANGES = {
+    "an attribute": lambda n: setattr(n.layers[0], "scale", 3.0),
+    "an attribute of an attribute": lambda n: setattr(n.config, "factor", 3.0),
+    "an enumerated attribute": lambda n: setattr(n.config, "kind", Kind.COLD),
+    "a list": lambda n: n.steps.append(3),
+    "an item of a list": lambda n: set_item(n.steps, 0, 5),
+    "another list": lambda n: setattr(n, "steps", [3, 4, 5]),
+    "train and eval": lambda n: n.eval(),
+    "train and eval of a part": lambda n: n.layers[0].linear.eval(),
+    "a parameter": lambda n: setattr(n.layers[0].linear, "weight", nn.Parameter(torch.zeros(3, 4))),
+    "a buffer": lambda n: setattr(n, "mask", torch.zeros(3)),
+    "a module": lambda n: set_item(n.layers, 0, Layer()),
+    "one module more": lambda n: n.layers.append(Layer()),
+    "a module where there was none": lambda n: setattr(n.layers[0], "more", nn.Tanh()),
+    "a node": lambda n: setattr(n, "node", StandardGaussianNode(3)),
+    "a method of the instance": lambda n: setattr(n.layers[0], "forward", lambda x: torch.zeros(2, 3)),
+    "a method that hides the class's": lambda n: setattr(n, "together", sum),
+    "a forward hook": lambda n: n.layers[0].register_forward_hook(hooked),
+    "a forward hook on a layer of PyTorch's": lambda n: n.layers[0].linear.register_forward_hook(hooked),
+    "a frozen parameter": lambda n: n.layers[0].linear.weight.requires_grad_(False),
+    "a state of another form": lambda n: n.node.init(torch.zeros(5, 3)),
+    "a partial function": lambda n: setattr(n, "f", functools.partial(torch.mul, other=3.0)),
+    "the class of an instance": lambda n: setattr(n, "__class__", type("Other", (Net,), {"offset": 2.0})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_notices(net, change):
+    watch = Watch(net.energy, ())
+    net.energy()
+    assert watch.holds()
+    change(net)
+    assert not watch.holds()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (__name__, "FACTOR", 3.0), (__name__, "Kind", Config), (f"{__name__}.Net", "offset", 1.0),
+        (f"{__name__}.Net", "together", staticmethod(max)), (f"{__name__}.Layer", "forward", lambda s, x: x),
+        ("torch", "tanh", torch.sin), ("torch.nn.functional", "relu", torch.sin),
+        ("torch.nn.functional", "linear", hooked),
+        ("torch.nn.Linear", "forward", hooked),
+        ("math", "sqrt", math.exp), ("builtins", "sum", max), ("torch.nn.Module", "__call__", hooked),
+        ("pyromancy.nodes.StandardGaussianNode", "energy", hooked), (__name__, "sum", max),
+    ],
+)  # fmt: skip
+def test_notices_what_lies_outside(net, monkeypatch, where, name, value):
+    watch = Watch(net.energy, ())
+    assert watch.holds()
+    owner = globals() if where == __name__ else None
+    if owner is not None:
+        monkeypatch.setitem(owner, name, value)
+    elif where.startswith(__name__):
+        monkeypatch.setattr(globals()[where.rpartition(".")[2]], name, value)
+    else:
+        monkeypatch.setattr(f"{where}.{name}", value)
+    assert not watch.holds()
+    monkeypatch.undo()
+
+
+def test_notices_a_container_that_a_global_holds(net):
+    watch = Watch(net.energy, ())
+    SCALES["a"].append(1.0)
+    try:
+        assert not watch.holds()
+    finally:
+        SCALES["a"].pop()
+
+
+def test_notices_hooks_on_all_modules(net):
+    watch = Watch(net.energy, ())
+    handle = nn.modules.module.register_module_forward_hook(hooked)
+    try:
+        assert not watch.holds()
+    finally:
+        handle.remove()
+    assert watch.holds()
+
+
+AROUND = {
+    "a variable around it": lambda energy, count_on: count_on(),
+    "a default": lambda energy, count_on: setattr(energy, "__defaults__", (3.0,)),
+    "a default by name": lambda energy, count_on: set_item(energy.__kwdefaults__, "shift", 3.0),
+    "its code": lambda energy, count_on: setattr(energy, "__code__", enclosed(X)[0].__code__.replace(co_name="other")),
+}
+
+
+@pytest.mark.parametrize("change", AROUND.values(), ids=AROUND)
+def test_notices_changes_of_a_function(change):
+    energy, count_on = enclosed(torch.ones(2, 3))
+    watch = Watch(energy, ())
+    assert watch.holds()
+    change(energy, count_on)
+    assert not watch.holds()
+
+
+UNCHANGED = {
+    "what tensors hold": lambda n: n.layers[0].linear.weight.data.zero_(),
+    "a state of the same form": lambda n: n.node.init(torch.zeros(2, 3)),
+    "what it does not name": lambda n: n.log.append(1),
+    "a module that it does not name": lambda n: setattr(n, "unused", nn.Linear(3, 3)),
+}
+
+
+@pytest.mark.parametrize("change", UNCHANGED.values(), ids=UNCHANGED)
+def test_holds_where_nothing_else_would_be_captured(net, change):
+    watch = Watch(net.energy, ())
+    change(net)
+    assert watch.holds()
+
+
+class Storing(Net):
+    def energy(self):
+        self.last = super().energy()
+        return self.last
+
+
+class Slotted:
+    __slots__ = ("factor",)
+
+    def __init__(self):
+        self.factor = 2.0
+
+
+COUNTER = itertools.count()
+SOURCE = random.Random(0)
+SLOTTED = Slotted()
+X = torch.ones(2, 3)
+SILENT = Silent()
+GRU = nn.GRU(3, 3)
+MEMBERS = {1, 2}
+
+
+def imports():
+    import math as m
+
+    return X.sum(1) * m.pi
+
+
+def sets_an_item():
+    SCALES["b"] = [1.0]
+    return X.sum(1)
+
+
+def sets_a_global():
+    global FACTOR
+    FACTOR = 2.0
+    return X.sum(1)
+
+
+def zeroes_gradients(net):
+    def energy():
+        net.zero_grad()
+        return net.energy()
+
+    return energy
+
+
+TOO_MUCH = {
+    "the clock": lambda: X.sum(1) * time.time(),
+    "random numbers": lambda: X.sum(1) * random.random(),
+    "a source of random numbers": lambda: X.sum(1) * SOURCE.random(),
+    "an iterator": lambda: X.sum(1) * next(COUNTER),
+    "what PyTorch is set to": lambda: X.sum(1) * torch.is_grad_enabled(),
+    "slots": lambda: X.sum(1) * SLOTTED.factor,
+    "an attribute by name": lambda: getattr(X, "sum")(1),  # noqa: B009
+    "an import": imports,
+    "an item that it sets": sets_an_item,
+    "a global that it sets": sets_a_global,
+    "output": lambda: print("x") or X.sum(1),
+    "a set": lambda: X.sum(1) * len(MEMBERS),
+    "a module of PyTorch's that is not known": lambda: GRU(X)[0].sum(1),
+}
+
+
+@pytest.mark.parametrize("function", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_says_what_cannot_be_watched(function):
+    with pytest.raises(CannotWatch):
+        Watch(function, ())
+
+
+def reads_a_gradient(net):
+    return lambda: net.energy() if net.mask.grad is None else X.sum(1)
+
+
+@pytest.mark.parametrize("make", [lambda: Storing().energy, lambda: reads_a_gradient(Net())], ids=["stores", "reads"])
+def test_does_not_watch_stored_tensors_nor_gradients(make):
+    with pytest.raises(CannotWatch):
+        Watch(make(), ())
+
+
+def test_what_zeroes_gradients_is_run_where_there_are_some(net):
+    watch = Watch(zeroes_gradients(net), ())
+    assert watch.holds()
+    net.unused.weight.grad = torch.ones_like(net.unused.weight)
+    assert not watch.holds()
+    net.zero_grad()
+    assert watch.holds()
+
+
+def test_a_user_s_module_without_state_is_watched():
+    watch = Watch(lambda: SILENT(X).sum(1), ())
+    assert watch.holds()
+    SILENT.forward = torch.zeros_like
+    try:
+        assert not watch.holds()
+    finally:
+        del SILENT.forward
+
+
+def counted(monkeypatch):
+    runs, dry_run = [], capture._dry_run
+
+    def count(*args):
+        runs.append(1)
+        return dry_run(*args)
+
+    monkeypatch.setattr(capture, "_dry_run", count)
+    return runs
+
+
+def one_step(net: Net) -> Tensor:
+    """By autograd, from the state as it is."""
+    z = net.node.value
+    (gradient,) = torch.autograd.grad(net.energy().sum(), z)
+    return z.detach() - 0.1 * gradient
+
+
+# what a loop refuses, or what makes its state another
+ENDING = ("a node", "a state of another form", "the class of an instance")
+FOLLOWED = {name: change for name, change in CHANGES.items() if name not in ENDING}
+
+
+@pytest.mark.parametrize("change", FOLLOWED.values(), ids=FOLLOWED)
+def test_a_loop_follows_every_change_that_comes_after_runs_without_a_dry_run(net, monkeypatch, change):
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    runs = counted(monkeypatch)
+    for _ in range(10):
+        loop.run(1)
+    before = len(runs)
+    loop.run(1)
+    assert len(runs) == before  # it is watched
+    for step in (change, lambda n: None):
+        step(net)
+        expected = one_step(net)
+        loop.run(1)
+        torch.testing.assert_close(net.node.value.detach(), expected)
+
+
+def test_watching_is_put_off_where_something_changes_at_every_run(net, monkeypatch):
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    taken = []
+    made = Watch.__init__
+    monkeypatch.setattr(Watch, "__init__", lambda self, *args: (taken.append(1), made(self, *args))[1])
+    for i in range(200):
+        net.layers[0].scale = float(i)
+        expected = one_step(net)
+        loop.run(1)
+        torch.testing.assert_close(net.node.value.detach(), expected)
+    assert len(taken) < 10
+
+
+def test_stored_tensors_are_those_of_the_last_run():
+    net = Storing()
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for _ in range(20):
+        loop.run(1)
+        torch.testing.assert_close(net.last.detach(), Net.energy(net).detach())
+
+
+def test_nothing_is_kept_alive_by_what_is_watched():
+    import gc
+    import weakref
+
+    net = Net()
+    net.loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for _ in range(10):
+        net.loop.run(1)
+    gone = weakref.ref(net)
+    del net
+    gc.collect()
+    assert gone() is None
