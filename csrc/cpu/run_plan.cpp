@@ -92,7 +92,10 @@ private:
     const ChainNode& source = args.node[edge.source];
     const void* z = source.source ? source.source : source.state;
     const void* a = chain_.pack_wide(node.delta, node.n, args.batch, 1, node.n);
-    const int64_t columns = chain_.kernels.columns;
+    // Parameters are moved by rows of these columns: short ones come slowly from memory.
+    const int64_t panels = ceil_div(source.n, chain_.kernels.columns);
+    const int64_t columns = chain_.kernels.columns *
+                            std::clamp<int64_t>(panels / (4 * threads_), 1, kMostPanels);
     for (int64_t j = 0; j < source.n; j += columns)
       tasks_.push_back(
           {at, a, z, edge.before, node.n, source.n, j, std::min(source.n, j + columns)});
@@ -153,9 +156,12 @@ private:
     return operands_[plan_.nodes.front().state].element_size();
   }
 
+  static constexpr int64_t kMostPanels = 8;
+
   const Plan& plan_;
   const Operands& operands_;
   PackedChain& chain_;
+  const int64_t threads_ = torch::stable::get_num_threads();
   std::vector<Parameter> parameters_;
   std::vector<Task> tasks_;
 };

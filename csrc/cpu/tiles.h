@@ -35,7 +35,10 @@ void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t 
     const int from = static_cast<int>(smaller(rows, filled > r ? filled - r : 0));
     const C* top = m.w + (i + r) * m.row_stride;
     int64_t k = 0;
-    if (m.row_stride == 1)
+    if (m.row_stride == 1 && from == w)
+      for (; k < depth; ++k)
+        store(out + k * stride + r, load(top + k * m.depth_stride));
+    else if (m.row_stride == 1)
       for (; k < depth; ++k)
         store(out + k * stride + r, load(top + k * m.depth_stride, First{from}), First{rows});
     else if (m.depth_stride == 1)
@@ -290,6 +293,8 @@ struct Thin {
     rows(std::integral_constant<int, block>{});
     if constexpr (block > 4)
       rows(std::integral_constant<int, 4>{});
+    if constexpr (block > 2)
+      rows(std::integral_constant<int, 2>{});
     rows(std::integral_constant<int, 1>{});
   }
 

@@ -385,6 +385,11 @@ PYROMANCY_INLINE Vec<C> square_root(Vec<C> x) {
     return (Vec<C>)_mm512_sqrt_ps((__m512)x);
   else
     return (Vec<C>)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm256_sqrt_ps((__m256)x);
+  else
+    return (Vec<C>)_mm256_sqrt_pd((__m256d)x);
 #else
   for (int i = 0; i < kLanes<C>; ++i)
     x[i] = sizeof(C) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
