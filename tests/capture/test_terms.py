@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import pyromancy as pyro
 from descent import free
-from pyromancy.functional import gaussian_error
+from pyromancy.functional import gaussian_energy, gaussian_error
 from pyromancy.nodes import FactorizedGaussianNode, FixedNode, StandardGaussianNode
 
 
@@ -176,6 +176,32 @@ def test_squared_errors_are_energies_of_unit_variance(name):
     assert_is_a_chain(lambda n: n.first() + SQUARES[name](n), Net())
 
 
+TARGETS = {
+    "view": lambda n: n.y.view(-1, 3),
+    "flattened": lambda n: n.y.unsqueeze(2).flatten(1),
+    "other-precision": lambda n: n.y.float().double(),
+    "classes": lambda n: F.one_hot(n.y.argmax(1), 3).double(),
+}
+
+
+@pytest.mark.parametrize("energy_of", [gaussian_energy, lambda y, mu: F.mse_loss(mu, y, reduction="none").sum(1)])
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_that_are_computed_from_data(name, energy_of):
+    assert_is_a_chain(lambda n: n.first() + energy_of(TARGETS[name](n), n.mu()), Net(), 2)
+
+
+def test_a_target_that_is_learned_has_its_gradient_from_autograd():
+    n, target = Net(), free(4, 3)
+    energy = lambda: n.first() + gaussian_energy(target * 2, n.mu())  # noqa: E731
+    (gradient,) = torch.autograd.grad(energy().mean(), target)
+    loop = pyro.InferenceLoop(energy, [n.z], lr=0.1)
+    loop.backward([target])
+    torch.testing.assert_close(target.grad, gradient, rtol=1e-12, atol=1e-12)
+    explained = loop.explain()
+    assert explained.startswith("executor: chain")
+    assert "the gradient of target is autograd's: mul takes it, not an edge" in explained
+
+
 def test_every_term_a_square():
     assert_is_a_chain(
         lambda n: 0.5 * (n.z - n.up(n.below.value)).square().sum(1) + ((n.mu() - n.y) ** 2).sum(1), Net(), 2
@@ -278,6 +304,46 @@ def test_a_column_for_every_node_whatever_runs_it():
     ]
     assert columns[0].shape == (1, 2)
     torch.testing.assert_close(*columns, rtol=1e-12, atol=1e-12)
+
+
+def by_hand(n):
+    return (0.5 * (n.z - n.up(n.below.value)) ** 2).sum(1) + F.mse_loss(n.mu(), n.y, reduction="none").sum(1) / 0.8 + 1
+
+
+@pytest.mark.parametrize("incremental", [False, True, "joint"])
+def test_a_batch_of_an_energy_written_by_hand_is_one_call(incremental):
+    ours, theirs = Net(), Net()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    x, y = torch.randn(4, 6).double(), torch.randn(4, 3).double()
+
+    def start(n):
+        n.hidden.init(n.up(n.below.init(x)).detach())
+        n.out.init(y)
+
+    learned = [[*n.up.parameters(), *n.top.parameters()] for n in (ours, theirs)]
+    em = pyro.EM(
+        lambda: by_hand(ours), [ours.z], torch.optim.Adam(learned[0], 0.01), start=lambda: start(ours),
+        steps=3, lr=0.1, incremental=incremental,
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(learned[1], 0.01)
+    for _ in range(2):
+        em.step()
+        start(theirs)
+        for step in range(3):
+            (gradient,) = torch.autograd.grad(by_hand(theirs).sum(), theirs.z)
+            gradients = torch.autograd.grad(by_hand(theirs).mean(), learned[1])
+            with torch.no_grad():
+                theirs.z.sub_(0.1 * gradient)
+            if not incremental and step < 2:
+                continue
+            if incremental != "joint":
+                gradients = torch.autograd.grad(by_hand(theirs).mean(), learned[1])
+            for p, g in zip(learned[1], gradients, strict=True):
+                p.grad = g
+            optimizer.step()
+    assert em.explain().startswith("a batch: one call")
+    for mine, other in zip(learned[0], learned[1], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
 def test_a_square_computed_twice_in_a_deep_network_takes_no_time():

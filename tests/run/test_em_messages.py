@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 import pyromancy as pyro
+from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FixedNode, MultivariateGaussianNode, StandardGaussianNode
 
 
@@ -81,6 +82,11 @@ def with_another_term(net):
     return net.energy() + net.hidden.value.abs().sum(1)
 
 
+def of_a_computed_target(net):
+    target = net.out.value.view(-1, 3)
+    return net.hidden.energy(net.up(net.below.value)) + gaussian_energy(target, net.top(net.hidden.value))
+
+
 # The energy, the kind of the last node, and what is said
 ENERGIES = {
     "one-number": (of_the_batch, StandardGaussianNode, "the energy is one number for the whole batch"),
@@ -89,6 +95,10 @@ ENERGIES = {
         "a term of the energy, sum of net.top.weight, depends on parameters and on no free state",
     ),
     "covariance": (Net.energy, MultivariateGaussianNode, "the full covariance of net.out.value is learned"),
+    "computed-target": (
+        of_a_computed_target, StandardGaussianNode,
+        "view of net.out.value, which has an energy, is not a state but computed",
+    ),
     "no-chain": (with_another_term, StandardGaussianNode, "the energy is no chain, as is told below"),
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ class Node:
     """A state, and what its energy is made of, as slots. `term` is None where it has no energy.
 
     Attributes:
-        state: the leaf.
+        state: a leaf, or where no free state changes it what is computed from leaves, as a target may be.
         free: whether inference updates it.
         term: index of its energy in the program's terms.
         weight: of that term.
@@ -165,9 +165,9 @@ def _no_node(program: Program, term: Term) -> str:
 
 def _check_state(program: Program, slot: int) -> None:
     name = program.told(slot)
-    if slot >= len(program.leaves):
+    if slot >= len(program.leaves) and slot in program.varying:
         raise NotAChain(f"{name}, which has an energy or predicts, is not a state but computed")
-    state, batch = program.leaves[slot], program.batch
+    state, batch = program.stand_ins[slot], program.batch
     if len(batch) != 1 or state.dim() == 0 or state.shape[0] != batch[0]:
         raise NotAChain(f"{name} is {tuple(state.shape)}, but the energy {tuple(batch)}, not one per sample")
     if state.dim() != 2 or state.dtype not in (torch.float32, torch.float64):

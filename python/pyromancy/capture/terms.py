@@ -221,7 +221,7 @@ class Terms:
         return [self._over(s) for s in call.inputs]
 
     def _gaussian(self, slot: int, summed: torch.Size | None) -> Gaussian | None:
-        """The node whose energy a term is, with the leaf as its state, before all one that is free."""
+        """The node whose energy a term is: its state is a leaf, before all one that is free, or at least fixed."""
         call = self._producer.get(slot)
         if call is None:
             return None
@@ -235,10 +235,10 @@ class Terms:
         if square is None or (summed is None) != (self._forms[slot].dim() == 0):
             return None
         of, a, b = square
-        leaves = [s for s in (a, b) if type(s) is int and s not in self._producer]
-        if not leaves:
+        states = [s for s in (a, b) if type(s) is int and (s not in self._producer or s not in self._varying)]
+        if not states:
             return None
-        state = next((s for s in leaves if s in self._free), leaves[0])
+        state = min(states, key=lambda s: (s not in self._free, s in self._producer))
         return Gaussian(state, b if state == a else a, scale=2 * of)
 
     def _square(self, call: Call) -> tuple[float, int | float, int | float] | None:

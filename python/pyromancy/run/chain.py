@@ -308,7 +308,7 @@ class ChainExecutor(ReplayingExecutor):
     def notes(self) -> list[str]:
         lines, feedback = [], []
         for chain in self.chains:
-            widths = "-".join(str(self.program.leaves[n.state].shape[1]) for n in chain.nodes)
+            widths = "-".join(str(self.program.stand_ins[n.state].shape[1]) for n in chain.nodes)
             hoisted = sum(not a.free and b.term is not None for a, b in zip(chain.nodes, chain.nodes[1:], strict=False))
             lines.append(f"chain {widths}, {hoisted} edge(s) from clamped nodes computed once a run")
         for i, (_, edge) in enumerate(self.planner.edges):

@@ -407,6 +407,9 @@ class _Whole:
             raise _ByParts("its states are not on a CPU")
         self.start_, self.executor = start, executor
         self.nodes = executor.planner.nodes
+        for node in self.nodes:
+            if node.state >= len(program.leaves):
+                raise _ByParts(f"{program.told(node.state)}, which has an energy, is not a state but computed")
         self.parameters = em._parameters
         self.learned = _learned(executor, self.parameters)
         self._last: _Last | None = None  # where the next call may be the same

@@ -75,7 +75,7 @@ class Planner:
         self.nodes = [n for c in chains for n in c.nodes]
         firsts = accumulate((len(c.nodes) for c in chains), initial=0)
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
-        operands = [s for n in self.nodes for s in (n.logvar, n.factor, n.prediction)]
+        operands = [s for n in self.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
         operands += [s for _, e in self.edges for s in (e.weight, e.bias)]
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
         self._parameters = [x for _, e in self.edges for x in (e.before.parameter, e.after.parameter)]
