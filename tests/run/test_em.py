@@ -5,6 +5,7 @@ import itertools
 import re
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -250,6 +251,27 @@ def test_ctrl_c_in_an_epoch_leaves_whole_batches(way, incremental, monkeypatch):
         list(undisturbed.epoch(x, y, batch_size=10, shuffle=False))
         assert all(map(same_bits, net.m_params(), plain.m_params()))
         assert_same_state(again.optimizer, undisturbed.optimizer)
+
+
+def test_ctrl_c_in_a_first_batch_leaves_the_velocities_that_it_has_begun(monkeypatch):
+    net, plain = twins()
+    ours, theirs = (OPTIMIZERS["momentum"](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, lr=0.1)
+    original = ops.run_plan_
+
+    def interrupted(*args):
+        original(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    for i, (x, y) in enumerate(batches(3)):
+        with monkeypatch.context() as patch:
+            if i == 0:
+                patch.setattr(ops, "run_plan_", interrupted)
+            with pytest.raises(KeyboardInterrupt) if i == 0 else nullcontext():
+                em.step(x, y)
+        plainly(plain, theirs, x, y, steps=3, lr=0.1)
+        assert_same_state(ours, theirs)
+    assert_same(net.m_params(), plain.m_params())
 
 
 def test_ctrl_c_is_heeded_where_nothing_waits_for_it():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -132,12 +133,8 @@ class EM:
         """
         self._check()
         whole = self._prepared(batch)
-        if whole is not None:
-            with Uninterrupted():  # the optimizer's state follows the weights
-                done = whole.run(self)
-            if done:
-                return Trace(self.steps)
-        self._by_parts(batch)
+        if whole is None or not whole.run(self):
+            self._by_parts(batch)
         return Trace(self.steps)
 
     def epoch(
@@ -496,13 +493,14 @@ class _Whole:
             call = self._made(em, learner, rows, order)
             keeps = order is None and not em.loop.momentum and self.executor.planner.takes_leaves_alone
             self._last = _Last(learner, call, settings) if keeps else None
-        with torch.no_grad():
-            ops.run_plan_(*call)
         learns = self._learns(em)
+        with torch.no_grad(), Uninterrupted() if learns and learner.begins else nullcontext():
+            ops.run_plan_(*call)
+            if learns:
+                learner.commit()
         for p in self.parameters if learns or not em.incremental else ():
             p.grad = None
         if learns:
-            learner.commit()
             em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
         em.loop.forget_velocities()
         em.loop.restore()

@@ -73,6 +73,11 @@ class Learner:
             )
         )  # fmt: skip
 
+    @property
+    def begins(self) -> bool:
+        """Whether the optimizer gets its first velocities."""
+        return bool(self._begun)
+
     def commit(self) -> None:
         """Give the optimizer the velocities that the rules have begun."""
         for state, velocity in self._begun:
