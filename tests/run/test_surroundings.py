@@ -272,7 +272,7 @@ def test_a_variable_that_is_not_set_yet():
 
     loop = pyro.InferenceLoop(energy, [state], lr=0.1)
     loop.run(2)
-    assert "executor: chain" in loop.explain()
+    assert "executor: graph" in loop.explain()
 
 
 def test_a_function_with_a_backward_of_its_own_and_data_made_in_inference_mode():
