@@ -400,3 +400,17 @@ def test_nothing_is_kept_alive_by_what_is_watched():
     del net
     gc.collect()
     assert gone() is None
+
+
+def test_explain_says_why_an_energy_is_run_dry():
+    net = Storing()
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for _ in range(6):
+        loop.run(1)
+        net.last = None
+    assert "run dry" not in loop.explain()  # what it stores has to be computed
+
+    loop = pyro.InferenceLoop(lambda: net.node.energy(SILENT(X)) * SLOTTED.factor, [net.node.value], lr=0.1)
+    for _ in range(6):
+        loop.run(1)
+    assert "run dry before every run: Slotted, which may hold more than can be looked at" in loop.explain()

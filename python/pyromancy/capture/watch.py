@@ -336,6 +336,9 @@ class Guard:
 
     Args:
         function: what is guarded.
+
+    Attributes:
+        obstacle: why it cannot be watched, where that was tried.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -344,6 +347,7 @@ class Guard:
         self._proven = False
         self._held = self._failures = 0
         self._wait = _FIRST
+        self.obstacle = ""
 
     def holds(self) -> bool:
         """Whether the function must do what it did in its last dry run."""
@@ -372,8 +376,9 @@ class Guard:
             return
         try:
             self._watch = Watch(self._function, known)
-        except CannotWatch:
-            self._wait = _MOST
+            self.obstacle = ""
+        except CannotWatch as reason:
+            self._wait, self.obstacle = _MOST, str(reason)
 
     def _give_up(self) -> None:
         self._failures = 0 if self._held > _MOST else self._failures + 1

@@ -98,11 +98,12 @@ class InferenceLoop:
             optimizer.step()  # torch.optim.SGD(params, lr, momentum, dampening, nesterov=nesterov)
 
     The energy is captured once: which states, parameters and operations make each prediction. Before every run a dry
-    run of the callable, which computes nothing, compares it with what was captured; where they differ it is captured
-    again. So changed weights, replaced parameters, new batch sizes, dtypes, devices and train or eval mode are all
-    noticed; tensors that nothing learns, such as a batch's data, may be replaced without another capture.
+    run of the callable, which computes nothing, compares it with what was captured, unless nothing has changed that it
+    can reach; where they differ it is captured again. So changed weights, replaced parameters, new batch sizes, dtypes,
+    devices and train or eval mode are all noticed; tensors that nothing learns, such as a batch's data, may be replaced
+    without another capture.
 
-    Once captured, the callable runs once or twice per run, however many steps there are, so it must have no effects
+    Once captured, the callable runs twice per run at most, however many steps there are, so it must have no effects
     that matter, such as counting. It is never cut off, so caches that it fills and flags that it clears are whole.
     Tensors that it stores (``self.error = ...``, pruning, hooks that log) hold afterwards what they are at the states
     that the run ended in. What a dry run cannot see: values that the callable takes from elsewhere than PyTorch's
@@ -344,9 +345,11 @@ class InferenceLoop:
         )
 
     def _history(self) -> list[str]:
-        """What captures there were, where it was more than one."""
+        """Why the callable is run dry before every run, and what captures there were, where it was more than one."""
+        guard = None if self._program is None else self._program.guard
+        watching = [f"run dry before every run: {guard.obstacle}"] if guard is not None and guard.obstacle else []
         if self._captures < 2:
-            return []
+            return watching
         last = f", the last because {self._change}" if self._change else ""
         lines = [f"captured {self._captures} times so far{last}; ready for {len(self._ready)} energies"]
         if self._given_up:
@@ -354,7 +357,7 @@ class InferenceLoop:
                 f"{self._given_up} given up, as a loop is ready for {READY} energies at a time, and for {ALIKE} on "
                 "states of one form: where they come again they are captured anew"
             )
-        return lines
+        return watching + lines
 
     def _check_options(self) -> None:
         """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""
