@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
+#include "activations.h"
 #include "check.h"
 #include "learn_rule.h"
-#include "nonlinearity.h"
 
 namespace pyromancy {
 

@@ -1,10 +1,30 @@
 #include "chain_kernel.h"
 
-#include "activation.h"
+#include "../activate.h"
 #include "tiles.h"
 
 namespace pyromancy::PYROMANCY_ISA {
 namespace {
+
+// f(kind), with the kind a constant of the compiler's
+template <class F>
+void with_kind(Activation kind, F f) {
+#define PYROMANCY_KIND(name, value, slope)                                                         \
+  case Activation::name:                                                                           \
+    return f(std::integral_constant<Activation, Activation::name>{});
+  switch (kind) { PYROMANCY_ACTIVATIONS(PYROMANCY_KIND) }
+#undef PYROMANCY_KIND
+}
+
+// y = f(x), for so many vectors
+template <class C>
+__attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, int64_t vectors) {
+  with_kind(f.kind, [&](auto kind) {
+    if (kind != Activation::identity || x != y)
+      for (int64_t q = 0; q < vectors; ++q)
+        store(y + q * kLanes<C>, activate<C>({kind, f.parameter}, load(x + q * kLanes<C>)));
+  });
+}
 
 // What a tile keeps for a node, each [rows(n), width vectors]; null where the chain never needs it.
 template <class C>

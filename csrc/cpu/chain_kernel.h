@@ -1,7 +1,7 @@
 #pragma once
 
+#include "../activations.h"
 #include "../learn_rule.h"
-#include "../nonlinearity.h"
 #include "isa.h"
 
 namespace pyromancy {

@@ -1,6 +1,6 @@
 #include "chain_step_kernel.h"
 
-#include "activation.h"
+#include "../activate.h"
 #include "launch.h"
 
 namespace pyromancy::cuda {

@@ -3,8 +3,8 @@
 // The elementwise work of one E-step of a chain, between the library's matrix products; float32 and
 // float64, everything [rows, n] and contiguous. A pointer that is null is left out.
 
+#include "../activations.h"
 #include "../dtype.h"
-#include "../nonlinearity.h"
 
 namespace pyromancy::cuda {
 

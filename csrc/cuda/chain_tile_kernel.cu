@@ -1,6 +1,6 @@
 #include "chain_tile_kernel.h"
 
-#include "activation.h"
+#include "../activate.h"
 #include "cluster.h"
 #include "launch.h"
 #include "mma.h"

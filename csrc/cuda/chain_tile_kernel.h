@@ -15,7 +15,7 @@
 
 #include <cstdint>
 
-#include "../nonlinearity.h"
+#include "../activations.h"
 
 namespace pyromancy::cuda {
 

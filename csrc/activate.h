@@ -1,0 +1,81 @@
+#pragma once
+
+// The activations' values and derivatives.
+
+#include "activations.h"
+#include "arithmetic.h"
+
+namespace pyromancy::PYROMANCY_TARGET {
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> sigmoid(Vec<C> x) {
+  const Vec<C> e = exp<C>(x < C(0) ? x : -x);
+  return divide(x < C(0) ? e : splat<C>(1), e + C(1));
+}
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> silu_slope(Vec<C> x) {
+  const Vec<C> s = sigmoid<C>(x);
+  return s * (x * (C(1) - s) + C(1));
+}
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> normal_cdf(Vec<C> x) {
+  constexpr double sqrt_half = 0.70710678118654752440;
+  return C(0.5) * (erf(x * C(sqrt_half)) + C(1));
+}
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> times_normal_density(Vec<C> x) {
+  constexpr double inverse_sqrt_2pi = 0.39894228040143267794;
+  return x * C(inverse_sqrt_2pi) * exp<C>(C(-0.5) * x * x);
+}
+
+inline constexpr double kGeluScale = 0.79788456080286535588, kGeluCubic = 0.044715; // sqrt(2 / pi)
+
+// tanh's approximation of the normal distribution, which stretches it to [0, 1]
+template <class C>
+PYROMANCY_FORMULA Vec<C> gelu_gate(Vec<C> x) {
+  return C(0.5) * (tanh(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x)) + C(1));
+}
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> gelu_tanh_slope(Vec<C> x) {
+  const Vec<C> t = tanh(C(kGeluScale) * (x + C(kGeluCubic) * x * x * x));
+  return C(0.5) * (t + C(1)) +
+         C(0.5) * x * (C(1) - t * t) * C(kGeluScale) * (C(3 * kGeluCubic) * x * x + C(1));
+}
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> softplus(Vec<C> x, Vec<C> beta) {
+  const Vec<C> y = x * beta;
+  const Vec<C> soft =
+      ((y > C(0) ? y : splat<C>(0)) + log1p_unit<C>(exp<C>(y < C(0) ? y : -y))) / beta;
+  return y > C(20) ? x : soft;
+}
+
+// f(x)
+template <class C>
+PYROMANCY_FORMULA Vec<C> activate(Nonlinearity f, Vec<C> x) {
+  [[maybe_unused]] const Vec<C> p = splat(static_cast<C>(f.parameter)), zero = splat<C>(0);
+#define PYROMANCY_VALUE(name, value, slope)                                                        \
+  case Activation::name:                                                                           \
+    return value;
+  switch (f.kind) { PYROMANCY_ACTIVATIONS(PYROMANCY_VALUE) }
+#undef PYROMANCY_VALUE
+  __builtin_unreachable();
+}
+
+// f'(x), given also y = f(x)
+template <class C>
+PYROMANCY_FORMULA Vec<C> slope(Nonlinearity f, Vec<C> x, Vec<C> y) {
+  const Vec<C> p = splat(static_cast<C>(f.parameter)), zero = splat<C>(0), one = splat<C>(1);
+#define PYROMANCY_SLOPE(name, value, slope)                                                        \
+  case Activation::name:                                                                           \
+    return slope;
+  switch (f.kind) { PYROMANCY_ACTIVATIONS(PYROMANCY_SLOPE) }
+#undef PYROMANCY_SLOPE
+  __builtin_unreachable();
+}
+
+} // namespace pyromancy::PYROMANCY_TARGET

@@ -1,0 +1,53 @@
+#pragma once
+
+// A thread's numbers under the names that the CPU's vectors have: see arithmetic.h.
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+namespace pyromancy::cuda {
+
+template <class C>
+using Vec = C;
+
+template <class C>
+__device__ inline C splat(C x) {
+  return x;
+}
+template <class C>
+__device__ inline C fma(C a, C b, C c) {
+  return std::fma(a, b, c);
+}
+// c - a b
+template <class C>
+__device__ inline C fnma(C a, C b, C c) {
+  return std::fma(-a, b, c);
+}
+template <class C>
+__device__ inline C divide(C a, C b) {
+  return a / b;
+}
+template <class C>
+__device__ inline C exp(C x) {
+  return std::exp(x);
+}
+template <class C>
+__device__ inline C expm1(C x) {
+  return std::expm1(x);
+}
+// log(1 + u) for u in [0, 1]
+template <class C>
+__device__ inline C log1p_unit(C u) {
+  return std::log1p(u);
+}
+template <class C>
+__device__ inline C tanh(C x) {
+  return std::tanh(x);
+}
+template <class C>
+__device__ inline C erf(C x) {
+  return std::erf(x);
+}
+
+} // namespace pyromancy::cuda
