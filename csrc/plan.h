@@ -10,7 +10,7 @@
 
 #include "activations.h"
 #include "check.h"
-#include "learn_rule.h"
+#include "rules/rule.h"
 
 namespace pyromancy {
 

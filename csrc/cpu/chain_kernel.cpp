@@ -1,6 +1,9 @@
 #include "chain_kernel.h"
 
 #include "../activate.h"
+#include "../laws/gaussian.h"
+#include "../rules/adam.h"
+#include "../rules/sgd.h"
 #include "tiles.h"
 
 namespace pyromancy::PYROMANCY_ISA {
@@ -133,8 +136,9 @@ struct Tile {
         for (int64_t i = 0; i < Layout::rows(node.n); ++i)
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
-            const Vec<C> d = load(b.z + at) - Layout::constant(args.edge[node.in].bias, i);
-            store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
+            const Vec<C> d =
+                gaussian::residual(load(b.z + at), Layout::constant(args.edge[node.in].bias, i));
+            store(b.error + at, push(node, i, d));
           }
     }
   }
@@ -149,7 +153,8 @@ struct Tile {
       if (!node.square)
         continue;
       for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
-        store(b.residual + at, load(b.residual + at) * load(b.error + at));
+        store(b.residual + at,
+              gaussian::twice_energy_by_pull(load(b.residual + at), load(b.error + at)));
       store_samples(b.residual, node.n, node.square);
     }
   }
@@ -163,6 +168,14 @@ struct Tile {
       if (args.steps > 0) // velocities that are not resumed start with the first
         store_samples(buffers[l].velocity, node.n, node.velocity);
     }
+  }
+
+  // The law's slopes at row i of a node, whose precision is 1 where there is none.
+  static Vec<C> pull(const ChainNode& node, int64_t i, Vec<C> d) {
+    return node.precision ? gaussian::pull(d, Layout::constant(node.precision, i)) : d;
+  }
+  static Vec<C> push(const ChainNode& node, int64_t i, Vec<C> d) {
+    return node.precision ? gaussian::push(d, Layout::constant(node.precision, i)) : d;
   }
 
   // The norm of before(z) of the node that predicts node l, for every sample, if it is wanted.
@@ -255,11 +268,11 @@ struct Tile {
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
-        const Vec<C> d = load(b.z + at) - load(b.mu + at);
+        const Vec<C> d = gaussian::residual(load(b.z + at), load(b.mu + at));
         if (b.residual)
           store(b.residual + at, d);
         if (b.error)
-          store(b.error + at, node.precision ? Layout::constant(node.precision, i) * d : d);
+          store(b.error + at, pull(node, i, d));
       }
   }
 
@@ -280,7 +293,6 @@ struct Tile {
     const Nonlinearity after{kind, edge.after.parameter};
     const Buffers<C> b = buffers[l];
     const void* const bias = edge.bias;
-    const void* const precision = node.precision;
     const bool full = static_cast<bool>(node.full_precision);
     int64_t at = i * row;
     for (int64_t r = 0; r < rows; ++r)
@@ -290,20 +302,18 @@ struct Tile {
         if (norm)
           store(b.z + at, settled(load(b.z + at), prediction,
                                   Layout::constant(node.rounding, i + r) * norm->of[v]));
-        Vec<C> error = load(b.z + at) - prediction;
+        const Vec<C> d = gaussian::residual(load(b.z + at), prediction);
         if (b.residual)
-          store(b.residual + at, error);
+          store(b.residual + at, d);
         const Vec<C> slopes = slope<C>(after, product, prediction);
         if (full) {
           if (b.slope)
             store(b.slope + at, slopes);
           continue;
         }
-        if (precision)
-          error *= Layout::constant(precision, i + r);
         if (b.delta != b.error)
-          store(b.delta + at, error * slopes);
-        store(b.error + at, error);
+          store(b.delta + at, push(node, i + r, d) * slopes);
+        store(b.error + at, pull(node, i + r, d));
       }
   }
 
@@ -338,21 +348,18 @@ struct Tile {
                                            const Vec<C>* feedback, bool fresh) {
     const Nonlinearity before{kind, feedback ? args.edge[args.node[l].out].before.parameter : 0};
     const Buffers<C> b = buffers[l];
-    const void* const precision = args.node[l].precision;
     const bool from_prediction = b.mu && !args.node[l].full_precision;
     C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
     const Vec<C> momentum = splat(static_cast<C>(args.momentum));
-    const Vec<C> fraction = splat(static_cast<C>(1 - args.dampening));
+    const Vec<C> undamped = splat(static_cast<C>(1 - args.dampening));
     const bool nesterov = args.nesterov;
     int64_t at = i * row;
     for (int64_t r = 0; r < rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
         Vec<C> z = load(b.z + at), g{};
         if (from_prediction) {
-          g = z - load(b.mu + at);
-          if (precision)
-            g *= Layout::constant(precision, i + r);
+          g = pull(args.node[l], i + r, gaussian::residual(z, load(b.mu + at)));
         } else if (b.error) {
           g = load(b.error + at);
         }
@@ -366,11 +373,11 @@ struct Tile {
             g = fnma(slope<C>(before, z, load(b.a + at)), back, g);
         }
         if (b.velocity) {
-          const Vec<C> velocity = fresh ? g : fma(momentum, load(b.velocity + at), fraction * g);
+          Vec<C> velocity = fresh ? Vec<C>{} : load(b.velocity + at);
+          g = accelerate<C>(g, velocity, momentum, undamped, nesterov, fresh);
           store(b.velocity + at, velocity);
-          g = nesterov ? fma(momentum, velocity, g) : velocity;
         }
-        z = fnma(lr, g, z);
+        z = descend<C>(z, g, lr);
         store(b.z + at, z);
         if (activations)
           store(activations + at, activate<C>(before, z));
@@ -668,61 +675,44 @@ void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) 
   });
 }
 
-// One vector of a parameter's elements.
-template <class C, class Extent>
-PYROMANCY_INLINE void learn_vector(const LearnStep& step, const C* gradient, C* parameter,
-                                   C* const* slots, int64_t at, Extent extent) {
-  const Rule& rule = step.rule;
-  const Vec<C> lr = splat(static_cast<C>(rule.lr)),
-               decay = splat(static_cast<C>(rule.weight_decay));
-  Vec<C> g = load(gradient + at, extent), p = load(parameter + at, extent);
-  if (rule.maximize)
-    g = -g;
-  if (rule.decoupled)
-    p *= splat(static_cast<C>(1 - rule.lr * rule.weight_decay));
-  else if (rule.weight_decay != 0)
-    g = fma(decay, p, g);
-  if (rule.kind == RuleKind::sgd) {
-    if (rule.first != 0) {
-      const Vec<C> velocity =
-          rule.fresh ? g
-                     : fma(splat(static_cast<C>(rule.first)), load(slots[0] + at, extent),
-                           splat(static_cast<C>(1 - rule.second)) * g);
-      store(slots[0] + at, velocity, extent);
-      g = rule.nesterov ? fma(splat(static_cast<C>(rule.first)), velocity, g) : velocity;
-    }
-    store(parameter + at, fnma(lr, g, p), extent);
-    return;
-  }
-  const Vec<C> old_mean = load(slots[1] + at, extent);
-  const Vec<C> mean = fma(splat(static_cast<C>(1 - rule.first)), g - old_mean, old_mean);
-  const Vec<C> square = fma(splat(static_cast<C>(1 - rule.second)) * g, g,
-                            splat(static_cast<C>(rule.second)) * load(slots[2] + at, extent));
-  store(slots[1] + at, mean, extent);
-  store(slots[2] + at, square, extent);
-  Vec<C> greatest = square;
-  if (slots[3]) {
-    const Vec<C> before = load(slots[3] + at, extent);
-    greatest = before > square ? before : square;
-    store(slots[3] + at, greatest, extent);
-  }
-  const Vec<C> scale =
-      divide(square_root<C>(greatest), splat(static_cast<C>(step.root_of_correction))) +
-      static_cast<C>(rule.epsilon);
-  store(parameter + at, fnma(splat(static_cast<C>(step.step_size)), divide(mean, scale), p),
-        extent);
-}
-
 template <class C>
 void learn(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
            const void* gradient, void* parameter, void* const* slots) {
-  C* moved[kSlots];
+  C* kept[kSlots];
   for (int s = 0; s < kSlots; ++s)
-    moved[s] = static_cast<C*>(slots[s]);
-  for (int64_t r = 0; r < rows; ++r)
-    for_vectors<C>(columns, [&](int64_t j, auto extent) {
-      learn_vector(step, static_cast<const C*>(gradient), static_cast<C*>(parameter), moved,
-                   r * stride + j, extent);
+    kept[s] = static_cast<C*>(slots[s]);
+  // update(gradient, parameter, i, extent), for every vector
+  const auto each = [&](auto update) {
+    for (int64_t r = 0; r < rows; ++r)
+      for_vectors<C>(columns, [&](int64_t j, auto extent) {
+        const int64_t i = r * stride + j;
+        C* const to = static_cast<C*>(parameter) + i;
+        Vec<C> p = load(to, extent);
+        update(load(static_cast<const C*>(gradient) + i, extent), p, i, extent);
+        store(to, p, extent);
+      });
+  };
+  if (step.rule.kind == RuleKind::adam)
+    each([&](Vec<C> g, Vec<C>& p, int64_t i, auto extent) {
+      Vec<C> mean = load(kept[1] + i, extent), square = load(kept[2] + i, extent), greatest{};
+      if (kept[3])
+        greatest = load(kept[3] + i, extent);
+      adam<C>(step, g, p, mean, square, kept[3] ? &greatest : nullptr);
+      store(kept[1] + i, mean, extent);
+      store(kept[2] + i, square, extent);
+      if (kept[3])
+        store(kept[3] + i, greatest, extent);
+    });
+  else if (kept[0])
+    each([&](Vec<C> g, Vec<C>& p, int64_t i, auto extent) {
+      Vec<C> velocity = load(kept[0] + i, extent);
+      sgd<C>(step.rule, g, p, velocity);
+      store(kept[0] + i, velocity, extent);
+    });
+  else
+    each([&](Vec<C> g, Vec<C>& p, int64_t, auto) {
+      Vec<C> none{};
+      sgd<C>(step.rule, g, p, none);
     });
 }
 

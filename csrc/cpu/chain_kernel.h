@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../activations.h"
-#include "../learn_rule.h"
+#include "../rules/rule.h"
 #include "isa.h"
 
 namespace pyromancy {
@@ -173,13 +173,6 @@ void stages(const ChainArgs& args, F stage) {
 // Rows [begin, end) of a matrix or of what a tile keeps for a node.
 struct Rows {
   int64_t begin, end;
-};
-
-// A rule as it applies at this step: bias corrections are in the factors.
-struct LearnStep {
-  const Rule& rule;
-  double step_size;          // adam: lr / (1 - beta1^t)
-  double root_of_correction; // adam: sqrt(1 - beta2^t)
 };
 
 // How a tile keeps its samples. Wide tiles have a sample per lane; thin ones a neuron per lane.

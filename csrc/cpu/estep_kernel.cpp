@@ -1,5 +1,6 @@
 #include "estep_kernel.h"
 
+#include "../rules/descent.h"
 #include "blocks.h"
 
 namespace pyromancy::PYROMANCY_ISA {
@@ -23,39 +24,38 @@ void for_gradients(const EstepArgs& a, int64_t begin, int64_t end, F f) {
 }
 
 template <class T>
-void descend(const EstepArgs& a, int64_t begin, int64_t end) {
+void step(const EstepArgs& a, int64_t begin, int64_t end) {
   using C = Compute<T>;
   Input<T> state(a.state, a.layout, kState);
   Output<T> moved(a.state, a.layout, kState);
-  const C lr = static_cast<C>(a.lr);
+  const Vec<C> lr = splat(static_cast<C>(a.lr));
   for_gradients<T>(a, begin, end, [&](int64_t p, int64_t n, auto gradient) {
     const T* z = state.block(0, p, n);
     T* out = moved.block(0, p);
     for_vectors<C>(n, [&](int64_t i, auto extent) {
-      store(out + i, load(z + i, extent) - lr * gradient(i, extent), extent);
+      store(out + i, descend<C>(load(z + i, extent), gradient(i, extent), lr), extent);
     });
     moved.commit(0, p, n);
   });
 }
 
 template <class T>
-void descend_momentum(const EstepArgs& a, int64_t begin, int64_t end) {
+void step_with_momentum(const EstepArgs& a, int64_t begin, int64_t end) {
   using C = Compute<T>;
   Input<T> state(a.state, a.layout, kState), velocity(a.velocity, a.layout, kVelocity);
   Output<T> moved(a.state, a.layout, kState), kept(a.velocity, a.layout, kVelocity);
-  const C lr = static_cast<C>(a.lr), momentum = static_cast<C>(a.momentum);
-  const C share = static_cast<C>(1 - a.dampening);
+  const Vec<C> lr = splat(static_cast<C>(a.lr)), momentum = splat(static_cast<C>(a.momentum));
+  const Vec<C> undamped = splat(static_cast<C>(1 - a.dampening));
   for_gradients<T>(a, begin, end, [&](int64_t p, int64_t n, auto gradient) {
     const T* z = state.block(0, p, n);
     const T* u = velocity.block(0, p, n);
     T* out = moved.block(0, p);
     T* out_velocity = kept.block(0, p);
     for_vectors<C>(n, [&](int64_t i, auto extent) {
-      const Vec<C> g = gradient(i, extent);
-      const Vec<C> v = momentum * load(u + i, extent) + share * g;
-      const Vec<C> step = a.nesterov ? g + momentum * v : v;
+      Vec<C> v = load(u + i, extent);
+      const Vec<C> g = accelerate<C>(gradient(i, extent), v, momentum, undamped, a.nesterov, false);
       store(out_velocity + i, v, extent);
-      store(out + i, load(z + i, extent) - lr * step, extent);
+      store(out + i, descend<C>(load(z + i, extent), g, lr), extent);
     });
     moved.commit(0, p, n);
     kept.commit(0, p, n);
@@ -64,7 +64,7 @@ void descend_momentum(const EstepArgs& a, int64_t begin, int64_t end) {
 
 template <class T>
 constexpr EstepKernels table() {
-  return {descend<T>, descend_momentum<T>};
+  return {step<T>, step_with_momentum<T>};
 }
 
 } // namespace

@@ -1,5 +1,6 @@
 #include "gaussian_kernel.h"
 
+#include "../laws/gaussian.h"
 #include "blocks.h"
 
 namespace pyromancy::PYROMANCY_ISA {
@@ -36,9 +37,9 @@ double squares(const T* value, const T* pred, const Compute<T>* precision, int64
   using C = Compute<T>;
   constexpr int w = kLanes<C>, kUnroll = 4;
   const auto square = [&](int64_t i, auto extent) {
-    const Vec<C> d = load(value + i, extent) - load(pred + i, extent);
+    const Vec<C> d = gaussian::residual(load(value + i, extent), load(pred + i, extent));
     if constexpr (kind == Precision::vector)
-      return d * d * load(precision + i, extent);
+      return gaussian::twice_energy(d, load(precision + i, extent));
     else
       return d * d;
   };
@@ -99,9 +100,9 @@ void residual_of(const GaussianArgs& a, void* residual, void* negative, int64_t 
     const C w = weight ? scale * load_one(weight + row * a.weight_stride) : scale;
     T* out = plus.block(row, p);
     const auto error = [&](int64_t i, auto extent) {
-      const Vec<C> d = w * (load(v + i, extent) - load(m + i, extent));
+      const Vec<C> d = w * gaussian::residual(load(v + i, extent), load(m + i, extent));
       if constexpr (kind == Precision::vector)
-        return d * load(iv + i, extent);
+        return gaussian::pull(d, load(iv + i, extent));
       else
         return d;
     };
@@ -156,13 +157,13 @@ void residual_logvar_of(const GaussianArgs& a, void* residual, void* negative, d
       T* out = plus.block(row, p);
       T* out_negative = minus.block(row, p);
       for_vectors<C>(n, [&](int64_t i, auto extent) {
-        const Vec<C> d = load(v + i, extent) - load(m + i, extent);
+        const Vec<C> d = gaussian::residual(load(v + i, extent), load(m + i, extent));
         Vec<C> e = w * scale * d;
         if constexpr (kind == Precision::vector)
-          e *= load(iv + i, extent);
+          e = gaussian::pull(e, load(iv + i, extent));
         store(out + i, e, extent);
         store(out_negative + i, -e, extent);
-        add_to(acc + i, w - e * d);
+        add_to(acc + i, gaussian::twice_moment(splat(w), d, e));
       });
       plus.commit(row, p, n);
       minus.commit(row, p, n);

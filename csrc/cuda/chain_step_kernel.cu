@@ -1,6 +1,8 @@
 #include "chain_step_kernel.h"
 
 #include "../activate.h"
+#include "../laws/gaussian.h"
+#include "../rules/descent.h"
 #include "launch.h"
 
 namespace pyromancy::cuda {
@@ -47,8 +49,8 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
     load_or<T, V>(x, a.precision, column, T(1));
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      residual[k] -= mu[k];
-      error[k] = residual[k] * x[k];
+      residual[k] = gaussian::residual(residual[k], mu[k]);
+      error[k] = gaussian::pull(residual[k], x[k]);
     }
     if (a.weighed)
       load<V>(error, static_cast<const T*>(a.weighed) + at);
@@ -57,8 +59,7 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
     const T scale = static_cast<T>(a.scale);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      x[k] = -scale * error[k];
-      residual[k] *= x[k];
+      residual[k] = -scale * gaussian::twice_energy_by_pull(residual[k], error[k]);
       error[k] *= scale;
     }
     store_if<T, V>(a.square, at, residual);
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
 
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) update_kernel(const UpdateArgs a) {
-  const T momentum = static_cast<T>(a.momentum), fresh = static_cast<T>(1 - a.dampening);
+  const T momentum = static_cast<T>(a.momentum), undamped = static_cast<T>(1 - a.dampening);
   for (int64_t at = first_thread() * V; at < a.size; at += all_threads() * V) {
     T state[V], gradient[V], x[V];
     load<V>(state, static_cast<const T*>(a.state) + at);
@@ -90,15 +91,13 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const UpdateArgs a) {
     if (a.velocity) {
       load<V>(x, static_cast<const T*>(a.velocity) + at);
 #pragma unroll
-      for (int k = 0; k < V; ++k) {
-        x[k] = a.starts ? gradient[k] : momentum * x[k] + fresh * gradient[k];
-        gradient[k] = a.nesterov ? gradient[k] + momentum * x[k] : x[k];
-      }
+      for (int k = 0; k < V; ++k)
+        gradient[k] = accelerate<T>(gradient[k], x[k], momentum, undamped, a.nesterov, a.starts);
       store<V>(static_cast<T*>(a.velocity) + at, x);
     }
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      state[k] -= static_cast<T>(a.lr) * gradient[k];
+      state[k] = descend<T>(state[k], gradient[k], static_cast<T>(a.lr));
       x[k] = activate(a.before, state[k]);
     }
     store<V>(static_cast<T*>(a.state) + at, state);

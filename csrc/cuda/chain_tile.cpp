@@ -20,7 +20,7 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
   args.nodes = static_cast<int>(chain.nodes);
   args.lr = static_cast<float>(inference.lr);
   args.momentum = static_cast<float>(inference.momentum);
-  args.fresh = static_cast<float>(1 - inference.dampening);
+  args.undamped = static_cast<float>(1 - inference.dampening);
   args.nesterov = inference.nesterov;
   args.starts = !inference.resume;
   args.energies = static_cast<float*>(pointer(inference.energies));

@@ -1,6 +1,8 @@
 #include "chain_tile_kernel.h"
 
 #include "../activate.h"
+#include "../laws/gaussian.h"
+#include "../rules/descent.h"
 #include "cluster.h"
 #include "launch.h"
 #include "mma.h"
@@ -293,13 +295,16 @@ struct Tile {
           const float2 mu =
               node.into == kAbsent ? pair(node.mu, p) : activate(node.after, input_of(node, p));
           const float2 z = pair(node.z, p);
-          const float2 r = make_float2(z.x - mu.x, z.y - mu.y);
+          const float2 r =
+              make_float2(gaussian::residual(z.x, mu.x), gaussian::residual(z.y, mu.y));
           if (node.r != kAbsent)
             pair(node.r, p) = r;
           if (node.weigh != kAbsent)
             return publish(node.residual, node, p, r);
           const float2 precision = of_columns(node.precision_at, p, 1);
-          keep_error(node, p, make_float2(precision.x * r.x, precision.y * r.y));
+          keep_error(
+              node, p,
+              make_float2(gaussian::pull(r.x, precision.x), gaussian::pull(r.y, precision.y)));
         });
     }
   }
@@ -325,7 +330,7 @@ struct Tile {
         for (int own = 0; own < node.tiles * kNeurons; ++own) {
           const int at = own / kNeurons * slice + sample * kNeurons + own % kNeurons;
           if (rank * node.tiles * kNeurons + own < node.n)
-            sum += shared[node.r + at] * shared[node.e + at];
+            sum += gaussian::twice_energy_by_pull(shared[node.r + at], shared[node.e + at]);
         }
       a.energies[((rank * a.steps + step) * a.nodes + l) * a.batch + first + sample] = 0.5f * sum;
     }
@@ -335,14 +340,12 @@ struct Tile {
 
   __device__ float moved(float z, float gradient, float& velocity, bool has_velocity,
                          bool starts) const {
-    if (has_velocity) {
-      velocity = starts ? gradient : a.momentum * velocity + a.fresh * gradient;
-      gradient = a.nesterov ? gradient + a.momentum * velocity : velocity;
-    }
-    return z - a.lr * gradient;
+    if (has_velocity)
+      gradient = accelerate<float>(gradient, velocity, a.momentum, a.undamped, a.nesterov, starts);
+    return descend<float>(z, gradient, a.lr);
   }
 
-  __device__ void descend(int64_t step, int round) const {
+  __device__ void move_states(int64_t step, int round) const {
     const bool starts = a.starts && step == 0;
     for (int l = 0; l < a.nodes; ++l) {
       const TileNode& node = a.node[l];
@@ -389,7 +392,7 @@ struct Tile {
       multiply<precision>(round, phase);
       __syncthreads();
       if (phase == 2)
-        return descend(step, round);
+        return move_states(step, round);
       if (phase == 0)
         find_errors(round);
       else

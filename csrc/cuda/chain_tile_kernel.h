@@ -63,12 +63,12 @@ struct TileNode {
 struct TileArgs {
   int64_t batch, steps;
   int nodes, cluster, sample_tiles, rounds; // sample_tiles is M
-  int phase[kTileNodes][4];  // where each phase's products begin in a round, and the last one's end
-  int units[kTileNodes][3];  // of work in a phase of a round
-  int shared;                // floats of shared memory
-  float lr, momentum, fresh; // fresh is 1 - dampening
-  bool nesterov, starts;     // starts: the first gradient is the velocity
-  float* energies;           // [cluster, steps, nodes, batch], or null
+  int phase[kTileNodes][4]; // where each phase's products begin in a round, and the last one's end
+  int units[kTileNodes][3]; // of work in a phase of a round
+  int shared;               // floats of shared memory
+  float lr, momentum, undamped; // 1 - dampening
+  bool nesterov, starts;        // starts: the first gradient is the velocity
+  float* energies;              // [cluster, steps, nodes, batch], or null
   TileNode node[kTileNodes];
   TileProduct product[kProducts];
 };

@@ -1,5 +1,6 @@
 #include "estep_kernel.h"
 
+#include "../rules/descent.h"
 #include "launch.h"
 
 namespace pyromancy::cuda {
@@ -22,20 +23,18 @@ __device__ inline void step(const EstepArgs& a, int64_t p) {
   T* at = static_cast<T*>(a.state) + offset_of<V>(a.extent, a.state_at, p);
   load<V>(state, at);
   if constexpr (has_momentum) {
-    const C momentum = static_cast<C>(a.momentum), fresh = static_cast<C>(1 - a.dampening);
+    const C momentum = static_cast<C>(a.momentum), undamped = static_cast<C>(1 - a.dampening);
     C velocity[V];
     T* velocity_at = static_cast<T*>(a.velocity) + offset_of<V>(a.extent, a.velocity_at, p);
     load<V>(velocity, velocity_at);
 #pragma unroll
-    for (int k = 0; k < V; ++k) {
-      velocity[k] = momentum * velocity[k] + fresh * descent[k];
-      descent[k] = a.nesterov ? descent[k] + momentum * velocity[k] : velocity[k];
-    }
+    for (int k = 0; k < V; ++k)
+      descent[k] = accelerate<C>(descent[k], velocity[k], momentum, undamped, a.nesterov, false);
     store<V>(velocity_at, velocity);
   }
 #pragma unroll
   for (int k = 0; k < V; ++k)
-    state[k] -= static_cast<C>(a.lr) * descent[k];
+    state[k] = descend<C>(state[k], descent[k], static_cast<C>(a.lr));
   store<V>(at, state);
 }
 

@@ -1,5 +1,6 @@
 #include "gaussian_kernel.h"
 
+#include "../laws/gaussian.h"
 #include "launch.h"
 
 namespace pyromancy::cuda {
@@ -27,7 +28,7 @@ __device__ inline void load_difference(Compute<T> (&to)[V], const GaussianArgs& 
   load<V>(pred, static_cast<const T*>(a.pred) + row * a.pred_at.row + pred_offset);
 #pragma unroll
   for (int k = 0; k < V; ++k)
-    to[k] -= pred[k];
+    to[k] = gaussian::residual(to[k], pred[k]);
 }
 
 template <class T>
@@ -49,9 +50,10 @@ __device__ inline void store_residual(const GaussianArgs& a, void* residual, voi
   store<V>(static_cast<T*>(negative) + row * a.negative_at.row + negative_offset, x);
 }
 
-// Each group of threads sums one chunk of a row after another.
+// Each group of threads sums one chunk of a row after another. Packs need up to 64 registers, which
+// 4 blocks have; left to itself the compiler makes room for 5 and spills.
 template <class T, int V, int group>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, V == 1 ? 0 : 4)
     energy_kernel(const GaussianArgs a, T* energy, Compute<T>* partial) {
   using C = Compute<T>;
   const int64_t size = a.extent.size;
@@ -70,7 +72,8 @@ __global__ void __launch_bounds__(kThreads)
       load_logvar<T>(logvar, a, p);
 #pragma unroll
       for (int k = 0; k < V; ++k)
-        sums[k] += a.logvar ? d[k] * d[k] * std::exp(-logvar[k]) + logvar[k] : d[k] * d[k];
+        sums[k] +=
+            a.logvar ? gaussian::twice_energy(d[k], std::exp(-logvar[k])) + logvar[k] : d[k] * d[k];
     }
     C sum = 0;
 #pragma unroll
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
     const C weight = weight_of<T>(a, row);
 #pragma unroll
     for (int k = 0; k < V; ++k)
-      x[k] = weight * (a.logvar ? x[k] * std::exp(-logvar[k]) : x[k]);
+      x[k] = weight * (a.logvar ? gaussian::pull(x[k], std::exp(-logvar[k])) : x[k]);
     store_residual<T>(a, residual, negative, row, offset_of<V>(a.extent, a.residual_at, p),
                       negative ? offset_of<V>(a.extent, a.negative_at, p) : 0, x);
   }
@@ -131,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, 4)
       const C weight = weight_of<T>(a, row);
 #pragma unroll
       for (int k = 0; k < V; ++k) {
-        const C error = d[k] * precision[k];
-        sums[k] += weight * (C(1) - d[k] * error);
-        d[k] = weight * error;
+        const C error = weight * gaussian::pull(d[k], precision[k]);
+        sums[k] += gaussian::twice_moment(weight, d[k], error);
+        d[k] = error;
       }
       store_residual<T>(a, residual, negative, row, residual_offset, negative_offset, d);
     }

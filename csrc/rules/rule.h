@@ -21,4 +21,11 @@ struct Rule {
   double lr, weight_decay, first, second, epsilon; // sgd: momentum, dampening; adam: betas, epsilon
 };
 
+// A rule as it applies at this step: bias corrections are in the factors.
+struct LearnStep {
+  const Rule& rule;
+  double step_size;          // adam: lr / (1 - beta1^t)
+  double root_of_correction; // adam: sqrt(1 - beta2^t)
+};
+
 } // namespace pyromancy
