@@ -54,6 +54,14 @@ PYROMANCY_FORMULA Vec<C> softplus(Vec<C> x, Vec<C> beta) {
   return y > C(20) ? x : soft;
 }
 
+inline constexpr double kSeluScale = 1.0507009873554804934; // as torch has it, and -f(-infinity)
+inline constexpr double kSeluDepth = 1.6732632423543772848 * kSeluScale;
+
+template <class C>
+PYROMANCY_FORMULA Vec<C> selu(Vec<C> x) {
+  return x > C(0) ? x * C(kSeluScale) : expm1<C>(x) * C(kSeluDepth);
+}
+
 // f(x)
 template <class C>
 PYROMANCY_FORMULA Vec<C> activate(Nonlinearity f, Vec<C> x) {

@@ -37,6 +37,9 @@ FUNCTIONS = {
     "tanh": (lambda x, _: torch.tanh(x), 0.0),
     "sigmoid": (lambda x, _: torch.sigmoid(x), 0.0),
     "softplus": (F.softplus, 1.5),
+    "clipped_relu": (lambda x, p: F.hardtanh(x, 0.0, p), 0.75),
+    "hardtanh": (lambda x, p: F.hardtanh(x, -p, p), 0.5),
+    "selu": (lambda x, _: F.selu(x), 0.0),
 }
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (

@@ -136,6 +136,17 @@ CHAINS = {
     "elu-all-arguments": lambda z: aten.elu(z, 0.7, 1, 1.0),
     "nn.Softplus": nn.Softplus(2.0),
     "softplus-default-threshold": lambda z: aten.softplus(z, 2.0, 20),
+    "nn.SELU": nn.SELU(),
+    "selu": torch.selu,
+    "aten.selu": aten.selu,
+    "nn.ReLU6": nn.ReLU6(),
+    "relu6": F.relu6,
+    "aten.relu6": aten.relu6,
+    "hardtanh": F.hardtanh,
+    "nn.Hardtanh": nn.Hardtanh(-0.5, 0.5),
+    "nn.Hardtanh-from-0": nn.Hardtanh(0, 0.5),
+    "hardtanh-keyword": lambda z: F.hardtanh(z, min_val=0.0),
+    "aten.hardtanh": lambda z: aten.hardtanh(z, -0.3, 0.3),
 }
 NO_CHAINS = {
     "elu-scale": lambda z: aten.elu(z, 1.0, 2.0),
@@ -143,7 +154,11 @@ NO_CHAINS = {
     "elu-scale-keyword": lambda z: torch._C._nn.elu(z, scale=2.0),
     "softplus-threshold": lambda z: F.softplus(z, 1.0, 0.5),
     "softplus-threshold-keyword": lambda z: F.softplus(z, threshold=0.5),
-    "hardtanh": F.hardtanh,
+    "nn.Hardtanh-bounds": nn.Hardtanh(-1.0, 2.0),
+    "hardtanh-upper": lambda z: F.hardtanh(z, max_val=0.5),
+    "hardtanh-positive": lambda z: F.hardtanh(z, 0.1, 0.5),
+    "hardtanh-negative": lambda z: F.hardtanh(z, -1.0, 0.0),
+    "clamp": lambda z: z.clamp(-1.0, 1.0),
 }
 
 
@@ -152,6 +167,20 @@ def test_activations_under_all_of_their_names(name):
     function = CHAINS.get(name) or NO_CHAINS[name]
     explained = Chain().check(lambda c: c.below() + c.above(c.edge(function(c.z))))
     assert explained.startswith("executor: chain" if name in CHAINS else "executor: graph")
+
+
+IN_PLACE = {
+    "relu6": lambda x: F.relu6(x, inplace=True),
+    "selu": torch.selu_,
+    "selu-option": nn.SELU(inplace=True),
+    "hardtanh": F.hardtanh_,
+    "hardtanh-option": nn.Hardtanh(0.0, 2.0, inplace=True),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_activations_that_write_over_a_product(name):
+    assert Chain().check(lambda c: c.below() + c.above(IN_PLACE[name](c.edge(c.z)))).startswith("executor: chain")
 
 
 LINEAR = {

@@ -40,8 +40,15 @@ class TestBothWays:
         assert way["taken"] == 2 * [way["expected"]]
 
     def test_activations_that_differ_from_edge_to_edge(self, way):
-        edges = [("relu", "elu"), ("gelu_tanh", "softplus"), ("leaky_relu", "gelu"), ("identity", "silu")]
-        arguments = problem((5, 9, 7, 6, 3), 3, prior="one", clamped=(), dtype=torch.float32)
+        edges = [
+            ("relu", "elu"),
+            ("gelu_tanh", "softplus"),
+            ("leaky_relu", "gelu"),
+            ("identity", "silu"),
+            ("hardtanh", "selu"),
+            ("clipped_relu", "identity"),
+        ]
+        arguments = problem((5, 9, 7, 6, 4, 5, 3), 3, prior="one", clamped=(), dtype=torch.float32)
         names = [f for edge in edges for f in edge]
         arguments["activations"] = [[*FUNCTIONS].index(f) for f in names]
         arguments["parameters"] = [FUNCTIONS[f][1] for f in names]

@@ -57,6 +57,19 @@ def test_activations(activation, side):
         check(problem((5, 33, 7, 3), SOME, **{side: activation}, dtype=dtype))
 
 
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_activations_at_their_kinks(activation):
+    kinks = [-FUNCTIONS[activation][1], -0.0, 0.0, FUNCTIONS[activation][1]]
+    for dtype in FLOATS:
+        arguments = problem((4, 4), 1, prior=True, clamped=(-1,), biases=False, dtype=dtype, after=activation)
+        arguments["weights"][0].copy_(torch.eye(4))
+        arguments["states"][0].copy_(torch.tensor([kinks]))
+        check_mstep(arguments)
+        before = arguments | {"activations": arguments["activations"][::-1], "steps": 1}
+        before["parameters"] = arguments["parameters"][::-1]
+        check(before)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options(option, dtype):
@@ -259,7 +272,10 @@ STRUCTURES = {
     "free, but read": (
         lambda p: with_node(p, 3, free=True), "state of node[3] is moved, and must be among the tensors written"
     ),
-    "activation": (lambda p: with_edge(p, 0, before=Activation(10)), "the activation, must be from 0 to 9, got 10"),
+    "activation": (
+        lambda p: with_edge(p, 0, before=Activation(len(FUNCTIONS))),
+        f"the activation, must be from 0 to {len(FUNCTIONS) - 1}, got {len(FUNCTIONS)}"
+    ),
     "gram of a free target": (lambda p: with_edge(p, 0, gram=True), "gram of edge 0 needs a free source"),
     "gram with energies": (lambda p: with_edge(p, 2, gram=True), "gram of edge 2 needs a free source"),
     "learning nothing": (lambda p: replace(p, targets=()), "plan must have targets where something learns"),

@@ -37,6 +37,9 @@ ACTIVATIONS = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
     "softplus": lambda: nn.Softplus(beta=1.5),
+    "relu6": nn.ReLU6,
+    "hardtanh": lambda: nn.Hardtanh(-0.7, 0.7),
+    "selu": nn.SELU,
 }
 
 

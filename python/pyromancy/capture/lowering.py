@@ -263,18 +263,31 @@ def _is_product(program: Program, call: Call | None) -> bool:
 
 
 # The arguments that activations take beside their input, and what they are where nobody gives them.
-_PARAMETERS = {"leaky_relu": ("negative_slope", 0.01), "elu": ("alpha", 1.0), "softplus": ("beta", 1.0)}
+_PARAMETERS = {
+    "leaky_relu": ("negative_slope", 0.01),
+    "elu": ("alpha", 1.0),
+    "softplus": ("beta", 1.0),
+    "hardtanh": ("max_val", 1.0),
+}
 
 
 def _activation(call: Call | None) -> Activation | None:
     name = None if call is None else call.meaning
-    if call is None or name not in _NUMBER or len(call.inputs) != 1:
+    if call is None or (name not in _NUMBER and name != "relu6") or len(call.inputs) != 1:
         return None
     options = unusual(call.function, call.args, call.kwargs)
+    if name == "relu6":
+        name, options = "hardtanh", options | {"min_val": 0.0, "max_val": 6.0}
     if name == "gelu" and options.pop("approximate", "none") == "tanh":
         name = "gelu_tanh"
     parameter, default = _PARAMETERS.get(name, ("", 0.0))
     value = float(options.pop(parameter, default))
+    if name == "hardtanh":  # there is one parameter: bounds are 0 and a number, or a number and its negative
+        low = float(options.pop("min_val", -1.0))
+        if low == 0 < value:
+            name = "clipped_relu"
+        elif not low == -value < 0:
+            return None
     return None if options else Activation(_NUMBER[name], value)
 
 

@@ -38,6 +38,7 @@ _SPELLINGS = {
     "linear": ("linear",),
     "convolution of images": ("conv2d", "conv_transpose2d"),
     **{name: (name,) for name in ("relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus")},
+    **{name: (name,) for name in ("relu6", "hardtanh", "selu")},
     "takes the second's form": ("expand_as", "view_as", "reshape_as", "type_as"),
     "takes forms alone": ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
     "normalization": ("batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
@@ -50,6 +51,7 @@ _SPELLINGS = {
 _OVERWRITTEN = (
     *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow", "neg", "negative"),
     *("relu", "tanh", "sigmoid", "exp", "square", "abs", "clamp", "clip", "elu", "leaky_relu"),
+    *("relu6", "hardtanh", "selu"),
 )
 _AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
 # These tell of a tensor's form and not of its contents.

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SELU_SCALE = 1.0507009873554804934  # as torch has it, and -f(-infinity)
+SELU_DEPTH = 1.6732632423543772848 * SELU_SCALE
+
 
 def _softplus_slope(x: Tensor, beta: float) -> Tensor:
     return torch.where(beta * x > 20, 1.0, torch.sigmoid(beta * x))
@@ -38,4 +41,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[Tensor
     "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
     "sigmoid": (lambda x, _: torch.sigmoid(x), lambda x, _: torch.sigmoid(x) * (1 - torch.sigmoid(x))),
     "softplus": (lambda x, p: F.softplus(x, p), _softplus_slope),
+    "clipped_relu": (lambda x, p: F.hardtanh(x, 0.0, p), lambda x, p: ((x > 0) & (x < p)).to(x.dtype)),
+    "hardtanh": (lambda x, p: F.hardtanh(x, -p, p), lambda x, p: ((x > -p) & (x < p)).to(x.dtype)),
+    "selu": (lambda x, _: F.selu(x), lambda x, _: torch.where(x > 0, SELU_SCALE, SELU_DEPTH * torch.exp(x))),
 }

@@ -7,7 +7,7 @@ import math
 import triton
 import triton.language as tl
 
-from ...plan.activations import ACTIVATIONS
+from ...plan.activations import ACTIVATIONS, SELU_DEPTH, SELU_SCALE
 
 IDENTITY = [*ACTIVATIONS].index("identity")  # for the launchers
 _NUMBER = {name: tl.constexpr(number) for number, name in enumerate(ACTIVATIONS)}
@@ -15,8 +15,10 @@ _IDENTITY = _NUMBER["identity"]
 _RELU, _LEAKY_RELU, _ELU = _NUMBER["relu"], _NUMBER["leaky_relu"], _NUMBER["elu"]
 _SILU, _GELU, _GELU_TANH = _NUMBER["silu"], _NUMBER["gelu"], _NUMBER["gelu_tanh"]
 _TANH, _SIGMOID, _SOFTPLUS = _NUMBER["tanh"], _NUMBER["sigmoid"], _NUMBER["softplus"]
+_CLIPPED_RELU, _HARDTANH, _SELU = _NUMBER["clipped_relu"], _NUMBER["hardtanh"], _NUMBER["selu"]
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _INV_SQRT_2PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
+_SELU_SCALE, _SELU_DEPTH = tl.constexpr(SELU_SCALE), tl.constexpr(SELU_DEPTH)
 _SCALE, _CUBIC = tl.constexpr(math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
 
 
@@ -71,6 +73,12 @@ def activate(x, parameter, KIND: tl.constexpr):
         z = x * parameter
         soft = (tl.where(z > 0, z, 0.0) + _log1p_unit(tl.exp(-tl.abs(z)))) / parameter
         y = tl.where(z > 20, x, soft)
+    elif KIND == _CLIPPED_RELU:
+        y = tl.where(x < 0, 0.0, tl.where(x > parameter, parameter, x))
+    elif KIND == _HARDTANH:
+        y = tl.where(x < -parameter, -parameter, tl.where(x > parameter, parameter, x))
+    elif KIND == _SELU:
+        y = tl.where(x > 0, x * _SELU_SCALE, _expm1(x) * _SELU_DEPTH)
     else:
         tl.static_assert(KIND == _IDENTITY)
         y = x
@@ -101,6 +109,12 @@ def slope(x, y, parameter, KIND: tl.constexpr):
         d = y * (1.0 - y)
     elif KIND == _SOFTPLUS:
         d = tl.where(x * parameter > 20, one, tl.sigmoid(x * parameter))
+    elif KIND == _CLIPPED_RELU:
+        d = tl.where((y > 0) & (y < parameter), one, 0.0)
+    elif KIND == _HARDTANH:
+        d = tl.where((y > -parameter) & (y < parameter), one, 0.0)
+    elif KIND == _SELU:
+        d = tl.where(x > 0, one * _SELU_SCALE, y + _SELU_DEPTH)
     else:
         tl.static_assert(KIND == _IDENTITY)
         d = one
