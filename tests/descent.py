@@ -50,7 +50,7 @@ def free(*shape, dtype=torch.float64):
     return nn.Parameter(torch.randn(*shape, dtype=dtype))
 
 
-def assert_as_autograd(energy, states, learned=(), steps=3, **options):
+def assert_as_autograd(energy, states, learned=(), steps=3, tolerance=1e-10, **options):
     """The loop's states and gradients are those of autograd and SGD; returns what the loop explains."""
     before = [z.detach().clone() for z in states]
     loop = InferenceLoop(energy, states, lr=0.1, **options)
@@ -74,5 +74,5 @@ def assert_as_autograd(energy, states, learned=(), steps=3, **options):
     for a, b in zip(found, expected, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
     return loop.explain()

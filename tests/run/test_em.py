@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import pyromancy as pyro
@@ -69,6 +70,30 @@ class Net(nn.Module):
 
     def m_params(self):
         return list(pyro.get_mstep_params(self))
+
+
+class Written(nn.Module):
+    """An edge, computed in a way of its own."""
+
+    def __init__(self, linear, forward):
+        super().__init__()
+        self.linear, self.written = linear, forward
+
+    def forward(self, z):
+        return self.written(torch.tanh(z), self.linear.weight, self.linear.bias)
+
+
+# How an edge may be computed, and whether a batch is one call: parameters that learn in it must be weights themselves
+EDGES = {
+    "operator": (lambda z, w, b: z @ w.T + b, True),
+    "bias-first": (lambda z, w, b: b + z.matmul(w.t()), True),
+    "addmm": (lambda z, w, b: torch.addmm(b, z, w.mT), True),
+    "einsum": (lambda z, w, b: torch.einsum("bi,oi->bo", z, w) + b, True),
+    "columns": (lambda z, w, b: (w @ z.T).T + b, True),
+    "views": (lambda z, w, b: F.linear(z.flatten(1), w, b).view(len(z), -1), True),
+    "scaled": (lambda z, w, b: 0.5 * F.linear(z, w, b), False),
+    "computed": (lambda z, w, b: z @ (w.T * w.T.sign().abs()) + b, False),
+}
 
 
 def twins(*args, **kwargs):
@@ -452,6 +477,50 @@ class TestStart:
         for x, y in batches(4, last=9):
             em.step(x, y)
             plainly(plain, theirs, x, y, steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+    @pytest.mark.parametrize("how", EDGES)
+    def test_a_sweep_however_its_edges_are_written(self, how):
+        """After one E-step only the last hidden state has left its prediction: the edges below do not learn at all."""
+        forward, one_call = EDGES[how]
+        net, plain, em, theirs = self.loops(lambda net: net.start)
+        for n in (net, plain):
+            n.edges = nn.ModuleList(Written(e[1], forward) for e in n.edges)
+        em.loop.lr, em.steps = 0.1, 1
+        before = [p.detach().clone() for p in net.edges[0].parameters()]
+        for x, y in batches(1):
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=1, lr=0.1)
+        assert em.explain().startswith("a batch: one call" if one_call else "a batch: start")
+        assert "executor: chain" in em.explain()
+        assert "not fused" not in em.explain()
+        assert all(same_bits(p.detach(), q) for p, q in zip(net.edges[0].parameters(), before, strict=True))
+        for x, y in batches(3):
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=1, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+    def test_a_weight_that_is_scaled_is_told(self):
+        net, _, em, _ = self.loops(lambda net: net.start)
+        net.edges = nn.ModuleList(Written(e[1], EDGES["scaled"][0]) for e in net.edges)
+        em.step(*batches(1)[0])
+        assert "not one call: edges.0.linear.weight is learned through what is computed from it, mul of" in em.explain()
+
+    def test_images(self):
+        """Data that are flattened on their way into the first Linear."""
+        net, plain, em, theirs = self.loops(lambda net: net.start)
+        for n in (net, plain):
+            n.below = FixedNode(1, 2, 4).double()
+            n.edges[0] = nn.Sequential(nn.Flatten(), n.edges[0][1])
+        for x, y in batches(3):
+            em.step(x.view(-1, 1, 2, 4), y)
+            plainly(plain, theirs, x.view(-1, 1, 2, 4), y, steps=3, lr=0.1)
+        assert "one call" in em.explain().splitlines()[0]
+        assert_same(net.m_params(), plain.m_params())
+        x, y = torch.rand(40, 1, 2, 4).double(), torch.rand(40, 3).double()
+        list(em.epoch(x, y, batch_size=20, shuffle=False))
+        for rows in (slice(0, 20), slice(20, 40)):
+            plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
         assert_same(net.m_params(), plain.m_params())
 
     def test_gradients_of_before_are_zeroed(self):

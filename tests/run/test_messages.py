@@ -166,8 +166,7 @@ class Pair(Net):
 
 # What a target's prediction is, beside a free state h and another, o; and what the loop says of it
 PREDICTIONS = {
-    "product": (lambda n, h, o: h @ n.top.weight.T, "net.above.value comes from matmul of net.hidden.value, not"),
-    "bias": (lambda n, h, o: h @ n.top.weight.T + n.top.bias, "add of net.hidden.value, not from a Linear; write it"),
+    "product": (lambda n, h, o: h @ o.T @ h[:, :3], "above.value comes from matmul of net.hidden.value, net.other"),
     "skip": (lambda n, h, o: n.top(h) + h[:, :3], "from add of net.hidden.value, not from a Linear\n"),
     "cat": (lambda n, h, o: n.side(torch.cat([h, o], 1)), "result of cat of net.hidden.value, net.other.value, not"),
     "two": (lambda n, h, o: n.top(h + o), "the result of add of net.hidden.value, net.other.value, not a state"),
@@ -225,13 +224,10 @@ def test_what_keeps_states_from_a_chain_is_told_with_their_names(of):
     assert told in pyro.InferenceLoop(energy, used, lr=0.1).explain()
 
 
-def scaled(net):
+def softmax(net):
     return (
-        lambda: (
-            net.hidden.energy(net.up(net.below.value))
-            + net.above.energy(nn.functional.linear(net.hidden.value, 2 * net.top.weight))
-        ),
-        "the gradient of net.top.weight is autograd's: mul takes it, not an edge",
+        lambda: net.hidden.energy(net.up(net.below.value).softmax(1)) + net.above.energy(net.top(net.hidden.value)),
+        "the gradient of net.up.weight is autograd's: linear takes it, not an edge",
     )
 
 
@@ -248,7 +244,7 @@ def hooked(net):
     return net.energy, "up.bias has a gradient hook"
 
 
-@pytest.mark.parametrize("of", [scaled, shared, hooked])
+@pytest.mark.parametrize("of", [softmax, shared, hooked])
 def test_what_keeps_gradients_from_a_chain_is_told_with_names(of):
     net = Pair().init()
     energy, told = of(net)

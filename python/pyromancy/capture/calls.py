@@ -49,6 +49,15 @@ class Call:
         """What the function means, whichever of its names it goes by; see `vocabulary`."""
         return meaning(self.function)
 
+    def renamed(self, name: Callable[[int], int]) -> Call:
+        """The same call with other slots."""
+        args, kwargs, result = (
+            replaced(tree, Slot, lambda slot: Slot(name(slot.index))) for tree in (self.args, self.kwargs, self.result)
+        )
+        inputs, outputs = (tuple(map(name, slots)) for slots in (self.inputs, self.outputs))
+        written = self.written and self.written.renamed(name)
+        return Call(self.function, args, kwargs, result, inputs, outputs, written)
+
 
 def replaced(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     """Arguments or a result with all of a kind in it replaced, in tuples of any type, lists, dicts and slices."""

@@ -424,19 +424,7 @@ class Recording(TorchFunctionMode):
         produced = dict.fromkeys(s for c in self.calls for s in c.outputs if s in self.produced)
         renumber = {old: new for new, old in enumerate([*order, *produced])}
 
-        def renamed(tree: Any) -> Any:
-            return replaced(tree, Slot, lambda slot: Slot(renumber[slot.index]))
-
-        def renumbered(slots: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(renumber[s] for s in slots)
-
-        def renamed_call(c: Call) -> Call:
-            return Call(
-                c.function, renamed(c.args), renamed(c.kwargs), renamed(c.result),
-                renumbered(c.inputs), renumbered(c.outputs), c.written and renamed_call(c.written),
-            )  # fmt: skip
-
-        calls = [renamed_call(c) for c in self.calls]
+        calls = [c.renamed(renumber.__getitem__) for c in self.calls]
         identities = {id(t) for t in free}
         by_new = sorted(((renumber[s], t) for s, t in enumerate(self.kept)), key=lambda pair: pair[0])
         stand_ins = {id(t): stand_in(t) for t in self.kept}

@@ -185,9 +185,8 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
         call = program.producer.get(slot)
     if call is None or call.meaning != "linear":
         if slot in program.varying:
-            hint = "; write it with torch.nn.functional.linear" if _is_product(program, call) else ""
             what = program.told(slot) if call else f"{program.told(slot)} as it is"
-            raise NotAChain(f"the prediction of {target} comes from {what}, not from a Linear{hint}")
+            raise NotAChain(f"the prediction of {target} comes from {what}, not from a Linear")
         return None, None
     bound = arguments(call.function, call.args, call.kwargs)
     source, weight, bias = bound["input"], bound["weight"], bound["bias"]
@@ -208,13 +207,13 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
     if call is not None and activation is not None:
         before = activation
         (slot,) = call.inputs
-    if slot >= len(program.leaves):
-        if slot in program.varying:
+    form = program.stand_ins[slot]
+    if slot in program.varying:
+        if slot >= len(program.leaves):
             raise NotAChain(f"a Linear takes the result of {program.told(slot)}, not a state")
-        return None, None
-    if program.leaves[slot].dim() != 2:
-        if slot in program.varying:
+        if form.dim() != 2:
             raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
+    elif form.dim() != 2 or form.shape[:1] != program.batch:
         return None, None
     return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
 
@@ -253,13 +252,6 @@ def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None])
         return None
     leaves = [program.leaves[i] for i in of]
     return EdgeTensors(source, leaves[0], leaves[1] if bias is not None else None, before, after)
-
-
-def _is_product(program: Program, call: Call | None) -> bool:
-    """Whether a call is a matrix product, or adds something fixed to one, as a bias."""
-    if call is not None and call.meaning == "add":
-        call = next((program.producer.get(s) for s in call.inputs if s in program.varying), None)
-    return call is not None and call.meaning == "product"
 
 
 # The arguments that activations take beside their input, and what they are where nobody gives them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -125,11 +125,17 @@ class Program:
             self.leaves[slot] = leaf
         self._dry_calls = []
 
+    def rewritten(self, calls: list[Call], stand_ins: list[Tensor]) -> Program:
+        """A program on the same leaves, also when they are replaced, that computes the same by other calls."""
+        return Program(
+            self.leaves, self.free, calls, self.result, self.names, stand_ins, addresses_memory=self.addresses_memory
+        )
+
     def rest(self) -> None:
         """Keep no leaf alive: until `wake`, stand-ins take their places."""
         data = frozenset(self.data())
         self._resting = [(TensorWeakRef(t), i in data) for i, t in enumerate(self.leaves)]
-        self.leaves, self._dry_calls, self.guard = self.stand_ins[: len(self.leaves)], [], None
+        self.leaves[:], self._dry_calls, self.guard = self.stand_ins[: len(self.leaves)], [], None
         self.gone.clear()
 
     def wake(self) -> bool:
@@ -208,10 +214,12 @@ class Program:
                     stack.extend(self.producer[s].inputs)
         return found
 
-    def paths(self) -> dict[int, int]:
-        """In how many ways each slot enters terms that free states change, through the calls between."""
-        moved = [(t.slot, t.gaussian) for t in self.terms if t.slot is not None and t.slot in self.varying]
-        count = dict(Counter(s for slot, node in moved for s in (node.operands if node else [slot])))
+    def paths(self, into: Iterable[int] | None = None) -> dict[int, int]:
+        """In how many ways each slot enters others, or terms that free states change, through the calls between."""
+        if into is None:
+            moved = [(t.slot, t.gaussian) for t in self.terms if t.slot is not None and t.slot in self.varying]
+            into = (s for slot, node in moved for s in (node.operands if node else [slot]))
+        count = dict(Counter(into))
         for call in reversed(self.calls):
             ways = sum(count.get(slot, 0) for slot in call.outputs if slot >= len(self.leaves))
             for slot in call.inputs if ways else ():

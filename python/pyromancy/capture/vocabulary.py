@@ -34,7 +34,12 @@ _SPELLINGS = {
     "stack": ("stack",),
     "cat": ("cat", "concat", "concatenate"),
     "reshape": ("view", "reshape", "flatten", "ravel", "squeeze", "unsqueeze"),
-    "product": ("matmul", "mm", "addmm", "einsum", "__matmul__", "__rmatmul__"),
+    "transpose": ("t", "transpose", "swapaxes", "swapdims", "permute"),
+    "copy": ("contiguous", "clone", "float", "double"),
+    "dropout": ("dropout",),
+    "product": ("matmul", "mm", "__matmul__"),
+    "addmm": ("addmm",),
+    "einsum": ("einsum",),
     "linear": ("linear",),
     "convolution of images": ("conv2d", "conv_transpose2d"),
     **{name: (name,) for name in ("relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus")},
@@ -76,7 +81,9 @@ _MEANINGS: dict[Function, str] = {
     for name in names
     for place in _PLACES
     if hasattr(place, name)
-} | dict.fromkeys((torch.autograd.grad, cast(Any, Tensor.grad).__get__), "autograd")
+}
+_MEANINGS |= dict.fromkeys((torch.autograd.grad, cast(Any, Tensor.grad).__get__), "autograd")
+_MEANINGS |= dict.fromkeys((cast(Any, Tensor.T).__get__, cast(Any, Tensor.mT).__get__), "transpose")
 _MEANINGS_OF_OPERATORS = {name: meaning for meaning, names in _SPELLINGS.items() for name in names}
 _OUT_OF_PLACE: dict[Function, Function] = {
     getattr(place, f"{name}_"): getattr(place, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -49,7 +48,8 @@ class ChainExecutor(ReplayingExecutor):
     name = "chain"
 
     def __init__(self, program: Program, chains: list[Chain], states: Sequence[Tensor], replay: Replay) -> None:
-        weights = {s for c in chains for e in c.edges for s in (e.weight, e.bias) if s is not None}
+        operands = [s for c in chains for e in c.edges for s in (e.weight, e.bias) if s is not None]
+        weights = {a for s in operands for a in program.ancestors(s)}
         data = [s for s in program.moving() if s not in weights]  # what looks like data, as many rows wide as the batch
         super().__init__(program, sorted(program.free), data, replay)
         self.chains = chains
@@ -173,11 +173,33 @@ class ChainExecutor(ReplayingExecutor):
             self._notify(node)
             slots = self._spread(node)
             for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
-                if slot in needed:
-                    add(slot, gradient)
+                add(slot, gradient)
+        self._lead_back(found, needed)
         for slot, other in self._gradients_of(mstep.others, sorted(needed)):
             add(slot, other)
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
+
+    def _lead_back(self, found: dict[int, Tensor], needed: frozenset[int]) -> None:
+        """Turn the gradients of operands that are computed into those of the leaves that they are computed from."""
+        program = self.program
+        computed = sorted(s for s in found if s >= len(program.leaves))
+        if not computed:
+            return
+        of = sorted(needed & set[int]().union(*map(program.ancestors, computed)))
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
+            for slot in of:
+                leaves[slot].requires_grad_()
+            pairs = [(v, found[s]) for s, v in zip(computed, program.evaluate(computed, leaves), strict=True)]
+            pairs = [(v, g) for v, g in pairs if v.requires_grad]
+            if not pairs:
+                return
+            led = torch.autograd.grad(
+                [v for v, _ in pairs], [leaves[s] for s in of], [g for _, g in pairs], allow_unused=True
+            )
+        for slot, gradient in zip(of, led, strict=True):
+            if gradient is not None:
+                found[slot] = found[slot] + gradient if slot in found else gradient
 
     def obstacle_inside(self, parameters: Sequence[Tensor]) -> str | None:
         """Why these cannot learn within a plan, if they cannot."""
@@ -193,8 +215,13 @@ class ChainExecutor(ReplayingExecutor):
         if mstep.others:
             told = [self.program.told(t.slot) for t in mstep.others if t.slot is not None]
             return f"a term of the energy, {told[0]}, depends on parameters and on no free state"
-        full = [self.program.told(self.planner.nodes[i].state) for i in mstep.wanted.factors]
-        return f"the full covariance of {full[0]} is learned" if full else None
+        if full := [self.program.told(self.planner.nodes[i].state) for i in mstep.wanted.factors]:
+            return f"the full covariance of {full[0]} is learned"
+        program, direct = self.program, self.planner.operands
+        through = [(p, s) for p in sorted(needed - direct) for s in sorted(direct) if p in program.ancestors(s)]
+        for parameter, operand in through:
+            return f"{program.told(parameter)} is learned through what is computed from it, {program.told(operand)}"
+        return None
 
     def _obstacle_of(self, wanted: Sequence[Tensor]) -> str | None:
         """What about the tensors themselves keeps the operator from giving their gradients."""
@@ -232,18 +259,22 @@ class ChainExecutor(ReplayingExecutor):
         return [(slot, g) for slot, g in zip(slots, gradients, strict=True) if g is not None]
 
     def _wanted(self, needed: frozenset[int]) -> _Wanted:
-        nodes = self.planner.nodes
+        nodes, ancestors = self.planner.nodes, self.program.ancestors
+
+        def reached(*slots: int) -> bool:
+            return any(not needed.isdisjoint(ancestors(s)) for s in slots)
+
         predicting = [(i, e) for i, (source, e) in enumerate(self.planner.edges) if nodes[source + 1].term is not None]
-        spread = [i for i, n in enumerate(nodes) if not needed.isdisjoint(self._spread(n))]
+        spread = [i for i, n in enumerate(nodes) if reached(*self._spread(n))]
         return _Wanted(
-            [i for i, e in predicting if e.weight in needed],
-            [i for i, e in predicting if e.bias in needed],
+            [i for i, e in predicting if reached(e.weight)],
+            [i for i, e in predicting if e.bias is not None and reached(e.bias)],
             [i for i in spread if nodes[i].factor is None],
             [i for i in spread if nodes[i].factor is not None],
         )
 
     def _spread(self, node: Node) -> tuple[int, ...]:
-        """The leaves that make a node's covariance: a log-variance, or a Cholesky factor's two parts."""
+        """The slots that make a node's covariance: a log-variance, or a Cholesky factor's two parts."""
         if node.term is None:
             return ()
         if node.logvar is not None:
@@ -283,10 +314,9 @@ class ChainExecutor(ReplayingExecutor):
     def _obstacle(self, needed: frozenset[int]) -> str | None:
         """Why autograd has to compute the gradients of these leaves, if it has to."""
         program = self.program
-        chain_uses: Counter[int] = Counter()
-        for chain in self.chains:
-            chain_uses.update(s for e in chain.edges for s in (e.weight, e.bias) if s is not None)
-            chain_uses.update(s for n in chain.nodes for s in self._spread(n))
+        uses = [s for _, e in self.planner.edges for s in (e.weight, e.bias) if s is not None]
+        uses += [s for n in self.planner.nodes for s in self._spread(n)]
+        chain_uses = program.paths(uses)
         moved = [t.slot for t in program.terms if t.slot is not None and t.slot in program.varying]
         reaches = {s for slot in moved for s in program.ancestors(slot)}
         if missing := (needed & reaches) - chain_uses.keys():
@@ -294,7 +324,7 @@ class ChainExecutor(ReplayingExecutor):
             user = self._users(slot, reaches)
             return f"the gradient of {program.told(slot)} is autograd's: {user} takes it, not an edge"
         paths = program.paths()
-        if shared := [s for s in needed if paths.get(s, 0) > chain_uses[s]]:
+        if shared := [s for s in needed if paths.get(s, 0) > chain_uses.get(s, 0)]:
             slot = min(shared)
             name, users = program.told(slot), self._users(slot, reaches)
             return f"{name} is used outside the chain's edges too: it enters in {paths[slot]} ways, through {users}"

@@ -404,9 +404,6 @@ class _Whole:
             raise _ByParts("its states are not on a CPU")
         self.start_, self.executor = start, executor
         self.nodes = executor.planner.nodes
-        for node in self.nodes:
-            if node.state >= len(program.leaves):
-                raise _ByParts(f"{program.told(node.state)}, which has an energy, is not a state but computed")
         self.parameters = em._parameters
         self.learned = _learned(executor, self.parameters)
         self._last: _Last | None = None  # where the next call may be the same
@@ -415,17 +412,20 @@ class _Whole:
     def _sort_settings(self) -> None:
         """Which states start at their prediction, which are set to something, and which to the batch's own rows."""
         planner, program, states = self.executor.planner, self.executor.program, self.states
-        slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True)}
+        leaves = program.leaves
+        slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True) if s is not None}
         into = {planner.nodes[source + 1].state: (source, e) for source, e in planner.edges}
         swept, self.set_ = set(), []
         for setting, found in self.start_.edges():
             slot = slot_of.get(id(setting.node.value))
             if slot is not None and slot in program.free and found is not None and slot in into:
                 source, edge = into[slot]
-                bias = None if edge.bias is None else program.leaves[edge.bias]
+                taken = [s for s in (edge.weight, edge.bias) if s is not None]
+                given = [t for t in (found.weight, found.bias) if t is not None]
                 same = (
-                    found.source is states[source] and found.weight is program.leaves[edge.weight]
-                    and found.bias is bias and (found.before, found.after) == (edge.before, edge.after)
+                    found.source is states[source] and len(taken) == len(given)
+                    and all(s < len(leaves) and leaves[s] is t for s, t in zip(taken, given, strict=True))
+                    and (found.before, found.after) == (edge.before, edge.after)
                 )  # fmt: skip
                 if same:
                     swept.add(slot)
@@ -441,9 +441,10 @@ class _Whole:
         self._slot_of = slot_of
 
     @property
-    def states(self) -> list[Tensor]:
-        """Of the nodes, in order."""
-        return [self.executor.program.leaves[n.state] for n in self.nodes]
+    def states(self) -> list[Tensor | None]:
+        """Of the nodes, in order; None where a clamped one is computed."""
+        leaves = self.executor.program.leaves
+        return [leaves[n.state] if n.state < len(leaves) else None for n in self.nodes]
 
     def fits(self, em: EM, start: Start, executor: Executor) -> bool:
         """Whether nothing of this has changed."""
@@ -451,7 +452,7 @@ class _Whole:
         return (
             start is self.start_ and executor is self.executor and rules.obstacle(em.optimizer) is None
             and len(now) == len(self.parameters) and all(a is b for a, b in zip(now, self.parameters, strict=True))
-            and not any(map(has_hooks, now)) and all(s.is_contiguous() for s in self.states)
+            and not any(map(has_hooks, now)) and all(s is None or s.is_contiguous() for s in self.states)
             and len({p.untyped_storage().data_ptr() for p in now}) == len(now)
         )  # fmt: skip
 
@@ -464,17 +465,19 @@ class _Whole:
             for setting, value in zip(self.set_, self.start_.values(self.set_), strict=True):
                 setting.node.init(value)
             for node, state in zip(self.nodes, self.states, strict=True):
-                if node.state in self.swept:  # new memory, as `init` gives it: somebody may hold the last batch's
+                if state is not None and node.state in self.swept:
+                    # new memory, as `init` gives it: somebody may hold the last batch's
                     state.data = torch.empty_like(state)
         self.start_.restore()
 
     def run(self, em: EM, data: Sequence[Tensor] = (), order: Tensor | None = None) -> bool:
         """Run the batch whose states are set, or the batches of rows of data; whether it could."""
         rows: dict[int, Tensor] = {}
-        program = self.executor.program
         if order is not None:
+            captured = em.loop.program
+            assert captured is not None
             clamped = {self._slot_of.get(id(setting.node.value), -1) for setting in self.set_}
-            if self.by_hand or self.start_.reaches(program) or self.executor.planner.computes_from(clamped):
+            if self.by_hand or self.start_.reaches(captured) or self.executor.planner.computes_from(clamped):
                 return False
             for setting in self.set_:
                 place = self.start_.place(setting)
@@ -527,12 +530,16 @@ class _Whole:
             if self._learns(em)
             else Learn()
         )
-        loop, planner, states = em.loop, self.executor.planner, self.states
+        loop, planner = em.loop, self.executor.planner
         run = Run(em.steps, float(loop.lr), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False)
-        velocities = [torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum]
         with torch.no_grad():
+            values = planner.values(self.executor.program.leaves)
+            states = [values[n.state].contiguous() for n in self.nodes]
+            velocities = [
+                torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum
+            ]
             return planner.call(
-                planner.values(self.executor.program.leaves), states, run, of=em.steps,
+                values, states, run, of=em.steps,
                 velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
             )  # fmt: skip
 

@@ -23,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.lowering import NotAChain, idle, lower
+from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..registration import is_learned
 from .autograd import AutogradExecutor
@@ -495,7 +496,8 @@ class InferenceLoop:
         executor: Executor | None = None
         if self._wanted != "graph":
             try:
-                executor = ChainExecutor(program, lower(program), self._params, self._replay)
+                written = normal(program, program.batch[0] if program.batch else 1)
+                executor = ChainExecutor(written, lower(written), self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
         try:

@@ -68,6 +68,7 @@ class Planner:
     Attributes:
         nodes: of all chains.
         edges: of all chains, each with the place of its source; its target is the next node.
+        operands: all slots that they take.
     """
 
     def __init__(self, program: Program, chains: list[Chain]) -> None:
@@ -77,6 +78,7 @@ class Planner:
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
         operands = [s for n in self.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
         operands += [s for _, e in self.edges for s in (e.weight, e.bias)]
+        self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
         self._parameters = [x for _, e in self.edges for x in (e.before.parameter, e.after.parameter)]
         self._encoded: dict[tuple[object, ...], list[int]] = {}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..capture.capture import Checker, NotCapturable, Recording, obstacle
 from ..capture.lowering import EdgeTensors, edge_of
+from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import Guard
 from ..nodes.base import StateNode, watched
@@ -78,6 +79,7 @@ class Start:
         self._batch = [i for i, t in enumerate(batch) if isinstance(t, Tensor)]  # whose tensors are the first leaves
         self._refuse_what_depends_on_before()
         self._forms = [form_of(s.node.value) for s in self.settings]
+        self._normal = normal(self.program, len(self.settings[0].node.value), {s.slot for s in self.settings})
 
     def _refuse_what_depends_on_before(self) -> None:
         """A state that is read before it is set, or set twice, or forgotten, is what the batch before has left."""
@@ -172,7 +174,7 @@ class Start:
     def edges(self) -> Iterator[tuple[Setting, EdgeTensors | None]]:
         """Every state that is set, with the edge that predicts it from another, if that is what it is set to."""
         for s in self.settings:
-            yield s, edge_of(self.program, s.slot, self.origin)
+            yield s, edge_of(self._normal, s.slot, self.origin)
 
     def values(self, settings: Sequence[Setting]) -> list[Tensor]:
         """What states are set to."""

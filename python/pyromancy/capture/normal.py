@@ -1,0 +1,264 @@
+"""Writes the many forms of an affine map as Linears, so that whoever reads a program has one form to know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .calls import Call, Slot, filled
+from .program import Program
+from .vocabulary import arguments
+
+Factor = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a tensor, and its arguments after that
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """``x W^T + b``, as slots."""
+
+    source: int
+    weight: int
+    bias: int | None = None
+
+
+def normal(program: Program, batch: int, roots: Collection[int] = ()) -> Program:
+    """The same program, on the same leaves and with the same slots, and more of them, for what it calls otherwise.
+
+    Products with a matrix, numbers times them and sums with a vector become Linears of a weight and a bias that are
+    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over.
+
+    Args:
+        program: as it was captured.
+        batch: the number of rows of what counts as data.
+        roots: slots that keep their names even where they hold what another does.
+    """
+    return _Writer(program, batch, roots).written()
+
+
+class _Writer:
+    def __init__(self, program: Program, batch: int, roots: Collection[int]) -> None:
+        self._program, self._batch, self._roots = program, batch, roots
+        self._calls: list[Call] = []
+        self._stand_ins = [t.detach() for t in program.stand_ins]  # others than the program's, which counts their uses
+        self._made: dict[int, Call] = {}  # slot -> the call that makes it
+        self._same: dict[int, int] = {}  # slot -> an earlier one that holds the same
+        self._turned: dict[int, int] = {}  # slot -> the one that it is the transpose of
+        self._linears: dict[int, _Linear] = {}
+        self._turned_linears: dict[int, _Linear] = {}  # slots that hold the transpose of one
+        self._scaled: dict[int, tuple[int, list[Factor]]] = {}  # slot -> another, and what it is multiplied by
+
+    def written(self) -> Program:
+        for call in self._program.calls:
+            self._write(call)
+        return self._program.rewritten(self._calls, self._stand_ins)
+
+    def _write(self, call: Call) -> None:
+        call = call.renamed(lambda slot: self._same.get(slot, slot))
+        output, *more = call.outputs
+        if more or self._stand_ins[output].dim() != 2:
+            self._calls.append(call)
+            return
+        if output in call.inputs:  # what it takes is what it returns
+            return
+        match call.meaning:
+            case "reshape" | "transpose" | "copy" | "positive" | "takes the second's form":
+                self._rearranged(call, output)
+            case "dropout":
+                given = arguments(call.function, call.args, call.kwargs)
+                if not given.get("training", given.get("train")):
+                    self._pass(output, call.inputs[0])
+            case "linear":
+                given = arguments(call.function, call.args, call.kwargs)
+                source, weight, bias = (given[name] for name in ("input", "weight", "bias"))
+                if isinstance(source, Slot) and isinstance(weight, Slot):
+                    self._product(output, source.index, weight.index, bias and bias.index)
+            case "product" if len(call.args) == 2 and not call.kwargs:
+                a, b = call.inputs
+                self._matmul(output, a, b)
+            case "addmm":
+                self._addmm(call, output)
+            case "einsum":
+                self._einsum(call, output)
+            case "add" | "sub" | "rsub" if not call.kwargs and len(call.args) == 2:
+                self._sum(call, output)
+            case "mul" | "div" | "neg" if not call.kwargs:
+                self._scale(call, output)
+        linear = self._linears.get(output)
+        if linear is not None:
+            parts = (linear.source, linear.weight, *(() if linear.bias is None else (linear.bias,)))
+            call = Call(F.linear, tuple(map(Slot, parts)), {}, Slot(output), parts, (output,))
+        if output not in self._same:
+            self._calls.append(self._made.setdefault(output, call))
+
+    def _pass(self, output: int, of: int) -> None:
+        """Take one slot for another that holds the same; or compute it as that is, if it must keep its name."""
+        if output not in self._roots:
+            self._same[output] = of
+        elif of in self._made:
+            self._made[output] = replace(self._made[of], result=Slot(output), outputs=(output,))
+
+    def _rearranged(self, call: Call, output: int) -> None:
+        """What gives a matrix as it is, or transposed: as it does with one without memory, by the strides."""
+        of = call.inputs[0]
+        blank = {s: torch.empty(t.shape, dtype=t.dtype, device="meta") for s, t in self._taken(call)}
+        result = call.function(*filled(call.args, blank), **filled(call.kwargs, blank))
+        before = blank[of]
+        if before.dim() != 2 or result.dtype != before.dtype or result.storage_offset():
+            return
+        if (result.shape, result.stride()) == (before.shape, before.stride()):
+            self._pass(output, of)
+        elif (result.shape, result.stride()) == (before.shape[::-1], before.stride()[::-1]):
+            if of in self._turned:
+                self._pass(output, self._turned[of])
+            elif of in self._turned_linears:
+                self._linears[output] = self._turned_linears[of]
+            else:
+                self._turned[output] = of
+
+    def _taken(self, call: Call) -> list[tuple[int, Tensor]]:
+        return [(s, self._stand_ins[s]) for s in call.inputs]
+
+    def _matmul(self, output: int, a: int, b: int) -> None:
+        """``a b``: a Linear of a, or else the transpose of one of what b is the transpose of."""
+        if self._stand_ins[a].dim() != 2 or self._stand_ins[b].dim() != 2:
+            return
+        if len(self._stand_ins[a]) == self._batch and b not in self._program.varying:
+            self._product(output, a, self._transpose(b))
+        elif b in self._turned and len(self._stand_ins[self._turned[b]]) == self._batch:
+            self._product(output, self._turned[b], a, turned=True)
+
+    def _product(self, output: int, source: int, weight: int, bias: int | None = None, turned: bool = False) -> None:
+        forms = [self._stand_ins[s] for s in (source, weight, output)]
+        if any(t.dim() != 2 or t.dtype != forms[0].dtype for t in forms) or weight in self._program.varying:
+            return
+        source, factors = self._scaled.get(source, (source, []))
+        for function, others in factors:
+            weight = self._computed(function, weight, *others)
+        (self._turned_linears if turned else self._linears)[output] = _Linear(source, weight, bias)
+
+    def _addmm(self, call: Call, output: int) -> None:
+        given = arguments(call.function, call.args, call.kwargs)
+        operands = [given.get("input", given.get("self")), given["mat1"], given["mat2"]]
+        if (given["alpha"], given["beta"]) != (1, 1) or not all(isinstance(o, Slot) for o in operands):
+            return
+        bias, a, b = (o.index for o in operands)
+        self._matmul(output, a, b)
+        if (linear := self._linears.pop(output, None)) is not None:
+            self._add(output, linear, Slot(bias))
+
+    def _einsum(self, call: Call, output: int) -> None:
+        equation = call.args[0]
+        if not isinstance(equation, str) or len(call.inputs) != 2:
+            return
+        left, arrow, result = equation.replace(" ", "").partition("->")
+        labels = left.split(",")
+        if not arrow:  # those that are there once, in alphabetical order
+            result = "".join(sorted(c for c in left if c != "," and left.count(c) == 1))
+        if len(labels) != 2 or any(len(set(of)) != 2 or not of.isalpha() for of in (*labels, result)):
+            return
+        pairs = list(zip(labels, call.inputs, strict=True))
+        for (of_data, data), (of_weight, weight) in (pairs, pairs[::-1]):
+            shared = set(of_data) & set(of_weight)
+            if len(shared) != 1 or weight in self._program.varying:
+                continue
+            (inner,) = shared
+            (row,), (column,) = set(of_data) - shared, set(of_weight) - shared
+            source = data if of_data == row + inner else self._turned.get(data)
+            if source is None or {row, column} != set(result) or len(self._stand_ins[source]) != self._batch:
+                continue
+            weight = weight if of_weight == column + inner else self._transpose(weight)
+            self._product(output, source, weight, turned=result != row + column)
+            return
+
+    def _sum(self, call: Call, output: int) -> None:
+        a, b = call.args if call.meaning != "rsub" else call.args[::-1]
+        negative = call.meaning != "add"
+        if isinstance(a, Slot) and a.index in self._linears:
+            if negative and isinstance(b, Slot):
+                b = Slot(self._computed(torch.neg, b.index))
+            self._add(output, self._linears[a.index], -b if negative and not isinstance(b, Slot) else b)
+        elif isinstance(b, Slot) and b.index in self._linears:
+            linear = self._linears[b.index]
+            self._add(output, self._times(linear, [(torch.neg, ())]) if negative else linear, a)
+
+    def _add(self, output: int, linear: _Linear, other: Any) -> None:
+        """A Linear plus what is the same for all samples."""
+        width = len(self._stand_ins[linear.weight])
+        bias = linear.bias
+        if isinstance(other, Slot):
+            t = self._stand_ins[other.index]
+            forms = [(width,), (), *([(1, width)] if self._batch > 1 else [])]  # else it is one sample's
+            fits = tuple(t.shape) in forms and t.dtype == self._stand_ins[linear.weight].dtype
+            if not fits or other.index in self._program.varying:
+                return
+            if t.dim() == 2:
+                other = Slot(self._computed(torch.reshape, other.index, (width,), shape=(width,)))
+            elif bias is None and t.dim() == 0:
+                other = Slot(self._computed(Tensor.expand, other.index, (width,), shape=(width,)))
+            new = other.index if bias is None else self._computed(torch.add, bias, other)
+        elif _is_number(other) and bias is not None:
+            new = self._computed(torch.add, bias, other)
+        else:
+            return
+        self._linears[output] = replace(linear, bias=new)
+
+    def _scale(self, call: Call, output: int) -> None:
+        factors: list[Factor]
+        if any(t.dim() and t.dtype != self._stand_ins[output].dtype for _, t in self._taken(call)):
+            return
+        match call.meaning, call.args:
+            case "neg", (Slot(of),):
+                factors = [(torch.neg, ())]
+            case "mul", (Slot(of), other) if self._is_scalar(other):
+                factors = [(torch.mul, (other,))]
+            case "mul", (other, Slot(of)) if self._is_scalar(other):
+                factors = [(torch.mul, (other,))]
+            case "div", (Slot(of), other) if self._is_scalar(other):
+                factors = [(torch.div, (other,))]
+            case _:
+                return
+        if of in self._linears:
+            self._linears[output] = self._times(self._linears[of], factors)
+        elif of in self._turned_linears:
+            self._turned_linears[output] = self._times(self._turned_linears[of], factors)
+        else:
+            source, before = self._scaled.get(of, (of, []))
+            self._scaled[output] = source, [*before, *factors]
+
+    def _is_scalar(self, other: Any) -> bool:
+        if not isinstance(other, Slot):
+            return _is_number(other)
+        t = self._stand_ins[other.index]
+        return t.dim() == 0 and t.is_floating_point() and other.index not in self._program.varying
+
+    def _times(self, linear: _Linear, factors: list[Factor]) -> _Linear:
+        weight, bias = linear.weight, linear.bias
+        for function, others in factors:
+            weight = self._computed(function, weight, *others)
+            bias = None if bias is None else self._computed(function, bias, *others)
+        return _Linear(linear.source, weight, bias)
+
+    def _transpose(self, slot: int) -> int:
+        if slot in self._turned:
+            return self._turned[slot]
+        self._turned[slot] = self._computed(torch.t, slot, shape=tuple(self._stand_ins[slot].shape[::-1]))
+        return self._turned[slot]
+
+    def _computed(self, function: Callable[..., Any], of: int, *others: Any, shape: tuple[int, ...] = ()) -> int:
+        """A slot for a function of another, of the same dtype, and of its shape unless it is told."""
+        slot = len(self._stand_ins)
+        like = self._stand_ins[of]
+        self._stand_ins.append(like.new_full((), math.nan).expand(shape or like.shape))
+        inputs = (of, *(o.index for o in others if isinstance(o, Slot)))
+        self._calls.append(Call(function, (Slot(of), *others), {}, Slot(slot), inputs, (slot,)))
+        return slot
+
+
+def _is_number(other: Any) -> bool:
+    return isinstance(other, int | float) and not isinstance(other, bool)
