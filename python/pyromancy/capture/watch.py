@@ -69,6 +69,7 @@ _OF_LAYERS = frozenset(kind.__name__.lower() for kind in _LAYERS) & vars(F).keys
 _TRUSTED = frozenset(base for kind in _LAYERS for base in kind.__mro__) - {object}
 _UNREAD = frozenset(n for n in vars(nn.Module()) if "state_dict" in n or n == "_non_persistent_buffers_set")
 _OF_MODULES = frozenset(vars(nn.Module())) - _UNREAD
+_OF_BUFFERS = vars(nn.Buffer(torch.empty(0))).keys()
 _HOOKS = tuple(v for name, v in vars(_module).items() if name.startswith("_global") and isinstance(v, dict))
 _WALKING = frozenset(
     ("children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "zero_grad")
@@ -195,7 +196,7 @@ class _Reach:
     def _visit(self, thing: Any) -> None:
         kind = type(thing)
         if isinstance(thing, Tensor):
-            if kind not in (Tensor, nn.Parameter) or vars(thing):
+            if kind not in (Tensor, nn.Parameter) or vars(thing).keys() - _OF_BUFFERS:
                 raise _Unknown(f"a tensor of type {kind.__name__}, or with attributes of its own")
             self.tensors.append(thing)
         elif kind in (tuple, frozenset):
