@@ -94,8 +94,8 @@ private:
     const void* a = chain_.pack_wide(node.delta, node.n, args.batch, 1, node.n);
     // Parameters are moved by rows of these columns: short ones come slowly from memory.
     const int64_t panels = ceil_div(source.n, chain_.kernels.columns);
-    const int64_t columns = chain_.kernels.columns *
-                            std::clamp<int64_t>(panels / (4 * threads_), 1, kMostPanels);
+    const int64_t columns =
+        chain_.kernels.columns * std::clamp<int64_t>(panels / (4 * threads_), 1, kMostPanels);
     for (int64_t j = 0; j < source.n; j += columns)
       tasks_.push_back(
           {at, a, z, edge.before, node.n, source.n, j, std::min(source.n, j + columns)});
