@@ -204,15 +204,14 @@ struct Tile {
   }
 
   // Rows i to i + rows of a prediction that does not change, given those of its product.
-  void predict_once(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+  void predict_once(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
     predict(l, i, rows, c, buffers[l].mu);
-    if (args.node[l].rounding) {
-      const Norms norm = norms(l);
+    if (norm) {
       for (int64_t r = i; r < i + rows; ++r)
         for (int v = 0; v < width; ++v) {
           C* const z = buffers[l].z + r * row + v * w;
           store(z, settled(load(z), load(buffers[l].mu + r * row + v * w),
-                           Layout::constant(args.node[l].rounding, r) * norm.of[v]));
+                           Layout::constant(args.node[l].rounding, r) * norm->of[v]));
         }
       activate_source(l, i, rows);
     }
@@ -420,6 +419,20 @@ struct Tiles {
     }
   }
 
+  // What `norms` gives for the node that predicts node l, of one tile after the other: once for
+  // each.
+  struct NormsOf {
+    const int64_t l;
+    int64_t first;
+    typename Tile<C, Layout>::Norms found;
+
+    const auto* in(const Tile<C, Layout>& tile) {
+      if (first != tile.first)
+        found = tile.norms(l), first = tile.first;
+      return &found;
+    }
+  };
+
   void stage(Stage s, Rows wanted) const {
     const int64_t l = s.node;
     const ChainNode& node = args.node[l];
@@ -432,9 +445,12 @@ struct Tiles {
     const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
     const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
     switch (s.work) {
-    case Work::predict_once:
-      return multiply(in->weight, in->source, &Buffers<C>::a,
-                      [&](auto it, auto... c) { it.predict_once(l, c...); });
+    case Work::predict_once: {
+      NormsOf norms{l, -1, {}};
+      return multiply(in->weight, in->source, &Buffers<C>::a, [&](auto it, auto... c) {
+        it.predict_once(l, c..., node.rounding ? norms.in(it) : nullptr);
+      });
+    }
     case Work::sweep:
       return multiply(in->weight, in->source, &Buffers<C>::a,
                       [&](auto it, auto... c) { it.sweep(l, c...); });
@@ -444,12 +460,9 @@ struct Tiles {
     case Work::err:
       if (in && errs_by_product(args, node, s.learning)) {
         const bool settles = node.rounding && s.step == 0 && node.prediction_varies;
-        int64_t of = -1; // the tile whose norms these are
-        typename Tile<C, Layout>::Norms norm;
+        NormsOf norms{l, -1, {}};
         return multiply(in->weight, in->source, &Buffers<C>::a, [&](auto it, auto... c) {
-          if (settles && of != it.first)
-            norm = it.norms(l), of = it.first;
-          it.err(l, c..., settles ? &norm : nullptr);
+          it.err(l, c..., settles ? norms.in(it) : nullptr);
         });
       }
       for (int64_t t = 0; t < count; ++t)
