@@ -83,11 +83,11 @@ def with_another_term(net):
 
 
 def of_a_computed_target(net):
-    target = net.out.value.view(-1, 3)
+    target = net.out.value.abs()
     return net.hidden.energy(net.up(net.below.value)) + gaussian_energy(target, net.top(net.hidden.value))
 
 
-# The energy, the kind of the last node, and what is said
+# The energy, the kind of the last node, and what is said, where it is not one call
 ENERGIES = {
     "one-number": (of_the_batch, StandardGaussianNode, "the energy is one number for the whole batch"),
     "decay": (
@@ -95,17 +95,14 @@ ENERGIES = {
         "a term of the energy, sum of net.top.weight, depends on parameters and on no free state",
     ),
     "covariance": (Net.energy, MultivariateGaussianNode, "the full covariance of net.out.value is learned"),
-    "computed-target": (
-        of_a_computed_target, StandardGaussianNode,
-        "view of net.out.value, which has an energy, is not a state but computed",
-    ),
+    "computed-target": (of_a_computed_target, StandardGaussianNode, None),
     "no-chain": (with_another_term, StandardGaussianNode, "the energy is no chain, as is told below"),
 }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:the energy is one number:UserWarning")
 @pytest.mark.parametrize("name", ENERGIES)
-def test_energies_that_are_done_by_parts(name):
+def test_energies_that_are_done_by_parts_or_could_be(name):
     """To the same weights as by hand."""
     energy, kind, told = ENERGIES[name]
     torch.manual_seed(0)
@@ -117,7 +114,7 @@ def test_energies_that_are_done_by_parts(name):
     optimizer = torch.optim.SGD(net.learned(), 0.1)
     em = pyro.EM(lambda: energy(net), states, optimizer, start=net.start, steps=2, lr=0.1)
     em.step(x, y)
-    assert f"  not one call: {told}" in em.explain()
+    assert (f"  not one call: {told}" if told else "a batch: one call of an operator") in em.explain()
 
     with torch.no_grad():
         twin.start(x, y)

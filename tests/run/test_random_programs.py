@@ -13,11 +13,13 @@ from networks import KINDS, node
 from pyromancy.nodes import FloatNode
 
 ACTIVATIONS = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Softplus, lambda: nn.LeakyReLU(0.3))
+# Adam divides a gradient by its own size: with the usual epsilon it would multiply rounding by up to 1e8.
+EPSILON = 1e-2
 OPTIMIZERS = {
     "sgd": lambda ps, **o: torch.optim.SGD(ps, 0.03, weight_decay=o["decay"]),
     "momentum": lambda ps, **o: torch.optim.SGD(ps, 0.03, momentum=0.8, nesterov=o["flag"], weight_decay=o["decay"]),
-    "adam": lambda ps, **o: torch.optim.Adam(ps, 0.01, amsgrad=o["flag"], weight_decay=o["decay"]),
-    "adamw": lambda ps, **o: torch.optim.AdamW(ps, 0.01, maximize=o["flag"], weight_decay=o["decay"]),
+    "adam": lambda ps, **o: torch.optim.Adam(ps, 0.01, eps=EPSILON, amsgrad=o["flag"], weight_decay=o["decay"]),
+    "adamw": lambda ps, **o: torch.optim.AdamW(ps, 0.01, eps=EPSILON, maximize=o["flag"], weight_decay=o["decay"]),
 }
 BATCHES = 4
 

@@ -22,7 +22,7 @@ class Net(nn.Module):
         super().__init__()
         self.hidden, self.above = StandardGaussianNode(6), StandardGaussianNode(3)
         self.up, self.top = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.weight, self.before = 1.0, 1.0 if executor == "chain" else 2.0
+        self.weight, self.chain = 1.0, executor == "chain"
         self.double()
 
     def set(self, batch):
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
     def energy(self):
         z = self.hidden.value.tanh()
-        top = self.above.energy(self.top(z if self.before == 1 else self.before * z))
+        top = self.above.energy(self.top(z if self.chain else z * z.abs()))
         return self.hidden.energy(self.up(self.x)) + self.weight * top
 
     @property
