@@ -214,6 +214,70 @@ def test_notices_changes_of_a_function(change):
     assert not watch.holds()
 
 
+class Layers(nn.Sequential):
+    """No code of its own: that of PyTorch's class reads what it will."""
+
+
+class Slope(nn.LeakyReLU):
+    pass
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self._modules["a"](x)
+
+
+def scaled(x):
+    return scaled.factor * x
+
+
+scaled.factor = 1.0
+PARTIAL = functools.partial(torch.mul, other=2.0)
+
+
+def annotated(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+@annotated
+@torch.no_grad()
+def decorated(x):
+    return FACTOR * x
+
+
+REACHED = {
+    "a layer of a subclass of Sequential": (Layers(nn.Linear(3, 3), nn.Tanh()), lambda m: set_item(m, 1, nn.ReLU())),
+    "an option of a subclass of a layer": (Slope(0.1), lambda m: setattr(m, "negative_slope", 0.3)),
+    "a module by name": (ByName(), lambda m: setattr(m, "a", nn.Linear(3, 3))),
+    "an attribute of a function": (scaled, lambda f: setattr(f, "factor", 2.0)),
+    "a keyword of a partial function": (PARTIAL, lambda f: set_item(f.keywords, "other", 3.0)),
+    "a decorated function's global": (
+        decorated,
+        lambda f: set_item(f.__wrapped__.__wrapped__.__globals__, "FACTOR", 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_notices_what_is_reached_through(name):
+    function, change = REACHED[name]
+    watch = Watch(lambda: function(X).sum(1), ())
+    assert watch.holds()
+    try:
+        change(function)
+        assert not watch.holds()
+    finally:
+        globals()["FACTOR"] = 2.0
+
+
 UNCHANGED = {
     "what tensors hold": lambda n: n.layers[0].linear.weight.data.zero_(),
     "a state of the same form": lambda n: n.node.init(torch.zeros(2, 3)),
@@ -245,6 +309,7 @@ class Slotted:
 COUNTER = itertools.count()
 SOURCE = random.Random(0)
 SLOTTED = Slotted()
+SCALE = Config()
 X = torch.ones(2, 3)
 SILENT = Silent()
 GRU = nn.GRU(3, 3)
@@ -289,6 +354,7 @@ TOO_MUCH = {
     "a global that it sets": sets_a_global,
     "output": lambda: print("x") or X.sum(1),
     "a set": lambda: X.sum(1) * len(MEMBERS),
+    "the dictionary of an object": lambda: X.sum(1) * SCALE.__dict__["factor"],
     "a module of PyTorch's that is not known": lambda: GRU(X)[0].sum(1),
 }
 

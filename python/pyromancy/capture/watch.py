@@ -69,10 +69,14 @@ _OF_LAYERS = frozenset(kind.__name__.lower() for kind in _LAYERS) & vars(F).keys
 _TRUSTED = frozenset(base for kind in _LAYERS for base in kind.__mro__) - {object}
 _UNREAD = frozenset(n for n in vars(nn.Module()) if "state_dict" in n or n == "_non_persistent_buffers_set")
 _OF_MODULES = frozenset(vars(nn.Module())) - _UNREAD
+_HIDING = frozenset(("grad", "__dict__", "__getattribute__", "__globals__"))
 _OF_BUFFERS = vars(nn.Buffer(torch.empty(0))).keys()
 _HOOKS = tuple(v for name, v in vars(_module).items() if name.startswith("_global") and isinstance(v, dict))
 _WALKING = frozenset(
-    ("children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "zero_grad")
+    (
+        *("children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "zero_grad"),
+        *("_modules", "get_submodule", "get_parameter", "get_buffer"),
+    )
 )
 _DECORATED = torch.no_grad()(lambda: None).__code__
 _IS_PYTHONS = 1 << 9  # Py_TPFLAGS_HEAPTYPE
@@ -147,8 +151,8 @@ class Watch:
             if reach.named <= names:
                 break
             names |= reach.named
-        if "grad" in names:
-            raise CannotWatch("its code names a gradient, and what that is is not looked at")
+        if names & _HIDING:
+            raise CannotWatch(f"its code names {min(names & _HIDING)}, and what that holds is not looked at")
         self._entries = reach.entries
         # where it zeroes gradients, there must be none: its code is not run
         self._without_gradient = [t for t in reach.tensors if t.is_leaf] if "zero_grad" in names else []
@@ -213,13 +217,13 @@ class _Reach:
         elif kind is types.FunctionType:
             self._function(thing)
         elif kind is types.ModuleType:
-            self._lookups(vars(thing), self._names & vars(thing).keys())
+            self._module(thing)
         elif kind in (staticmethod, classmethod):
             self._stack.append(thing.__func__)
         elif kind is property:
             self._stack.append(thing.fget)
         elif kind is functools.partial:
-            self._stack += (thing.func, thing.args, *thing.keywords.values())
+            self._stack += (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, type):
             if thing not in _BUILTINS | _ATOMS | {Tensor, nn.Parameter}:
                 self._class(thing)
@@ -249,6 +253,15 @@ class _Reach:
         self.entries.append((_NAMES, held, tuple(x for item in found.items() for x in item)))
         self._stack.extend(value for value in found.values() if value is not _MISSING)
 
+    def _module(self, module: types.ModuleType) -> None:
+        held = vars(module)
+        if module.__name__.partition(".")[0] == "torch":
+            self._lookups(held, self._names & held.keys())
+            return
+        if "__getattr__" in held:
+            raise _Unknown(f"{module.__name__}, a module that makes its attributes")
+        self._lookups(held, self._names)
+
     def _cell(self, cell: types.CellType) -> None:
         try:
             content = cell.cell_contents
@@ -264,6 +277,7 @@ class _Reach:
         parts = (function.__code__, function.__defaults__, function.__kwdefaults__, function.__closure__)
         self.entries.append((_FUNCTION, function, tuple(_MISSING if p is None else p for p in parts)))
         self._stack += (p for p in parts[1:] if p is not None)
+        self._dict(vars(function), self._names)
         if function.__code__ is not _DECORATED:
             self._code(function.__code__, function.__globals__)
 
@@ -317,11 +331,12 @@ class _Reach:
             return
         self._stack.extend(_HOOKS)
         self._lookups(vars(F), _OF_LAYERS)
-        own = kind in _TRUSTED
-        self._dict(held, held.keys() - _UNREAD if own else (self._names | _OF_MODULES) - {"_modules"})
-        if not own:
-            self.entries.append((_NAMES, held, ("_modules", thing._modules)))
-            self._dict(thing._modules, None if self._names & _WALKING else self._names)
+        if any(base in _TRUSTED and base is not nn.Module for base in kind.__mro__):  # whose code reads what it will
+            self._dict(held, held.keys() - _UNREAD)
+            return
+        self._dict(held, (self._names | _OF_MODULES) - {"_modules"})
+        self.entries.append((_NAMES, held, ("_modules", thing._modules)))
+        self._dict(thing._modules, None if self._names & _WALKING else self._names)
 
 
 def _is_special(name: str) -> bool:
