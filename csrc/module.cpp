@@ -90,7 +90,8 @@ bool same(long kind, PyObject* object, PyObject* expected, PyObject* any, PyObje
     return is(type->tp_mro, 0) && same_items(type->tp_dict, expected, 1, any);
   }
   case kInstance:
-    return is(reinterpret_cast<PyObject*>(Py_TYPE(object)), 0);
+    return is(reinterpret_cast<PyObject*>(Py_TYPE(object)), 0) &&
+           is(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr)).ptr(), 1);
   }
   return false;
 }

@@ -26,15 +26,10 @@ FACTOR = 2.0
 SCALES = {"a": [1.0, 2.0]}
 
 
-class Kind(enum.Enum):
-    WARM = 1
-    COLD = 2
-
-
 @dataclasses.dataclass
 class Config:
     factor: float = 2.0
-    kind: Kind = Kind.WARM
+    kind: str = "warm"
 
 
 class Layer(nn.Module):
@@ -77,7 +72,7 @@ class Net(nn.Module):
         energies = []
         for layer in self.layers:
             prediction = self.f(layer(self.source.value)) * self.mask + self.offset
-            if self.config.kind is Kind.WARM and len(self.steps) == 2 and self.training:
+            if self.config.kind == "warm" and len(self.steps) == 2 and self.training:
                 prediction = F.relu(prediction) * FACTOR * SCALES["a"][0]
             energies.append(self.node.energy(prediction) * self.half)
         return self.together(energies)
@@ -120,7 +115,7 @@ def set_item(container, key, value):
 CHANGES = {
     "an attribute": lambda n: setattr(n.layers[0], "scale", 3.0),
     "an attribute of an attribute": lambda n: setattr(n.config, "factor", 3.0),
-    "an enumerated attribute": lambda n: setattr(n.config, "kind", Kind.COLD),
+    "an attribute of text": lambda n: setattr(n.config, "kind", "cold"),
     "a list": lambda n: n.steps.append(3),
     "an item of a list": lambda n: set_item(n.steps, 0, 5),
     "another list": lambda n: setattr(n, "steps", [3, 4, 5]),
@@ -155,7 +150,7 @@ def test_notices(net, change):
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
-        (__name__, "FACTOR", 3.0), (__name__, "Kind", Config), (f"{__name__}.Net", "offset", 1.0),
+        (__name__, "FACTOR", 3.0),  (f"{__name__}.Net", "offset", 1.0),
         (f"{__name__}.Net", "together", staticmethod(max)), (f"{__name__}.Layer", "forward", lambda s, x: x),
         ("torch", "tanh", torch.sin), ("torch.nn.functional", "relu", torch.sin),
         ("torch.nn.functional", "linear", hooked),
@@ -253,7 +248,61 @@ def decorated(x):
     return FACTOR * x
 
 
+class Own(StandardGaussianNode):
+    """What the base's code calls may be a subclass's."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.init(torch.ones(2, 3))
+
+    def _state(self, method):
+        return super()._state(method) * SCALES["a"][1]
+
+    def forward(self, x):
+        return self.energy(x)[:, None]
+
+
+class Tied(nn.Linear):
+    @property
+    def weight(self):
+        return self.matrix * SCALES["a"][1]
+
+    @weight.setter
+    def weight(self, value):
+        self.matrix = value
+
+
+class Equal:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __eq__(self, other):
+        return self.factor == other.factor
+
+    __hash__ = None
+
+
+EQUAL, OTHER = Equal(1.0), Equal(1.0)
+
+
+def compared(x):
+    return x if EQUAL == OTHER else -x
+
+
+PATCHED = Silent()
+PATCHED.forward = lambda x: x
+
+
 REACHED = {
+    "a method of a node that its base calls": (Own(), lambda m: set_item(SCALES["a"], 1, 3.0)),
+    "a property that a layer reads": (Tied(3, 3), lambda m: set_item(SCALES["a"], 1, 4.0)),
+    "the fields of objects that are compared": (compared, lambda f: setattr(EQUAL, "factor", 2.0)),
+    "a forward that was set before": (PATCHED, lambda m: setattr(m, "forward", lambda x: 2 * x)),
+    "another dictionary of an object": (
+        lambda x: SCALE.factor * x,
+        lambda f: setattr(SCALE, "__dict__", {"factor": 3.0}),
+    ),
+    "an attribute of a tensor": (lambda x: x, lambda f: setattr(X, "factor", 2.0)),
     "a layer of a subclass of Sequential": (Layers(nn.Linear(3, 3), nn.Tanh()), lambda m: set_item(m, 1, nn.ReLU())),
     "an option of a subclass of a layer": (Slope(0.1), lambda m: setattr(m, "negative_slope", 0.3)),
     "a module by name": (ByName(), lambda m: setattr(m, "a", nn.Linear(3, 3))),
@@ -276,6 +325,7 @@ def test_notices_what_is_reached_through(name):
         assert not watch.holds()
     finally:
         globals()["FACTOR"] = 2.0
+        vars(X).clear()
 
 
 UNCHANGED = {
@@ -341,7 +391,51 @@ def zeroes_gradients(net):
     return energy
 
 
+class Phase(enum.Enum):
+    A = 1
+
+    @property
+    def weight(self):
+        return SCALES["a"][0]
+
+
+class Meta(type):
+    def __eq__(cls, other):
+        return cls is other
+
+
+class Strange(metaclass=Meta):
+    pass
+
+
+class Empty:
+    __slots__ = ()
+
+
+SENTINEL, EMPTY, STRANGE = object(), Empty(), Strange()
+MANY = [float(i) for i in range(20_000)]
+
+
+def matches():
+    match SCALE:
+        case Config(factor=2.0):
+            return X.sum(1)
+    return -X.sum(1)
+
+
 TOO_MUCH = {
+    "an enumeration": lambda: X.sum(1) * Phase.A.weight,
+    "a bare object": lambda: X.sum(1) if SENTINEL is not None else X,
+    "an object without a dictionary": lambda: X.sum(1) if EMPTY else X,
+    "a class that cannot be hashed": lambda: X.sum(1) if STRANGE else X,
+    "text made of objects": lambda: X.sum(1) * len(f"{SCALE}"),
+    "text made of attributes": lambda: X.sum(1) * len("{.factor}".format(SCALE)),  # noqa: UP032
+    "text made the old way": lambda: X.sum(1) * len("%s" % SCALE),  # noqa: UP031
+    "a pattern": matches,
+    "an attribute by a special method": lambda: SILENT.__getattr__("training") * X.sum(1),
+    "keywords of an object": lambda: X.sum(**SCALES),
+    "the name of a class": lambda: X.sum(1) * len(Config.__name__),
+    "more than a dry run takes": lambda: X.sum(1) * MANY[0],
     "the clock": lambda: X.sum(1) * time.time(),
     "random numbers": lambda: X.sum(1) * random.random(),
     "a source of random numbers": lambda: X.sum(1) * SOURCE.random(),
@@ -480,3 +574,9 @@ def test_explain_says_why_an_energy_is_run_dry():
     for _ in range(6):
         loop.run(1)
     assert "run dry before every run: Slotted, which may hold more than can be looked at" in loop.explain()
+
+
+def test_classes_that_were_patched_before_are_not_watched(monkeypatch, net):
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: FACTOR * x)
+    with pytest.raises(CannotWatch, match="Linear, which has been patched"):
+        Watch(net.energy, ())

@@ -849,3 +849,96 @@ class TestRounding:
         before = [p.detach().clone() for p in net.e_params()]
         loop.backward(net.m_params())
         assert all(map(same_bits, net.e_params(), before))
+
+
+SETTLED = 10  # batches after which all is watched, and calls are kept
+
+
+def move_a_parameter(em):
+    first, second = em.optimizer.param_groups
+    second["params"].insert(0, first["params"].pop())
+
+
+def change_betas_in_place(em):
+    em.optimizer.param_groups[0]["betas"][0] = 0.5
+
+
+def another_start(em):
+    start = em.start
+    em.start = lambda x, y: start(2 * x, y)
+
+
+def mean_of_the_batch(em):
+    em.loop.reduction = "mean"
+
+
+CHANGED_LATER = (move_a_parameter, change_betas_in_place, another_start, mean_of_the_batch)
+
+
+@pytest.mark.parametrize("change", CHANGED_LATER)
+def test_what_changes_after_many_batches_is_followed(change):
+    torch.manual_seed(0)
+    net, x, y = Net().double(), torch.randn(7, 8, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
+    net.start(x, y)
+    twin = copy.deepcopy(net)
+    ems = []
+    for n in (net, twin):
+        learned = list(pyro.get_mstep_params(n))
+        groups = [{"params": learned[:2], "lr": 1e-2, "betas": [0.9, 0.999]}, {"params": learned[2:]}]
+        states = pyro.get_estep_params(n, exclude=[n.nodes[-1]])
+        ems.append(pyro.EM(n.energy, states, torch.optim.Adam(groups, eps=1e-2), start=n.start, steps=3, lr=0.1))
+    em, plain = ems
+    for i in range(SETTLED + 3):
+        if i == SETTLED:
+            change(em)
+            change(plain)
+        em.step(x, y)
+        plain._by_parts((x, y))
+        for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_options_are_checked_where_a_batch_is_one_call():
+    net, x, y = Net(), torch.randn(4, 8), torch.randn(4, 3)
+    net.start(x, y)
+    states = pyro.get_estep_params(net, exclude=[net.nodes[-1]])
+    em = pyro.EM(net.energy, states, torch.optim.SGD(pyro.get_mstep_params(net), 0.1), start=net.start, steps=1, lr=0.1)
+    em.step(x, y)
+    em.loop.lr = -1.0
+    with pytest.raises(ValueError, match=re.escape("lr must be finite and not negative, got -1.0")):
+        em.step(x, y)
+
+
+def test_copies_are_made_of_what_has_settled():
+    torch.manual_seed(0)
+    net, x, y = Net(), torch.randn(4, 8), torch.randn(4, 3)
+    net.start(x, y)
+    states = pyro.get_estep_params(net, exclude=[net.nodes[-1]])
+    em = pyro.EM(net.energy, states, torch.optim.SGD(pyro.get_mstep_params(net), 0.1), start=net.start, steps=2, lr=0.1)
+    for _ in range(SETTLED):
+        em.step(x, y)
+    twin = copy.deepcopy(em)
+    em.step(x, y)
+    twin.step(x, y)
+    for p, q in zip(em.optimizer.param_groups[0]["params"], twin.optimizer.param_groups[0]["params"], strict=True):
+        assert p is not q
+        same_bits(p, q)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0.0, -0.0)])
+def test_values_that_are_equal_and_not_the_same_are_told_apart(one, other):
+    net, x, y = Net(), torch.randn(4, 8), torch.randn(4, 3)
+    net.start(x, y)
+    given = []
+
+    def start(x, y, value):
+        net.start(x if repr(value) == repr(one) else 2 * x, y)
+
+    states = pyro.get_estep_params(net, exclude=[net.nodes[-1]])
+    em = pyro.EM(net.energy, states, torch.optim.SGD(pyro.get_mstep_params(net), 0.1), start=start, steps=0, lr=0.1)
+    for value in [one] * SETTLED + [other, one]:
+        em.step(x, y, value)
+        given.append(net.below.value.clone())
+    same_bits(given[-3], x)
+    same_bits(given[-2], 2 * x)
+    same_bits(given[-1], x)

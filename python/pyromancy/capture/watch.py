@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import builtins
 import dis
-import enum
 import functools
 import math
 import types
@@ -40,7 +39,7 @@ _ANY, _MISSING = object(), object()  # in the place of what may be anything, and
 
 _ATOMS = frozenset(
     (
-        *(bool, int, float, complex, str, bytes, type(None), type(...), range, slice, Shape),
+        *(bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range, Shape),
         *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.no_grad, torch.enable_grad),
     )
 )
@@ -67,15 +66,37 @@ _LAYERS = (
 )
 _OF_LAYERS = frozenset(kind.__name__.lower() for kind in _LAYERS) & vars(F).keys() | {"leaky_relu", "layer_norm"}
 _TRUSTED = frozenset(base for kind in _LAYERS for base in kind.__mro__) - {object}
+_ORIGINAL = {
+    kind: [(name, v) for name, v in vars(kind).items() if isinstance(v, types.FunctionType | property)]
+    for kind in _TRUSTED
+}
 _UNREAD = frozenset(n for n in vars(nn.Module()) if "state_dict" in n or n == "_non_persistent_buffers_set")
-_OF_MODULES = frozenset(vars(nn.Module())) - _UNREAD
-_HIDING = frozenset(("grad", "__dict__", "__getattribute__", "__globals__"))
+_OF_MODULES = frozenset(vars(nn.Module())) - _UNREAD | {"forward", "_call_impl", "_wrapped_call_impl", "_slow_forward"}
+# What is not looked at: gradients, what is named in text, and what modules change elsewhere.
+_HIDING = frozenset(
+    (
+        *(
+            "grad",
+            "format",
+            "format_map",
+            "state_dict",
+            "load_state_dict",
+            "apply",
+            "_apply",
+            "train",
+            "eval",
+            "compile",
+        ),
+        *("requires_grad_", "share_memory", "add_module", "register_module", "register_parameter", "register_buffer"),
+        *(name for name in dir(nn.Module) if name.endswith(("_hook", "extra_state"))),
+    )
+)
 _OF_BUFFERS = vars(nn.Buffer(torch.empty(0))).keys()
 _HOOKS = tuple(v for name, v in vars(_module).items() if name.startswith("_global") and isinstance(v, dict))
 _WALKING = frozenset(
     (
         *("children", "named_children", "modules", "named_modules", "parameters", "named_parameters", "zero_grad"),
-        *("_modules", "get_submodule", "get_parameter", "get_buffer"),
+        *("_modules", "get_submodule", "get_parameter", "get_buffer", "buffers", "named_buffers"),
     )
 )
 _DECORATED = torch.no_grad()(lambda: None).__code__
@@ -84,35 +105,44 @@ _COMPILED = (
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.MemberDescriptorType),
     *(types.GetSetDescriptorType, types.ClassMethodDescriptorType),
 )
+_MOST_OBJECTS = 10_000  # beyond which a dry run is as fast
 _FIRST, _MOST = 4, 1024  # dry runs before a function is watched
 _LOADS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _EFFECTS = frozenset(
     (
         *("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_SUBSCR", "DELETE_SUBSCR"),
         *("STORE_SLICE", "STORE_NAME", "IMPORT_NAME", "LOAD_BUILD_CLASS"),
+        # and what calls code, or reads attributes, that it does not name
+        *("FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE", "DICT_MERGE", "DICT_UPDATE"),
+        *("MATCH_CLASS", "MATCH_KEYS", "MATCH_MAPPING"),
     )
 )
 # Special methods that nothing calls but what makes, copies or shows an object.
 _UNUSED = frozenset(
-    f"__{name}__"
-    for name in (
+    (
+        *("_abc_impl", "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__copy__"),
         *(
-            "annotations",
-            "class_getitem",
-            "deepcopy",
-            "copy",
-            "del",
-            "dict",
-            "dir",
-            "doc",
-            "format",
-            "getstate",
-            "init",
+            "__annotations_cache__",
+            "__dataclass_fields__",
+            "__dataclass_params__",
+            "__deepcopy__",
+            "__del__",
+            "__dir__",
         ),
-        *("init_subclass", "module", "new", "qualname", "reduce", "reduce_ex", "repr", "setstate", "sizeof"),
-        *("slots", "str", "subclasshook", "weakref", "static_attributes", "firstlineno", "parameters", "orig_bases"),
-        *("abstractmethods", "match_args", "dataclass_fields", "dataclass_params", "set_name", "type_params"),
-        *("setattr", "delattr", "eq", "hash", "annotate", "annotations_cache", "annotate_func"),
+        *(
+            "__delattr__",
+            "__dict__",
+            "__doc__",
+            "__firstlineno__",
+            "__format__",
+            "__getstate__",
+            "__init__",
+            "__module__",
+        ),
+        *("__init_subclass__", "__match_args__", "__new__", "__orig_bases__", "__parameters__", "__qualname__"),
+        *("__reduce__", "__reduce_ex__", "__replace__", "__repr__", "__set_name__", "__setattr__", "__setstate__"),
+        *("__sizeof__", "__slots__", "__static_attributes__", "__str__", "__subclasshook__", "__type_params__"),
+        "__weakref__",
     )
 )
 
@@ -146,13 +176,15 @@ class Watch:
             reach = _Reach(names)
             try:
                 reach.all_from(function)
-            except _Unknown as reason:
+            except Exception as reason:  # or whatever looking at a stranger's objects raises
                 raise CannotWatch(str(reason)) from None
             if reach.named <= names:
                 break
             names |= reach.named
-        if names & _HIDING:
-            raise CannotWatch(f"its code names {min(names & _HIDING)}, and what that holds is not looked at")
+        if hiding := {
+            n for n in names if n in _HIDING or (_is_special(n) and n not in ("__call__", "__class__", "__init__"))
+        }:
+            raise CannotWatch(f"its code names {min(hiding)}, and what that holds or does is not looked at")
         self._entries = reach.entries
         # where it zeroes gradients, there must be none: its code is not run
         self._without_gradient = [t for t in reach.tensors if t.is_leaf] if "zero_grad" in names else []
@@ -196,13 +228,18 @@ class _Reach:
             if id(thing) not in self._seen and type(thing) not in _ATOMS:
                 self._seen[id(thing)] = thing
                 self._visit(thing)
+                if len(self._seen) + len(self._stack) > _MOST_OBJECTS:
+                    raise _Unknown(f"it reaches more than {_MOST_OBJECTS} objects")
 
     def _visit(self, thing: Any) -> None:
         kind = type(thing)
         if isinstance(thing, Tensor):
             if kind not in (Tensor, nn.Parameter) or vars(thing).keys() - _OF_BUFFERS:
                 raise _Unknown(f"a tensor of type {kind.__name__}, or with attributes of its own")
+            self._dict(vars(thing))
             self.tensors.append(thing)
+        elif kind is slice:
+            self._stack += (thing.start, thing.stop, thing.step)
         elif kind in (tuple, frozenset):
             self._stack.extend(thing)
         elif kind is list:
@@ -224,10 +261,11 @@ class _Reach:
             self._stack.append(thing.fget)
         elif kind is functools.partial:
             self._stack += (thing.func, thing.args, thing.keywords)
+            self._attributes(thing)
         elif isinstance(thing, type):
             if thing not in _BUILTINS | _ATOMS | {Tensor, nn.Parameter}:
                 self._class(thing)
-        elif not (self._is_pure(thing) or isinstance(thing, enum.Enum)):
+        elif not self._is_pure(thing):
             self._instance(thing)
 
     @staticmethod
@@ -277,9 +315,13 @@ class _Reach:
         parts = (function.__code__, function.__defaults__, function.__kwdefaults__, function.__closure__)
         self.entries.append((_FUNCTION, function, tuple(_MISSING if p is None else p for p in parts)))
         self._stack += (p for p in parts[1:] if p is not None)
-        self._dict(vars(function), self._names)
+        self._attributes(function)
         if function.__code__ is not _DECORATED:
             self._code(function.__code__, function.__globals__)
+
+    def _attributes(self, thing: Any) -> None:
+        self.entries.append((_INSTANCE, thing, (type(thing), vars(thing))))
+        self._dict(vars(thing), self._names)
 
     def _code(self, code: types.CodeType, names: dict[str, Any]) -> None:
         globally = set[str]()
@@ -287,7 +329,9 @@ class _Reach:
             if step.opname in _EFFECTS or (
                 step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
             ):
-                raise _Unknown(f"{code.co_name} sets or imports {step.argval}")
+                raise _Unknown(f"{code.co_name} has effects, or calls what it does not name: {step.opname.lower()}")
+            if step.opname == "BINARY_OP" and step.argrepr in ("%", "%=") and any("%" in t for t in _texts(code)):
+                raise _Unknown(f"{code.co_name} formats text")
             if step.opname in _LOADS:
                 self.named.add(step.argval)
             elif step.opname == "LOAD_GLOBAL":
@@ -302,20 +346,28 @@ class _Reach:
 
     def _class(self, kind: type, makes: bool = True) -> None:
         """A class, with what code can reach of it."""
-        if type(kind) not in (type, ABCMeta, enum.EnumMeta):
+        # what an abstract class is asked about may be registered elsewhere
+        if type(kind) is not type and not (type(kind) is ABCMeta and (nn.Module in kind.__mro__ or not makes)):
             raise _Unknown(f"{kind.__name__}, a class of another kind")
-        for base in (kind,) if isinstance(kind, enum.EnumMeta) else kind.__mro__:
+        of_library = any(base in _TRUSTED and base is not nn.Module for base in kind.__mro__)
+        for base in kind.__mro__:
             if base is object or ("class", id(base), makes) in self._seen:
                 continue
             self._seen["class", id(base), makes] = base
             held = dict(vars(base))
-            if base not in _TRUSTED and not isinstance(base, enum.EnumMeta):
+            if base in _TRUSTED:
+                if any(held.get(name) is not code for name, code in _ORIGINAL[base]):
+                    raise _Unknown(f"{base.__name__}, which has been patched")
+            else:
                 compiled = [
                     n for n, v in held.items() if isinstance(v, _COMPILED) and n not in ("__dict__", "__weakref__")
                 ]
                 if compiled or not base.__flags__ & _IS_PYTHONS or base.__module__.partition(".")[0] == "torch":
                     raise _Unknown(f"{base.__name__}, which may hold more than can be looked at")
-                used = (n for n in held if n in self._names or n == "forward" or (_is_special(n) and n not in _UNUSED))
+                used = (
+                    n for n in held
+                    if n not in _UNUSED and (of_library or n in self._names or n == "forward" or _is_special(n))
+                )  # fmt: skip
                 self._stack.extend(held[name] for name in used)
                 if makes:
                     self._stack.extend(held[name] for name in ("__init__", "__new__") if name in held)
@@ -324,8 +376,8 @@ class _Reach:
     def _instance(self, thing: Any) -> None:
         kind = type(thing)
         self._class(kind, makes=False)
-        self.entries.append((_INSTANCE, thing, (kind,)))
         held = vars(thing)
+        self.entries.append((_INSTANCE, thing, (kind, held)))
         if not isinstance(thing, nn.Module):
             self._dict(held, self._names)
             return
@@ -337,6 +389,10 @@ class _Reach:
         self._dict(held, (self._names | _OF_MODULES) - {"_modules"})
         self.entries.append((_NAMES, held, ("_modules", thing._modules)))
         self._dict(thing._modules, None if self._names & _WALKING else self._names)
+
+
+def _texts(code: types.CodeType) -> list[str]:
+    return [constant for constant in code.co_consts if isinstance(constant, str)]
 
 
 def _is_special(name: str) -> bool:

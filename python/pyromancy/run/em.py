@@ -255,6 +255,7 @@ class EM:
         self._loaded = {"order": state["order"], "generator": state["generator"]}
 
     def _check(self) -> None:
+        self.loop.check_options()
         try:
             self.steps = operator.index(self.steps)
         except TypeError:
@@ -269,6 +270,9 @@ class EM:
                 if id(p) in states:
                     raise ValueError(f"optimizer must not move a free state, got one of shape {tuple(p.shape)}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_starts": [], "_whole": None}  # captures are made anew
+
     @property
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -280,6 +284,8 @@ class EM:
             start = self._started(batch)
             if self.loop.check_finite:
                 raise _ByParts("check_finite looks at all states after every E-step")
+            if self.loop.reduction != "sum":
+                raise _ByParts("the loop descends the mean over the batch")
             executor = self.loop.prepared()
             self._whole = self._fitting(start, executor)
         except _ByParts as reason:
@@ -291,6 +297,7 @@ class EM:
 
     def _started(self, batch: tuple[Any, ...]) -> Start:
         """The capture of `start` that fits a batch."""
+        self._starts = [start for start in self._starts if start.function is self.start]
         for start in reversed(self._starts):
             if start.still(batch):
                 if start is not self._starts[-1]:
@@ -303,7 +310,8 @@ class EM:
             start = Start(self.start, batch)
         except NotCapturable as reason:
             raise _ByParts(f"start cannot be captured: {reason}") from None
-        self._starts = [*self._starts[-_STARTS + 1 :], start]
+        kept = [old for old in self._starts if not start.supersedes(old)]
+        self._starts = [*kept[-_STARTS + 1 :], start]
         return start
 
     def _fitting(self, start: Start, executor: Executor) -> _Whole:

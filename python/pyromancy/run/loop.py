@@ -153,7 +153,7 @@ class InferenceLoop:
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params must hold every state once, got one of them twice")
         self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
-        self._check_options()
+        self.check_options()
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         if executor is not None and executor not in EXECUTORS:
@@ -208,7 +208,7 @@ class InferenceLoop:
             raise TypeError(f"steps must be an integer, got {steps!r}") from None
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
-        self._check_options()
+        self.check_options()
         try:
             return self._run_checked(steps, record) if self.check_finite else self._run(steps, record)
         finally:
@@ -360,7 +360,7 @@ class InferenceLoop:
             )
         return watching + lines
 
-    def _check_options(self) -> None:
+    def check_options(self) -> None:
         """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""
         for name, value in (("lr", self.lr), ("momentum", self.momentum), ("dampening", self.dampening)):
             if not isinstance(value, float | numbers.Real):  # of an abstract class alone the answer takes longer

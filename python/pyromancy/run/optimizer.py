@@ -104,9 +104,9 @@ class Learner:
 
 
 def _options(group: dict[str, Any]) -> list[Any] | None:
-    """The options of a group; None where one may change in place."""
-    options = [value for name, value in group.items() if name != "params"]
-    return None if any(isinstance(value, Tensor) for value in options) else options
+    """The options of a group, and which parameters it has; None where one may change in place."""
+    options = [tuple(v) if isinstance(v, list) else v for name, v in group.items() if name != "params"]
+    return None if any(isinstance(v, Tensor) for v in options) else [*options, *map(id, group["params"])]
 
 
 def _adam(group: dict[str, Any], state: dict[str, Any], p: Tensor, decoupled: bool) -> tuple[Rule, list[Tensor]]:

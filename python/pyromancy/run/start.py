@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from ..capture.capture import Checker, NotCapturable, Recording, obstacle
@@ -106,7 +107,7 @@ class Start:
             return False
         for t, other in zip(batch, self._others, strict=True):
             # of what may be changed in place the dry run sees what it takes of it
-            if not isinstance(t, Tensor) and t is not other and not (isinstance(t, _VALUES) and t == other):
+            if not isinstance(t, Tensor) and t is not other and not _equal(t, other):
                 return False
         new = {}
         for leaf, i in enumerate(self._batch):
@@ -121,7 +122,8 @@ class Start:
             return False
         if new:
             program.replace(new)
-        if self._guard is not None and self._guard.holds():
+        plain = not any(vars(batch[i]) for i in self._batch)  # it may read attributes that somebody gave a tensor
+        if self._guard is not None and plain and self._guard.holds():
             return True
         checker = _Checker(program, {})
         done = 0
@@ -155,8 +157,15 @@ class Start:
                 program.mend(checker.real)
         if matched and self._guard is not None:
             known = [*program.leaves, *(s.node.value for s in self.settings)]
-            self._guard.ran(known, not (program.lent or checker.asked_for_layout))
+            self._guard.ran(known, plain and not (program.lent or checker.asked_for_layout))
         return matched
+
+    def supersedes(self, old: Start) -> bool:
+        """Whether another of batches of the same form holds parameters that are no longer used."""
+        given = range(len(self._batch))
+        alike = [self.program.forms[i] for i in given] == [old.program.forms[i] for i in range(len(old._batch))]
+        used = {id(t) for t in self.program.leaves}
+        return alike and any(isinstance(t, nn.Parameter) and id(t) not in used for t in old.program.leaves)
 
     def _held(self, slot: int) -> Tensor:
         leaves = self.program.leaves
@@ -208,6 +217,11 @@ class Start:
         """Put values where the function has stored stand-ins."""
         if self.program.lent:
             self.program.mend()
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two values cannot be told apart, as 1, 1.0 and True can, and 0.0 and -0.0."""
+    return isinstance(value, _VALUES) and type(value) is type(other) and repr(value) == repr(other)
 
 
 @contextmanager
