@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import importlib
 import itertools
 import math
 import random
@@ -580,3 +581,8 @@ def test_classes_that_were_patched_before_are_not_watched(monkeypatch, net):
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: FACTOR * x)
     with pytest.raises(CannotWatch, match="Linear, which has been patched"):
         Watch(net.energy, ())
+
+
+def test_what_pytorch_s_compiler_puts_into_modules_is_no_obstacle(net):
+    importlib.import_module("torch._dynamo")
+    assert Watch(net.energy, ()).holds()
