@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import platform
 import re
 import signal
 import threading
@@ -14,7 +15,7 @@ from torch import nn
 
 import pyromancy as pyro
 from numerics import same_bits
-from pyromancy import ops
+from pyromancy import native, ops
 from pyromancy.nodes import FactorizedGaussianNode, FixedNode, IsotropicGaussianNode, StandardGaussianNode
 from pyromancy.run.interrupt import Uninterrupted
 
@@ -135,6 +136,19 @@ def plainly(net, optimizer, x, y, *, steps, lr, incremental=False, **options):
     if not incremental:
         gradients()
         optimizer.step()
+
+
+def check_epochs(net, *, size, passes):
+    """Passes over data in order come to what batches by autograd do."""
+    plain = copy.deepcopy(net)
+    x, y = torch.rand(30, 8).double(), torch.rand(30, 3).double()
+    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=3, lr=0.1)
+    theirs = OPTIMIZERS["sgd"](plain.m_params())
+    for _ in range(passes):
+        list(em.epoch(x, y, batch_size=size, shuffle=False))
+        for rows in torch.arange(30).split(size):
+            plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
+    assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
 
 
 def assert_same(one, other):
@@ -586,15 +600,7 @@ class TestStart:
 
         torch.manual_seed(0)
         net = Direct().double()
-        plain = copy.deepcopy(net)
-        x, y = torch.rand(30, 8).double(), torch.rand(30, 3).double()
-        em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=3, lr=0.1)
-        theirs = OPTIMIZERS["sgd"](plain.m_params())
-        for _ in range(2):
-            list(em.epoch(x, y, batch_size=10, shuffle=False))
-            for rows in torch.arange(30).split(10):
-                plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
-        assert_same(net.m_params(), plain.m_params())
+        check_epochs(net, size=10, passes=2)
 
     def test_a_tensor_given_twice(self):
         net, plain = twins((3, 32, 16, 3))
@@ -746,15 +752,7 @@ def test_an_epoch_with_a_prediction_computed_from_the_data():
 
     torch.manual_seed(0)
     net = Two().double()
-    plain = copy.deepcopy(net)
-    x, y = torch.rand(30, 8).double(), torch.rand(30, 3).double()
-    em = pyro.EM(net.energy, net.e_params(), OPTIMIZERS["sgd"](net.m_params()), start=net.start, steps=3, lr=0.1)
-    theirs = OPTIMIZERS["sgd"](plain.m_params())
-    for _ in range(3):
-        list(em.epoch(x, y, batch_size=5, shuffle=False))
-        for rows in torch.arange(30).split(5):
-            plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
-    assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+    check_epochs(net, size=5, passes=3)
 
 
 def test_a_call_that_learns_nothing_leaves_no_velocity():
@@ -854,55 +852,59 @@ class TestRounding:
 SETTLED = 10  # batches after which all is watched, and calls are kept
 
 
-def move_a_parameter(em):
-    first, second = em.optimizer.param_groups
-    second["params"].insert(0, first["params"].pop())
+def move_a_parameter(_, *optimizers):
+    for optimizer in optimizers:
+        first, second = optimizer.param_groups
+        second["params"].insert(0, first["params"].pop())
 
 
-def change_betas_in_place(em):
-    em.optimizer.param_groups[0]["betas"][0] = 0.5
+def change_betas_in_place(_, *optimizers):
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["betas"][0] = 0.5
 
 
-def another_start(em):
+def another_start(em, *_):
     start = em.start
     em.start = lambda x, y: start(2 * x, y)
 
 
-def mean_of_the_batch(em):
+def mean_of_the_batch(em, *_):
     em.loop.reduction = "mean"
 
 
-CHANGED_LATER = (move_a_parameter, change_betas_in_place, another_start, mean_of_the_batch)
+# A change, and what it makes of the data and of the rate of a batch of 7
+CHANGED_LATER = {
+    "parameters of groups": (move_a_parameter, 1, 1),
+    "betas in place": (change_betas_in_place, 1, 1),
+    "start": (another_start, 2, 1),
+    "reduction": (mean_of_the_batch, 1, 1 / 7),
+}
 
 
-@pytest.mark.parametrize("change", CHANGED_LATER)
-def test_what_changes_after_many_batches_is_followed(change):
-    torch.manual_seed(0)
-    net, x, y = Net().double(), torch.randn(7, 8, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
-    net.start(x, y)
-    twin = copy.deepcopy(net)
-    ems = []
-    for n in (net, twin):
-        learned = list(pyro.get_mstep_params(n))
-        groups = [{"params": learned[:2], "lr": 1e-2, "betas": [0.9, 0.999]}, {"params": learned[2:]}]
-        states = pyro.get_estep_params(n, exclude=[n.nodes[-1]])
-        ems.append(pyro.EM(n.energy, states, torch.optim.Adam(groups, eps=1e-2), start=n.start, steps=3, lr=0.1))
-    em, plain = ems
-    for i in range(SETTLED + 3):
-        if i == SETTLED:
-            change(em)
-            change(plain)
+@pytest.mark.parametrize("name", CHANGED_LATER)
+def test_what_changes_after_many_batches_is_followed(name):
+    change, factor, rate = CHANGED_LATER[name]
+    net, plain = twins()
+    ((x, y),) = batches(1, 7)
+    ours, theirs = (
+        torch.optim.Adam([{"params": m[:2], "lr": 1e-2, "betas": [0.9, 0.999]}, {"params": m[2:]}], eps=1e-2)
+        for m in (net.m_params(), plain.m_params())
+    )
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, lr=0.1)
+    for _ in range(SETTLED):
         em.step(x, y)
-        plain._by_parts((x, y))
-        for a, b in zip(net.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        plainly(plain, theirs, x, y, steps=3, lr=0.1)
+    change(em, ours, theirs)
+    for _ in range(3):
+        em.step(x, y)
+        plainly(plain, theirs, factor * x, y, steps=3, lr=0.1 * rate)
+        assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
 
 
 def test_options_are_checked_where_a_batch_is_one_call():
     net, x, y = Net(), torch.randn(4, 8), torch.randn(4, 3)
     net.start(x, y)
-    states = pyro.get_estep_params(net, exclude=[net.nodes[-1]])
-    em = pyro.EM(net.energy, states, torch.optim.SGD(pyro.get_mstep_params(net), 0.1), start=net.start, steps=1, lr=0.1)
+    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=1, lr=0.1)
     em.step(x, y)
     em.loop.lr = -1.0
     with pytest.raises(ValueError, match=re.escape("lr must be finite and not negative, got -1.0")):
@@ -913,8 +915,7 @@ def test_copies_are_made_of_what_has_settled():
     torch.manual_seed(0)
     net, x, y = Net(), torch.randn(4, 8), torch.randn(4, 3)
     net.start(x, y)
-    states = pyro.get_estep_params(net, exclude=[net.nodes[-1]])
-    em = pyro.EM(net.energy, states, torch.optim.SGD(pyro.get_mstep_params(net), 0.1), start=net.start, steps=2, lr=0.1)
+    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1)
     for _ in range(SETTLED):
         em.step(x, y)
     twin = copy.deepcopy(em)
@@ -922,7 +923,7 @@ def test_copies_are_made_of_what_has_settled():
     twin.step(x, y)
     for p, q in zip(em.optimizer.param_groups[0]["params"], twin.optimizer.param_groups[0]["params"], strict=True):
         assert p is not q
-        same_bits(p, q)
+        assert same_bits(p, q)
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0.0, -0.0)])
@@ -932,13 +933,39 @@ def test_values_that_are_equal_and_not_the_same_are_told_apart(one, other):
     given = []
 
     def start(x, y, value):
-        net.start(x if repr(value) == repr(one) else 2 * x, y)
+        net.start(x if value is one else 2 * x, y)  # whose code can be watched
 
-    states = pyro.get_estep_params(net, exclude=[net.nodes[-1]])
-    em = pyro.EM(net.energy, states, torch.optim.SGD(pyro.get_mstep_params(net), 0.1), start=start, steps=0, lr=0.1)
+    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=start, steps=0, lr=0.1)
     for value in [one] * SETTLED + [other, one]:
         em.step(x, y, value)
         given.append(net.below.value.clone())
-    same_bits(given[-3], x)
-    same_bits(given[-2], 2 * x)
-    same_bits(given[-1], x)
+    assert same_bits(given[-3], x)
+    assert same_bits(given[-2], 2 * x)
+    assert same_bits(given[-1], x)
+
+
+def test_an_epoch_begins_with_parts_as_large_as_the_last_ended_with(monkeypatch):
+    monkeypatch.setattr("pyromancy.run.em.time.perf_counter", lambda: 0.0)  # no part takes any time
+    net, x, y = Net(), torch.randn(100, 8), torch.randn(100, 3)
+    net.start(x[:1], y[:1])
+    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=1, lr=0.1)
+    assert [part.batches for part in em.epoch(x, y, batch_size=1)] == [1, 8, 64, 27]
+    assert [part.batches for part in em.epoch(x, y, batch_size=1)] == [100]
+    em.steps = 2  # which takes longer
+    assert next(em.epoch(x, y, batch_size=1)).batches == 1
+
+
+@pytest.mark.skipif(native.MODULE is None or platform.machine() != "x86_64", reason="what flushes is in its kernels")
+def test_averages_of_gradients_that_have_ended_reach_zero():
+    """In numbers below the smallest normal one they would stay for ever, and take many times as long."""
+    net, x, y = Net(), torch.randn(4, 8), torch.randn(4, 3)
+    net.start(x, y)
+    optimizer = torch.optim.Adam(net.m_params())
+    em = pyro.EM(net.energy, net.e_params(), optimizer, start=net.start, steps=0, lr=0.1)
+    em.step(x, y)
+    lowest = optimizer.state[net.edges[0][1].weight]
+    for name, value in (("exp_avg", 1e-39), ("exp_avg_sq", 1e-39)):
+        lowest[name].fill_(value)
+    em.step(x, y)  # without E-steps no error reaches it
+    assert not lowest["exp_avg"].any()
+    assert not lowest["exp_avg_sq"].any()

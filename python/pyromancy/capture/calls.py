@@ -85,3 +85,8 @@ def tensors(tree: Any) -> list[Tensor]:
 def filled(tree: Any, values: dict[int, Tensor]) -> Any:
     """Arguments or a result with the values of its slots."""
     return replaced(tree, Slot, lambda slot: values[slot.index])
+
+
+def is_number(argument: Any) -> bool:
+    """Whether an argument is a number, which a truth value is not."""
+    return isinstance(argument, int | float) and not isinstance(argument, bool)

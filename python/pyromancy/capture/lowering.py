@@ -176,13 +176,8 @@ def _check_state(program: Program, slot: int) -> None:
 
 def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge | None]:
     """The source state and the edge that make a target's prediction; no edge where only constants do."""
-    after, before = Activation(), Activation()
+    after, slot = _unwrapped(program, slot)
     call = program.producer.get(slot)
-    activation = _activation(call)
-    if call is not None and activation is not None:
-        after = activation
-        (slot,) = call.inputs
-        call = program.producer.get(slot)
     if call is None or call.meaning != "linear":
         if slot in program.varying:
             what = program.told(slot) if call else f"{program.told(slot)} as it is"
@@ -201,12 +196,7 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
         isinstance(bias, Slot) and program.stand_ins[bias.index].shape != program.stand_ins[weight.index].shape[:1]
     ):
         raise NotAChain(f"the weight or bias of the Linear that predicts {target} broadcasts")
-    slot = source.index
-    call = program.producer.get(slot)
-    activation = _activation(call)
-    if call is not None and activation is not None:
-        before = activation
-        (slot,) = call.inputs
+    before, slot = _unwrapped(program, source.index)
     form = program.stand_ins[slot]
     if slot in program.varying:
         if slot >= len(program.leaves):
@@ -231,13 +221,7 @@ class EdgeTensors:
 
 def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> EdgeTensors | None:
     """The edge that makes a slot of a state, as `origin` tells the slots that are one; None of anything else."""
-
-    def unwrapped(slot: int) -> tuple[Activation, int]:
-        call = program.producer.get(slot)
-        activation = _activation(call)
-        return (activation, call.inputs[0]) if call is not None and activation is not None else (Activation(), slot)
-
-    after, slot = unwrapped(slot)
+    after, slot = _unwrapped(program, slot)
     call = program.producer.get(slot)
     if call is None or call.meaning != "linear":
         return None
@@ -245,7 +229,7 @@ def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None])
     made_of, weight, bias = (bound[name] for name in ("input", "weight", "bias"))
     before, source = Activation(), origin(made_of.index)
     if source is None:
-        before, inner = unwrapped(made_of.index)
+        before, inner = _unwrapped(program, made_of.index)
         source = origin(inner)
     of = [w.index for w in (weight, bias) if w is not None]
     if source is None or any(i >= len(program.leaves) for i in of):
@@ -261,6 +245,13 @@ _PARAMETERS = {
     "softplus": ("beta", 1.0),
     "hardtanh": ("max_val", 1.0),
 }
+
+
+def _unwrapped(program: Program, slot: int) -> tuple[Activation, int]:
+    """The activation that makes a slot, and what it is applied to; the identity and the slot where none does."""
+    call = program.producer.get(slot)
+    activation = _activation(call)
+    return (Activation(), slot) if call is None or activation is None else (activation, call.inputs[0])
 
 
 def _activation(call: Call | None) -> Activation | None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .calls import Call, Slot, filled
+from .calls import Call, Slot, filled, is_number
 from .program import Program
 from .vocabulary import arguments
 
@@ -202,7 +202,7 @@ class _Writer:
             elif bias is None and t.dim() == 0:
                 other = Slot(self._computed(Tensor.expand, other.index, (width,), shape=(width,)))
             new = other.index if bias is None else self._computed(torch.add, bias, other)
-        elif _is_number(other) and bias is not None:
+        elif is_number(other) and bias is not None:
             new = self._computed(torch.add, bias, other)
         else:
             return
@@ -233,7 +233,7 @@ class _Writer:
 
     def _is_scalar(self, other: Any) -> bool:
         if not isinstance(other, Slot):
-            return _is_number(other)
+            return is_number(other)
         t = self._stand_ins[other.index]
         return t.dim() == 0 and t.is_floating_point() and other.index not in self._program.varying
 
@@ -258,7 +258,3 @@ class _Writer:
         inputs = (of, *(o.index for o in others if isinstance(o, Slot)))
         self._calls.append(Call(function, (Slot(of), *others), {}, Slot(slot), inputs, (slot,)))
         return slot
-
-
-def _is_number(other: Any) -> bool:
-    return isinstance(other, int | float) and not isinstance(other, bool)

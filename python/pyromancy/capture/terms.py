@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from .calls import Call, Slot, replaced
+from .calls import Call, Slot, is_number, replaced
 from .vocabulary import arguments
 
 _ENERGIES = (functional.gaussian_energy, functional.multivariate_energy)
@@ -155,7 +155,7 @@ class Terms:
             return None
         args = [*call.args, *named]
         numbers = [*others.values(), *(a for a in args if not isinstance(a, Slot))]
-        if not all(map(_is_number, numbers)):
+        if not all(map(is_number, numbers)):
             return None
         alpha = others.get("alpha", 1)
         terms = [Term(a.index, 1.0) if isinstance(a, Slot) else Term(None, float(a)) for a in args]
@@ -301,10 +301,6 @@ class Terms:
                 and all(map(self._same, first.inputs, second.inputs))
             )
         return self._known[a, b]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is not bool and isinstance(value, int | float)
 
 
 def _dim(call: Call) -> int:

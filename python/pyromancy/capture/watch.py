@@ -46,7 +46,7 @@ _ATOMS = frozenset(
 _BUILTINS = frozenset(
     getattr(builtins, name)
     for name in (
-        *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "int", "isinstance", "len"),
+        *("abs", "all", "any", "bool", "divmod", "enumerate", "filter", "float", "int", "isinstance", "len"),
         *("list", "map", "max", "min", "pow", "range", "reversed", "round", "slice", "sorted", "sum", "super", "tuple"),
         *("zip", "AssertionError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"),
     )
@@ -75,18 +75,8 @@ _OF_MODULES = frozenset(vars(nn.Module())) - _UNREAD | {"forward", "_call_impl",
 # What is not looked at: gradients, what is named in text, and what modules change elsewhere.
 _HIDING = frozenset(
     (
-        *(
-            "grad",
-            "format",
-            "format_map",
-            "state_dict",
-            "load_state_dict",
-            "apply",
-            "_apply",
-            "train",
-            "eval",
-            "compile",
-        ),
+        *("grad", "format", "format_map", "state_dict", "load_state_dict", "apply", "_apply", "train", "eval"),
+        "compile",
         *("requires_grad_", "share_memory", "add_module", "register_module", "register_parameter", "register_buffer"),
         *(name for name in dir(nn.Module) if name.endswith(("_hook", "extra_state"))),
     )
@@ -120,29 +110,14 @@ _EFFECTS = frozenset(
 # Special methods that nothing calls but what makes, copies or shows an object.
 _UNUSED = frozenset(
     (
-        *("_abc_impl", "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__copy__"),
-        *(
-            "__annotations_cache__",
-            "__dataclass_fields__",
-            "__dataclass_params__",
-            "__deepcopy__",
-            "__del__",
-            "__dir__",
-        ),
-        *(
-            "__delattr__",
-            "__dict__",
-            "__doc__",
-            "__firstlineno__",
-            "__format__",
-            "__getstate__",
-            "__init__",
-            "__module__",
-        ),
-        *("__init_subclass__", "__match_args__", "__new__", "__orig_bases__", "__parameters__", "__qualname__"),
-        *("__reduce__", "__reduce_ex__", "__replace__", "__repr__", "__set_name__", "__setattr__", "__setstate__"),
-        *("__sizeof__", "__slots__", "__static_attributes__", "__str__", "__subclasshook__", "__type_params__"),
-        "__weakref__",
+        *("__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__"),
+        *("__annotations_cache__", "__copy__", "__dataclass_fields__", "__dataclass_params__", "__deepcopy__"),
+        *("__del__", "__delattr__", "__dict__", "__dir__", "__doc__", "__firstlineno__", "__format__"),
+        *("__getstate__", "__init__", "__init_subclass__", "__match_args__", "__module__", "__new__"),
+        *("__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__reduce_ex__", "__replace__"),
+        *("__repr__", "__set_name__", "__setattr__", "__setstate__", "__sizeof__", "__slots__"),
+        *("__static_attributes__", "__str__", "__subclasshook__", "__type_params__", "__weakref__"),
+        *("_abc_impl",),
     )
 )
 
@@ -330,8 +305,8 @@ class _Reach:
                 step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
             ):
                 raise _Unknown(f"{code.co_name} has effects, or calls what it does not name: {step.opname.lower()}")
-            if step.opname == "BINARY_OP" and step.argrepr in ("%", "%=") and any("%" in t for t in _texts(code)):
-                raise _Unknown(f"{code.co_name} formats text")
+            if step.opname == "BINARY_OP" and step.argrepr in ("%", "%="):
+                raise _Unknown(f"{code.co_name} may format text, by %")
             if step.opname in _LOADS:
                 self.named.add(step.argval)
             elif step.opname == "LOAD_GLOBAL":
@@ -391,10 +366,6 @@ class _Reach:
         self._dict(thing._modules, None if self._names & _WALKING else self._names)
 
 
-def _texts(code: types.CodeType) -> list[str]:
-    return [constant for constant in code.co_consts if isinstance(constant, str)]
-
-
 def _is_torchs(thing: Any) -> bool:
     """Whether it is a function of PyTorch's own, as its compiler puts one in the place of another."""
     return isinstance(thing, types.FunctionType) and thing.__globals__.get("__name__", "").startswith("torch.")
@@ -407,7 +378,7 @@ def _is_special(name: str) -> bool:
 class Guard:
     """Whether a function has to be run dry: not where a watch of it has proven itself and holds.
 
-    Watching takes as long as some hundred dry runs may, so that it begins after a few that found nothing, and after
+    Beginning to watch takes as long as ten dry runs or so, so that it begins after a few that found nothing, and after
     ever more where what is watched changes again and again. A watch has proven itself when a dry run has not changed
     what it looks at.
 

@@ -100,29 +100,26 @@ class Learner:
 
     @staticmethod
     def _adam(group: dict[str, Any], states: Any, p: Tensor, decoupled: bool) -> tuple[Rule, list[Tensor]]:
-        return _adam(group, states[p], p, decoupled)
+        state = states[p]
+        if not state:
+            state["step"] = torch.tensor(0.0, dtype=_torch._get_scalar_dtype())
+            state["exp_avg"] = torch.zeros_like(p, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
+            if group["amsgrad"]:
+                state["max_exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
+        slots = [state["step"], state["exp_avg"], state["exp_avg_sq"]]
+        if group["amsgrad"]:
+            slots.append(state["max_exp_avg_sq"])
+        first, second = group["betas"]
+        rule = Rule(
+            RuleKind.ADAM, float(group["lr"]), float(group["weight_decay"]), float(first), float(second),
+            float(group["eps"]), maximize=bool(group["maximize"]),
+            decoupled=decoupled or bool(group.get("decoupled_weight_decay")),
+        )  # fmt: skip
+        return rule, slots
 
 
 def _options(group: dict[str, Any]) -> list[Any] | None:
     """The options of a group, and which parameters it has; None where one may change in place."""
     options = [tuple(v) if isinstance(v, list) else v for name, v in group.items() if name != "params"]
     return None if any(isinstance(v, Tensor) for v in options) else [*options, *map(id, group["params"])]
-
-
-def _adam(group: dict[str, Any], state: dict[str, Any], p: Tensor, decoupled: bool) -> tuple[Rule, list[Tensor]]:
-    if not state:
-        state["step"] = torch.tensor(0.0, dtype=_torch._get_scalar_dtype())
-        state["exp_avg"] = torch.zeros_like(p, requires_grad=False)
-        state["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
-        if group["amsgrad"]:
-            state["max_exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
-    slots = [state["step"], state["exp_avg"], state["exp_avg_sq"]]
-    if group["amsgrad"]:
-        slots.append(state["max_exp_avg_sq"])
-    first, second = group["betas"]
-    rule = Rule(
-        RuleKind.ADAM, float(group["lr"]), float(group["weight_decay"]), float(first), float(second),
-        float(group["eps"]), maximize=bool(group["maximize"]),
-        decoupled=decoupled or bool(group.get("decoupled_weight_decay")),
-    )  # fmt: skip
-    return rule, slots

@@ -1,4 +1,4 @@
-"""Makes plans of captured chains, and runs them."""
+"""Makes of captured chains the calls of the operator that run them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Call(NamedTuple):
 
 
 class Planner:
-    """Makes plans of captured chains, and runs them.
+    """Makes of captured chains the calls of the operator that run them.
 
     Args:
         program: what was captured.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..capture.capture import Checker, NotCapturable, Recording, obstacle
 from ..capture.lowering import EdgeTensors, edge_of
@@ -239,7 +240,7 @@ _grad: Any = Tensor.grad
 _ALLOWED = frozenset({torch._C._set_grad_enabled, _grad.__get__, _grad.__set__})
 
 
-class _Recording(Recording):
+class _WithoutGradients(TorchFunctionMode):
     """Of a function that is run without gradients."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -248,10 +249,9 @@ class _Recording(Recording):
         return super().__torch_function__(function, types, args, kwargs)
 
 
-class _Checker(Checker):
-    """Likewise."""
+class _Recording(_WithoutGradients, Recording):
+    pass
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in _ALLOWED:
-            return function(*args)
-        return super().__torch_function__(function, types, args, kwargs)
+
+class _Checker(_WithoutGradients, Checker):
+    pass
