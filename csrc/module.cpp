@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/version.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/isa.h"
 
@@ -43,70 +45,107 @@ py::dict build_info() {
   return info;
 }
 
-// How `same_contents` looks at an object; capture/watch.py has the same list.
+// How `Contents` looks at an object; capture/watch.py has the same list.
 enum Kind : long { kDict, kNames, kList, kCell, kFunction, kClass, kInstance };
 
-// Whether a dictionary has these keys and values, in order, and no others.
-bool same_items(PyObject* dict, PyObject* expected, Py_ssize_t first, PyObject* any) {
-  if (PyDict_Size(dict) * 2 + first != PyTuple_GET_SIZE(expected))
-    return false;
-  Py_ssize_t position = 0, i = first;
-  PyObject *key, *value;
-  while (PyDict_Next(dict, &position, &key, &value)) {
-    PyObject* const wanted = PyTuple_GET_ITEM(expected, i + 1);
-    if (key != PyTuple_GET_ITEM(expected, i) || (wanted != any && wanted != value))
-      return false;
-    i += 2;
-  }
-  return true;
-}
-
-bool same(long kind, PyObject* object, PyObject* expected, PyObject* any, PyObject* missing) {
-  const auto is = [&](PyObject* held, Py_ssize_t i) {
-    return (held ? held : missing) == PyTuple_GET_ITEM(expected, i);
-  };
-  switch (kind) {
-  case kDict:
-    return same_items(object, expected, 0, any);
-  case kNames:
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(expected); i += 2)
-      if (!is(PyDict_GetItemWithError(object, PyTuple_GET_ITEM(expected, i)), i + 1))
-        return false;
-    return true;
-  case kList:
-    if (PyList_GET_SIZE(object) != PyTuple_GET_SIZE(expected))
-      return false;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(expected); ++i)
-      if (!is(PyList_GET_ITEM(object, i), i))
-        return false;
-    return true;
-  case kCell:
-    return is(py::reinterpret_steal<py::object>(PyCell_Get(object)).ptr(), 0);
-  case kFunction:
-    return is(PyFunction_GetCode(object), 0) && is(PyFunction_GetDefaults(object), 1) &&
-           is(PyFunction_GetKwDefaults(object), 2) && is(PyFunction_GetClosure(object), 3);
-  case kClass: {
-    const auto* const type = reinterpret_cast<PyTypeObject*>(object);
-    return is(type->tp_mro, 0) && same_items(type->tp_dict, expected, 1, any);
-  }
-  case kInstance:
-    return is(reinterpret_cast<PyObject*>(Py_TYPE(object)), 0) &&
-           is(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr)).ptr(), 1);
-  }
-  return false;
-}
-
-// Whether objects hold what they held, by identity. Each entry is a kind, an object and a tuple of
-// what it held, with `any` for what may be anything and `missing` for what is not there.
-bool same_contents(const py::list& entries, const py::object& any, const py::object& missing) {
-  for (const py::handle entry : entries)
-    if (!same(PyLong_AsLong(PyTuple_GET_ITEM(entry.ptr(), 0)), PyTuple_GET_ITEM(entry.ptr(), 1),
-              PyTuple_GET_ITEM(entry.ptr(), 2), any.ptr(), missing.ptr())) {
-      PyErr_Clear();
-      return false;
+// What objects held, by identity: to tell whether they still hold it. The entries must outlive it:
+// Python's search for cycles does not look in here.
+class Contents {
+public:
+  // Each entry is a kind, an object and a tuple of what it held, with `any` for what may be
+  // anything and `missing` for what is not there.
+  Contents(const py::list& entries, py::object any, py::object missing)
+      : any_(std::move(any)), missing_(std::move(missing)) {
+    for (const py::handle given : entries) {
+      Entry entry{PyLong_AsLong(PyTuple_GET_ITEM(given.ptr(), 0)), PyTuple_GET_ITEM(given.ptr(), 1),
+                  PyTuple_GET_ITEM(given.ptr(), 2), 0};
+      if (entry.kind == kClass && holds(entry))
+        entry.version = version_of(entry.object);
+      entries_.push_back(entry);
     }
-  return true;
-}
+    PyErr_Clear();
+  }
+
+  bool same() const {
+    for (const Entry& entry : entries_)
+      if (!holds(entry)) {
+        PyErr_Clear();
+        return false;
+      }
+    return true;
+  }
+
+private:
+  struct Entry {
+    long kind;
+    PyObject *object, *held;
+    unsigned version; // of a class that held this; 0 where that is not known
+  };
+
+  // Python gives a class a number when it is asked for an attribute, and takes it away when the
+  // class or one of its bases is changed. No two numbers are alike.
+  static unsigned version_of(PyObject* type) {
+    py::reinterpret_steal<py::object>(PyObject_GetAttrString(type, "__module__"));
+    return reinterpret_cast<PyTypeObject*>(type)->tp_version_tag;
+  }
+
+  // Whether a dictionary has these keys and values, in order, and no others.
+  bool same_items(PyObject* dict, PyObject* held, Py_ssize_t first) const {
+    if (PyDict_Size(dict) * 2 + first != PyTuple_GET_SIZE(held))
+      return false;
+    Py_ssize_t position = 0, i = first;
+    PyObject *key, *value;
+    while (PyDict_Next(dict, &position, &key, &value)) {
+      PyObject* const wanted = PyTuple_GET_ITEM(held, i + 1);
+      if (key != PyTuple_GET_ITEM(held, i) || (wanted != value && wanted != any_.ptr()))
+        return false;
+      i += 2;
+    }
+    return true;
+  }
+
+  bool holds(const Entry& entry) const {
+    PyObject *const object = entry.object, *const held = entry.held;
+    const auto is = [&](PyObject* now, Py_ssize_t i) {
+      return (now ? now : missing_.ptr()) == PyTuple_GET_ITEM(held, i);
+    };
+    switch (entry.kind) {
+    case kDict:
+      return same_items(object, held, 0);
+    case kNames:
+      for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(held); i += 2)
+        if (!is(PyDict_GetItemWithError(object, PyTuple_GET_ITEM(held, i)), i + 1))
+          return false;
+      return true;
+    case kList:
+      if (PyList_GET_SIZE(object) != PyTuple_GET_SIZE(held))
+        return false;
+      for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(held); ++i)
+        if (!is(PyList_GET_ITEM(object, i), i))
+          return false;
+      return true;
+    case kCell:
+      return is(py::reinterpret_steal<py::object>(PyCell_Get(object)).ptr(), 0);
+    case kFunction:
+      return is(PyFunction_GetCode(object), 0) && is(PyFunction_GetDefaults(object), 1) &&
+             is(PyFunction_GetKwDefaults(object), 2) && is(PyFunction_GetClosure(object), 3);
+    case kClass: {
+      const auto* const type = reinterpret_cast<PyTypeObject*>(object);
+      if (entry.version != 0 && type->tp_version_tag == entry.version)
+        return true;
+      return is(type->tp_mro, 0) && same_items(type->tp_dict, held, 1);
+    }
+    case kInstance:
+      return is(reinterpret_cast<PyObject*>(Py_TYPE(object)), 0) &&
+             is(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr)).ptr(),
+                1);
+    }
+    return false;
+  }
+
+  const py::object any_, missing_;
+  std::vector<Entry> entries_;
+};
 
 } // namespace
 
@@ -118,6 +157,8 @@ PYBIND11_MODULE(_C, m) {
         "torch that this build supports.");
   m.def("cpu_capability", &pyromancy::isa_name,
         "The instruction set the CPU kernels use: \"avx512\", \"avx2\" or \"default\".");
-  m.def("same_contents", &same_contents,
-        "Whether objects hold what they held, by identity: see pyromancy/capture/watch.py.");
+  py::class_<Contents>(m, "Contents",
+                       "What objects held, by identity: see pyromancy/capture/watch.py.")
+      .def(py::init<const py::list&, py::object, py::object>())
+      .def("same", &Contents::same, "Whether they still hold it.");
 }

@@ -1,7 +1,6 @@
 """`EM` does what `start; loop.run; zero_grad; loop.backward; optimizer.step` does: by autograd, in float64."""
 
 import copy
-import itertools
 import platform
 import re
 import signal
@@ -18,6 +17,7 @@ from numerics import same_bits
 from pyromancy import native, ops
 from pyromancy.nodes import FactorizedGaussianNode, FixedNode, IsotropicGaussianNode, StandardGaussianNode
 from pyromancy.run.interrupt import Uninterrupted
+from twins import UNIT, Net, assert_same, assert_same_state, batches, plainly, twins
 
 WAYS = (
     *("under no_grad", "raw values", "zeros", "resets", "noise", "flattened"),
@@ -42,35 +42,9 @@ OPTIMIZERS = {
     "called": lambda m: torch.optim.RMSprop(m, 1e-3),
 }
 KINDS = {
-    "unit": (StandardGaussianNode,) * 3,
+    "unit": UNIT,
     "variances": (FactorizedGaussianNode, IsotropicGaussianNode, FactorizedGaussianNode),
 }
-
-
-class Net(nn.Module):
-    """A chain, with what `EM` takes of it."""
-
-    def __init__(self, sizes=(8, 32, 16, 3), kinds=KINDS["unit"], activation=nn.Tanh):
-        super().__init__()
-        self.below = FixedNode(sizes[0])
-        self.nodes = nn.ModuleList(kind(n) for kind, n in zip(kinds, sizes[1:], strict=True))
-        self.edges = nn.ModuleList(nn.Sequential(activation(), nn.Linear(a, b)) for a, b in itertools.pairwise(sizes))
-
-    def start(self, x, y):
-        z = self.below.init(x)
-        for node, edge in zip(self.nodes[:-1], self.edges, strict=False):
-            z = node.init(edge(z))
-        self.nodes[-1].init(y)
-
-    def energy(self):
-        values = [self.below.value, *(n.value for n in self.nodes)]
-        return sum(n.energy(e(v)) for n, e, v in zip(self.nodes, self.edges, values, strict=False))
-
-    def e_params(self):
-        return list(pyro.get_estep_params(self, exclude=[self.nodes[-1]]))
-
-    def m_params(self):
-        return list(pyro.get_mstep_params(self))
 
 
 class Written(nn.Module):
@@ -97,47 +71,6 @@ EDGES = {
 }
 
 
-def twins(*args, **kwargs):
-    torch.manual_seed(0)
-    net = Net(*args, **kwargs).double()
-    return net, copy.deepcopy(net)
-
-
-def batches(count, size=20, last=None):
-    torch.manual_seed(1)
-    sizes = [size] * (count - 1) + [last or size]
-    return [(torch.rand(b, 8).double(), torch.rand(b, 3).double()) for b in sizes]
-
-
-def plainly(net, optimizer, x, y, *, steps, lr, incremental=False, **options):
-    """A batch by autograd and `torch.optim.SGD`."""
-    with torch.no_grad():
-        net.start(x, y)
-    params, learned = net.e_params(), [p for g in optimizer.param_groups for p in g["params"]]
-    descent = torch.optim.SGD(params, lr=lr, **options)
-
-    def e_step():
-        descent.zero_grad()
-        net.energy().sum().backward(inputs=params)
-        descent.step()
-
-    def gradients():
-        optimizer.zero_grad()
-        net.energy().mean().backward(inputs=learned)
-
-    for _ in range(steps):
-        if incremental == "joint":
-            gradients()
-        e_step()
-        if incremental is True:
-            gradients()
-        if incremental:
-            optimizer.step()
-    if not incremental:
-        gradients()
-        optimizer.step()
-
-
 def check_epochs(net, *, size, passes):
     """Passes over data in order come to what batches by autograd do."""
     plain = copy.deepcopy(net)
@@ -149,24 +82,6 @@ def check_epochs(net, *, size, passes):
         for rows in torch.arange(30).split(size):
             plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
     assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-def assert_same_state(one, other):
-    one, other = one.state_dict()["state"], other.state_dict()["state"]
-    assert one.keys() == other.keys()
-    for k, state in other.items():
-        assert one[k].keys() == state.keys()
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                assert one[k][name].dtype == value.dtype
-                torch.testing.assert_close(one[k][name], value, rtol=1e-10, atol=1e-10)
-            else:
-                assert one[k][name] == value
 
 
 @pytest.mark.parametrize("kinds", KINDS)
@@ -850,55 +765,6 @@ class TestRounding:
 
 
 SETTLED = 10  # batches after which all is watched, and calls are kept
-
-
-def move_a_parameter(_, *optimizers):
-    for optimizer in optimizers:
-        first, second = optimizer.param_groups
-        second["params"].insert(0, first["params"].pop())
-
-
-def change_betas_in_place(_, *optimizers):
-    for optimizer in optimizers:
-        optimizer.param_groups[0]["betas"][0] = 0.5
-
-
-def another_start(em, *_):
-    start = em.start
-    em.start = lambda x, y: start(2 * x, y)
-
-
-def mean_of_the_batch(em, *_):
-    em.loop.reduction = "mean"
-
-
-# A change, and what it makes of the data and of the rate of a batch of 7
-CHANGED_LATER = {
-    "parameters of groups": (move_a_parameter, 1, 1),
-    "betas in place": (change_betas_in_place, 1, 1),
-    "start": (another_start, 2, 1),
-    "reduction": (mean_of_the_batch, 1, 1 / 7),
-}
-
-
-@pytest.mark.parametrize("name", CHANGED_LATER)
-def test_what_changes_after_many_batches_is_followed(name):
-    change, factor, rate = CHANGED_LATER[name]
-    net, plain = twins()
-    ((x, y),) = batches(1, 7)
-    ours, theirs = (
-        torch.optim.Adam([{"params": m[:2], "lr": 1e-2, "betas": [0.9, 0.999]}, {"params": m[2:]}], eps=1e-2)
-        for m in (net.m_params(), plain.m_params())
-    )
-    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, lr=0.1)
-    for _ in range(SETTLED):
-        em.step(x, y)
-        plainly(plain, theirs, x, y, steps=3, lr=0.1)
-    change(em, ours, theirs)
-    for _ in range(3):
-        em.step(x, y)
-        plainly(plain, theirs, factor * x, y, steps=3, lr=0.1 * rate)
-        assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
 
 
 def test_options_are_checked_where_a_batch_is_one_call():

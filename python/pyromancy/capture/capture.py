@@ -118,7 +118,7 @@ def _unless_its_own(error: Exception, recording: Recording | None, energy: Calla
 def has_hooks(t: Tensor) -> bool:
     """Whether something wants to see, or change, a tensor's gradient, or to act on it at once."""
     hooks = t._backward_hooks or getattr(t, "_post_accumulate_grad_hooks", None)
-    return bool(hooks) or hasattr(t, "_in_backward_optimizers")
+    return bool(hooks) or "_in_backward_optimizers" in vars(t)
 
 
 def obstacle(free: Sequence[Tensor]) -> str | None:

@@ -35,6 +35,7 @@ from .program import form_of
 
 # How the compiled module looks at an entry: what kind of object it is.
 _DICT, _NAMES, _LIST, _CELL, _FUNCTION, _CLASS, _INSTANCE = range(7)
+Entry = tuple[int, Any, tuple[Any, ...]]  # and the object, and what it held
 _ANY, _MISSING = object(), object()  # in the place of what may be anything, and of what is not there
 
 _ATOMS = frozenset(
@@ -139,6 +140,9 @@ class Watch:
         function: to be watched.
         known: tensors whose forms others look at.
 
+    Attributes:
+        entries: what objects hold that it reaches.
+
     Raises:
         CannotWatch: it reaches what may have a state of its own, or has effects; or there is no compiled module.
     """
@@ -160,7 +164,8 @@ class Watch:
             n for n in names if n in _HIDING or (_is_special(n) and n not in ("__call__", "__class__", "__init__"))
         }:
             raise CannotWatch(f"its code names {min(hiding)}, and what that holds or does is not looked at")
-        self._entries = reach.entries
+        self.entries = reach.entries
+        self._contents = contents(reach.entries)
         # where it zeroes gradients, there must be none: its code is not run
         self._without_gradient = [t for t in reach.tensors if t.is_leaf] if "zero_grad" in names else []
         of_others = {id(t) for t in known}
@@ -168,11 +173,39 @@ class Watch:
 
     def holds(self) -> bool:
         """Whether all is as it was."""
-        same: bool = native.MODULE.same_contents(self._entries, _ANY, _MISSING)  # type: ignore[union-attr]
+        return self._contents.same() and self.holds_beside()
+
+    def holds_beside(self) -> bool:
+        """Whether all is as it was that is no entry."""
         return (
-            same and all(form_of(t) == form and t.requires_grad == grad for t, form, grad in self._forms)
+            all(form_of(t) == form and t.requires_grad == grad for t, form, grad in self._forms)
             and all(t.grad is None for t in self._without_gradient)
         )  # fmt: skip
+
+
+def contents(entries: list[Entry]) -> Any:
+    """Of the compiled module, what entries say that objects held: its ``same()`` tells whether they still do.
+
+    The entries must be kept for as long.
+    """
+    return native.MODULE.Contents(entries, _ANY, _MISSING)  # type: ignore[union-attr]
+
+
+def named_in(held: dict[str, Any], *names: str) -> Entry:
+    """What a dictionary has under these names."""
+    return _NAMES, held, tuple(x for name in names for x in (name, held.get(name, _MISSING)))
+
+
+def items_of(held: dict[Any, Any] | list[Any]) -> Entry:
+    """What a dictionary or a list holds, and in which order."""
+    if isinstance(held, list):
+        return _LIST, held, tuple(held)
+    return _DICT, held, tuple(x for item in held.items() for x in item)
+
+
+def attributes_of(thing: Any) -> tuple[Entry, Entry]:
+    """An object's class and attributes."""
+    return (_INSTANCE, thing, (type(thing), vars(thing))), items_of(vars(thing))
 
 
 class CannotWatch(Exception):
@@ -190,7 +223,7 @@ class _Reach:
 
     def __init__(self, names: set[str]) -> None:
         self._names = names
-        self.entries: list[tuple[int, Any, tuple[Any, ...]]] = []
+        self.entries: list[Entry] = []
         self.named = set[str]()
         self.tensors: list[Tensor] = []
         self._seen: dict[Any, Any] = {}  # by id, so that no id is used twice
@@ -218,7 +251,7 @@ class _Reach:
         elif kind in (tuple, frozenset):
             self._stack.extend(thing)
         elif kind is list:
-            self.entries.append((_LIST, thing, tuple(thing)))
+            self.entries.append(items_of(thing))
             self._stack.extend(thing)
         elif kind is dict or (kind is OrderedDict and not thing):
             self._dict(thing)
@@ -262,9 +295,9 @@ class _Reach:
 
     def _lookups(self, held: dict[str, Any], names: Iterable[str]) -> None:
         """What a dictionary that holds much else has under these names."""
-        found = {name: held.get(name, _MISSING) for name in sorted(names)}
-        self.entries.append((_NAMES, held, tuple(x for item in found.items() for x in item)))
-        self._stack.extend(value for value in found.values() if value is not _MISSING)
+        entry = named_in(held, *sorted(names))
+        self.entries.append(entry)
+        self._stack.extend(value for value in entry[2][1::2] if value is not _MISSING)
 
     def _module(self, module: types.ModuleType) -> None:
         held = vars(module)
@@ -406,6 +439,15 @@ class Guard:
             return False
         self._held += 1
         return True
+
+    @property
+    def watch(self) -> Watch | None:
+        """What tells that the function must do what it did, where there is that."""
+        return self._watch if self._proven else None
+
+    def has_held(self, times: int) -> None:
+        """Count what others have found of the watch."""
+        self._held += times
 
     def ran(self, known: Iterable[Tensor], without_traces: bool) -> None:
         """After a dry run that found no change.

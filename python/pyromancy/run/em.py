@@ -22,12 +22,14 @@ from .executor import Executor, Run
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace
 from .planner import Call, Learn, Learned
+from .repeat import Repeat
 from .replay import product_precision
 from .start import Start
 
 INCREMENTAL = (False, True, "joint")
 _PART = 0.1  # seconds after which `epoch` gives a sign of life
 _STARTS = 16  # forms of a batch that are kept
+_FIRST, _MOST = 2, 1024  # bounds of `EM._wait`
 _WHEN = {
     False: plan.Learning.AT_THE_END,
     True: plan.Learning.AFTER_EACH_STEP,
@@ -111,7 +113,9 @@ class EM:
         self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
         self._check()
         self._starts: list[Start] = []
-        self._whole: _Whole | None = None
+        self._whole: Whole | None = None
+        self._repeat: Repeat | None = None
+        self._wait = _FIRST  # batches that one call does in a row, before the next may be a repetition
         self._reason = ""  # why a batch is not one plan
         self._pace: tuple[object, int] = None, 1  # batches of a part, of the kind of the last
         self._order: Tensor | None = None  # samples of the epoch that are left
@@ -131,10 +135,19 @@ class EM:
             ValueError: `start` sets no state; the optimizer's parameters have no part in the energy.
             FloatingPointError: a state is not finite, where `check_finite` asks for that.
         """
+        if self._repeat is not None:
+            if self._repeat.run(self, batch):
+                self._whole, self._reason = self._repeat.whole, ""
+                return Trace(self.steps)
+            # the next will have to prove itself, and for longer where this one has not been of use
+            self._wait = _FIRST if self._repeat.ended() > _MOST else min(2 * self._wait, _MOST)
+            self._repeat = None
         self._check()
         whole = self._prepared(batch)
         if whole is None or not whole.run(self):
             self._by_parts(batch)
+        else:
+            self._repeat = whole.repeat(self)
         return Trace(self.steps)
 
     def epoch(
@@ -271,13 +284,13 @@ class EM:
                     raise ValueError(f"optimizer must not move a free state, got one of shape {tuple(p.shape)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_starts": [], "_whole": None}  # captures are made anew
+        return self.__dict__ | {"_starts": [], "_whole": None, "_repeat": None}  # captures are made anew
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
-    def _prepared(self, batch: tuple[Any, ...], set_: bool = True) -> _Whole | None:
+    def _prepared(self, batch: tuple[Any, ...], set_: bool = True) -> Whole | None:
         """How to do the batch in one call, its clamped states set; None, and why, where it is done by parts."""
         self._reason = ""
         try:
@@ -314,11 +327,11 @@ class EM:
         self._starts = [*kept[-_STARTS + 1 :], start]
         return start
 
-    def _fitting(self, start: Start, executor: Executor) -> _Whole:
+    def _fitting(self, start: Start, executor: Executor) -> Whole:
         whole = self._whole
         if whole is not None and whole.fits(self, start, executor):
             return whole
-        return _Whole(self, start, executor)
+        return Whole(self, start, executor)
 
     def _by_parts(self, batch: tuple[Any, ...]) -> None:
         with torch.no_grad():
@@ -394,7 +407,7 @@ class _Last(NamedTuple):
     settings: tuple[object, ...]
 
 
-class _Whole:
+class Whole:
     """A batch as one plan.
 
     Raises:
@@ -415,6 +428,7 @@ class _Whole:
         self.parameters = em._parameters
         self.learned = _learned(executor, self.parameters)
         self._last: _Last | None = None  # where the next call may be the same
+        self._same = 0  # of the calls before, in a row
         self._sort_settings()
 
     def _sort_settings(self) -> None:
@@ -496,14 +510,17 @@ class _Whole:
         last, settings = self._last, self._settings(em)
         if order is None and last is not None and last.settings == settings and last.learner.still(em.optimizer):
             learner, call = last.learner, last.call
+            self._same += 1
         else:
             learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
             if learner.obstacle:
                 em._reason, em._whole = learner.obstacle, None
                 return False
             call = self._made(em, learner, rows, order)
-            keeps = order is None and not em.loop.momentum and self.executor.planner.takes_leaves_alone
-            self._last = _Last(learner, call, settings) if keeps else None
+            if order is None:
+                self._same = 0
+                keeps = not em.loop.momentum and self.executor.planner.takes_leaves_alone
+                self._last = _Last(learner, call, settings) if keeps else None
         learns = self._learns(em)
         with torch.no_grad(), Uninterrupted() if learns and learner.begins else nullcontext():
             ops.run_plan_(*call)
@@ -516,6 +533,21 @@ class _Whole:
         em.loop.forget_velocities()
         em.loop.restore()
         return True
+
+    def repeat(self, em: EM) -> Repeat | None:
+        """What does a batch like the last, where that was done as those before it."""
+        last = self._last
+        if last is None or self._same < em._wait:
+            return None
+        self._same = 0
+        slots = [self._slot_of.get(id(setting.node.value)) for setting in self.set_]
+        if self.by_hand or None in slots or Repeat.obstacle(em, self.start_, self.set_):
+            return None
+        clamped = [
+            (setting.node.value, place) for setting in self.set_ if (place := self.start_.place(setting)) is not None
+        ]
+        states = [s for s in self.states if s is not None]
+        return Repeat(em, self, clamped, states, last.call)
 
     def _learns(self, em: EM) -> bool:
         return bool(self.learned) and (em.steps > 0 or not em.incremental)

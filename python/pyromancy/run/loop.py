@@ -385,7 +385,7 @@ class InferenceLoop:
 
     def forget_velocities(self) -> None:
         """Start the velocity anew at the next run: the states have been moved by others."""
-        self._velocities = None
+        self._velocities, self._begun = None, []
 
     def restore(self) -> None:
         """Complete what the energy's code has stored in a dry run, and let go of an evaluation: states may change."""

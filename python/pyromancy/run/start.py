@@ -50,7 +50,7 @@ class Start:
         self._resets: list[StateNode] = []
         # what a function is given and may be changed in place, a dry run alone tells
         fixed = all(isinstance(t, (Tensor, *_VALUES)) for t in batch)
-        self._guard = Guard(function) if fixed else None
+        self.guard = Guard(function) if fixed else None
         self._others = [None if isinstance(t, Tensor) else t for t in batch]
         recording = _Recording()
         given = [t for t in batch if isinstance(t, Tensor)]
@@ -101,30 +101,36 @@ class Start:
                         f"it reads the state of {of[id(leaf)].node._described} before it sets it, by {call.name}"
                     )
 
-    def still(self, batch: tuple[Any, ...]) -> bool:
-        """Whether the function still does the same with another batch, by a dry run; it then sets no state."""
-        program = self.program
-        if len(batch) != len(self._others) or obstacle([s.node.value for s in self.settings]):
+    def takes(self, batch: tuple[Any, ...]) -> bool:
+        """Whether a batch is of the form of the one that was captured."""
+        if len(batch) != len(self._others):
             return False
         for t, other in zip(batch, self._others, strict=True):
             # of what may be changed in place the dry run sees what it takes of it
             if not isinstance(t, Tensor) and t is not other and not _equal(t, other):
                 return False
-        new = {}
-        for leaf, i in enumerate(self._batch):
-            t = batch[i]
-            if not isinstance(t, Tensor) or form_of(t) != program.forms[leaf] or t.requires_grad:
-                return False
-            if t is not program.leaves[leaf]:
-                new[leaf] = t
+        given = [batch[i] for i in self._batch]
+        return len({id(t) for t in given}) == len(given) and all(
+            isinstance(t, Tensor) and form_of(t) == form and not t.requires_grad
+            for t, form in zip(given, self.program.forms, strict=False)
+        )
+
+    def are_plain(self, batch: tuple[Any, ...]) -> bool:
+        """Whether tensors hold nothing but data: the function may read attributes that somebody gave them."""
+        return not any(type(batch[i]) is not Tensor or vars(batch[i]) for i in self._batch)
+
+    def still(self, batch: tuple[Any, ...]) -> bool:
+        """Whether the function still does the same with another batch, by a dry run; it then sets no state."""
+        program = self.program
+        if not self.takes(batch) or obstacle([s.node.value for s in self.settings]):
+            return False
         if any(form_of(t) != f for t, f in zip(program.leaves, program.forms, strict=True)):
             return False
-        if len({id(batch[i]) for i in self._batch}) < len(self._batch):
-            return False
+        new = {leaf: batch[i] for leaf, i in enumerate(self._batch) if batch[i] is not program.leaves[leaf]}
         if new:
             program.replace(new)
-        plain = not any(vars(batch[i]) for i in self._batch)  # it may read attributes that somebody gave a tensor
-        if self._guard is not None and plain and self._guard.holds():
+        plain = self.are_plain(batch)
+        if self.guard is not None and plain and self.guard.holds():
             return True
         checker = _Checker(program, {})
         done = 0
@@ -156,9 +162,9 @@ class Start:
             program.lend()
             if not matched:
                 program.mend(checker.real)
-        if matched and self._guard is not None:
+        if matched and self.guard is not None:
             known = [*program.leaves, *(s.node.value for s in self.settings)]
-            self._guard.ran(known, plain and not (program.lent or checker.asked_for_layout))
+            self.guard.ran(known, plain and not (program.lent or checker.asked_for_layout))
         return matched
 
     def supersedes(self, old: Start) -> bool:
