@@ -246,11 +246,57 @@ def test_a_patched_base_is_followed(monkeypatch):
 
 def test_a_scheduler_is_followed():
     case = Both().settle()
-    schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in (case.ours, case.theirs)]
-    for _ in range(SETTLED):
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (case.ours, case.theirs)]
+    for _ in range(2 * SETTLED):  # its first step makes entries of groups
         case.batch()
         for scheduler in schedulers:
             scheduler.step()
+    repeat = case.em._repeat
+    assert repeat is not None
+    case.batch()
+    assert case.em._repeat is repeat
+
+
+@each
+def one_rate_of_two(_, optimizer):
+    optimizer.param_groups[0]["lr"] = 0.02
+
+
+@each
+def one_rate_for_both(_, optimizer):
+    for group in optimizer.param_groups:
+        group["lr"] = 0.02
+
+
+@each
+def a_whole_number(_, optimizer):
+    optimizer.param_groups[0]["lr"] = 0
+
+
+@each
+def a_tensor(_, optimizer):
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.02, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.01), (0.01, 0.03)], ids=["alike", "different"])
+@pytest.mark.parametrize(
+    "change", [one_rate_of_two, one_rate_for_both, a_whole_number, a_tensor], ids=lambda change: change.__name__
+)
+def test_rates_of_groups_are_followed(change, rates):
+    def groups(net):
+        m = net.m_params()
+        return torch.optim.SGD([{"params": m[:2], "lr": rates[0]}, {"params": m[2:], "lr": rates[1]}])
+
+    case = Both(groups).settle()
+    before = copy.deepcopy([group["lr"] for group in case.ours.param_groups])
+    change(case)
+    for _ in range(SETTLED):
+        case.batch()
+    for optimizer in (case.ours, case.theirs):
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate
+    for _ in range(3):
+        case.batch()
 
 
 def test_epochs_and_runs_between_batches():

@@ -21,7 +21,7 @@ from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace
-from .planner import Call, Learn, Learned
+from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
 from .start import Start
@@ -508,8 +508,12 @@ class Whole:
                     return False
                 rows[slot] = data[place]
         last, settings = self._last, self._settings(em)
+        rates = None
         if order is None and last is not None and last.settings == settings and last.learner.still(em.optimizer):
+            rates = last.learner.rates(em.optimizer)
+        if last is not None and rates is not None:
             learner, call = last.learner, last.call
+            set_rates(call, rates)
             self._same += 1
         else:
             learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
@@ -547,7 +551,7 @@ class Whole:
             (setting.node.value, place) for setting in self.set_ if (place := self.start_.place(setting)) is not None
         ]
         states = [s for s in self.states if s is not None]
-        return Repeat(em, self, clamped, states, last.call)
+        return Repeat(em, self, clamped, states, last.call, last.learner)
 
     def _learns(self, em: EM) -> bool:
         return bool(self.learned) and (em.steps > 0 or not em.incremental)

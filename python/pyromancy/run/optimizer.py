@@ -58,10 +58,12 @@ class Learner:
                     self._read.append(p)
                     self.of[id(p)] = self._places.setdefault(rule, len(self._places)), slots
         self.rules = list(self._places)
+        groups = enumerate(optimizer.param_groups)
+        self._rules_of = {(i, self.of[id(p)][0]) for i, group in groups for p in group["params"] if id(p) in self.of}
         self._states = [(p, optimizer.state.get(p), [*optimizer.state.get(p, {}).values()]) for p in self._read]
 
     def still(self, optimizer: Optimizer) -> bool:
-        """Whether the optimizer has the options and the state that this was made of, for the same parameters."""
+        """Whether the optimizer has the options, rates aside, and the state that this was made of."""
         states = optimizer.state
         return (
             not self._begun and None not in self._options
@@ -72,6 +74,15 @@ class Learner:
                 for p, state, held in self._states
             )
         )  # fmt: skip
+
+    def rates(self, optimizer: Optimizer) -> list[float] | None:
+        """What the rates of the rules are now; None where they may change in place, or one rule has two."""
+        rates: dict[int, float] = {}
+        for i, rule in self._rules_of:
+            rate = optimizer.param_groups[i]["lr"]
+            if isinstance(rate, Tensor) or rates.setdefault(rule, float(rate)) != rate:
+                return None
+        return [rates[rule] for rule in range(len(self.rules))]
 
     @property
     def begins(self) -> bool:
@@ -120,6 +131,6 @@ class Learner:
 
 
 def _options(group: dict[str, Any]) -> list[Any] | None:
-    """The options of a group, and which parameters it has; None where one may change in place."""
-    options = [tuple(v) if isinstance(v, list) else v for name, v in group.items() if name != "params"]
+    """The options of a group but its rate, and which parameters it has; None where one may change in place."""
+    options = [tuple(v) if isinstance(v, list) else v for name, v in group.items() if name not in ("params", "lr")]
     return None if any(isinstance(v, Tensor) for v in options) else [*options, *map(id, group["params"])]

@@ -14,7 +14,8 @@ from .. import ops
 from ..capture.capture import has_hooks, obstacle
 from ..capture.watch import Entry, Watch, attributes_of, contents, items_of, named_in
 from ..nodes.base import StateNode
-from .planner import Call
+from .optimizer import Learner
+from .planner import Call, set_rates
 from .replay import product_precision
 from .start import Setting, Start
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .em import EM, Whole
 
 _SETTERS = ("init", "_hold", "_check", "_name_if_empty")  # of a node, in whose place states are set here
+_OPTIONS = ("capturable", "differentiable", "decoupled_weight_decay")  # of an optimizer, which may be missing
 _uses: Any = getattr(torch._C, "_storage_Use_Count", None)
 _ALONE = 2  # the tensor, and the storage as a Python object for the time of the question
 
@@ -38,11 +40,13 @@ class Repeat:
         clamped: states that are set to what `start` is given, by the place of that.
         states: of all nodes; those not clamped start at their predictions.
         call: what did the rest.
+        learner: what the optimizer was for it.
     """
 
     def __init__(
-        self, em: EM, whole: Whole, clamped: Sequence[tuple[Tensor, int]], states: list[Tensor], call: Call
-    ) -> None:
+        self, em: EM, whole: Whole, clamped: Sequence[tuple[Tensor, int]], states: list[Tensor], call: Call,
+        learner: Learner,
+    ) -> None:  # fmt: skip
         program = em.loop.program
         assert program is not None
         assert program.guard is not None
@@ -52,7 +56,8 @@ class Repeat:
         self._watches = [guard.watch for guard in self._guards if guard.watch is not None]
         self._entries = _distinct(self._watches, _settings(em))
         self._contents = contents(self._entries)
-        self.whole, self._start, self._clamped, self._states, self._call = whole, start, clamped, states, call
+        self.whole, self._start, self._clamped, self._states = whole, start, clamped, states
+        self._call, self._learner = call, learner
         self._shapes = [s.shape for s in states]
         self._own = {id(s) for s in states}
         self._free = em.loop.params
@@ -80,8 +85,9 @@ class Repeat:
 
     def run(self, em: EM, batch: tuple[Any, ...]) -> bool:
         """Do a batch, if it may be done so; else nothing has happened but that states may be empty."""
-        if not self._may_do(batch):
+        if not self._may_do(batch) or (rates := self._learner.rates(em.optimizer)) is None:
             return False
+        set_rates(self._call, rates)
         with torch.no_grad():
             for state in self._states:
                 if _is_held(state):
@@ -143,7 +149,10 @@ def _settings(em: EM) -> list[Entry]:
         named_in(vars(profiler), "_is_profiler_enabled"),
     ]
     for group in optimizer.param_groups:
-        entries += [items_of(group), *(items_of(value) for value in group.values() if isinstance(value, list))]
+        entries += [
+            named_in(group, *sorted({*group, *_OPTIONS} - {"lr"})),
+            *(items_of(value) for value in group.values() if isinstance(value, list)),
+        ]
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     for found in (*hooks, _torch._global_optimizer_pre_hooks, _torch._global_optimizer_post_hooks):
         entries.append(items_of(found))
