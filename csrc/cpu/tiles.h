@@ -41,15 +41,22 @@ void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t 
     else if (m.row_stride == 1)
       for (; k < depth; ++k)
         store(out + k * stride + r, load(top + k * m.depth_stride, First{from}), First{rows});
-    else if (m.depth_stride == 1)
-      for (; k + w <= depth; k += w) {
+    else if (m.depth_stride == 1) {
+      const auto columns = [&](auto extent) {
         Vec<C> square[w] = {};
         for (int q = 0; q < from; ++q)
           square[q] = load(top + q * m.row_stride + k);
         transpose<C>(square);
         for (int q = 0; q < w; ++q)
-          store(out + (k + q) * stride + r, square[q], First{rows});
-      }
+          store(out + (k + q) * stride + r, square[q], extent);
+      };
+      // Whole vectors are faster: what they write too much the columns to come write over.
+      if (rows == w || height <= w)
+        for (; k + w <= depth && (rows == w || (k + w - 1 - depth) * stride + w <= 0); k += w)
+          columns(Whole{});
+      for (; k + w <= depth; k += w)
+        columns(First{rows});
+    }
     for (; k < depth; ++k)
       for (int q = 0; q < rows; ++q)
         out[k * stride + r + q] = q < from ? top[q * m.row_stride + k * m.depth_stride] : C(0);
