@@ -376,16 +376,36 @@ def test_gradients_are_none_afterwards():
     assert all(p.grad is None for p in (*case.net.m_params(), *case.net.e_params()))
 
 
-def test_states_that_are_kept_are_not_overwritten():
+KEPT = {
+    "tensor": lambda t: t.detach(),
+    "view": lambda t: t.detach()[1:],
+    "array": lambda t: t.detach().numpy(),
+    "storage": lambda t: t.untyped_storage(),
+}
+
+
+def numbers(kept):
+    """All of a tensor, an array, or bytes of a storage."""
+    return kept if isinstance(kept, torch.UntypedStorage) else kept.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_states_that_are_kept_are_not_overwritten(kind):
     case = Both().settle()
     held, copied = [], []
     for _ in range(3):
         case.batch()
-        values = [node.value for node in (case.net.below, *case.net.nodes)]
-        held += [value.detach() for value in values[::2]]
-        held += [value.detach().numpy() for value in values[1::2]]
-        copied += [torch.as_tensor(t).clone() for t in held[-len(values) :]]
-    assert all(same_bits(torch.as_tensor(h), c) for h, c in zip(held, copied, strict=True))
+        held += [KEPT[kind](node.value) for node in (case.net.below, *case.net.nodes)]
+        copied += [copy.deepcopy(h) for h in held[-4:]]
+    assert [list(h) for h in map(numbers, held)] == [list(c) for c in map(numbers, copied)]
+
+
+def test_states_in_shared_memory_are_left():
+    case = Both().settle()
+    value = case.net.nodes[0].value.share_memory_()
+    assert value.is_shared()
+    case.batch()
+    assert not value.is_shared()
 
 
 def test_states_that_nobody_holds_keep_their_memory():

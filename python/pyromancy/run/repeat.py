@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _SETTERS = ("init", "_hold", "_check", "_name_if_empty")  # of a node, in whose place states are set here
 _OPTIONS = ("capturable", "differentiable", "decoupled_weight_decay")  # of an optimizer, which may be missing
 _uses: Any = getattr(torch._C, "_storage_Use_Count", None)
-_ALONE = 2  # the tensor, and the storage as a Python object for the time of the question
 
 
 class Repeat:
@@ -126,9 +126,18 @@ class Repeat:
         )  # fmt: skip
 
 
+def _holders(state: Tensor) -> tuple[int, int, bool]:
+    """How many hold the memory of a tensor: in Python, in all, and whether other processes may."""
+    storage = state.untyped_storage()
+    return sys.getrefcount(storage), _uses(storage._cdata), storage.is_shared()
+
+
+_ALONE = None if _uses is None else _holders(torch.empty(1, device="cpu"))
+
+
 def _is_held(state: Tensor) -> bool:
-    """Whether somebody may hold the memory of a state, which then is not written again."""
-    return _uses is None or _uses(state.untyped_storage()._cdata) != _ALONE
+    """Whether somebody else may hold the memory of a state, which then is not written again."""
+    return _ALONE is None or _holders(state) != _ALONE
 
 
 def _settings(em: EM) -> list[Entry]:
