@@ -15,7 +15,6 @@ Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,16 +113,12 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
     return _GaussianError(value, pred, logvar, weight)
 
 
-def cholesky_factor(
-    logdiag: Tensor, offtril: Tensor, *, known: Tensor | None = None, notify: Callable[[], None] | None = None
-) -> Tensor:
+def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     """Cholesky factor ``L = tril(offtril, -1) + diag(exp(logdiag))`` of the covariance ``L L^T``.
 
     Args:
         logdiag: logarithm of the diagonal, ``[n]``.
         offtril: its strict lower triangle is used, ``[n, n]``; the rest may hold anything.
-        known: the factor of these very parameters where the caller has it: only the gradient is then set up.
-        notify: called when a backward pass computes the gradient.
 
     Returns:
         ``L``, ``[n, n]``, zero above the diagonal.
@@ -133,7 +128,7 @@ def cholesky_factor(
         ValueError: shapes do not fit.
     """
     if has_torch_function_variadic(logdiag, offtril):
-        return handle_torch_function(cholesky_factor, (logdiag, offtril), logdiag, offtril, known=known, notify=notify)
+        return handle_torch_function(cholesky_factor, (logdiag, offtril), logdiag, offtril)
     _check_floating(logdiag=logdiag, offtril=offtril)
     n = logdiag.shape[0] if logdiag.dim() == 1 else -1
     if tuple(offtril.shape) != (n, n):
@@ -147,7 +142,7 @@ def cholesky_factor(
         return ops.cholesky_factor(logdiag, offtril)
     if _transforming():
         return reference.cholesky_factor(logdiag, offtril)
-    return _CholeskyFactor(logdiag, offtril, known, notify)
+    return _CholeskyFactor(logdiag, offtril)
 
 
 def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:

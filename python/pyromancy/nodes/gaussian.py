@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from numbers import Real
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -222,9 +221,6 @@ class FactorizedGaussianNode(AbstractGaussianNode):
 class MultivariateGaussianNode(AbstractGaussianNode):
     """Gaussian node with a full covariance, held as its Cholesky factor L: ``Sigma = L L^T``.
 
-    The factor is assembled when a parameter has changed, and not at every E-step. A change through ``.data`` that
-    leaves the parameter's version alone is noticed at the next `init` or backward pass of the parameters.
-
     Args:
         *shape: dimensions of the node without the batch dimension, None for placeholders.
         covariance: initial covariance: a scalar, a vector of variances or a matrix.
@@ -242,7 +238,6 @@ class MultivariateGaussianNode(AbstractGaussianNode):
         super().__init__(*shape)
         self.covar_cf_logdiag = nn.Parameter(torch.zeros(self.size))
         self.covar_cf_offtril = nn.Parameter(torch.zeros(self.size, self.size))
-        self._known_factor = _KnownFactor()
         self.covariance = covariance
 
     @property
@@ -263,10 +258,6 @@ class MultivariateGaussianNode(AbstractGaussianNode):
             self.covar_cf_logdiag.copy_((0.5 * value.log()).expand(self.size))
             self.covar_cf_offtril.zero_()
 
-    def init(self, value: Tensor) -> nn.Parameter:  # noqa: D102 (as in StateNode)
-        self._known_factor.forget()
-        return super().init(value)
-
     def error(self, pred: Tensor) -> Tensor:
         """Precision-weighted error ``Sigma^-1 (z - mu)``, of the shape of the state."""
         value, pred = functional._broadcast(self._state("error"), pred)
@@ -283,7 +274,7 @@ class MultivariateGaussianNode(AbstractGaussianNode):
         return noise @ self._factor().mT
 
     def _factor(self) -> Tensor:
-        return self._known_factor.of(self.covar_cf_logdiag, self.covar_cf_offtril)
+        return functional.cholesky_factor(self.covar_cf_logdiag, self.covar_cf_offtril)
 
     def _order(self) -> tuple[int, ...]:
         """Batch, placeholder and then concrete dimensions."""
@@ -294,36 +285,3 @@ class MultivariateGaussianNode(AbstractGaussianNode):
         if self._order() == (0, 1) and self._shape.nconcrete == 1:
             return t
         return t.permute(self._order()).reshape(t.shape[0], -1, self.size)
-
-
-class _KnownFactor:
-    """The Cholesky factor of a node's parameters as they were when it was last asked for."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _KnownFactor, ()  # copies and pickles of the node make their own
-
-    def forget(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._made_of: tuple[Tensor, ...] = ()
-        self._factor: Tensor | None = None
-
-    def of(self, logdiag: nn.Parameter, offtril: nn.Parameter) -> Tensor:
-        plain = type(logdiag) is nn.Parameter and type(offtril) is nn.Parameter
-        if torch.compiler.is_compiling() or not plain:
-            return functional.cholesky_factor(logdiag, offtril)
-        traced = torch._C._get_tracing_state() is not None  # a known factor would be a constant
-        if traced or torch._C._are_functorch_transforms_active() or torch._C._is_torch_function_mode_enabled():
-            return functional.cholesky_factor(logdiag, offtril, notify=self.forget)
-        key = (logdiag.data_ptr(), logdiag._version, offtril.data_ptr(), offtril._version, logdiag.dtype)
-        if key != self._key:
-            with torch.no_grad():
-                factor = functional.cholesky_factor(logdiag, offtril)
-            if type(factor) is not Tensor or factor.is_inference():  # of no use once this mode has ended
-                return functional.cholesky_factor(logdiag, offtril, notify=self.forget)
-            self._key, self._factor = key, factor
-            self._made_of = logdiag.detach(), offtril.detach()  # keeps others from their memory: an address is a key
-        # whoever asks for the parameters' gradient is about to change them
-        return functional.cholesky_factor(logdiag, offtril, known=self._factor, notify=self.forget)

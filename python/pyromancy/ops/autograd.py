@@ -7,7 +7,6 @@ overhead per call. A backward that is itself differentiated (``create_graph=True
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,25 +112,11 @@ class GaussianError(Function):
 
 class CholeskyFactor(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logdiag: Tensor,
-        offtril: Tensor,
-        known: Tensor | None = None,
-        notify: Callable[[], None] | None = None,
-    ) -> Tensor:
-        """`known`, where given, is the factor of these very parameters, computed before.
-
-        `notify` is called when their gradient is.
-        """
-        ctx.notify = notify
-        if known is None:
-            with below_autograd():
-                known = _factor(logdiag, offtril)
-        else:
-            known = known.detach()  # an output may not be one of the inputs
-        ctx.save_for_backward(logdiag, offtril, known)
-        return known
+    def forward(ctx: Any, logdiag: Tensor, offtril: Tensor) -> Tensor:
+        with below_autograd():
+            factor = _factor(logdiag, offtril)
+        ctx.save_for_backward(logdiag, offtril, factor)
+        return factor
 
     @staticmethod
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,13 +125,10 @@ class CholeskyFactor(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logdiag, _, factor = ctx.saved_tensors
-        if notify := getattr(ctx, "notify", None):
-            notify()
         if torch.is_grad_enabled():
-            gradients = grad.diagonal() * logdiag.exp(), grad.tril(-1)
-        else:
-            gradients = _factor_backward(grad, factor)
-        return (*gradients, None, None)[: len(ctx.needs_input_grad)]
+            return grad.diagonal() * logdiag.exp(), grad.tril(-1)
+        gradients: tuple[Tensor, Tensor] = _factor_backward(grad, factor)
+        return gradients
 
 
 class MultivariateEnergy(Function):

@@ -170,7 +170,6 @@ class ChainExecutor(ReplayingExecutor):
                 add(slot, gradient if self._samples == 1 else gradient.mul_(self._samples))
         for i in wanted_of.factors:
             node = self.planner.nodes[i]
-            self._notify(node)
             slots = self._spread(node)
             for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
                 add(slot, gradient)
@@ -304,12 +303,6 @@ class ChainExecutor(ReplayingExecutor):
                 part.requires_grad_()
             energy = functional.multivariate_energy(value, mean, functional.cholesky_factor(*parts))
             return torch.autograd.grad(node.weight * self._samples * energy.mean(), parts)
-
-    def _notify(self, node: Node) -> None:
-        """Tell the owner of a Cholesky factor that its gradient was asked for, as autograd would."""
-        call = self.program.producer.get(node.factor) if node.factor is not None else None
-        if call is not None and (notify := call.kwargs.get("notify")):
-            notify()
 
     def _obstacle(self, needed: frozenset[int]) -> str | None:
         """Why autograd has to compute the gradients of these leaves, if it has to."""
