@@ -12,6 +12,7 @@ ROOT = Path(pyromancy.__file__).parent
 LAYERS = (
     {"distributions", "native", "registration", "shape", "version"},
     {"plan"},
+    {"laws", "rules"},
     {"ops"},
     {"backends", "functional"},
     {"nodes"},

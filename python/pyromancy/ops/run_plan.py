@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..plan import Edge, Law, Learned, Learning, Node, Plan, Rule, RuleKind, Target, decode
+from ..laws import LAWS
+from ..plan import Edge, Law, Learned, Learning, Plan, Target, decode
 from ..plan.activations import ACTIVATIONS
+from ..rules import RULES
 
 _BY_NUMBER = tuple(ACTIVATIONS.values())
 
@@ -53,9 +54,9 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
 class _Errors:
     """Of one moment: by node, None where nothing predicts it."""
 
-    residual: list[Tensor | None]
-    error: list[Tensor | None]
-    delta: list[Tensor | None]  # after' e, by target
+    prediction: list[Tensor | None]
+    error: list[Tensor | None]  # what energies grow by with states
+    delta: list[Tensor | None]  # what they shrink by with the products behind predictions, by target
 
 
 class _Batch:
@@ -94,34 +95,31 @@ class _Batch:
         product = F.linear(_activated(edge, self.states[edge.source]), self.operands[edge.weight], bias)
         return product, _BY_NUMBER[edge.after.number][0](product, edge.after.parameter)
 
-    def weigh(self, node: Node, residual: Tensor) -> Tensor:
-        """A residual times P."""
-        if node.law is Law.FULL_GAUSSIAN:
-            assert node.theta is not None
-            return residual @ self.operands[node.theta]
-        if node.theta is None:
-            return residual if node.weight == 1 else residual * node.weight
-        return residual * (torch.exp(-self.operands[node.theta]) * node.weight)
+    def theta(self, i: int) -> tuple[Tensor | None, float]:
+        """The parameter of a node's law, and the weight of its energy."""
+        node = self.plan.nodes[i]
+        return None if node.theta is None else self.operands[node.theta], node.weight
 
     def errors(self) -> _Errors:
-        residual: list[Tensor | None] = [None] * len(self.states)
-        error, delta = residual.copy(), residual.copy()
-        for i, (node, state) in enumerate(zip(self.plan.nodes, self.states, strict=True)):
+        predictions: list[Tensor | None] = [None] * len(self.states)
+        error, delta = predictions.copy(), predictions.copy()
+        for i, node in enumerate(self.plan.nodes):
             if node.law is Law.NONE:
                 continue
             product, prediction = self.predict(i)
-            d = residual[i] = state - prediction
-            e = error[i] = self.weigh(node, d)
+            predictions[i], law, of = prediction, LAWS[node.law], (self.states[i], prediction, *self.theta(i))
+            error[i] = law.pull(*of)
             if product is not None:
                 after = self.into[i].after
-                delta[i] = e * _BY_NUMBER[after.number][1](product, after.parameter)
-        return _Errors(residual, error, delta)
+                delta[i] = law.push(*of) * _BY_NUMBER[after.number][1](product, after.parameter)
+        return _Errors(predictions, error, delta)
 
     def record(self, step: int, errors: _Errors) -> None:
         assert self.plan.energies is not None
         energies = self.operands[self.plan.energies]
-        for i, (d, e) in enumerate(zip(errors.residual, errors.error, strict=True)):
-            energies[step, i] = 0 if d is None or e is None else 0.5 * (d * e).sum(1)
+        for i, (node, mu) in enumerate(zip(self.plan.nodes, errors.prediction, strict=True)):
+            law = LAWS.get(node.law)
+            energies[step, i] = 0 if law is None else law.deviation(self.states[i], mu, *self.theta(i))
 
     def descend(self, errors: _Errors, fresh: bool) -> None:
         method = self.plan.method
@@ -151,20 +149,16 @@ class _Batch:
             rule = self.plan.rules[target.rule]
             slots = [None if s is None else self.operands[s] for s in target.slots]
             rule = replace(rule, fresh=rule.fresh and self.fresh)
-            _RULES[rule.kind](rule, self.operands[target.tensor], gradient, slots)
+            RULES[rule.kind](rule, self.operands[target.tensor], gradient, slots)
         self.fresh = False
 
     def gradient(self, target: Target, errors: _Errors, states: list[Tensor]) -> Tensor:
         """Of the mean energy."""
         batch = max(1, states[0].shape[0])
         if target.what is Learned.LOGVAR:
-            node = self.plan.nodes[target.owner]
-            e, d = errors.error[target.owner], errors.residual[target.owner]
-            assert e is not None
-            assert d is not None
-            assert node.theta is not None
-            per_sample = 0.5 * (node.weight - e * d)
-            return (per_sample.sum(0) / batch).sum_to_size(self.operands[node.theta].shape)
+            law, mu = LAWS[self.plan.nodes[target.owner].law], errors.prediction[target.owner]
+            moment: Tensor = law.moment(states[target.owner], mu, *self.theta(target.owner))
+            return moment / batch
         edge = self.plan.edges[target.owner]
         delta = errors.delta[edge.target]
         assert delta is not None
@@ -175,56 +169,3 @@ class _Batch:
 
 def _activated(edge: Edge, state: Tensor) -> Tensor:
     return _BY_NUMBER[edge.before.number][0](state, edge.before.parameter)
-
-
-def _write(rule: Rule, target: Tensor, gradient: Tensor, slots: list[Tensor | None]) -> None:
-    target.copy_(gradient)
-
-
-def _sgd(rule: Rule, parameter: Tensor, gradient: Tensor, slots: list[Tensor | None]) -> None:
-    gradient = _with_decay(rule, parameter, gradient)
-    if rule.first:
-        velocity = slots[0]
-        assert velocity is not None
-        if rule.fresh:
-            velocity.copy_(gradient)
-        else:
-            velocity.mul_(rule.first).add_(gradient, alpha=1 - rule.second)
-        gradient = gradient + rule.first * velocity if rule.nesterov else velocity
-    parameter.sub_(gradient, alpha=rule.lr)
-
-
-def _adam(rule: Rule, parameter: Tensor, gradient: Tensor, slots: list[Tensor | None]) -> None:
-    step, mean, square, *rest = slots
-    assert step is not None
-    assert mean is not None
-    assert square is not None
-    step += 1
-    t = step.item()
-    gradient = _with_decay(rule, parameter, gradient)
-    mean.lerp_(gradient, 1 - rule.first)
-    square.mul_(rule.second).addcmul_(gradient, gradient, value=1 - rule.second)
-    greatest = rest[0] if rest else None
-    if greatest is not None:
-        torch.maximum(greatest, square, out=greatest)
-        square = greatest
-    scale = square.sqrt() / (1 - rule.second**t) ** 0.5 + rule.epsilon
-    parameter.addcdiv_(mean, scale, value=-rule.lr / (1 - rule.first**t))
-
-
-def _with_decay(rule: Rule, parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient that a rule goes by; a decay that stands beside it has been applied."""
-    if rule.maximize:
-        gradient = -gradient
-    if rule.decoupled:
-        parameter.mul_(1 - rule.lr * rule.weight_decay)
-    elif rule.weight_decay:
-        gradient = gradient.add(parameter, alpha=rule.weight_decay)
-    return gradient
-
-
-_RULES: dict[RuleKind, Callable[[Rule, Tensor, Tensor, list[Tensor | None]], None]] = {
-    RuleKind.GRADIENT: _write,
-    RuleKind.SGD: _sgd,
-    RuleKind.ADAM: _adam,
-}

@@ -1,0 +1,10 @@
+"""The laws that energies follow, by their place in the vocabulary: each a module of functions of tensors."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ..plan import Law
+from . import full_gaussian, gaussian
+
+LAWS: dict[Law, ModuleType] = {Law.GAUSSIAN: gaussian, Law.FULL_GAUSSIAN: full_gaussian}

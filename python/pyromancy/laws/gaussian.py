@@ -1,0 +1,32 @@
+"""1/2 sum (z - mu)^2 exp(-theta) + theta, times a weight; theta is log-variances [n], [1] or [], or None for 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+    """What the energy grows by with z."""
+    if theta is None:
+        return z - mu if weight == 1 else (z - mu) * weight
+    return (z - mu) * (torch.exp(-theta) * weight)
+
+
+push = pull  # with -mu: one and the same here
+
+
+def deviation(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+    """The energy [B] without its log-determinant."""
+    return 0.5 * ((z - mu) * pull(z, mu, theta, weight)).sum(1)
+
+
+def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+    """Per sample."""
+    logdet = 0.0 if theta is None else theta.expand(z.shape[1:]).sum()
+    return deviation(z, mu, theta, weight) + 0.5 * weight * logdet
+
+
+def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
+    """What the energies of all samples grow by with theta."""
+    return (0.5 * (weight - pull(z, mu, theta, weight) * (z - mu))).sum(0).sum_to_size(theta.shape)
