@@ -23,7 +23,7 @@ from .start import Setting, Start
 if TYPE_CHECKING:
     from .em import EM, Whole
 
-_SETTERS = ("init", "_hold", "_check", "_name_if_empty")  # of a node, in whose place states are set here
+_SETTERS = ("_hold", "_check", "_name_if_empty")  # of a node, in whose place states are set here
 _OPTIONS = ("capturable", "differentiable", "decoupled_weight_decay")  # of an optimizer, which may be missing
 _uses: Any = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -79,7 +79,7 @@ class Repeat:
             kind = type(setting.node)
             if start.place(setting) is None:
                 return "a state is set to what is computed"
-            if any(getattr(kind, name) is not getattr(StateNode, name) for name in _SETTERS[1:]):
+            if any(getattr(kind, name) is not getattr(StateNode, name) for name in _SETTERS):
                 return "a node sets its state in a way of its own"
         return None
 
