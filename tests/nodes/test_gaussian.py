@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import formulas
 import networks
@@ -217,20 +216,8 @@ class TestSample:
             node.sample([1.0])
 
 
-class CountFactors(TorchDispatchMode):
-    """How often the factor is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func is torch.ops.pyromancy.cholesky_factor.default
-        return func(*args, **kwargs or {})
-
-
-class TestKnownFactor:
-    """A multivariate node assembles its factor when a parameter changed, and at no other time."""
+class TestFactor:
+    """A multivariate node's factor is that of its parameters, however they were changed."""
 
     N = 64
 
@@ -250,25 +237,6 @@ class TestKnownFactor:
         value = node.value.detach().double()[:, None]
         expected, _ = formulas.multivariate_energy(value, torch.zeros_like(value), factor)
         assert_near(self.energy(node), expected, self.N**2)
-
-    def test_is_reused_between_e_steps(self, node):
-        optimizer = torch.optim.SGD([node.value], lr=0.1)
-        with CountFactors() as count:
-            for _ in range(5):
-                optimizer.zero_grad()
-                self.energy(node).sum().backward(inputs=[node.value])
-                optimizer.step()
-                node.error(torch.zeros(2, self.N))
-        assert count.calls == 0
-        self.check(node)
-
-    def test_is_made_once_after_a_change(self, node):
-        with torch.no_grad():
-            node.covar_cf_logdiag.add_(0.5)
-        with CountFactors() as count:
-            for _ in range(3):
-                self.energy(node)
-        assert count.calls == 1
 
     def optimizer(self, node):
         optimizer = torch.optim.Adam(pyromancy.get_mstep_params(node), lr=0.1)
