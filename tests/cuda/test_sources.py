@@ -34,9 +34,9 @@ def build_flags():
     raise AssertionError("setup.py has no list NVCC")
 
 
-def compiled(source, folder):
+def compiled(source, flags, folder):
     """What the compiler prints: nothing but the assembler's report, or else it failed."""
-    command = [NVCC, *build_flags(), "-arch=sm_90", "-Xptxas=-v", "-Werror=all-warnings", "-c", source,
+    command = [NVCC, *flags, "-arch=sm_90", "-Xptxas=-v", "-Werror=all-warnings", "-c", source,
                "-o", Path(folder) / f"{source.name}.o"]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -58,8 +58,9 @@ def parse(report):
 
 def reports(folder):
     """Rows by source, two compilers at a time."""
+    flags = build_flags()  # not in a thread: Python 3.11's parser counts its depth for all threads together
     with ThreadPoolExecutor(2) as jobs:
-        texts = [*jobs.map(lambda source: compiled(source, folder), SOURCES)]
+        texts = [*jobs.map(lambda source: compiled(source, flags, folder), SOURCES)]
     return {source.name: parse(text) for source, text in zip(SOURCES, texts, strict=True)}
 
 
