@@ -43,6 +43,9 @@ ISAS = {
         "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512",
     ],
 }  # fmt: skip
+# For kernels that can multiply bfloat16, beside the others.
+BFLOAT16 = {"avx512_bf16": [*ISAS["avx512"], "-mavx512bf16"]}
+MULTIPLYING = ("chain_kernel",)
 
 
 def torch_folder() -> Path:
@@ -199,8 +202,9 @@ def builds(sources: list[Path], folder: Path, target: Path) -> list[str]:
         if source.parent.name == "cuda":  # whose files are named as the ones in cpu are
             add(source, f"cuda.{source.name}", "compile_cuda" if source.suffix == ".cu" else "compile")
         elif source.stem.endswith("_kernel"):
-            for isa in ISAS if X86 else ["baseline"]:
-                add(source, f"{source.stem}.{isa}", own=ninja_quote([f"-DPYROMANCY_ISA={isa}", *ISAS[isa]]))
+            isas = ISAS | (BFLOAT16 if source.stem in MULTIPLYING else {}) if X86 else {"baseline": []}
+            for isa, flags in isas.items():
+                add(source, f"{source.stem}.{isa}", own=ninja_quote([f"-DPYROMANCY_ISA={isa}", *flags]))
         else:
             add(source, source.stem, own="$about_cuda" if source.stem == "module" else "")
     return [*lines, f"build {ninja_path(target)}: link {' '.join(objects)}"]

@@ -157,6 +157,8 @@ PYBIND11_MODULE(_C, m) {
         "torch that this build supports.");
   m.def("cpu_capability", &pyromancy::isa_name,
         "The instruction set the CPU kernels use: \"avx512\", \"avx2\" or \"default\".");
+  m.def("multiplies_bfloat16", &pyromancy::multiplies_bfloat16,
+        "Whether the CPU kernels take products of bfloat16 where float32 may be rounded to it.");
   py::class_<Contents>(m, "Contents",
                        "What objects held, by identity: see pyromancy/capture/watch.py.")
       .def(py::init<const py::list&, py::object, py::object>())

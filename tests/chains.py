@@ -229,8 +229,8 @@ def mstep(**a):
         if want
     ]
     still = {"free": [False] * len(states), "velocities": [], "energies": None, "steps": 0, "lr": 0.0,
-             "momentum": 0.0, "dampening": 0.0, "nesterov": False, "resume": False, "grams": [False] * len(biases),
-             "matmul_precision": "highest"}  # fmt: skip
+             "momentum": 0.0, "dampening": 0.0, "nesterov": False, "resume": False,
+             "grams": [False] * len(biases)}  # fmt: skip
     call(*planned(a | still | {"thetas": unit, "biases": biases}, targets,
                   learning=Learning.AT_THE_END, rules=(Rule(),)))  # fmt: skip
     found = []
@@ -301,7 +301,8 @@ def energies(a):
 
 def everything_wanted(a):
     """Arguments of `mstep` for all that there is."""
-    names = ("states", "weights", "biases", "precisions", "scales", "prior", "activations", "parameters", "predicted")
+    names = ("states", "weights", "biases", "precisions", "scales", "prior", "activations", "parameters", "predicted",
+             "matmul_precision")  # fmt: skip
     edges = len(a["weights"])
     return {k: a[k] for k in names} | {
         "for_weight": [True] * edges,

@@ -29,9 +29,15 @@ __attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, in
   });
 }
 
+// What products may multiply a matrix with.
+enum class Input : int { activation, delta, error, residual };
+constexpr int kInputs = 4;
+
 // What a tile keeps for a node, each [rows(n), width vectors]; null where the chain never needs it.
-template <class C>
+template <class P>
 struct Buffers {
+  using C = typename P::Number;
+
   C* z;
   C* a;        // before(z); z itself where that is the identity
   C* next;     // the activations to come, where the update still reads a
@@ -42,11 +48,29 @@ struct Buffers {
   C* slope;    // after', where a full precision comes between
   C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
+  typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
+
+  const C* input(Input of) const {
+    return of == Input::activation ? a
+           : of == Input::delta    ? delta
+           : of == Input::error    ? error
+                                   : residual;
+  }
+  const typename P::Operand* operand(Input of) const {
+    if constexpr (P::kColumns == 1)
+      return input(of);
+    else
+      return paired[static_cast<int>(of)];
+  }
 };
 
 // Hands out the buffers of every node from `base` on and returns how many elements they take.
-template <class C, class Layout>
-int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
+template <class Layout>
+int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
+                Buffers<typename Layout::Products>* buffers) {
+  using C = typename Layout::C;
+  using O = typename Layout::O;
+  static_assert(sizeof(C) == sizeof(O));
   int64_t taken = 0;
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
@@ -63,7 +87,7 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
     const bool bent = node.predicted && is_bent(args, node);
     const bool full = node.predicted && node.full_precision;
     const bool every = node.predicted && (args.energies || args.learn != Learn::never);
-    Buffers<C> b{};
+    Buffers<typename Layout::Products> b{};
     b.z = take(true);
     b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
     b.next = take(gram);
@@ -74,19 +98,28 @@ int64_t lay_out(const ChainArgs& args, C* base, Buffers<C>* buffers) {
     b.slope = take(bent && full);
     b.drive = take(gram);
     b.velocity = take(node.velocity != nullptr);
+    if constexpr (Layout::Products::kColumns > 1) {
+      const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
+      const bool fed_back = in && node.predicted && args.node[in->source].free && !in->gram;
+      const bool wanted[kInputs] = {out != nullptr, fed_back, in && in->gram, full};
+      for (int i = 0; i < kInputs; ++i)
+        b.paired[i] = reinterpret_cast<O*>(take(wanted[i]));
+    }
     if (buffers)
       buffers[l] = b;
   }
   return taken;
 }
 
-template <class C, class Layout>
+template <class Layout>
 struct Tile {
+  using C = typename Layout::C;
+  using P = typename Layout::Products;
   static constexpr int w = Layout::w, width = Layout::width;
   static constexpr int64_t row = width * w; // elements
 
   const ChainArgs& args;
-  Buffers<C>* const buffers;
+  Buffers<P>* const buffers;
   const int64_t first; // sample
 
   int64_t count() const {
@@ -107,12 +140,21 @@ struct Tile {
       store(to + at, splat(value));
   }
 
+  // Makes operands of rows i to i + rows of what products take.
+  void round(int64_t l, Input of, int64_t i, int64_t rows) const {
+    if constexpr (P::kColumns > 1)
+      if (auto* const to = buffers[l].paired[static_cast<int>(of)])
+        Layout::round(buffers[l].input(of), args.node[l].n, i, rows, to);
+  }
+  void round(int64_t l, Input of) const {
+    round(l, of, 0, Layout::rows(args.node[l].n));
+  }
+
   // Loads the states and what else there is.
   void begin() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
-      const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
-      const Buffers<C>& b = buffers[l];
+      const Buffers<P>& b = buffers[l];
       if (node.in < 0 && b.mu)
         load_samples(node.prior, node.prior_stride, node.n, b.mu);
       if (!node.swept)
@@ -129,8 +171,8 @@ struct Tile {
         if (b.delta != b.error)
           fill(b.delta, node.n, 0);
       }
-      if (b.a != b.z && (!node.swept || node.in < 0))
-        activate_all<C>(out->before, b.z, b.a, Layout::rows(node.n) * width);
+      if (!node.swept || node.in < 0)
+        activate_source(l, 0, Layout::rows(node.n));
       if (node.in >= 0 && args.edge[node.in].gram)
         // the error buffer is free to hold P (z' - b), for this once
         for (int64_t i = 0; i < Layout::rows(node.n); ++i)
@@ -140,6 +182,8 @@ struct Tile {
                 gaussian::residual(load(b.z + at), Layout::constant(args.edge[node.in].bias, i));
             store(b.error + at, push(node, i, d));
           }
+      for (const Input of : {Input::delta, Input::error, Input::residual})
+        round(l, of);
     }
   }
 
@@ -147,7 +191,7 @@ struct Tile {
   void give() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
-      const Buffers<C>& b = buffers[l];
+      const Buffers<P>& b = buffers[l];
       store_samples(b.delta, node.n, node.delta);
       store_samples(b.z, node.n, node.source);
       if (!node.square)
@@ -239,10 +283,11 @@ struct Tile {
 
   // before(z) for the edge that leads away from node l
   void activate_source(int64_t l, int64_t i, int64_t rows) {
-    const Buffers<C>& b = buffers[l];
+    const Buffers<P>& b = buffers[l];
     if (b.a != b.z)
       activate_all<C>(args.edge[args.node[l].out].before, b.z + i * row, b.a + i * row,
                       rows * width);
+    round(l, Input::activation, i, rows);
   }
 
   void drive(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
@@ -251,19 +296,20 @@ struct Tile {
   }
 
   void weigh(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
-    const Buffers<C>& b = buffers[l];
+    const Buffers<P>& b = buffers[l];
     for (int64_t q = 0; q < rows * width; ++q) {
       const int64_t at = i * row + q * w;
       store(b.error + at, c[q]);
       if (b.slope)
         store(b.delta + at, c[q] * load(b.slope + at));
     }
+    round(l, Input::delta, i, rows);
   }
 
   // The error for a prediction that does not change.
   void err_of_constant(int64_t l, Rows wanted) {
     const ChainNode& node = args.node[l];
-    const Buffers<C>& b = buffers[l];
+    const Buffers<P>& b = buffers[l];
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
@@ -273,6 +319,7 @@ struct Tile {
         if (b.error)
           store(b.error + at, pull(node, i, d));
       }
+    round(l, Input::residual, wanted.begin, wanted.end - wanted.begin);
   }
 
   // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
@@ -280,6 +327,7 @@ struct Tile {
   void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
     with_kind(args.edge[args.node[l].in].after.kind,
               [&](auto kind) { err_as<kind>(l, i, rows, c, norm); });
+    round(l, args.node[l].full_precision ? Input::residual : Input::delta, i, rows);
     if (norm) // states may have settled
       activate_source(l, i, rows);
   }
@@ -290,7 +338,7 @@ struct Tile {
     const ChainNode& node = args.node[l];
     const ChainEdge& edge = args.edge[node.in];
     const Nonlinearity after{kind, edge.after.parameter};
-    const Buffers<C> b = buffers[l];
+    const Buffers<P> b = buffers[l];
     const void* const bias = edge.bias;
     const bool full = static_cast<bool>(node.full_precision);
     int64_t at = i * row;
@@ -329,10 +377,11 @@ struct Tile {
   }
 
   void turn(int64_t l) {
-    Buffers<C>& b = buffers[l];
+    Buffers<P>& b = buffers[l];
     C* const a = b.a;
     b.a = b.next;
     b.next = a;
+    round(l, Input::activation);
   }
 
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
@@ -340,13 +389,15 @@ struct Tile {
     const Activation kind =
         feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { update_as<kind>(l, i, rows, feedback, fresh); });
+    if (!buffers[l].next) // what is to come waits for its turn
+      round(l, Input::activation, i, rows);
   }
 
   template <Activation kind>
   __attribute__((noinline)) void update_as(int64_t l, int64_t i, int64_t rows,
                                            const Vec<C>* feedback, bool fresh) {
     const Nonlinearity before{kind, feedback ? args.edge[args.node[l].out].before.parameter : 0};
-    const Buffers<C> b = buffers[l];
+    const Buffers<P> b = buffers[l];
     const bool from_prediction = b.mu && !args.node[l].full_precision;
     C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
@@ -385,25 +436,27 @@ struct Tile {
 };
 
 // Consecutive tiles, whose workspaces lie one behind the other.
-template <class C, class Layout>
+template <class Layout>
 struct Tiles {
+  using C = typename Layout::C;
+  using P = typename Layout::Products;
   static constexpr int64_t width = Layout::width;
 
   const ChainArgs& args;
   char* const workspaces;
   Vec<C>* const partial;
   const int64_t first, count;
-  const int64_t taken = lay_out<C, Layout>(args, nullptr, nullptr) * int64_t(sizeof(C));
+  const int64_t taken = lay_out<Layout>(args, nullptr, nullptr) * int64_t(sizeof(C));
 
   static int64_t workspace_size(const ChainArgs& args) {
-    const int64_t bytes = lay_out<C, Layout>(args, nullptr, nullptr) * int64_t(sizeof(C)) +
-                          args.nodes * int64_t(sizeof(Buffers<C>));
+    const int64_t bytes = lay_out<Layout>(args, nullptr, nullptr) * int64_t(sizeof(C)) +
+                          args.nodes * int64_t(sizeof(Buffers<P>));
     return round_up(bytes, 64);
   }
 
-  Tile<C, Layout> tile(int64_t t) const {
-    char* const workspace = workspaces + t * round_up(taken + args.nodes * sizeof(Buffers<C>), 64);
-    return {args, reinterpret_cast<Buffers<C>*>(workspace + taken), (first + t) * Layout::samples};
+  Tile<Layout> tile(int64_t t) const {
+    char* const workspace = workspaces + t * round_up(taken + args.nodes * sizeof(Buffers<P>), 64);
+    return {args, reinterpret_cast<Buffers<P>*>(workspace + taken), (first + t) * Layout::samples};
   }
 
   static int64_t rows(const ChainArgs& args, Stage s) {
@@ -414,7 +467,7 @@ struct Tiles {
   void begin() const {
     for (int64_t t = 0; t < count; ++t) {
       auto it = tile(t);
-      lay_out<C, Layout>(args, reinterpret_cast<C*>(it.buffers) - taken / sizeof(C), it.buffers);
+      lay_out<Layout>(args, reinterpret_cast<C*>(it.buffers) - taken / sizeof(C), it.buffers);
       it.begin();
     }
   }
@@ -424,9 +477,9 @@ struct Tiles {
   struct NormsOf {
     const int64_t l;
     int64_t first;
-    typename Tile<C, Layout>::Norms found;
+    typename Tile<Layout>::Norms found;
 
-    const auto* in(const Tile<C, Layout>& tile) {
+    const auto* in(const Tile<Layout>& tile) {
       if (first != tile.first)
         found = tile.norms(l), first = tile.first;
       return &found;
@@ -436,10 +489,10 @@ struct Tiles {
   void stage(Stage s, Rows wanted) const {
     const int64_t l = s.node;
     const ChainNode& node = args.node[l];
-    const auto multiply = [&](PackedMatrix matrix, int64_t source, C* Buffers<C>::* x, auto f) {
+    const auto multiply = [&](PackedMatrix matrix, int64_t source, Input x, auto f) {
       Layout::product(
           matrix, node.n, args.node[source].n, wanted, count, partial,
-          [&](int64_t t) { return tile(t).buffers[source].*x; },
+          [&](int64_t t) { return tile(t).buffers[source].operand(x); },
           [&](int64_t t, int64_t i, int64_t rows, const Vec<C>* c) { f(tile(t), i, rows, c); });
     };
     const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
@@ -447,21 +500,21 @@ struct Tiles {
     switch (s.work) {
     case Work::predict_once: {
       NormsOf norms{l, -1, {}};
-      return multiply(in->weight, in->source, &Buffers<C>::a, [&](auto it, auto... c) {
+      return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
         it.predict_once(l, c..., node.rounding ? norms.in(it) : nullptr);
       });
     }
     case Work::sweep:
-      return multiply(in->weight, in->source, &Buffers<C>::a,
+      return multiply(in->weight, in->source, Input::activation,
                       [&](auto it, auto... c) { it.sweep(l, c...); });
     case Work::drive:
-      return multiply(out->transposed, out->target, &Buffers<C>::error,
+      return multiply(out->transposed, out->target, Input::error,
                       [&](auto it, auto... c) { it.drive(l, c...); });
     case Work::err:
       if (in && errs_by_product(args, node, s.learning)) {
         const bool settles = node.rounding && s.step == 0 && node.prediction_varies;
         NormsOf norms{l, -1, {}};
-        return multiply(in->weight, in->source, &Buffers<C>::a, [&](auto it, auto... c) {
+        return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
           it.err(l, c..., settles ? norms.in(it) : nullptr);
         });
       }
@@ -469,16 +522,16 @@ struct Tiles {
         tile(t).err_of_constant(l, wanted);
       return;
     case Work::weigh:
-      return multiply(node.full_precision, l, &Buffers<C>::residual,
+      return multiply(node.full_precision, l, Input::residual,
                       [&](auto it, auto... c) { it.weigh(l, c...); });
     case Work::descend: {
       const bool fresh = s.step == 0 && !args.resume;
       const bool fed = out && args.node[out->target].predicted;
       const auto step = [&](auto it, auto... c) { it.update(l, c..., fresh); };
       if (fed && out->gram)
-        return multiply(out->gram, l, &Buffers<C>::a, step);
+        return multiply(out->gram, l, Input::activation, step);
       if (fed)
-        return multiply(out->transposed, out->target, &Buffers<C>::delta, step);
+        return multiply(out->transposed, out->target, Input::delta, step);
       for (int64_t t = 0; t < count; ++t)
         tile(t).update(l, wanted.begin, wanted.end - wanted.begin, nullptr, fresh);
       return;
@@ -510,105 +563,109 @@ struct Tiles {
 };
 
 // f(layout) for the layout of a kind of tile
-template <class C, class F>
+template <class P, class F>
 auto with_layout(TileKind kind, F f) {
   switch (kind) {
   case TileKind::wide2:
-    return f(Wide<C, 2>{});
+    return f(Wide<P, 2>{});
   case TileKind::wide1:
-    return f(Wide<C, 1>{});
+    return f(Wide<P, 1>{});
   case TileKind::thin4:
-    return f(Thin<C, 4>{});
+    return f(Thin<P, 4>{});
   case TileKind::thin1:
-    return f(Thin<C, 1>{});
+    return f(Thin<P, 1>{});
   }
   __builtin_unreachable();
 }
 
-template <class C>
+template <class P>
 int64_t packed_size(TileKind kind, int64_t rows, int64_t depth) {
-  return with_layout<C>(kind, [&](auto layout) { return layout.packed_size(rows, depth); });
+  return with_layout<P>(kind, [&](auto layout) { return layout.packed_size(rows, depth); });
 }
 
-template <class C>
+template <class P>
 int64_t packed_stride(TileKind kind, int64_t rows) {
-  return with_layout<C>(kind, [&](auto layout) { return layout.packed_stride(rows); });
+  return with_layout<P>(kind, [&](auto layout) { return layout.packed_stride(rows); });
 }
 
-template <class C>
+template <class P>
 PackedMatrix as_it_is(TileKind kind, const void* matrix, int64_t rows, int64_t row_stride,
                       int64_t depth_stride, int64_t passes) {
-  const Strided<C> m{static_cast<const C*>(matrix), row_stride, depth_stride};
-  return with_layout<C>(kind, [&](auto layout) { return layout.as_it_is(m, rows, passes); });
+  const Strided<typename P::Number> m{static_cast<const typename P::Number*>(matrix), row_stride,
+                                      depth_stride};
+  return with_layout<P>(kind, [&](auto layout) { return layout.as_it_is(m, rows, passes); });
 }
 
-template <class C>
+template <class P>
 void pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row_stride,
           int64_t depth_stride, Rows wanted, void* packed) {
-  const Strided<C> m{static_cast<const C*>(matrix), row_stride, depth_stride};
-  with_layout<C>(
-      kind, [&](auto layout) { layout.pack(m, rows, depth, wanted, static_cast<C*>(packed)); });
-}
-
-template <class C>
-int64_t workspace_size(const ChainArgs& args, TileKind kind) {
-  return with_layout<C>(
-      kind, [&](auto layout) { return Tiles<C, decltype(layout)>::workspace_size(args); });
-}
-
-template <class C>
-int64_t partial_size(TileKind kind, int64_t tiles) {
-  return with_layout<C>(
-      kind, [&](auto layout) { return tiles * layout.partial * int64_t(sizeof(Vec<C>)); });
-}
-
-template <class C, class F>
-void with_tiles(const ChainArgs& args, TileKind kind, void* workspaces, void* partial, int64_t tile,
-                int64_t tiles, F f) {
-  with_layout<C>(kind, [&](auto layout) {
-    f(Tiles<C, decltype(layout)>{args, static_cast<char*>(workspaces),
-                                 static_cast<Vec<C>*>(partial), tile, tiles});
+  const Strided<typename P::Number> m{static_cast<const typename P::Number*>(matrix), row_stride,
+                                      depth_stride};
+  with_layout<P>(kind, [&](auto layout) {
+    layout.pack(m, rows, depth, wanted, static_cast<typename P::Operand*>(packed));
   });
 }
 
-template <class C>
+template <class P>
+int64_t workspace_size(const ChainArgs& args, TileKind kind) {
+  return with_layout<P>(kind,
+                        [&](auto layout) { return Tiles<decltype(layout)>::workspace_size(args); });
+}
+
+template <class P>
+int64_t partial_size(TileKind kind, int64_t tiles) {
+  return with_layout<P>(kind, [&](auto layout) {
+    return tiles * layout.partial * int64_t(sizeof(Vec<typename P::Number>));
+  });
+}
+
+template <class P, class F>
+void with_tiles(const ChainArgs& args, TileKind kind, void* workspaces, void* partial, int64_t tile,
+                int64_t tiles, F f) {
+  with_layout<P>(kind, [&](auto layout) {
+    f(Tiles<decltype(layout)>{args, static_cast<char*>(workspaces),
+                              static_cast<Vec<typename P::Number>*>(partial), tile, tiles});
+  });
+}
+
+template <class P>
 void run(const ChainArgs& args, TileKind kind, void* workspace, void* partial, int64_t tile) {
-  with_tiles<C>(args, kind, workspace, partial, tile, 1, [](auto it) { it.run(); });
+  with_tiles<P>(args, kind, workspace, partial, tile, 1, [](auto it) { it.run(); });
 }
 
-template <class C>
+template <class P>
 void begin(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
-  with_tiles<C>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.begin(); });
+  with_tiles<P>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.begin(); });
 }
 
-template <class C>
+template <class P>
 void stage(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
            void* partial, int64_t tile, int64_t tiles) {
-  with_tiles<C>(args, kind, workspaces, partial, tile, tiles,
+  with_tiles<P>(args, kind, workspaces, partial, tile, tiles,
                 [&](auto it) { it.stage(stage, wanted); });
 }
 
-template <class C>
+template <class P>
 void end(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
-  with_tiles<C>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.end(); });
+  with_tiles<P>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.end(); });
 }
 
-template <class C>
+template <class P>
 int64_t rows(const ChainArgs& args, TileKind kind, Stage stage) {
-  return with_layout<C>(kind,
-                        [&](auto layout) { return Tiles<C, decltype(layout)>::rows(args, stage); });
+  return with_layout<P>(kind,
+                        [&](auto layout) { return Tiles<decltype(layout)>::rows(args, stage); });
 }
 
 constexpr int64_t kDepth = 256; // samples of a panel, which stays in the first-level cache
 
 // (Adds) rows i to i + rows of scale a^T b to `out`: a [batch, R] and the panel of b's columns
 // [batch, 2 vectors], both contiguous.
-template <class C, int R>
-void outer_rows(const C* a, const C* panel, int64_t batch, int64_t rows, C scale, C* out, int64_t n,
+template <class P, int R, class C = typename P::Number, class O = typename P::Operand>
+void outer_rows(const O* a, const O* panel, int64_t batch, int64_t rows, C scale, C* out, int64_t n,
                 int64_t columns, bool add) {
   constexpr int w = kLanes<C>;
   Vec<C> sums[R * 2];
-  Wide<C, 2>::template multiply<R>(a, 1, R, batch, panel, false, sums);
+  Wide<P, 2>::template multiply<R>(a, 1, R, operands<P>(batch), panel, false, sums);
   for (int r = 0; r < smaller(R, rows); ++r)
     for (int v = 0; v < 2 && v * w < columns; ++v) {
       C* const to = out + r * n + v * w;
@@ -623,29 +680,35 @@ void outer_rows(const C* a, const C* panel, int64_t batch, int64_t rows, C scale
     }
 }
 
-template <class C>
+template <class P>
 void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
            double scale, int64_t begin, int64_t end, void* panel, void* out) {
+  using C = typename P::Number;
+  using O = typename P::Operand;
   constexpr int w = kLanes<C>;
   const C s = static_cast<C>(scale);
-  C* const packed = static_cast<C*>(panel);
+  C* const numbers = static_cast<C*>(panel);
+  O* const packed =
+      static_cast<O*>(panel); // a pair takes the place of the first of its rows, or an earlier one
   for (int64_t j = begin; j < end; j += 2 * w) {
     const int64_t columns = smaller(2 * w, end - j);
     for (int64_t k = 0; k < batch || k == 0; k += kDepth) {
       const int64_t depth = smaller(kDepth, batch - k);
-      pack_rows<C>({static_cast<const C*>(b) + k * n + j, 1, n}, 0, columns, 2 * w, depth, packed,
-                   2 * w);
-      activate_all<C>(f, packed, packed, 2 * depth);
+      pack_rows(Exact<C>{}, {static_cast<const C*>(b) + k * n + j, 1, n}, 0, columns, 2 * w, depth,
+                numbers, 2 * w);
+      activate_all<C>(f, numbers, numbers, 2 * depth);
+      Wide<P, 2>::round(numbers, depth, 0, depth, packed);
       for (int64_t i = 0; i < m; i += kRows) {
         const int64_t height = smaller(kRows, round_up(m - i, kStep));
-        const C* const rows = static_cast<const C*>(a) + i * batch + k * height;
+        const O* const rows =
+            static_cast<const O*>(a) + i * operands<P>(batch) + operands<P>(k) * height;
         C* const to = static_cast<C*>(out) + i * n + j;
         if (height == kRows)
-          outer_rows<C, kRows>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+          outer_rows<P, kRows>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
         else if (height == 2 * kStep)
-          outer_rows<C, 2 * kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+          outer_rows<P, 2 * kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
         else
-          outer_rows<C, kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+          outer_rows<P, kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
       }
     }
   }
@@ -729,28 +792,30 @@ void learn(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
     });
 }
 
-template <class C>
+template <class P>
 constexpr ChainKernels table() {
-  using Thin4 = Thin<C, 4>;
-  using Thin1 = Thin<C, 1>;
+  using C = typename P::Number;
+  using Thin4 = Thin<P, 4>;
+  using Thin1 = Thin<P, 1>;
   return {kLanes<C>,
+          P::kColumns,
           {2 * kLanes<C>, kLanes<C>, 4, 1},
           {kRows, kRows, Thin4::block, Thin1::block},
           4 * kRows,
-          packed_size<C>,
-          packed_stride<C>,
-          as_it_is<C>,
-          pack<C>,
-          workspace_size<C>,
-          partial_size<C>,
-          run<C>,
-          begin<C>,
-          stage<C>,
-          end<C>,
-          rows<C>,
+          packed_size<P>,
+          packed_stride<P>,
+          as_it_is<P>,
+          pack<P>,
+          workspace_size<P>,
+          partial_size<P>,
+          run<P>,
+          begin<P>,
+          stage<P>,
+          end<P>,
+          rows<P>,
           2 * kLanes<C>,
           2 * kLanes<C> * kDepth,
-          outer<C>,
+          outer<P>,
           row_norms<C>,
           sum_rows<C>,
           learn<C>};
@@ -758,6 +823,10 @@ constexpr ChainKernels table() {
 
 } // namespace
 
-extern const ChainKernels chain_kernels[kDTypes] = {table<float>(), table<double>()};
+#if defined(__AVX512BF16__)
+extern const ChainKernels bfloat16_chain_kernels = table<Paired>();
+#else
+extern const ChainKernels chain_kernels[kDTypes] = {table<Exact<float>>(), table<Exact<double>>()};
+#endif
 
 } // namespace pyromancy::PYROMANCY_ISA

@@ -182,6 +182,7 @@ inline constexpr int kTileKinds = 4;
 
 struct ChainKernels {
   int lanes;               // of a vector; biases and precisions are padded to a multiple of it
+  int columns_at_once;     // of a matrix, that one multiply-add takes
   int samples[kTileKinds]; // of a tile
   int block[kTileKinds];   // rows of a stage are split at multiples of it
   int64_t panel_rows;      // a matrix may be packed in pieces that begin at multiples of it
@@ -225,5 +226,13 @@ struct ChainKernels {
 
 // float32 and float64 only
 PYROMANCY_DECLARE_KERNELS(ChainKernels, chain_kernels)
+
+// Of float32, with products of numbers rounded to bfloat16; `multiplies_bfloat16` tells whether
+// this processor has it.
+#if PYROMANCY_X86_ISAS
+namespace avx512_bf16 {
+extern const ChainKernels bfloat16_chain_kernels;
+}
+#endif
 
 } // namespace pyromancy

@@ -44,4 +44,13 @@ const char* isa_name() {
   }
 }
 
+bool multiplies_bfloat16() {
+#if PYROMANCY_X86_ISAS
+  static const bool has = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
 } // namespace pyromancy

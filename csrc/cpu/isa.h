@@ -17,6 +17,9 @@ Isa isa();
 // Its name in ATen's vocabulary: "default", "avx2" or "avx512".
 const char* isa_name();
 
+// Whether float32 products may be taken of bfloat16, in the kernels that know how.
+bool multiplies_bfloat16();
+
 } // namespace pyromancy
 
 // A kernel table holds one entry per dtype and exists once per instruction set, in a namespace

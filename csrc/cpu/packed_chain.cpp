@@ -15,6 +15,10 @@ constexpr int64_t kNever = INT64_MAX;
 
 const ChainKernels& select(const Plan& plan, const Operands& operands) {
   const DType dtype = dtype_of("states", operands[plan.nodes.front().state]);
+#if PYROMANCY_X86_ISAS
+  if (plan.precision == MatmulPrecision::medium && dtype == DType::float32 && multiplies_bfloat16())
+    return avx512_bf16::bfloat16_chain_kernels;
+#endif
   return PYROMANCY_SELECT_KERNELS(chain_kernels, dtype);
 }
 
@@ -37,12 +41,13 @@ Tiling PackedChain::choose(const std::vector<Product>& products) const {
   constexpr double from_cache[kTileKinds] = {1, 1.42, 1.45, 2.95};
   constexpr double from_afar[kTileKinds] = {1, 1.35, 4, 11};
   // In multiply-adds of a core: half of what it could do while the threads meet, about 5 us.
-  const double meeting = 12000.0 * kernels.lanes;
+  const double meeting = 12000.0 * kernels.lanes * kernels.columns_at_once;
   const int64_t threads = torch::stable::get_num_threads();
   int64_t elements = 0;
   for (const Product& p : products)
     elements += p.rows * p.depth;
-  const int64_t bytes = elements * element_size_, cache = second_level_cache();
+  const int64_t bytes = elements * element_size_ / kernels.columns_at_once;
+  const int64_t cache = second_level_cache();
   // Of matrices that are read over and over a part stays in a cache that is a little too small.
   const auto is_far = [&](int64_t read_by_one) { return read_by_one > cache * 5 / 4; };
   const bool far = is_far(bytes), far_shared = is_far(bytes / threads);
@@ -186,6 +191,13 @@ void PackedChain::find_what_settles() {
   constexpr int64_t kAtATime = 32; // rows
   constexpr double kUnits = 8;     // of the last place, of the norms' product: measured up to 3.7
   const double eps = element_size_ == 4 ? 1.1920929e-7 : 2.220446049250313e-16;
+  // Two rounded operands are off by up to 2^-8 together, and n products of them by about the norms'
+  // product over the root of n: measured up to 4 times that, with the rounding of the sources, too.
+  const auto bound = [&](int64_t n) {
+    const double rounded =
+        kernels.columns_at_once > 1 ? 0x1p-8 / std::sqrt(static_cast<double>(n)) : 0;
+    return kUnits * (eps + rounded);
+  };
   struct Piece {
     const Tensor* weight;
     int64_t first;
@@ -206,7 +218,7 @@ void PackedChain::find_what_settles() {
     const char* const from =
         static_cast<const char*>(w->data_ptr()) + i * w->stride(0) * element_size_;
     kernels.row_norms(from, std::min(kAtATime, w->size(0) - i), w->size(1), w->stride(0),
-                      w->stride(1), kUnits * eps, out);
+                      w->stride(1), bound(w->size(1)), out);
   });
 }
 

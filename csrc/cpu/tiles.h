@@ -4,7 +4,7 @@
 // every element of a product is one chain of multiply-adds over k, whatever lies around it.
 
 #include "chain_kernel.h"
-#include "vec.h"
+#include "products.h"
 
 namespace pyromancy::PYROMANCY_ISA {
 
@@ -27,8 +27,8 @@ struct Strided {
 // Copies `height` rows from row i on, those from `filled` on being zero, so that the elements of a
 // column lie side by side and columns `stride` apart.
 template <class C>
-void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t depth, C* out,
-               int64_t stride) {
+void pack_rows(Exact<C>, Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t depth,
+               C* out, int64_t stride) {
   constexpr int w = kLanes<C>;
   for (int64_t r = 0; r < height; r += w) {
     const int rows = static_cast<int>(smaller(w, height - r));
@@ -63,13 +63,55 @@ void pack_rows(Strided<C> m, int64_t i, int64_t filled, int64_t height, int64_t 
   }
 }
 
-// A tile whose vectors hold one neuron of `w` samples. Buffers are [n, V vectors].
-template <class C, int V>
+#if defined(__AVX512BF16__)
+// The same of pairs of columns, `stride` apart.
+inline void pack_rows(Paired, Strided<float> m, int64_t i, int64_t filled, int64_t height,
+                      int64_t depth, uint32_t* out, int64_t stride) {
+  constexpr int w = kLanes<float>;
+  for (int64_t r = 0; r < height; r += w) {
+    const int rows = static_cast<int>(smaller(w, height - r));
+    const int from = static_cast<int>(smaller(rows, filled > r ? filled - r : 0));
+    const float* const top = m.w + (i + r) * m.row_stride;
+    const auto put = [&](int64_t k, Floats first, Floats second) {
+      store_raw(out + k / 2 * stride + r, Paired::pair(first, second), First{rows});
+    };
+    int64_t k = 0;
+    if (m.row_stride == 1) {
+      const auto column = [&](int64_t of) { return load(top + of * m.depth_stride, First{from}); };
+      for (; k + 2 <= depth; k += 2)
+        put(k, column(k), column(k + 1));
+    } else if (m.depth_stride == 1) {
+      for (; k + w <= depth; k += w) {
+        Floats square[w] = {};
+        for (int q = 0; q < from; ++q)
+          square[q] = load(top + q * m.row_stride + k);
+        transpose<float>(square);
+        for (int q = 0; q < w; q += 2)
+          put(k + q, square[q], square[q + 1]);
+      }
+    }
+    for (; k < depth; k += 2) {
+      Floats columns[2] = {};
+      for (int c = 0; c < smaller(2, depth - k); ++c)
+        for (int q = 0; q < from; ++q)
+          columns[c][q] = top[q * m.row_stride + (k + c) * m.depth_stride];
+      put(k, columns[0], columns[1]);
+    }
+  }
+}
+#endif
+
+// A tile whose vectors hold one neuron of `w` samples. Buffers are [n, V vectors], operands of
+// products [operands(n), V vectors].
+template <class P, int V>
 struct Wide {
+  using Products = P;
+  using C = typename P::Number;
+  using O = typename P::Operand;
   static constexpr int w = kLanes<C>, width = V, samples = V * w;
   static constexpr int block = kRows;
   static constexpr int64_t kChunk = 8 * kRows;
-  static constexpr int64_t kSlice = 40960 / (samples * sizeof(C)); // most of a 48 KiB cache
+  static constexpr int64_t kSlice = 40960 / (samples * sizeof(O)); // most of a 48 KiB cache
   static constexpr int64_t partial = kChunk * V;                   // sums of a tile
 
   static int64_t rows(int64_t n) {
@@ -88,12 +130,14 @@ struct Wide {
   }
 
   static int64_t packed_size(int64_t rows, int64_t depth) {
-    return round_up(rows, kStep) * depth;
+    return round_up(rows, kStep) * operands<P>(depth);
   }
 
   // Rows are read a few percent more slowly than panels, which take about two passes to make; above
   // all rows a multiple of 4096 bytes apart, which contend for lines of the first-level cache.
   static PackedMatrix as_it_is(Strided<C> m, int64_t rows, int64_t passes) {
+    if (P::kColumns > 1)
+      return {};
     const bool fits = m.depth_stride == 1 && m.row_stride > 0 && rows >= kStep;
     const bool contend = m.row_stride * sizeof(C) % 4096 == 0;
     return fits && passes <= (contend ? 8 : 32) ? PackedMatrix{m.w, m.row_stride} : PackedMatrix{};
@@ -103,11 +147,23 @@ struct Wide {
   }
 
   // Panels of kRows rows, in each of which the elements of a column lie side by side.
-  static void pack(Strided<C> m, int64_t rows, int64_t depth, Rows wanted, C* packed) {
+  static void pack(Strided<C> m, int64_t rows, int64_t depth, Rows wanted, O* packed) {
     for (int64_t i = wanted.begin; i < wanted.end; i += kRows) {
       const int64_t height = smaller(kRows, round_up(rows - i, kStep));
-      pack_rows(m, i, smaller(height, rows - i), height, depth, packed + i * depth, height);
+      pack_rows(P{}, m, i, smaller(height, rows - i), height, depth,
+                packed + i * operands<P>(depth), height);
     }
+  }
+
+  // The operands that rows i to i + rows of a buffer of n make; i is even.
+  static void round(const C* from, int64_t n, int64_t i, int64_t rows, O* to) {
+    if constexpr (P::kColumns == 2)
+      for (int64_t r = i; r < i + rows; r += 2)
+        for (int v = 0; v < V; ++v) {
+          const C* const first = from + (r * V + v) * w;
+          store_raw(to + (r / 2 * V + v) * w,
+                    P::pair(load(first), r + 1 < n ? load(first + V * w) : Vec<C>{}), Whole{});
+        }
   }
 
   // f(tile, i, count, sums): rows i to i + count of A x(tile), within the rows wanted, for each
@@ -115,9 +171,10 @@ struct Wide {
   // first-level cache, and of A some panels of that depth in the second. Sums that wait for more
   // slices are kept in `partial`.
   template <class X, class F>
-  static void product(PackedMatrix matrix, int64_t n, int64_t depth, Rows wanted, int64_t tiles,
-                      Vec<C>* partial, X x, F f) {
-    const C* const a = static_cast<const C*>(matrix.data);
+  static void product(PackedMatrix matrix, int64_t n, int64_t columns_of_it, Rows wanted,
+                      int64_t tiles, Vec<C>* partial, X x, F f) {
+    const O* const a = static_cast<const O*>(matrix.data);
+    const int64_t depth = operands<P>(columns_of_it);
     const bool packed = matrix.stride == 0;
     const int64_t row = packed ? 1 : matrix.stride;
     const int64_t slices = depth > kSlice ? (depth + kSlice - 1) / kSlice : 1;
@@ -137,9 +194,9 @@ struct Wide {
             count = smaller(height, left);
             Vec<C> whole[kRows * V];
             Vec<C>* const sums = slices == 1 ? whole : partial + (t * kChunk + i - top) * V;
-            const C* const panel = packed ? a + i * depth + k * height : a + first * row + k;
+            const O* const panel = packed ? a + i * depth + k * height : a + first * row + k;
             const int64_t column = packed ? height : 1, columns = smaller(most, depth - k);
-            const C* const slice = x(t) + k * V * w;
+            const O* const slice = x(t) + k * V * w;
             if (height == kRows && packed && matrix.far && t == 0)
               multiply_from_afar(panel, columns, slice, k > 0, sums,
                                  i + kRows < bottom ? panel + kRows * depth
@@ -161,17 +218,17 @@ struct Wide {
 
   // Meanwhile fetches the panel that is next into the second-level cache. Apart from the other so
   // that panels that are there already cost nothing more.
-  [[gnu::noinline]] static void multiply_from_afar(const C* a, int64_t depth, const C* x, bool add,
-                                                   Vec<C>* sums, const C* next) {
+  [[gnu::noinline]] static void multiply_from_afar(const O* a, int64_t depth, const O* x, bool add,
+                                                   Vec<C>* sums, const O* next) {
     multiply<kRows, true>(a, 1, kRows, depth, x, add, sums, next);
   }
 
   // (Adds to) sums: R rows of a matrix times x. Element (r, k) is at a[r * row + k * column].
   template <int R, bool kFetch = false>
-  static void multiply(const C* a, int64_t row, int64_t column, int64_t depth, const C* x, bool add,
-                       Vec<C>* sums, const C* next = nullptr) {
+  static void multiply(const O* a, int64_t row, int64_t column, int64_t depth, const O* x, bool add,
+                       Vec<C>* sums, const O* next = nullptr) {
     constexpr int kNear = R / kStep; // rows that one address reaches
-    const C* at[kStep];
+    const O* at[kStep];
 #pragma GCC unroll 4
     for (int g = 0; g < kStep; ++g)
       at[g] = a + g * kNear * row;
@@ -184,18 +241,18 @@ struct Wide {
           c[r][v] = sums[r * V + v];
 #pragma GCC unroll 4
     for (int64_t k = 0; k < depth; ++k) {
-      Vec<C> b[V];
+      Vec<O> b[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v)
-        b[v] = load(x + (k * V + v) * w);
+        b[v] = load_raw<Vec<O>>(x + (k * V + v) * w, Whole{});
       if constexpr (kFetch)
         __builtin_prefetch(next + k * R, 0, 2);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const Vec<C> weight = splat<C>(at[r / kNear][r % kNear * row]);
+        const Vec<O> weight = splat<O>(at[r / kNear][r % kNear * row]);
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v)
-          c[r][v] = fma(weight, b[v], c[r][v]);
+          c[r][v] = P::multiply_add(weight, b[v], c[r][v]);
       }
 #pragma GCC unroll 4
       for (int g = 0; g < kStep; ++g)
@@ -247,13 +304,17 @@ struct Wide {
   }
 };
 
-// A tile whose vectors hold `w` neurons of one sample. Buffers are [n / w, S vectors]; what lies in
-// the lanes beyond n is never used.
-template <class C, int S>
+// A tile whose vectors hold `w` neurons of one sample. Buffers are [n / w, S vectors], operands of
+// products likewise; what lies in a buffer's lanes beyond n is never used.
+template <class P, int S>
 struct Thin {
+  using Products = P;
+  using C = typename P::Number;
+  using O = typename P::Operand;
   static constexpr int w = kLanes<C>, width = S, samples = S;
   static constexpr int block = S == 1 ? 8 : kVectorBytes == 64 ? 6 : 2; // of a register tile
   static constexpr int64_t partial = 0;
+  static constexpr int each = w / P::kColumns; // operands of a vector's neurons
 
   static int64_t rows(int64_t n) {
     return (n + w - 1) / w;
@@ -267,33 +328,45 @@ struct Thin {
   }
 
   static int64_t packed_size(int64_t rows, int64_t depth) {
-    return round_up(rows, w) * depth;
+    return round_up(rows, w) * operands<P>(depth);
   }
 
   static PackedMatrix as_it_is(Strided<C> m, int64_t rows, int64_t) {
-    return m.row_stride == 1 && rows % w == 0 ? PackedMatrix{m.w, m.depth_stride} : PackedMatrix{};
+    return P::kColumns == 1 && m.row_stride == 1 && rows % w == 0
+               ? PackedMatrix{m.w, m.depth_stride}
+               : PackedMatrix{};
   }
   static int64_t packed_stride(int64_t rows) {
     return round_up(rows, w);
   }
 
-  static void pack(Strided<C> m, int64_t rows, int64_t depth, Rows wanted, C* packed) {
+  static void pack(Strided<C> m, int64_t rows, int64_t depth, Rows wanted, O* packed) {
     const int64_t stride = packed_stride(rows), begin = wanted.begin;
     const int64_t height = wanted.end < rows ? wanted.end - begin : stride - begin;
-    pack_rows(m, begin, smaller(height, rows - begin), height, depth, packed + begin, stride);
+    pack_rows(P{}, m, begin, smaller(height, rows - begin), height, depth, packed + begin, stride);
+  }
+
+  static void round(const C* from, int64_t n, int64_t i, int64_t rows, O* to) {
+    if constexpr (P::kColumns == 2)
+      for (int64_t r = i; r < i + rows; ++r)
+        for (int s = 0; s < S; ++s)
+          store_raw(to + (r * S + s) * each,
+                    P::round(load(from + (r * S + s) * w,
+                                  First{static_cast<int>(smaller(w, n - r * w))})),
+                    Whole{});
   }
 
   // As for wide tiles; the rows wanted are counted in vectors.
   template <class X, class F>
   static void product(PackedMatrix matrix, int64_t, int64_t depth, Rows wanted, int64_t tiles,
                       Vec<C>*, X x, F f) {
-    const C* const a = static_cast<const C*>(matrix.data);
+    const O* const a = static_cast<const O*>(matrix.data);
     Vec<C> sums[block * S];
     int64_t i = wanted.begin;
     const auto rows = [&](auto count) { // which all tiles read while they are near
       for (; i + count <= wanted.end; i += count)
         for (int64_t t = 0; t < tiles; ++t) {
-          multiply<count>(a + i * w, matrix.stride, depth, x(t), sums);
+          multiply<count>(a + i * w, matrix.stride, operands<P>(depth), x(t), sums);
           f(t, i, int64_t{count}, sums);
         }
     };
@@ -306,20 +379,20 @@ struct Thin {
   }
 
   template <int R>
-  static void multiply(const C* a, int64_t stride, int64_t depth, const C* x, Vec<C>* sums) {
+  static void multiply(const O* a, int64_t stride, int64_t depth, const O* x, Vec<C>* sums) {
     Vec<C> c[R][S] = {};
-    for (int64_t begin = 0; begin < depth; begin += w, x += S * w)
-      for (int64_t k = 0; k < smaller(w, depth - begin); ++k, a += stride) {
-        Vec<C> each[S];
+    for (int64_t begin = 0; begin < depth; begin += each, x += S * each)
+      for (int64_t k = 0; k < smaller(each, depth - begin); ++k, a += stride) {
+        Vec<O> b[S];
 #pragma GCC unroll 4
         for (int s = 0; s < S; ++s)
-          each[s] = splat<C>(x[s * w + k]);
+          b[s] = splat<O>(x[s * each + k]);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          const Vec<C> weights = load(a + r * w);
+          const Vec<O> weights = load_raw<Vec<O>>(a + r * w, Whole{});
 #pragma GCC unroll 4
           for (int s = 0; s < S; ++s)
-            c[r][s] = fma(weights, each[s], c[r][s]);
+            c[r][s] = P::multiply_add(weights, b[s], c[r][s]);
         }
       }
 #pragma GCC unroll 8

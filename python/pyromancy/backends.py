@@ -155,6 +155,12 @@ def _has_kernel(operator: str, device: str) -> bool:
     return (operator, device) in _NATIVE
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether fused chains on the CPU take products of bfloat16 where PyTorch's precision is "medium"."""
+    served = _serving("run_plan_", "cpu").backend == "native"
+    return served and native.MODULE is not None and native.MODULE.multiplies_bfloat16()
+
+
 def _instruction_set() -> str:
     assert native.MODULE is not None
     chosen = native.MODULE.cpu_capability()

@@ -20,7 +20,7 @@ class Law(IntEnum):
 
 
 class MatmulPrecision(IntEnum):
-    """Of float32 products in kernels for GPUs, as `torch.set_float32_matmul_precision` names them."""
+    """Of float32 products, as `torch.set_float32_matmul_precision` names them, where a kernel has a choice."""
 
     HIGHEST = 0
     HIGH = 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import functional, ops, plan
+from .. import backends, functional, ops, plan
 from ..capture.calls import Slot
 from ..capture.capture import has_hooks
 from ..capture.lowering import Chain, Node
@@ -19,7 +19,7 @@ from ..capture.program import Program
 from ..capture.terms import Term
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner
-from .replay import Replay
+from .replay import Replay, product_precision
 
 _PART = 0.1  # seconds after which Ctrl-C is noticed
 _SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew
@@ -342,4 +342,13 @@ class ChainExecutor(ReplayingExecutor):
                     f"W^T W {'chosen' if gram < direct else 'not chosen'}, "
                     f"{gram / 1e6:.3g} million multiply-adds a run with it, {direct / 1e6:.3g} without"
                 )
-        return [*lines, *feedback, *self._replay.notes(self)]
+        return [*lines, *self._products(), *feedback, *self._replay.notes(self)]
+
+    def _products(self) -> list[str]:
+        """What becomes of float32 products that may be rounded."""
+        state = self.program.leaves[self._free[0]]
+        if not state.is_cpu or state.dtype is not torch.float32 or product_precision() != "medium":
+            return []
+        if backends.multiplies_bfloat16():
+            return ["products of bfloat16, summed in float32, as torch.set_float32_matmul_precision allows"]
+        return ["products of float32: none of bfloat16 for this processor and backend"]
