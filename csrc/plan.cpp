@@ -182,7 +182,7 @@ void check_target(const Plan& plan, const Operands& operands, size_t i) {
     if (target.slots[s] == kNothing)
       continue;
     const Tensor& slot = operands[target.slots[s]];
-    if (rule.kind == RuleKind::adam && s == 0) {
+    if (counts_steps(rule.kind) && s == 0) {
       const DType dtype = dtype_of("step", slot);
       STD_TORCH_CHECK(slot.numel() == 1 && (dtype == DType::float32 || dtype == DType::float64),
                       "step of target ", i, " must be one float32 or float64 number, got shape ",
@@ -192,8 +192,7 @@ void check_target(const Plan& plan, const Operands& operands, size_t i) {
     check_same({"slot of target", static_cast<int64_t>(i)}, slot, written_name, written);
     check_contiguous({"slot of target", static_cast<int64_t>(i)}, slot);
   }
-  const int64_t needed =
-      rule.kind == RuleKind::adam ? 3 : rule.kind == RuleKind::sgd && rule.first != 0;
+  const int64_t needed = slots_needed(rule);
   for (int64_t s = 0; s < needed; ++s)
     STD_TORCH_CHECK(target.slots[s] != kNothing, "target ", i, " needs ", needed, " slots");
 }

@@ -41,6 +41,13 @@ def adam(amsgrad=False, decoupled=False, **options):
     )
 
 
+def rmsprop(momentum=0.0, centered=False, **options):
+    rule = Rule(RuleKind.RMSPROP, 0.1, first=0.9, second=momentum, epsilon=1e-3, **options)
+    options = {"alpha": 0.9, "momentum": momentum, "eps": 1e-3, "centered": centered, **options}
+    slots = ["step", "square_avg", "momentum_buffer" if momentum else None, "grad_avg" if centered else None]
+    return rule, lambda p: torch.optim.RMSprop([p], 0.1, **options), slots
+
+
 def plain(**options):
     return Rule(RuleKind.GRADIENT), None, []
 
@@ -56,6 +63,12 @@ CASES = {
         adam(amsgrad, decoupled, **decay)
         for amsgrad in (False, True)
         for decoupled in (False, True)
+        for decay in DECAYS
+    ],
+    RuleKind.RMSPROP: [
+        rmsprop(momentum, centered, **decay)
+        for momentum in (0.0, 0.8)
+        for centered in (False, True)
         for decay in DECAYS
     ],
 }
@@ -90,7 +103,7 @@ def test_rules_are_those_of_torch(rule, optimizer, names):
     ours = torch.randn(N, dtype=torch.float64)
     theirs = ours.clone().requires_grad_()
     optimizer = optimizer and optimizer(theirs)
-    slots = [torch.zeros(()) if name == "step" else torch.zeros_like(ours) for name in names]
+    slots = [None if n is None else torch.zeros(()) if n == "step" else torch.zeros_like(ours) for n in names]
     for i in range(4):
         gradient = torch.randn(N, dtype=torch.float64)
         RULES[rule.kind](Rule(**{**vars(rule), "fresh": rule.fresh and i == 0}), ours, gradient, slots)
@@ -101,4 +114,6 @@ def test_rules_are_those_of_torch(rule, optimizer, names):
         optimizer.step()
         torch.testing.assert_close(ours, theirs.detach())
         for name, slot in zip(names, slots, strict=True):
-            torch.testing.assert_close(slot, optimizer.state[theirs][name])
+            assert (name is None) == (slot is None)
+            if slot is not None:
+                torch.testing.assert_close(slot, optimizer.state[theirs][name])

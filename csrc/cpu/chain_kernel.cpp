@@ -2,8 +2,7 @@
 
 #include "../activate.h"
 #include "../laws/gaussian.h"
-#include "../rules/adam.h"
-#include "../rules/sgd.h"
+#include "../rules/rules.h"
 #include "tiles.h"
 
 namespace pyromancy::PYROMANCY_ISA {
@@ -753,43 +752,29 @@ void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) 
 
 template <class C>
 void learn(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
-           const void* gradient, void* parameter, void* const* slots) {
-  C* kept[kSlots];
-  for (int s = 0; s < kSlots; ++s)
-    kept[s] = static_cast<C*>(slots[s]);
-  // update(gradient, parameter, i, extent), for every vector
-  const auto each = [&](auto update) {
+           const void* gradient, void* parameter, void* const* kept) {
+  with_rule(step.rule.kind, [&](auto rule) {
     for (int64_t r = 0; r < rows; ++r)
       for_vectors<C>(columns, [&](int64_t j, auto extent) {
         const int64_t i = r * stride + j;
         C* const to = static_cast<C*>(parameter) + i;
+        Slots<C> slots;
+        const auto each = [&](auto f) { // a step is one number, and not the elements'
+#pragma GCC unroll 4
+          for (int s = counts_steps(step.rule.kind); s < kSlots; ++s)
+            if (kept[s])
+              f(static_cast<C*>(kept[s]) + i, slots.of[s], slots.has[s]);
+        };
+        each([&](C* from, Vec<C>& slot, bool& has) {
+          slot = load(from, extent);
+          has = true;
+        });
         Vec<C> p = load(to, extent);
-        update(load(static_cast<const C*>(gradient) + i, extent), p, i, extent);
+        rule.template apply<C>(step, load(static_cast<const C*>(gradient) + i, extent), p, slots);
         store(to, p, extent);
+        each([&](C* from, Vec<C>& slot, bool&) { store(from, slot, extent); });
       });
-  };
-  if (step.rule.kind == RuleKind::adam)
-    each([&](Vec<C> g, Vec<C>& p, int64_t i, auto extent) {
-      Vec<C> mean = load(kept[1] + i, extent), square = load(kept[2] + i, extent), greatest{};
-      if (kept[3])
-        greatest = load(kept[3] + i, extent);
-      adam<C>(step, g, p, mean, square, kept[3] ? &greatest : nullptr);
-      store(kept[1] + i, mean, extent);
-      store(kept[2] + i, square, extent);
-      if (kept[3])
-        store(kept[3] + i, greatest, extent);
-    });
-  else if (kept[0])
-    each([&](Vec<C> g, Vec<C>& p, int64_t i, auto extent) {
-      Vec<C> velocity = load(kept[0] + i, extent);
-      sgd<C>(step.rule, g, p, velocity);
-      store(kept[0] + i, velocity, extent);
-    });
-  else
-    each([&](Vec<C> g, Vec<C>& p, int64_t, auto) {
-      Vec<C> none{};
-      sgd<C>(step.rule, g, p, none);
-    });
+  });
 }
 
 template <class P>

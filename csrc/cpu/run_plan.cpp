@@ -68,18 +68,16 @@ private:
     ChainArgs& args = chain_.args;
     const Rule& rule = plan_.rules[target.rule];
     const Tensor& tensor = operands_[target.tensor];
-    Parameter p{&target, {rule, rule.lr, 1}, tensor.data_ptr(), nullptr, {}};
+    double steps = 1;
+    if (counts_steps(rule.kind))
+      with_computed(dtype_of("step", operands_[target.slots[0]]), [&](auto zero) {
+        steps = *static_cast<decltype(zero)*>(operands_[target.slots[0]].data_ptr()) += 1;
+      });
+    Parameter p{&target, {rule, steps}, tensor.data_ptr(), nullptr, {}};
     p.gradient = rule.kind == RuleKind::gradient ? p.parameter : chain_.scratch(tensor.numel());
     for (int64_t s = 0; s < kSlots; ++s)
       if (const Tensor* slot = operands_.find(target.slots[s]))
         p.slots[s] = slot->data_ptr();
-    if (rule.kind == RuleKind::adam) {
-      with_computed(dtype_of("step", operands_[target.slots[0]]), [&](auto zero) {
-        const double step = *static_cast<decltype(zero)*>(p.slots[0]) += 1;
-        p.step.step_size = rule.lr / (1 - std::pow(rule.first, step));
-        p.step.root_of_correction = std::sqrt(1 - std::pow(rule.second, step));
-      });
-    }
     const size_t at = parameters_.size();
     parameters_.push_back(p);
     const ChainNode& node = args.node[node_of(target)];

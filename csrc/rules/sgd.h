@@ -2,17 +2,22 @@
 
 #include "decay.h"
 #include "descent.h"
+#include "slots.h"
 
 namespace pyromancy::PYROMANCY_TARGET {
 
 // torch.optim.SGD
-template <class C>
-PYROMANCY_FORMULA void sgd(const Rule& rule, Vec<C> gradient, Vec<C>& parameter, Vec<C>& velocity) {
-  gradient = decay<C>(rule, gradient, parameter);
-  if (rule.first != 0)
-    gradient = accelerate<C>(gradient, velocity, splat(static_cast<C>(rule.first)),
-                             splat(static_cast<C>(1 - rule.second)), rule.nesterov, rule.fresh);
-  parameter = descend<C>(parameter, gradient, splat(static_cast<C>(rule.lr)));
-}
+struct Sgd {
+  template <class C>
+  static PYROMANCY_FORMULA void apply(const LearnStep& step, Vec<C> gradient, Vec<C>& parameter,
+                                      Slots<C>& slots) {
+    const Rule& rule = step.rule;
+    gradient = decay<C>(rule, gradient, parameter);
+    if (rule.first != 0)
+      gradient = accelerate<C>(gradient, slots.of[0], splat(static_cast<C>(rule.first)),
+                               splat(static_cast<C>(1 - rule.second)), rule.nesterov, rule.fresh);
+    parameter = descend<C>(parameter, gradient, splat(static_cast<C>(rule.lr)));
+  }
+};
 
 } // namespace pyromancy::PYROMANCY_TARGET

@@ -28,7 +28,7 @@ def copied(a):
 
 def everything_learned(a, rule):
     """Every weight, bias and log-variance as a target of the one rule, with new slots for each."""
-    slots = {RuleKind.GRADIENT: 0, RuleKind.SGD: 1, RuleKind.ADAM: 4}[rule.kind]
+    slots = {RuleKind.GRADIENT: 0, RuleKind.SGD: 1}.get(rule.kind, 4)
     parameters = [
         *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
         *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
@@ -39,7 +39,7 @@ def everything_learned(a, rule):
         if t is None or (what is Learned.LOGVAR and t.dim() == 2):
             continue
         own = [torch.zeros_like(t) for _ in range(slots)]
-        if slots == 4:
+        if rule.kind.counts_steps:
             own[0] = torch.zeros(())
         tensor = torch.full_like(t, float("nan")) if rule.kind is RuleKind.GRADIENT else t
         targets.append((what, i, 0, tensor, tuple(own)))
@@ -77,6 +77,8 @@ def random_problem(seed):
         Rule(RuleKind.SGD, 0.01, draw.choice([0, 0.1]), draw.choice([0, 0.9]), 0.2, fresh=True,
              maximize=draw.random() < 0.5),
         Rule(RuleKind.ADAM, 0.01, draw.choice([0, 0.1]), 0.9, 0.99, 1e-8, decoupled=draw.random() < 0.5),
+        Rule(RuleKind.RMSPROP, 0.01, draw.choice([0, 0.1]), 0.9, draw.choice([0, 0.8]), 1e-3,
+             maximize=draw.random() < 0.5),
     ])  # fmt: skip
     return planned(a, everything_learned(a, rule), learning=learning, rules=(rule,))
 

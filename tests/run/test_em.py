@@ -39,7 +39,9 @@ OPTIMIZERS = {
     ),
     "adamw": lambda m: torch.optim.AdamW(m, 1e-2, weight_decay=0.1, amsgrad=True),
     "groups": lambda m: torch.optim.Adam([{"params": m[:2], "lr": 1e-2}, {"params": m[2:], "weight_decay": 0.1}]),
-    "called": lambda m: torch.optim.RMSprop(m, 1e-3),
+    "rmsprop": lambda m: torch.optim.RMSprop(m, 1e-3, weight_decay=0.1),
+    "rmsprop-all": lambda m: torch.optim.RMSprop(m, 1e-3, momentum=0.8, centered=True, maximize=True, eps=1e-3),
+    "called": lambda m: torch.optim.Adagrad(m, 1e-3),
 }
 KINDS = {
     "unit": UNIT,
@@ -579,7 +581,7 @@ class TestBadInput:
                 changed = lambda e: e if e.sum().item() >= 0 else -e  # noqa: E731
             net.energy = lambda: changed(energy())
         learned = [*net.m_params(), nn.Parameter(torch.ones(5))]
-        kind = torch.optim.Adam if way == "one call" else torch.optim.RMSprop
+        kind = torch.optim.Adam if way == "one call" else torch.optim.Adagrad
         em = self.em(net, optimizer=kind(learned), incremental=incremental)
         before = [p.detach().clone() for p in learned]
         with pytest.raises(ValueError, match=r"optimizer must hold parameters that the energy uses, got .* \(5,\)"):

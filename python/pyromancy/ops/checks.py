@@ -294,14 +294,13 @@ class _Plan:
                 "gradient is wanted"
             ),
         )
-        needed = {RuleKind.GRADIENT: 0, RuleKind.SGD: int(rule.first != 0), RuleKind.ADAM: 3}[rule.kind]
-        slots = list(target.slots)
+        needed, slots = rule.slots_needed, list(target.slots)
         _check(None not in slots[:needed] and len(slots) >= needed, lambda: f"target {i} needs {needed} slots")
         for place, slot in enumerate(slots):
             if slot is None:
                 continue
             t = self.operands[slot]
-            if rule.kind is RuleKind.ADAM and place == 0:
+            if rule.kind.counts_steps and place == 0:
                 _check(
                     t.numel() == 1 and t.dtype in (torch.float32, torch.float64),
                     lambda t=t: f"step of target {i} must be one float32 or float64 number, got shape {tuple(t.shape)}",

@@ -42,6 +42,12 @@ class RuleKind(IntEnum):
     GRADIENT = 0  # it is written into a tensor
     SGD = 1  # as in torch.optim.SGD; slots: velocity
     ADAM = 2  # as in torch.optim.Adam and AdamW; slots: step, mean, mean square, greatest mean square
+    RMSPROP = 3  # as in torch.optim.RMSprop; slots: step, mean square, velocity, mean
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the first slot is one number, of the steps so far."""
+        return self in (RuleKind.ADAM, RuleKind.RMSPROP)
 
 
 class Learned(IntEnum):
@@ -125,7 +131,9 @@ class Descent:
 
 @dataclass(frozen=True)
 class Rule:
-    """How parameters learn. `first` and `second` are SGD's momentum and dampening, or Adam's betas.
+    """How parameters learn.
+
+    `first` and `second` are SGD's momentum and dampening, Adam's betas, or RMSprop's alpha and momentum.
 
     Attributes:
         decoupled: whether weight decay stands beside the gradient, as in AdamW.
@@ -142,6 +150,13 @@ class Rule:
     nesterov: bool = False
     decoupled: bool = False
     fresh: bool = False
+
+    @property
+    def slots_needed(self) -> int:
+        """The slots that must be there, from the first on."""
+        if self.kind is RuleKind.SGD:
+            return int(self.first != 0)
+        return {RuleKind.ADAM: 3, RuleKind.RMSPROP: 3 if self.second else 2}.get(self.kind, 0)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..plan import Rule, RuleKind
-from . import adam, gradient, sgd
+from . import adam, gradient, rmsprop, sgd
 
 RULES: dict[RuleKind, Callable[[Rule, Tensor, Tensor, list[Tensor | None]], None]] = {
     RuleKind.GRADIENT: gradient.apply,
     RuleKind.SGD: sgd.apply,
     RuleKind.ADAM: adam.apply,
+    RuleKind.RMSPROP: rmsprop.apply,
 }

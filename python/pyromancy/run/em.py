@@ -71,7 +71,7 @@ class EM:
     Args:
         energy: zero-argument callable returning per-sample energies, ``[B]``.
         params: the free states, as `pyromancy.get_estep_params` gives them.
-        optimizer: of the learned parameters. SGD, Adam and AdamW of `torch.optim` run inside, with all their options
+        optimizer: of the learned parameters. SGD, Adam, AdamW and RMSprop of `torch.optim` run inside, with their options
             and on their own state; others are called.
         start: sets all states for a batch, by `init`; takes what `step` takes.
         steps: E-steps of a batch.

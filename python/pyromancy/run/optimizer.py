@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim import optimizer as _torch
 
 from ..plan import Rule, RuleKind
@@ -16,8 +16,8 @@ from ..plan import Rule, RuleKind
 def obstacle(optimizer: Optimizer) -> str | None:
     """Why an optimizer has to be called, if it has to be."""
     kind = type(optimizer)
-    if kind not in (SGD, Adam, AdamW):
-        return f"{kind.__name__} is not SGD, Adam or AdamW of torch.optim"
+    if kind not in _READ:
+        return f"{kind.__name__} is not SGD, Adam, AdamW or RMSprop of torch.optim"
     own = optimizer.__dict__
     if "step" in own and not hasattr(own["step"], "_wrapped_by_lr_sched"):  # where a scheduler counts steps
         return "its step is not the class's own"
@@ -37,23 +37,23 @@ class Learner:
     Attributes:
         rules: one for every kind of treatment.
         of: by a parameter's id, the place of its rule and its slots.
+        begun: states of the optimizer, and the velocities that are to be theirs.
     """
 
     def __init__(self, optimizer: Optimizer, learned: set[int]) -> None:
         self.rules: list[Rule] = []
-        self.of: dict[int, tuple[int, list[Tensor]]] = {}
+        self.of: dict[int, tuple[int, list[Tensor | None]]] = {}
         self.obstacle = ""
         self._read: list[Tensor] = []
-        self._begun: list[tuple[dict[str, Any], Tensor]] = []
+        self.begun: list[tuple[dict[str, Any], Tensor]] = []
         self._places: dict[Rule, int] = {}
         self._options = [_options(group) for group in optimizer.param_groups]
-        read = self._sgd if type(optimizer) is SGD else self._adam
-        decoupled = type(optimizer) is AdamW
+        read = _READ[type(optimizer)]
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if id(p) in learned:
-                    rule, slots = read(group, optimizer.state, p, decoupled)
-                    if any(s.dim() and (s.dtype != p.dtype or not s.is_contiguous()) for s in slots):
+                    rule, slots = read(self, group, optimizer.state, p)
+                    if any(s is not None and s.dim() and (s.dtype != p.dtype or not s.is_contiguous()) for s in slots):
                         self.obstacle = "the optimizer's state is of another dtype or layout than its parameter"
                     self._read.append(p)
                     self.of[id(p)] = self._places.setdefault(rule, len(self._places)), slots
@@ -66,7 +66,7 @@ class Learner:
         """Whether the optimizer has the options, rates aside, and the state that this was made of."""
         states = optimizer.state
         return (
-            not self._begun and None not in self._options
+            not self.begun and None not in self._options
             and [_options(group) for group in optimizer.param_groups] == self._options
             and all(
                 states.get(p) is state and len(state or ()) == len(held)
@@ -87,47 +87,62 @@ class Learner:
     @property
     def begins(self) -> bool:
         """Whether the optimizer gets its first velocities."""
-        return bool(self._begun)
+        return bool(self.begun)
 
     def commit(self) -> None:
         """Give the optimizer the velocities that the rules have begun."""
-        for state, velocity in self._begun:
+        for state, velocity in self.begun:
             state["momentum_buffer"] = velocity
 
-    def _sgd(self, group: dict[str, Any], states: Any, p: Tensor, _: bool) -> tuple[Rule, list[Tensor]]:
-        momentum, fresh, slots = float(group["momentum"]), False, []
-        if momentum:
-            velocity = states[p].get("momentum_buffer")
-            fresh = velocity is None
-            if fresh:
-                velocity = torch.empty_like(p, requires_grad=False)
-                self._begun.append((states[p], velocity))
-            slots = [velocity]
-        rule = Rule(
-            RuleKind.SGD, float(group["lr"]), float(group["weight_decay"]), momentum, float(group["dampening"]),
-            maximize=bool(group["maximize"]), nesterov=bool(group["nesterov"]), fresh=fresh,
-        )  # fmt: skip
-        return rule, slots
 
-    @staticmethod
-    def _adam(group: dict[str, Any], states: Any, p: Tensor, decoupled: bool) -> tuple[Rule, list[Tensor]]:
-        state = states[p]
-        if not state:
-            state["step"] = torch.tensor(0.0, dtype=_torch._get_scalar_dtype())
-            state["exp_avg"] = torch.zeros_like(p, requires_grad=False)
-            state["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
-            if group["amsgrad"]:
-                state["max_exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
-        slots = [state["step"], state["exp_avg"], state["exp_avg_sq"]]
-        if group["amsgrad"]:
-            slots.append(state["max_exp_avg_sq"])
-        first, second = group["betas"]
-        rule = Rule(
-            RuleKind.ADAM, float(group["lr"]), float(group["weight_decay"]), float(first), float(second),
-            float(group["eps"]), maximize=bool(group["maximize"]),
-            decoupled=decoupled or bool(group.get("decoupled_weight_decay")),
-        )  # fmt: skip
-        return rule, slots
+def _sgd(learner: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple[Rule, list[Tensor | None]]:
+    momentum, fresh = float(group["momentum"]), False
+    slots: list[Tensor | None] = []
+    if momentum:
+        velocity = states[p].get("momentum_buffer")
+        fresh = velocity is None
+        if velocity is None:
+            velocity = torch.empty_like(p, requires_grad=False)
+            learner.begun.append((states[p], velocity))
+        slots = [velocity]
+    rule = Rule(
+        RuleKind.SGD, float(group["lr"]), float(group["weight_decay"]), momentum, float(group["dampening"]),
+        maximize=bool(group["maximize"]), nesterov=bool(group["nesterov"]), fresh=fresh,
+    )  # fmt: skip
+    return rule, slots
+
+
+def _adam(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple[Rule, list[Tensor | None]]:
+    names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+    state = _begun(states[p], names, p)
+    first, second = group["betas"]
+    rule = Rule(
+        RuleKind.ADAM, float(group["lr"]), float(group["weight_decay"]), float(first), float(second),
+        float(group["eps"]), maximize=bool(group["maximize"]), decoupled=bool(group["decoupled_weight_decay"]),
+    )  # fmt: skip
+    return rule, [state["step"], *(state[name] for name in names)]
+
+
+def _rmsprop(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple[Rule, list[Tensor | None]]:
+    momentum = float(group["momentum"])
+    names = ["square_avg", "momentum_buffer" if momentum > 0 else None, "grad_avg" if group["centered"] else None]
+    state = _begun(states[p], [name for name in names if name], p)
+    rule = Rule(
+        RuleKind.RMSPROP, float(group["lr"]), float(group["weight_decay"]), float(group["alpha"]), momentum,
+        float(group["eps"]), maximize=bool(group["maximize"]),
+    )  # fmt: skip
+    return rule, [state["step"], *(state[name] if name else None for name in names)]
+
+
+def _begun(state: dict[str, Any], names: list[str], p: Tensor) -> dict[str, Any]:
+    """The state of a parameter, made as the optimizer does before its first step."""
+    if not state:
+        state["step"] = torch.tensor(0.0, dtype=_torch._get_scalar_dtype())
+        state.update((name, torch.zeros_like(p, requires_grad=False)) for name in names)
+    return state
+
+
+_READ = {SGD: _sgd, Adam: _adam, AdamW: _adam, RMSprop: _rmsprop}
 
 
 def _options(group: dict[str, Any]) -> list[Any] | None:

@@ -44,7 +44,7 @@ class Learn:
     learned: tuple[Learned, ...] = ()
     tensors: Sequence[Tensor] = ()
     rules: Sequence[plan.Rule] = ()
-    of: Sequence[tuple[int, Sequence[Tensor]]] = ()
+    of: Sequence[tuple[int, Sequence[Tensor | None]]] = ()
 
 
 _NOTHING = Learn()
@@ -142,8 +142,9 @@ class Planner:
         for t in (*velocities, *learning.tensors):
             operands.write(t)
         for _, slots in learning.of:
-            for t in slots:
-                operands.write(t)
+            for slot in slots:
+                if slot is not None:
+                    operands.write(slot)
         if energies is not None:
             operands.write(energies)
         thetas = [_theta(n, values) for n in self.nodes]
@@ -159,8 +160,8 @@ class Planner:
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
             order is None, learning.when, learning.learned, products, operands.pattern(),
-            *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.first == 0) for r in learning.rules),
-            *((rule, len(slots)) for rule, slots in learning.of),
+            *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
+            *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
         )  # fmt: skip
         ints = self._encoded.get(key)
         if ints is None:
@@ -184,7 +185,7 @@ class Planner:
                 for i, (source, e) in enumerate(self.edges)
             )  # fmt: skip
             targets = tuple(
-                plan.Target(p.what, p.place, rule, operands[t], tuple(operands[s] for s in slots))
+                plan.Target(p.what, p.place, rule, operands[t], tuple(operands.find(s) for s in slots))
                 for p, t, (rule, slots) in zip(learning.learned, learning.tensors, learning.of, strict=True)
             )
             made = plan.Plan(
