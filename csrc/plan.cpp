@@ -169,8 +169,8 @@ void check_target(const Plan& plan, const Operands& operands, size_t i) {
                                                       : plan.edges[target.owner].bias;
   const Name name{noun(target.what), target.owner};
   STD_TORCH_CHECK(of != kNothing, name, " is to be learned, and there is none");
-  STD_TORCH_CHECK(!of_node || plan.nodes[target.owner].law == Law::gaussian, name,
-                  " must be log-variances to be learned");
+  STD_TORCH_CHECK(!of_node || is_elementwise(plan.nodes[target.owner].law), name,
+                  " must be log-variances or log-scales to be learned");
   const Tensor &parameter = operands[of], &written = operands[target.tensor];
   const Name written_name{"targets", static_cast<int64_t>(i)};
   check_same(written_name, written, name, parameter);

@@ -10,6 +10,7 @@
 
 #include "activations.h"
 #include "check.h"
+#include "laws/law.h"
 #include "rules/rule.h"
 
 namespace pyromancy {
@@ -17,13 +18,6 @@ namespace pyromancy {
 using Tensors = std::vector<Tensor>;
 
 inline constexpr int64_t kNothing = -1; // in the place of a tensor's number
-
-enum class Law : int64_t {
-  none,          // no energy
-  gaussian,      // theta: log-variances [n], [1] or [], or nothing for 0
-  full_gaussian, // theta: the precision, a matrix [n, n]
-};
-inline constexpr int64_t kLaws = 3;
 
 enum class MatmulPrecision : int64_t { highest, high, medium };
 

@@ -151,7 +151,7 @@ def planned(a, targets=(), **options):
     """A chain's plan, and the tensors that it is for.
 
     Args:
-        a: the chain; "thetas", "data" and "swept" need not be there. Without an edge, a weight is None.
+        a: the chain; "laws", "thetas", "data" and "swept" need not be there. Without an edge, a weight is None.
         targets: what is learned: what, the edge's or node's place, the rule's, the tensor, and the rule's slots.
         options: of the plan.
     """
@@ -163,11 +163,11 @@ def planned(a, targets=(), **options):
     operands = Operands([*moved, *velocities, a["energies"], *learned])
     number = operands.number
     nodes = [
-        Node(number(z), free, sweeps, law_of(p) if predicted else Law.NONE, number(theta) if predicted else None,
+        Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
              number(a["prior"]) if i == 0 else None, number(v), number(d), scale)
-        for i, (z, free, sweeps, p, predicted, theta, v, d, scale) in enumerate(zip(
-            a["states"], a["free"], swept, a["precisions"], a["predicted"], a.get("thetas") or thetas(a), velocities,
-            data, a["scales"], strict=True,
+        for i, (z, free, sweeps, law, predicted, theta, v, d, scale) in enumerate(zip(
+            a["states"], a["free"], swept, a.get("laws") or map(law_of, a["precisions"]), a["predicted"],
+            a.get("thetas") or thetas(a), velocities, data, a["scales"], strict=True,
         ))
     ]  # fmt: skip
     functions = [Activation(*f) for f in zip(a["activations"], a["parameters"], strict=True)]

@@ -19,7 +19,8 @@ def matrix():
     return a @ a.mT + torch.eye(N)
 
 
-THETAS = {Law.GAUSSIAN: [lambda: None, vector(N), vector(1), vector()], Law.FULL_GAUSSIAN: [matrix]}
+SCALES = [lambda: None, vector(N), vector(1), vector()]
+THETAS = {Law.GAUSSIAN: SCALES, Law.FULL_GAUSSIAN: [matrix], Law.LAPLACE: SCALES}
 DECAYS = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}]
 
 

@@ -1,7 +1,7 @@
 #include "chain_kernel.h"
 
 #include "../activate.h"
-#include "../laws/gaussian.h"
+#include "../laws/laws.h"
 #include "../rules/rules.h"
 #include "tiles.h"
 
@@ -41,11 +41,13 @@ struct Buffers {
   C* a;        // before(z); z itself where that is the identity
   C* next;     // the activations to come, where the update still reads a
   C* mu;       // a prediction that does not change
-  C* residual; // z - mu
-  C* error;    // P (z - mu)
-  C* delta;    // after' times error; the error itself where that is the identity
-  C* slope;    // after', where a full precision comes between
-  C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
+  C* residual; // z - mu, for a full precision
+  C* error;    // what the law pulls with: P (z - mu) for a Gaussian
+  C* delta;  // after' times what it pushes with, which is the pull: where that is the identity, too
+  C* slope;  // after', where a full precision comes between
+  C* energy; // the law's deviation, to be recorded
+  C* moment; // what that grows by with theta, to be learned from
+  C* drive;  // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
@@ -91,10 +93,12 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
-    b.residual = take(node.predicted && (full || args.energies || node.square));
+    b.residual = take(full);
     b.error = take(varies || full || every);
     b.delta = bent ? take(true) : b.error;
     b.slope = take(bent && full);
+    b.energy = take(node.predicted && args.energies);
+    b.moment = take(node.moment != nullptr);
     b.drive = take(gram);
     b.velocity = take(node.velocity != nullptr);
     if constexpr (Layout::Products::kColumns > 1) {
@@ -166,6 +170,8 @@ struct Tile {
         fill(b.velocity, node.n, 0);
       if (node.stirs > 0) {
         fill(b.residual, node.n, 0);
+        fill(b.energy, node.n, 0);
+        fill(b.moment, node.n, 0);
         fill(b.error, node.n, 0);
         if (b.delta != b.error)
           fill(b.delta, node.n, 0);
@@ -177,9 +183,8 @@ struct Tile {
         for (int64_t i = 0; i < Layout::rows(node.n); ++i)
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
-            const Vec<C> d =
-                gaussian::residual(load(b.z + at), Layout::constant(args.edge[node.in].bias, i));
-            store(b.error + at, push(node, i, d));
+            const Vec<C> bias = Layout::constant(args.edge[node.in].bias, i);
+            store(b.error + at, Gaussian::push(load(b.z + at), bias, rate(node, i)));
           }
       for (const Input of : {Input::delta, Input::error, Input::residual})
         round(l, of);
@@ -193,12 +198,7 @@ struct Tile {
       const Buffers<P>& b = buffers[l];
       store_samples(b.delta, node.n, node.delta);
       store_samples(b.z, node.n, node.source);
-      if (!node.square)
-        continue;
-      for (int64_t at = 0; at < Layout::rows(node.n) * row; at += w)
-        store(b.residual + at,
-              gaussian::twice_energy_by_pull(load(b.residual + at), load(b.error + at)));
-      store_samples(b.residual, node.n, node.square);
+      store_samples(b.moment, node.n, node.moment);
     }
   }
 
@@ -213,12 +213,9 @@ struct Tile {
     }
   }
 
-  // The law's slopes at row i of a node, whose precision is 1 where there is none.
-  static Vec<C> pull(const ChainNode& node, int64_t i, Vec<C> d) {
-    return node.precision ? gaussian::pull(d, Layout::constant(node.precision, i)) : d;
-  }
-  static Vec<C> push(const ChainNode& node, int64_t i, Vec<C> d) {
-    return node.precision ? gaussian::push(d, Layout::constant(node.precision, i)) : d;
+  // The rate of a node's law at row i.
+  static Vec<C> rate(const ChainNode& node, int64_t i) {
+    return node.rate ? Layout::constant(node.rate, i) : splat(C(1));
   }
 
   // The norm of before(z) of the node that predicts node l, for every sample, if it is wanted.
@@ -229,7 +226,7 @@ struct Tile {
     const ChainEdge& in = args.edge[args.node[l].in];
     const C* const a = buffers[in.source].a;
     double squares[Layout::samples] = {};
-    Layout::dot(a, a, args.node[in.source].n, squares);
+    Layout::sum(a, args.node[in.source].n, squares, [](auto x) { return x * x; });
     Norms result;
     for (double& square : squares)
       square = __builtin_sqrt(square);
@@ -299,6 +296,8 @@ struct Tile {
     for (int64_t q = 0; q < rows * width; ++q) {
       const int64_t at = i * row + q * w;
       store(b.error + at, c[q]);
+      if (b.energy)
+        store(b.energy + at, C(0.5) * (load(b.residual + at) * c[q]));
       if (b.slope)
         store(b.delta + at, c[q] * load(b.slope + at));
     }
@@ -312,11 +311,17 @@ struct Tile {
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
-        const Vec<C> d = gaussian::residual(load(b.z + at), load(b.mu + at));
-        if (b.residual)
-          store(b.residual + at, d);
-        if (b.error)
-          store(b.error + at, pull(node, i, d));
+        const Vec<C> z = load(b.z + at), mu = load(b.mu + at);
+        if (b.residual) {
+          store(b.residual + at, z - mu);
+          continue;
+        }
+        const Vec<C> p = rate(node, i);
+        with_formulas(node.law, [&](auto law) {
+          if (b.error)
+            store(b.error + at, law.pull(z, mu, p));
+          keep_energy(law, b, at, z, mu, p);
+        });
       }
     round(l, Input::residual, wanted.begin, wanted.end - wanted.begin);
   }
@@ -329,6 +334,15 @@ struct Tile {
     round(l, args.node[l].full_precision ? Input::residual : Input::delta, i, rows);
     if (norm) // states may have settled
       activate_source(l, i, rows);
+  }
+
+  // What is recorded of an element's energy, and learned from.
+  template <class L>
+  static void keep_energy(L law, const Buffers<P>& b, int64_t at, Vec<C> z, Vec<C> mu, Vec<C> p) {
+    if (b.energy)
+      store(b.energy + at, law.deviation(z, mu, p));
+    if (b.moment)
+      store(b.moment + at, law.moment(z, mu, p));
   }
 
   template <Activation kind>
@@ -348,30 +362,32 @@ struct Tile {
         if (norm)
           store(b.z + at, settled(load(b.z + at), prediction,
                                   Layout::constant(node.rounding, i + r) * norm->of[v]));
-        const Vec<C> d = gaussian::residual(load(b.z + at), prediction);
-        if (b.residual)
-          store(b.residual + at, d);
-        const Vec<C> slopes = slope<C>(after, product, prediction);
+        const Vec<C> z = load(b.z + at), slopes = slope<C>(after, product, prediction);
         if (full) {
+          store(b.residual + at, z - prediction);
           if (b.slope)
             store(b.slope + at, slopes);
           continue;
         }
-        if (b.delta != b.error)
-          store(b.delta + at, push(node, i + r, d) * slopes);
-        store(b.error + at, pull(node, i + r, d));
+        const Vec<C> p = rate(node, i + r);
+        with_formulas(node.law, [&](auto law) {
+          if (b.delta != b.error)
+            store(b.delta + at, law.push(z, prediction, p) * slopes);
+          store(b.error + at, law.pull(z, prediction, p));
+          keep_energy(law, b, at, z, prediction, p);
+        });
       }
   }
 
-  // 1/2 (z - mu)^T P (z - mu) per sample
+  // Energies per sample, without their normalizers.
   void record(int64_t t) {
     for (int64_t l = 0; l < args.nodes; ++l) {
       C* out = static_cast<C*>(args.energies) + (t * args.nodes + l) * args.batch + first;
       double total[Layout::samples] = {};
       if (args.node[l].predicted)
-        Layout::dot(buffers[l].residual, buffers[l].error, args.node[l].n, total);
+        Layout::sum(buffers[l].energy, args.node[l].n, total, [](auto x) { return x; });
       for (int64_t r = 0; r < count(); ++r)
-        out[r] = static_cast<C>(0.5 * total[r]);
+        out[r] = static_cast<C>(total[r]);
     }
   }
 
@@ -408,7 +424,9 @@ struct Tile {
       for (int v = 0; v < width; ++v, at += w) {
         Vec<C> z = load(b.z + at), g{};
         if (from_prediction) {
-          g = pull(args.node[l], i + r, gaussian::residual(z, load(b.mu + at)));
+          with_formulas(args.node[l].law, [&](auto law) {
+            g = law.pull(z, load(b.mu + at), rate(args.node[l], i + r));
+          });
         } else if (b.error) {
           g = load(b.error + at);
         }
@@ -759,9 +777,9 @@ void learn(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
         const int64_t i = r * stride + j;
         C* const to = static_cast<C*>(parameter) + i;
         Slots<C> slots;
-        const auto each = [&](auto f) { // a step is one number, and not the elements'
+        const auto each = [&](auto f) {
 #pragma GCC unroll 4
-          for (int s = counts_steps(step.rule.kind); s < kSlots; ++s)
+          for (int64_t s = rule.kFirstSlot; s < rule.kEndSlot; ++s)
             if (kept[s])
               f(static_cast<C*>(kept[s]) + i, slots.of[s], slots.has[s]);
         };

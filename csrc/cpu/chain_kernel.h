@@ -1,6 +1,7 @@
 #pragma once
 
 #include "../activations.h"
+#include "../laws/law.h"
 #include "../rules/rule.h"
 #include "isa.h"
 
@@ -19,9 +20,9 @@ struct PackedMatrix {
 };
 
 // Nodes in chains, an edge going from one to a later one:
-//   mu[target] = after(W before(z[source]) + b),   e[l] = P (z[l] - mu[l]),
-// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T (after' e[target])) on the free nodes, all at
-// once.
+//   mu[target] = after(W before(z[source]) + b),   e[l] = what the law pulls z[l] with,
+// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T (after' push[target])) on the free nodes, all at
+// once; a Gaussian pulls and pushes with P (z[l] - mu[l]).
 struct ChainNode {
   int64_t n;
   int64_t in, out; // the edges that lead to it and away from it, or -1
@@ -34,16 +35,18 @@ struct ChainNode {
   // Of nodes that start at their prediction the first step at which the error can be other than
   // zero, and the first at which the state can move. What comes before would compute zeros.
   int64_t stirs, moves;
-  void* state;                 // [B, n], contiguous; overwritten where free
-  void* velocity;              // [B, n] where there is momentum and the node is free, else null
-  const void* precision;       // the diagonal of P [n], padded with zeros; null is 1
+  void* state;    // [B, n], contiguous; overwritten where free
+  void* velocity; // [B, n] where there is momentum and the node is free, else null
+  Law law;
+  const void*
+      rate; // of the law, for a Gaussian the diagonal of P [n], padded with zeros; null is 1
   PackedMatrix full_precision; // P [n, n], or null
   const void* prior;           // constant prediction, rows prior_stride apart; or null
   int64_t prior_stride;
 
   // What learning wants of this node, each [B, n], or null.
-  void* delta;  // after' e: minus the energy's gradient for W before(z) + b
-  void* square; // e (z - mu), element by element
+  void* delta;  // after' push: minus the energy's gradient for W before(z) + b
+  void* moment; // what the law's deviation grows by with theta
   void* source; // z itself, where it moves on from the same errors
 };
 

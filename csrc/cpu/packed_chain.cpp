@@ -103,7 +103,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.predicted = from.law != Law::none;
     node.state = operands[from.state].data_ptr();
     node.velocity = from.velocity == kNothing ? nullptr : operands[from.velocity].data_ptr();
-    node.precision = diagonal(from, node.n);
+    node.law = from.law;
+    node.rate = rate(from, node.n);
     if (const Tensor* prior = operands.find(from.prior)) {
       node.prior = keep(*prior).data_ptr();
       node.prior_stride = prior->size(0) == 1 ? 0 : node.n;
@@ -222,15 +223,15 @@ void PackedChain::find_what_settles() {
   });
 }
 
-const void* PackedChain::diagonal(const PlanNode& node, int64_t n) {
-  const Tensor* logvar = node.law == Law::gaussian ? operands_.find(node.theta) : nullptr;
-  if (node.law != Law::gaussian || (!logvar && node.weight == 1))
+const void* PackedChain::rate(const PlanNode& node, int64_t n) {
+  if (!is_elementwise(node.law) || (node.theta == kNothing && node.weight == 1))
     return nullptr;
+  const Tensor* const theta = operands_.find(node.theta);
   void* const p = const_cast<void*>(pad(nullptr, n));
   with_computed(dtype_of("states", operands_[plan_.nodes.front().state]), [&](auto zero) {
     using C = decltype(zero);
-    const C* from = logvar ? data<C>(keep(*logvar)) : nullptr;
-    const bool one = logvar && logvar->numel() == 1;
+    const C* from = theta ? data<C>(keep(*theta)) : nullptr;
+    const bool one = theta && theta->numel() == 1;
     for (int64_t i = 0; i < n; ++i)
       static_cast<C*>(p)[i] = static_cast<C>(
           from ? node.weight * std::exp(-static_cast<double>(from[one ? 0 : i])) : node.weight);
@@ -243,7 +244,7 @@ PackedMatrix PackedChain::gram(const PlanEdge& edge, const ChainEdge& out) {
   const Tensor& weight = keep(operands_[edge.weight]);
   const int64_t rows = weight.size(0), n = weight.size(1);
   const void* weighted = weight.data_ptr();
-  if (const void* precision = nodes_[out.target].precision) {
+  if (const void* precision = nodes_[out.target].rate) {
     void* const scaled = scratch(rows * n);
     with_computed(dtype_of("weight", weight), [&](auto zero) {
       using C = decltype(zero);

@@ -48,8 +48,8 @@ private:
   const Tensor& keep(const Tensor& t);
   // The n elements of t, or zeros, and zeros up to a whole vector.
   const void* pad(const Tensor* t, int64_t n);
-  // The diagonal of a node's precision, padded, or null where that is 1.
-  const void* diagonal(const PlanNode& node, int64_t n);
+  // weight * exp(-theta) of a node's law, padded, or null where that is 1.
+  const void* rate(const PlanNode& node, int64_t n);
   PackedMatrix gram(const PlanEdge& edge, const ChainEdge& out);
   void find_what_moves();
   // Which states may be their predictions but for rounding, since whoever set them computed these

@@ -22,7 +22,7 @@ public:
     ChainArgs& args = chain_.args;
     for (const Target& target : plan_.targets) {
       ChainNode& node = args.node[node_of(target)];
-      void*& wanted = target.what == Learned::logvar ? node.square : node.delta;
+      void*& wanted = target.what == Learned::logvar ? node.moment : node.delta;
       if (!wanted)
         wanted = chain_.scratch(args.batch * node.n);
       if (target.what != Learned::weight || !of_states_before)
@@ -82,7 +82,7 @@ private:
     parameters_.push_back(p);
     const ChainNode& node = args.node[node_of(target)];
     if (target.what != Learned::weight) {
-      const void* rows = target.what == Learned::bias ? node.delta : node.square;
+      const void* rows = target.what == Learned::bias ? node.delta : node.moment;
       tasks_.push_back({at, rows, nullptr, {}, 1, node.n, 0, node.n});
       return;
     }
@@ -111,7 +111,7 @@ private:
     } else if (p.target->what == Learned::bias) {
       kernels.sum_rows(task.a, batch, task.n, -mean, p.gradient);
     } else {
-      of_logvar(task, p);
+      of_theta(task, p);
     }
     if (p.step.rule.kind == RuleKind::gradient)
       return;
@@ -125,10 +125,11 @@ private:
                   slots);
   }
 
-  // Of weight / 2 (E[d^2 / variance] + log variance), summed where one variance serves all.
-  void of_logvar(const Task& task, const Parameter& p) const {
+  // Of E[deviation] + weight * normalizer * theta, summed where one theta serves all.
+  void of_theta(const Task& task, const Parameter& p) const {
     const Tensor& tensor = operands_[p.target->tensor];
-    const double weight = plan_.nodes[p.target->owner].weight;
+    const PlanNode& node = plan_.nodes[p.target->owner];
+    const double constant = node.weight * normalizer(node.law);
     const int64_t batch = chain_.args.batch, n = task.n;
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
     const Scratch moments(n * element_size());
@@ -140,7 +141,7 @@ private:
       const bool one = tensor.numel() == 1 && n != 1;
       double total = 0;
       for (int64_t i = 0; i < n; ++i) {
-        const double g = batch ? 0.5 * (weight - static_cast<double>(moment[i])) : 0;
+        const double g = batch ? constant + static_cast<double>(moment[i]) : 0;
         total += g;
         if (!one)
           to[i] = static_cast<C>(g);

@@ -296,11 +296,12 @@ struct Wide {
     }
   }
 
-  // total[sample] += the products of a and b, carried in double, neuron after neuron
-  static void dot(const C* a, const C* b, int64_t n, double* total) {
+  // total[sample] += f of what a holds of it, carried in double, neuron after neuron
+  template <class F>
+  static void sum(const C* a, int64_t n, double* total, F f) {
     for (int64_t i = 0; i < n; ++i)
       for (int v = 0; v < V; ++v)
-        add_to(total + v * w, load(a + (i * V + v) * w) * load(b + (i * V + v) * w));
+        add_to(total + v * w, f(load(a + (i * V + v) * w)));
   }
 };
 
@@ -416,12 +417,11 @@ struct Thin {
       });
   }
 
-  static void dot(const C* a, const C* b, int64_t n, double* total) {
+  template <class F>
+  static void sum(const C* a, int64_t n, double* total, F f) {
     for (int s = 0; s < S; ++s)
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = (i / w * S + s) * w + i % w;
-        total[s] += static_cast<double>(a[at] * b[at]);
-      }
+      for (int64_t i = 0; i < n; ++i)
+        total[s] += static_cast<double>(f(a[(i / w * S + s) * w + i % w]));
   }
 };
 

@@ -15,8 +15,10 @@ void check_supported(const Plan& plan) {
                     " yet; take them out of the plan, or choose another backend: "
                     "pyromancy.backends.use('reference') has everything");
   };
-  for (const PlanNode& node : plan.nodes)
+  for (const PlanNode& node : plan.nodes) {
     refuse(node.swept, "nodes that start at their predictions");
+    refuse(node.law == Law::laplace, "the Laplace law");
+  }
   refuse(plan.order != kNothing, "many batches in an order");
   refuse(plan.learning == Learning::after_each_step || plan.learning == Learning::with_each_step,
          "learning in every step");

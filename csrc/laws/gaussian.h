@@ -39,3 +39,33 @@ PYROMANCY_FORMULA V twice_moment(V weight, V residual, V pull) {
 }
 
 } // namespace pyromancy::PYROMANCY_TARGET::gaussian
+
+namespace pyromancy::PYROMANCY_TARGET {
+
+// The same as a row of laws.h.
+struct Gaussian {
+  template <class V>
+  static PYROMANCY_FORMULA V pull(V z, V mu, V p) {
+    return gaussian::pull(gaussian::residual(z, mu), p);
+  }
+  template <class V>
+  static PYROMANCY_FORMULA V push(V z, V mu, V p) {
+    return gaussian::push(gaussian::residual(z, mu), p);
+  }
+  template <class V>
+  static PYROMANCY_FORMULA V deviation(V z, V mu, V p) {
+    return gaussian::twice_energy_by_pull(gaussian::residual(z, mu), pull(z, mu, p)) * half<V>();
+  }
+  template <class V>
+  static PYROMANCY_FORMULA V moment(V z, V mu, V p) {
+    return -deviation(z, mu, p);
+  }
+
+private:
+  template <class V>
+  static PYROMANCY_FORMULA V half() {
+    return V{} + 0.5f;
+  }
+};
+
+} // namespace pyromancy::PYROMANCY_TARGET

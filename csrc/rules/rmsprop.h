@@ -7,6 +7,8 @@ namespace pyromancy::PYROMANCY_TARGET {
 
 // torch.optim.RMSprop; centered where there is a mean
 struct RmsProp {
+  static constexpr int64_t kFirstSlot = 1, kEndSlot = 4;
+
   template <class C>
   static PYROMANCY_FORMULA void apply(const LearnStep& step, Vec<C> gradient, Vec<C>& parameter,
                                       Slots<C>& slots) {

@@ -1,6 +1,7 @@
 #pragma once
 
-// The table of rules: each is `apply` of a struct.
+// The table of rules: each is `apply` of a struct, to an element and what its slots from the first
+// one to the end hold of it.
 
 #include "adam.h"
 #include "rmsprop.h"

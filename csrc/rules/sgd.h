@@ -8,6 +8,8 @@ namespace pyromancy::PYROMANCY_TARGET {
 
 // torch.optim.SGD
 struct Sgd {
+  static constexpr int64_t kFirstSlot = 0, kEndSlot = 1;
+
   template <class C>
   static PYROMANCY_FORMULA void apply(const LearnStep& step, Vec<C> gradient, Vec<C>& parameter,
                                       Slots<C>& slots) {

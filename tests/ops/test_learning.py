@@ -11,7 +11,7 @@ from networks import covariance_of
 from numerics import FLOATS, assert_near, name, same_bits, saying
 from pyromancy import backends, plan
 from pyromancy.ops import run_plan as definition
-from pyromancy.plan import Learned, Learning, Rule, RuleKind
+from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
 
 COMPLETE = [b for b in ("native", "reference") if backends.available(b)[0]]
 
@@ -46,7 +46,7 @@ def everything_learned(a, rule):
     return targets
 
 
-def random_problem(seed):
+def random_problem(seed, laws=(Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)):
     """A chain, and a plan that does anything to it."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
@@ -64,8 +64,9 @@ def random_problem(seed):
     kinds = [lambda n: None, lambda n: 0.3 * torch.randn(n), lambda n: 0.3 * torch.randn(1), covariance_of]
     a["thetas"] = [draw.choice(kinds)(n) for n in widths]
     a = {k: to(x, torch.float64) for k, x in a.items()}
-    a["precisions"] = a["thetas"]  # of which only the dimensions count
-    diagonal = a["thetas"][-1] is None or a["thetas"][-1].dim() == 1
+    matrices = [t is not None and t.dim() == 2 for t in a["thetas"]]
+    a["laws"] = [Law.FULL_GAUSSIAN if m else draw.choice(laws) for m in matrices]
+    diagonal = a["laws"][-1] is Law.GAUSSIAN
     if a["free"][-2] and not a["free"][-1] and diagonal and a["energies"] is None and draw.random() < 0.5:
         a["activations"][-1] = 0
         a["grams"][-1] = True

@@ -288,7 +288,9 @@ STRUCTURES = {
     "variances that are not there": (
         lambda p: with_target(p, 3, owner=2), "theta of node[2] is to be learned, and there is none"
     ),
-    "a matrix": (lambda p: with_target(p, 3, owner=1), "theta of node[1] must be log-variances to be learned"),
+    "a matrix": (
+        lambda p: with_target(p, 3, owner=1), "theta of node[1] must be log-variances or log-scales to be learned"
+    ),
     "gradient in the parameter": (
         lambda p: with_target(p, 1, rule=0, slots=()), "targets[1] must be the parameter itself where a rule moves it"
     ),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..plan import Law
-from . import full_gaussian, gaussian
+from . import full_gaussian, gaussian, laplace
 
-LAWS: dict[Law, ModuleType] = {Law.GAUSSIAN: gaussian, Law.FULL_GAUSSIAN: full_gaussian}
+LAWS: dict[Law, ModuleType] = {
+    Law.GAUSSIAN: gaussian,
+    Law.FULL_GAUSSIAN: full_gaussian,
+    Law.LAPLACE: laplace,
+}

@@ -276,7 +276,8 @@ class _Plan:
         if target.what is Learned.LOGVAR:
             node = self.plan.nodes[target.owner]
             _check(
-                node.law is Law.GAUSSIAN or node.theta is None, lambda: f"{name} must be log-variances to be learned"
+                node.law.is_elementwise or node.theta is None,
+                lambda: f"{name} must be log-variances or log-scales to be learned",
             )
             of = node.theta
         else:

@@ -17,6 +17,12 @@ class Law(IntEnum):
     NONE = 0
     GAUSSIAN = 1  # 1/2 sum (z - mu)^2 / exp(theta), theta being log-variances [n], [1] or [], or None for 0
     FULL_GAUSSIAN = 2  # 1/2 (z - mu)^T theta (z - mu), theta being a symmetric matrix [n, n]
+    LAPLACE = 3  # sum |z - mu| / exp(theta), theta being log-scales, likewise
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether theta is one number per element, or for all."""
+        return self not in (Law.NONE, Law.FULL_GAUSSIAN)
 
 
 class MatmulPrecision(IntEnum):
@@ -79,7 +85,7 @@ class Node:
         prior: a constant prediction, ``[1 or B, n]``, where no edge makes one.
         velocity: of a momentum, like the state.
         data: ``[N, n]``, the rows of which an order picks for the state.
-        weight: of a GAUSSIAN energy; that of a FULL_GAUSSIAN is a factor of its theta.
+        weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
     """
 
     state: Operand

@@ -71,8 +71,8 @@ class EM:
     Args:
         energy: zero-argument callable returning per-sample energies, ``[B]``.
         params: the free states, as `pyromancy.get_estep_params` gives them.
-        optimizer: of the learned parameters. SGD, Adam, AdamW and RMSprop of `torch.optim` run inside, with their options
-            and on their own state; others are called.
+        optimizer: of the learned parameters. SGD, Adam, AdamW and RMSprop of `torch.optim` run inside, with
+            their options and on their own state; others are called.
         start: sets all states for a batch, by `init`; takes what `step` takes.
         steps: E-steps of a batch.
         lr: E-step rate.

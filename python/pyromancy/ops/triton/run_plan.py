@@ -21,6 +21,7 @@ def _refuse(plan: Plan) -> None:
     """Refuse what there are no kernels for yet."""
     missing = {
         "nodes that start at their predictions": any(node.swept for node in plan.nodes),
+        "the Laplace law": any(node.law is Law.LAPLACE for node in plan.nodes),
         "many batches in an order": plan.order is not None,
         "learning in every step": plan.learning in (Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP),
         "rules that move parameters": any(plan.rules[t.rule].kind is not RuleKind.GRADIENT for t in plan.targets),

@@ -1,0 +1,31 @@
+"""sum |z - mu| exp(-theta) + theta, times a weight; theta is log-scales [n], [1] or [], or None for 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+    """What the energy grows by with z, 0 where z is mu."""
+    rate = weight if theta is None else torch.exp(-theta) * weight
+    return torch.sign(z - mu) * rate
+
+
+push = pull  # with -mu: one and the same here
+
+
+def deviation(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+    """The energy [B] without its normalizer."""
+    return ((z - mu) * pull(z, mu, theta, weight)).sum(1)
+
+
+def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+    """Per sample."""
+    normalizer = 0.0 if theta is None else theta.expand(z.shape[1:]).sum()
+    return deviation(z, mu, theta, weight) + weight * normalizer
+
+
+def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
+    """What the energies of all samples grow by with theta."""
+    return (weight - pull(z, mu, theta, weight) * (z - mu)).sum(0).sum_to_size(theta.shape)
