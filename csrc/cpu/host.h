@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -73,22 +74,72 @@ private:
 #endif
 };
 
-// f(scratch, task) for every task, each thread taking the next one as it comes free. Every thread
-// has `bytes` of scratch memory. The tasks must not depend on one another.
-template <class F>
-void share_out(int64_t tasks, int64_t bytes, F f) {
-  std::atomic<int64_t> next{0};
+// Tasks [begin, end): its owner takes the first, who helps takes the last.
+class alignas(64) Share {
+public:
+  Share(uint32_t begin, uint32_t end) : left_(uint64_t{end} << 32 | begin) {}
+
+  // -1 where none is left
+  int64_t first() {
+    return take([](uint64_t left) { return left + 1; }, [](uint64_t left) { return left & kLow; });
+  }
+  int64_t last() {
+    return take([](uint64_t left) { return left - (kLow + 1); },
+                [](uint64_t left) { return (left >> 32) - 1; });
+  }
+
+private:
+  static constexpr uint64_t kLow = 0xffffffff;
+
+  template <class Rest, class Taken>
+  int64_t take(Rest rest, Taken taken) {
+    uint64_t left = left_.load(std::memory_order_relaxed);
+    while ((left & kLow) < left >> 32)
+      if (left_.compare_exchange_weak(left, rest(left), std::memory_order_relaxed))
+        return static_cast<int64_t>(taken(left));
+    return -1;
+  }
+
+  std::atomic<uint64_t> left_;
+};
+
+// f(scratch, task) for every task, each of which costs cost(task). Every thread has a share of its
+// own to begin with, the same in every call, so that what a task writes is in that core's cache
+// when it comes again; done with that, it helps with the others'. Every thread has `bytes` of
+// scratch memory. The tasks must not depend on one another.
+template <class F, class Cost>
+void share_out(int64_t tasks, int64_t bytes, F f, Cost cost) {
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
-  const auto work = [&](int64_t, int64_t) {
+  if (threads <= 0)
+    return;
+  const Scratch memory(threads * int64_t(sizeof(Share)));
+  Share* const shares = memory.as<Share>();
+  double total = 0, reached = 0;
+  for (int64_t task = 0; task < tasks; ++task)
+    total += cost(task);
+  for (int64_t i = 0, begin = 0, end = 0; i < threads; ++i, begin = end) {
+    for (; end < tasks && (i + 1 == threads || reached + cost(end) / 2 < total * (i + 1) / threads);
+         ++end)
+      reached += cost(end);
+    new (shares + i) Share(begin, end);
+  }
+  const auto work = [&](int64_t own, int64_t) {
     const FlushDenormals flush;
     Scratch scratch(bytes);
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+    for (int64_t task; (task = shares[own].first()) >= 0;)
       f(scratch.as<void>(), task);
+    for (int64_t i = 1; i < threads; ++i)
+      for (int64_t task; (task = shares[(own + i) % threads].last()) >= 0;)
+        f(scratch.as<void>(), task);
   };
   if (threads > 1)
     torch::stable::parallel_for(0, threads, 1, work);
-  else if (tasks > 0)
+  else
     work(0, 1);
+}
+template <class F>
+void share_out(int64_t tasks, int64_t bytes, F f) {
+  share_out(tasks, bytes, f, [](int64_t) { return 1.0; });
 }
 
 // f(element) with a zero of the tensors' element type.

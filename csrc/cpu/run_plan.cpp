@@ -40,8 +40,12 @@ public:
     chain_.pack_all();
     const ChainKernels& kernels = chain_.kernels;
     const int64_t bytes = kernels.panel * operands_[plan_.nodes.front().state].element_size();
-    share_out(static_cast<int64_t>(tasks_.size()), bytes,
-              [&](void* panel, int64_t i) { run(tasks_[i], panel); });
+    share_out(
+        static_cast<int64_t>(tasks_.size()), bytes,
+        [&](void* panel, int64_t i) { run(tasks_[i], panel); },
+        [&](int64_t i) {
+          return static_cast<double>(tasks_[i].m * (tasks_[i].end - tasks_[i].begin));
+        });
   }
 
 private:
@@ -93,7 +97,7 @@ private:
     // Parameters are moved by rows of these columns: short ones come slowly from memory.
     const int64_t panels = ceil_div(source.n, chain_.kernels.columns);
     const int64_t columns =
-        chain_.kernels.columns * std::clamp<int64_t>(panels / (4 * threads_), 1, kMostPanels);
+        chain_.kernels.columns * std::clamp<int64_t>(panels / (6 * threads_), 1, kMostPanels);
     for (int64_t j = 0; j < source.n; j += columns)
       tasks_.push_back(
           {at, a, z, edge.before, node.n, source.n, j, std::min(source.n, j + columns)});
