@@ -185,7 +185,7 @@ CASES = [
     Case("error, logvar", ("gaussian_error",), error_logvar, functional.gaussian_error, states_logvar, BOTH, streams=3),
     Case("estep_", ("estep_",), estep, our_estep, lambda b, n: normal(b, n, 3), BOTH, streams=4, in_place=1),
     Case(
-        "estep_, momentum", ("estep_momentum_",), estep_momentum, our_estep_momentum, lambda b, n: normal(b, n, 4),
+        "estep_, momentum", ("estep_",), estep_momentum, our_estep_momentum, lambda b, n: normal(b, n, 4),
         BOTH, streams=6, in_place=2,
     ),
     Case(

@@ -212,31 +212,29 @@ inline void check_gaussian(const Tensor& value, const Tensor& pred,
     check_logvar(*logvar, value);
 }
 
-inline void check_estep(const Tensor& value, const Tensor& error,
-                        const std::optional<Tensor>& feedback, double lr) {
+inline void check_estep(const Tensor& value, const std::optional<Tensor>& buffer,
+                        const Tensor& error, const std::optional<Tensor>& feedback, double lr,
+                        double momentum, double dampening) {
   dtype_of("value", value);
-  check_no_overlap("value", value);
   check_same("error", error, "value", value);
-  check_no_partial_overlap("value", value, "error", error);
-  if (feedback) {
+  if (feedback)
     check_same("feedback", *feedback, "value", value);
-    check_no_partial_overlap("value", value, "feedback", *feedback);
+  const auto check_written = [&](const char* name, const Tensor& written) {
+    check_no_overlap(name, written);
+    check_no_partial_overlap(name, written, "error", error);
+    if (feedback)
+      check_no_partial_overlap(name, written, "feedback", *feedback);
+  };
+  check_written("value", value);
+  if (buffer) {
+    check_same("buffer", *buffer, "value", value);
+    check_written("buffer", *buffer);
+    check_no_partial_overlap("value", value, "buffer", *buffer, false);
   }
   check_finite("lr", lr);
-}
-
-// After `check_estep`.
-inline void check_momentum(const Tensor& value, const Tensor& buffer, const Tensor& error,
-                           const std::optional<Tensor>& feedback, double momentum,
-                           double dampening) {
-  check_same("buffer", buffer, "value", value);
-  check_no_overlap("buffer", buffer);
-  check_no_partial_overlap("value", value, "buffer", buffer, false);
-  check_no_partial_overlap("buffer", buffer, "error", error);
-  if (feedback)
-    check_no_partial_overlap("buffer", buffer, "feedback", *feedback);
   check_finite("momentum", momentum);
   check_finite("dampening", dampening);
+  STD_TORCH_CHECK(buffer || momentum == 0, "momentum must be 0 without a buffer, got ", momentum);
 }
 
 inline DType check_cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {

@@ -87,12 +87,10 @@ def multivariate_error(value, pred, factor):
     return ((value - pred) @ torch.linalg.inv(factor @ factor.T),)
 
 
-def estep_(value, error, feedback, lr):
-    return (value - lr * (error if feedback is None else error - feedback),)
-
-
-def estep_momentum_(value, buffer, error, feedback, lr, momentum, dampening, nesterov):
+def estep_(value, buffer, error, feedback, lr, momentum, dampening, nesterov):
     descent = error if feedback is None else error - feedback
+    if buffer is None:
+        return (value - lr * descent,)
     velocity = momentum * buffer + (1 - dampening) * descent
     return value - lr * (descent + momentum * velocity if nesterov else velocity), velocity
 

@@ -9,7 +9,7 @@ import torch
 import formulas
 
 DIFFERENTIABLE = ("gaussian_energy", "gaussian_error", "cholesky_factor", "multivariate_energy", "multivariate_error")
-MUTATES = {"estep_": ("value",), "estep_momentum_": ("value", "buffer")}
+MUTATES = {"estep_": ("value", "buffer")}
 NO_HALF_SOLVER = ("multivariate_energy", "multivariate_energy_backward", "multivariate_energy_backward_factor",
                   "multivariate_error")  # fmt: skip
 
@@ -51,9 +51,14 @@ class Case:
             done[name] = x
         return done
 
+    @property
+    def written(self):
+        """The arguments that it writes in place."""
+        return tuple(name for name in MUTATES.get(self.operator, ()) if self.inputs[name] is not None)
+
     def keeps_rank(self, name):
         """Whether an argument must not be expanded: factors would be singular, written ones overlap."""
-        return name == "factor" or name in MUTATES.get(self.operator, ())
+        return name == "factor" or name in self.written
 
     def expected(self, arguments, dtype=torch.float64):
         """What comes out, or what is in the written arguments afterwards, by the formula in `dtype`."""
@@ -71,9 +76,9 @@ DENSE_ONLY = {"expanded": dense, "zero_stride": dense}
 def run(case, arguments):
     """Call the operator; a tuple of what it returned, or of what it wrote."""
     result = getattr(torch.ops.pyromancy, case.operator).default(**arguments)
-    if case.operator in MUTATES:
+    if case.written:
         assert result is None
-        return tuple(arguments[name] for name in MUTATES[case.operator])
+        return tuple(arguments[name] for name in case.written)
     return result if isinstance(result, tuple | list) else (result,)
 
 
@@ -152,19 +157,19 @@ def _multivariate(operator, states, matrices):
         yield Case(operator, size(shape), inputs, length)
 
 
+_MOMENTA = {"plain": (0.0, 0.0, False), "heavy-ball": (0.9, 0.3, False), "nesterov": (0.9, 0.0, True)}
+
+
 def _estep(operator, states, matrices):
     for batch, node in states:
         shape = (batch, *node)
         for feedback in (None, _randn(*shape)):
-            inputs = {"value": _randn(*shape), "error": _randn(*shape), "feedback": feedback, "lr": 0.1}
-            case_id = f"{size(shape)}-{'alone' if feedback is None else 'feedback'}"
-            if operator == "estep_":
-                yield Case(operator, case_id, inputs, 1)
-                continue
-            for nesterov in (False, True):
-                momentum = {"momentum": 0.9, "dampening": 0.0 if nesterov else 0.3, "nesterov": nesterov}
-                all_inputs = {**inputs, "buffer": _randn(*shape), **momentum}
-                yield Case(operator, f"{case_id}-{'nesterov' if nesterov else 'heavy-ball'}", all_inputs, 1)
+            states = {"value": _randn(*shape), "error": _randn(*shape), "feedback": feedback}
+            for kind, (momentum, dampening, nesterov) in _MOMENTA.items():
+                rates = {"lr": 0.1, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+                buffer = _randn(*shape) if momentum else None
+                case_id = f"{size(shape)}-{'alone' if feedback is None else 'feedback'}-{kind}"
+                yield Case(operator, case_id, {**states, "buffer": buffer, **rates}, 1)
 
 
 def size(shape):
@@ -184,7 +189,6 @@ _MAKERS = {
     "multivariate_energy_backward_factor": _multivariate,
     "multivariate_error": _multivariate,
     "estep_": _estep,
-    "estep_momentum_": _estep,
 }
 OPERATORS = tuple(_MAKERS)
 ELSEWHERE = {"run_plan_": "test_run_plan.py"}  # arguments in lists: its own tests, in ops/

@@ -8,7 +8,7 @@ from pyromancy import native
 FORK = """
 import os, select, sys, torch
 import chains
-from pyromancy import ops
+from pyromancy import functional, ops
 assert torch.get_num_threads() == 2
 torch.manual_seed(1)
 large, factor = torch.randn(2, 300, 600), torch.eye(600) + 0.01 * torch.randn(600, 600).tril()
@@ -17,7 +17,7 @@ problem = chains.problem((40, 30, 20), 64)
 def work():
     torch.manual_seed(2)
     value, pred = large.clone()
-    ops.estep_(value, pred, None, 0.1)
+    functional.estep_(value, pred, lr=0.1)
     copies = {k: [t.clone() for t in v] if k == "states" else v for k, v in problem.items()}
     chains.operator(**copies)
     energy, whitened = ops.multivariate_energy(value[:, None], pred[:, None], factor)

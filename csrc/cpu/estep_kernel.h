@@ -14,17 +14,13 @@ struct EstepArgs {
   const void* error;
   const void* feedback; // may be absent
   void* velocity;       // momentum only
-  double lr;
-  double momentum, dampening;
+  double lr, momentum, dampening;
   bool nesterov;
 };
 
-struct EstepKernels {
-  // one gradient step at positions [begin, end)
-  void (*descend)(const EstepArgs& args, int64_t begin, int64_t end);
-  void (*descend_momentum)(const EstepArgs& args, int64_t begin, int64_t end);
-};
+// One gradient step at positions [begin, end), with momentum where there is a velocity.
+using EstepKernel = void (*)(const EstepArgs& args, int64_t begin, int64_t end);
 
-PYROMANCY_DECLARE_KERNELS(EstepKernels, estep_kernels)
+PYROMANCY_DECLARE_KERNELS(EstepKernel, estep_kernels)
 
 } // namespace pyromancy

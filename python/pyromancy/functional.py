@@ -244,12 +244,9 @@ def estep_(
     for name, t in (("error", error), ("feedback", feedback), ("buffer", buffer)):
         if t is not None and (t.shape != value.shape or t.dtype != value.dtype or t.device != value.device):
             raise ValueError(f"{name} must be like value, {_describe(value)}, got {_describe(t)}")
-    if buffer is None:
-        if momentum:
-            raise ValueError(f"momentum={momentum} needs buffer, a tensor like value that keeps the velocity")
-        ops.estep_(value, error, feedback, lr)
-    else:
-        ops.estep_momentum_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
+    if momentum and buffer is None:
+        raise ValueError(f"momentum={momentum} needs buffer, a tensor like value that keeps the velocity")
+    ops.estep_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
     return value
 
 

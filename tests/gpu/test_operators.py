@@ -20,8 +20,8 @@ from numerics import (
     saying,
     transposed,
 )
-from operators import CASES, DIFFERENTIABLE, LAYOUT_CASES, MUTATES, NO_HALF_SOLVER, OPERATORS
-from pyromancy import ops
+from operators import CASES, DIFFERENTIABLE, LAYOUT_CASES, NO_HALF_SOLVER, OPERATORS
+from pyromancy import functional, ops
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -110,7 +110,7 @@ class TestStreams:
     def test_captured_in_a_graph(self, operator):
         case = representative(operator)
         arguments = on(DEVICE, case.arguments(torch.float32))
-        start = {key: arguments[key].clone() for key in MUTATES.get(operator, ())}
+        start = {key: arguments[key].clone() for key in case.written}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -202,7 +202,7 @@ class TestPyTorch:
         arguments = on(DEVICE, case.arguments(torch.float32))
         with torch.no_grad():
             result = compiled(arguments)
-        outputs = tuple(arguments[key] for key in MUTATES.get(operator, ())) or result
+        outputs = tuple(arguments[key] for key in case.written) or result
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
         for output, truth in zip(outputs, case.expected(case.arguments(torch.float32)), strict=True):
             assert_near(output.cpu(), truth, case.length)
@@ -212,7 +212,7 @@ class TestPyTorch:
 
         def step(value, pred, logvar):
             energy = ops.gaussian_energy(value * 2, pred + 1, logvar)
-            ops.estep_(value, ops.gaussian_error(value, pred, logvar, None), None, 0.1)
+            functional.estep_(value, ops.gaussian_error(value, pred, logvar, None), lr=0.1)
             return 2 * energy
 
         value, pred = torch.randn(2, 33, 65, device=DEVICE)
@@ -262,7 +262,7 @@ class TestPromises:
         assert_near(whitened[:, 0], exact, 9)
         assert_near(energy, 0.5 * exact.square().sum(1) + factor.float().double().diagonal().log().sum(), 9)
         huge = torch.zeros(150_000_001, device=DEVICE)
-        ops.estep_(huge, torch.ones(1, device=DEVICE).expand_as(huge), None, 1.0)
+        functional.estep_(huge, torch.ones(1, device=DEVICE).expand_as(huge), lr=1.0)
         assert (huge == -1).all()
 
     def test_more_than_2_31_elements(self):
@@ -276,9 +276,9 @@ class TestPromises:
         if torch.cuda.mem_get_info()[0] < 4 * count:
             pytest.skip("less than 9 GB of device memory")
         value = torch.zeros(count, device=DEVICE, dtype=torch.bfloat16)
-        ops.estep_(value, torch.ones(1, device=DEVICE, dtype=torch.bfloat16).expand(count), None, 1.0)
+        functional.estep_(value, torch.ones(1, device=DEVICE, dtype=torch.bfloat16).expand(count), lr=1.0)
         assert (value[-40:] == -1).all()
         assert (value[:40] == -1).all()
-        ops.estep_(value, value, None, 1.0)  # 16 bytes at a time
+        functional.estep_(value, value, lr=1.0)  # 16 bytes at a time
         assert not value[-40:].any()
         assert not value[:40].any()

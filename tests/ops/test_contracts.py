@@ -1,6 +1,7 @@
 """What is asked of every operator whatever it computes: registered everywhere, repeatable, honest about writes."""
 
 import importlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,19 @@ from pyromancy import ops, plan
 from pyromancy.ops import checks, in_place, reference, schema
 
 ROOT = Path(__file__).parents[2]
+
+
+def tensors(case):
+    return sum(isinstance(x, torch.Tensor) and x.dim() > 0 for x in case.inputs.values())
+
+
 # of every operator the call with the most tensors in it
-FIRST = {
-    name: max(
-        (case for case in LAYOUT_CASES if case.operator == name),
-        key=lambda case: sum(isinstance(x, torch.Tensor) and x.dim() > 0 for x in case.inputs.values()),
-    )
-    for name in OPERATORS
-}
+FIRST = {name: max((case for case in LAYOUT_CASES if case.operator == name), key=tensors) for name in OPERATORS}
+# the same of those that write in place, for each set of what is written
+IN_PLACE = [
+    max((case for case in LAYOUT_CASES if case.written == written), key=tensors)
+    for written in sorted({case.written for case in LAYOUT_CASES if case.written})
+]
 
 
 def operator(name):
@@ -123,9 +129,9 @@ class TestSchema:
                 arguments[key] = x.nan_to_num().requires_grad_(name in DIFFERENTIABLE)
         torch.library.opcheck(operator(name), (), arguments)
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_opcheck_of_strided_writes(self, name):
-        torch.library.opcheck(operator(name), (), FIRST[name].arguments(torch.float32, (sliced, transposed)))
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_opcheck_of_strided_writes(self, case):
+        torch.library.opcheck(operator(case.operator), (), case.arguments(torch.float32, (sliced, transposed)))
 
 
 @pytest.mark.usefixtures("backend")
@@ -156,33 +162,37 @@ class TestRepeats:
 
 @pytest.mark.usefixtures("backend")
 class TestWritesInPlace:
-    @pytest.mark.parametrize("name", MUTATES)
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
     @pytest.mark.parametrize("rate", [float("nan"), float("inf")], ids=str)
-    def test_rate_must_be_finite(self, name, rate):
+    def test_rate_must_be_finite(self, case, rate):
         with pytest.raises(RuntimeError, match="lr must be finite, got"):
-            operators.run(FIRST[name], FIRST[name].arguments() | {"lr": rate})
+            operators.run(case, case.arguments() | {"lr": rate})
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_expanded_targets_are_refused(self, name):
-        for key in MUTATES[name]:
-            arguments = FIRST[name].arguments()
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_expanded_targets_are_refused(self, case):
+        for key in case.written:
+            arguments = case.arguments()
             arguments[key] = arguments[key][:1].expand_as(arguments[key])
             before = arguments[key].clone()
             with pytest.raises(RuntimeError, match=f"{key} is written in place and must not be expanded"):
-                operators.run(FIRST[name], arguments)
+                operators.run(case, arguments)
             assert torch.equal(arguments[key], before)
 
     @pytest.mark.parametrize("number", ["momentum", "dampening"])
     def test_momentum_must_be_finite(self, number):
         with pytest.raises(RuntimeError, match=f"{number} must be finite, got nan"):
-            operators.run(FIRST["estep_momentum_"], FIRST["estep_momentum_"].arguments() | {number: float("nan")})
+            operators.run(FIRST["estep_"], FIRST["estep_"].arguments() | {number: float("nan")})
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_partial_overlap_is_refused(self, name):
-        arguments = FIRST[name].arguments()
+    def test_momentum_needs_a_buffer(self):
+        with pytest.raises(RuntimeError, match=r"momentum must be 0 without a buffer, got 0\.9"):
+            operators.run(FIRST["estep_"], FIRST["estep_"].arguments() | {"buffer": None})
+
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_partial_overlap_is_refused(self, case):
+        arguments = case.arguments()
         keys = [k for k, x in arguments.items() if isinstance(x, torch.Tensor)]
         shape = arguments["value"].shape
-        for written in MUTATES[name]:
+        for written in case.written:
             for other in (k for k in keys if k != written):
                 shared = torch.zeros(2 * shape.numel(), dtype=torch.float64)
                 one, two = shared[: shape.numel()].view(shape), shared[3 : 3 + shape.numel()].view(shape)
@@ -190,30 +200,29 @@ class TestWritesInPlace:
                 for a, b in ((one, two), (two, one), (one, turned), (one, one[:1].expand(shape))):
                     message = r"is written in place and must not (overlap .* in memory|be expanded)"
                     with pytest.raises(RuntimeError, match=message):
-                        operators.run(FIRST[name], arguments | {written: a, other: b})
+                        operators.run(case, arguments | {written: a, other: b})
                     assert not shared.any()
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_two_that_are_written_may_not_be_one(self, name):
-        if len(MUTATES[name]) > 1:
-            arguments = FIRST[name].arguments()
-            with pytest.raises(RuntimeError, match="value is written in place and must not overlap buffer in memory"):
-                operators.run(FIRST[name], arguments | {"buffer": arguments["value"]})
+    def test_two_that_are_written_may_not_be_one(self):
+        arguments = FIRST["estep_"].arguments()
+        with pytest.raises(RuntimeError, match="value is written in place and must not overlap buffer in memory"):
+            operators.run(FIRST["estep_"], arguments | {"buffer": arguments["value"]})
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_what_is_written_may_be_an_operand(self, name):
-        case = FIRST[name]
-        for other in ("error", "feedback"):
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_what_is_written_may_be_an_operand(self, case):
+        either = (False, True)
+        for key, other, alone, nesterov in itertools.product(case.written, ("error", "feedback"), either, either):
             for layout in (None, sliced, transposed):
-                arguments = case.arguments(layout=layout)
-                arguments[other] = arguments["value"]
-                expected = case.expected({**arguments, other: arguments["value"].clone()})
+                arguments = case.arguments(layout=layout) | {"nesterov": nesterov}
+                if alone:
+                    arguments["feedback"] = None
+                arguments[other] = arguments[key]
+                expected = case.expected({**arguments, other: arguments[key].clone()})
                 for found, exact in zip(operators.run(case, arguments), expected, strict=True):
                     assert_near(found, exact, 1)
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_neighbours_in_memory_are_fine(self, name):
-        case = FIRST[name]
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_neighbours_in_memory_are_fine(self, case):
         shape = case.inputs["value"].shape
         for memory in (torch.randn(2, *shape), torch.randn(*shape, 2).movedim(-1, 0)):  # one after the other, and mixed
             value, error = memory.double()
@@ -224,16 +233,16 @@ class TestWritesInPlace:
 
     @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
     @pytest.mark.parametrize("way", ["operator", "package"])
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_of_tensors_that_hold_the_negative_of_their_memory(self, name, way, mode):
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_of_tensors_that_hold_the_negative_of_their_memory(self, case, way, mode):
         """As the imaginary part of a conjugate does."""
-        case, call = FIRST[name], operator(name) if way == "operator" else getattr(ops, name)
+        call = operator(case.operator) if way == "operator" else getattr(ops, case.operator)
         with mode():
             arguments = case.arguments()
             expected = case.expected(arguments)
             arguments = {k: negated(x) if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
-            call(*(arguments[a.name] for a in operator(name)._schema.arguments))
-            for key, exact in zip(MUTATES[name], expected, strict=True):
+            call(*(arguments[a.name] for a in operator(case.operator)._schema.arguments))
+            for key, exact in zip(case.written, expected, strict=True):
                 assert arguments[key].is_neg()
                 assert_near(arguments[key], exact, 1)
 
@@ -249,43 +258,43 @@ class TestWritesInPlace:
             assert all(torch.equal(a, b) for a, b in zip(plain[0], twins[0], strict=True))
 
     @pytest.mark.parametrize("way", ["operator", "package"])
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_autograd_notices(self, name, way):
-        call = operator(name) if way == "operator" else getattr(ops, name)
-        for key in MUTATES[name]:
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_autograd_notices(self, case, way):
+        call = operator(case.operator) if way == "operator" else getattr(ops, case.operator)
+        for key in case.written:
             for grad_mode in (False, True):
-                arguments = FIRST[name].arguments()
+                arguments = case.arguments()
                 weight = torch.ones(arguments[key].shape, dtype=torch.float64, requires_grad=True)
                 product = (weight * arguments[key].detach()).sum()  # a view shares the counter
                 with torch.set_grad_enabled(grad_mode):
-                    call(*(arguments[a.name] for a in operator(name)._schema.arguments))
+                    call(*(arguments[a.name] for a in operator(case.operator)._schema.arguments))
                 with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                     product.backward()
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_only_what_is_written_is_a_new_version(self, name):
-        arguments = FIRST[name].arguments()
-        operator(name)(**arguments)
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_only_what_is_written_is_a_new_version(self, case):
+        arguments = case.arguments()
+        operator(case.operator)(**arguments)
         versions = {k: x._version for k, x in arguments.items() if isinstance(x, torch.Tensor)}
-        assert versions == {k: int(k in MUTATES[name]) for k in versions}
+        assert versions == {k: int(k in case.written) for k in versions}
 
-    @pytest.mark.parametrize("name", MUTATES)
-    def test_leaves_that_require_grad_are_refused_as_by_pytorch(self, name):
+    @pytest.mark.parametrize("case", IN_PLACE, ids=case_id)
+    def test_leaves_that_require_grad_are_refused_as_by_pytorch(self, case):
         """And all else whose gradient would be lost."""
-        for key in MUTATES[name]:
-            arguments = FIRST[name].arguments()
+        for key in case.written:
+            arguments = case.arguments()
             leaf = arguments[key].requires_grad_()
             for t in (leaf, leaf[:]):
                 with pytest.raises(RuntimeError, match="leaf"):
                     t.sub_(1)
-                with pytest.raises(RuntimeError, match=f"{name} has no gradient"):
-                    operator(name)(**arguments | {key: t})
+                with pytest.raises(RuntimeError, match=f"{case.operator} has no gradient"):
+                    operator(case.operator)(**arguments | {key: t})
                 with torch.no_grad():
-                    operator(name)(**arguments | {key: t})
-            operator(name)(**arguments | {key: leaf.detach()})
-        arguments = FIRST[name].arguments()
-        with pytest.raises(RuntimeError, match=f"{name} has no gradient, and takes a tensor of shape"):
-            operator(name)(**arguments | {"error": 2 * arguments["error"].requires_grad_()})
+                    operator(case.operator)(**arguments | {key: t})
+            operator(case.operator)(**arguments | {key: leaf.detach()})
+        arguments = case.arguments()
+        with pytest.raises(RuntimeError, match=f"{case.operator} has no gradient, and takes a tensor of shape"):
+            operator(case.operator)(**arguments | {"error": 2 * arguments["error"].requires_grad_()})
 
     def test_autograd_notices_chains(self):
         for call in (operator("run_plan_"), ops.run_plan_):

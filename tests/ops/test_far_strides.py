@@ -10,6 +10,7 @@ from pyromancy import ops
 
 pytestmark = pytest.mark.usefixtures("backend")
 
+PLAIN = (0.1, 0.0, 0.0, False)  # a rate, and no momentum
 ROWS, STRIDE = 3, 2**30 + 7  # the last row starts past 2^31 elements
 
 
@@ -52,11 +53,11 @@ class TestFarRows:
     def test_steps_in_place(self, memory, inner):
         value, buffer = pair(memory, inner)
         error = torch.randn(ROWS, 5, 7)
-        (expected,) = formulas.estep_(value.double(), error.double(), None, 0.1)
-        ops.estep_(value, error, None, 0.1)
+        (expected,) = formulas.estep_(value.double(), None, error.double(), None, *PLAIN)
+        ops.estep_(value, None, error, None, *PLAIN)
         assert_near(value, expected)
-        exact = formulas.estep_momentum_(value.double(), buffer.double(), error.double(), None, 0.1, 0.9, 0.0, True)
-        ops.estep_momentum_(value, buffer, error, None, 0.1, 0.9, 0.0, True)
+        exact = formulas.estep_(value.double(), buffer.double(), error.double(), None, 0.1, 0.9, 0.0, True)
+        ops.estep_(value, buffer, error, None, 0.1, 0.9, 0.0, True)
         for output, truth in zip((value, buffer), exact, strict=True):
             assert_near(output, truth)
 
@@ -77,6 +78,6 @@ def test_far_columns(memory):
     assert_near(
         ops.gaussian_energy(value, pred, None), formulas.gaussian_energy(value.double(), pred.double(), None)[0], 3
     )
-    exact = formulas.estep_(value.double(), pred.double(), None, 0.1)[0]
-    ops.estep_(value, pred, None, 0.1)
+    exact = formulas.estep_(value.double(), None, pred.double(), None, *PLAIN)[0]
+    ops.estep_(value, None, pred, None, *PLAIN)
     assert_near(value, exact)

@@ -16,7 +16,6 @@ multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
 multivariate_error = torch.ops.pyromancy.multivariate_error.default
 estep_ = in_place.bound("estep_")
 run_plan_ = in_place.bound("run_plan_")
-estep_momentum_ = in_place.bound("estep_momentum_")
 
 __all__ = [
     "SERVED_BY_TRITON",
@@ -24,7 +23,6 @@ __all__ = [
     "checks",
     "cholesky_factor",
     "estep_",
-    "estep_momentum_",
     "gaussian_energy",
     "gaussian_error",
     "in_place",

@@ -121,17 +121,9 @@ def _multivariate_energy_backward_factor(grad: Tensor, whitened: Tensor, grad_va
     _same("grad_value", grad_value, "whitened", whitened)
 
 
-def _estep(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
-    _floating("value", value)
-    _same("error", error, "value", value)
-    if feedback is not None:
-        _same("feedback", feedback, "value", value)
-    _finite(lr=lr)
-
-
-def _estep_momentum(
+def _estep(
     value: Tensor,
-    buffer: Tensor,
+    buffer: Tensor | None,
     error: Tensor,
     feedback: Tensor | None,
     lr: float,
@@ -139,9 +131,12 @@ def _estep_momentum(
     dampening: float,
     nesterov: bool,
 ) -> None:
-    _estep(value, error, feedback, lr)
-    _same("buffer", buffer, "value", value)
-    _finite(momentum=momentum, dampening=dampening)
+    _floating("value", value)
+    for name, t in (("buffer", buffer), ("error", error), ("feedback", feedback)):
+        if t is not None:
+            _same(name, t, "value", value)
+    _finite(lr=lr, momentum=momentum, dampening=dampening)
+    _check(buffer is not None or momentum == 0, lambda: f"momentum must be 0 without a buffer, got {momentum}")
 
 
 def _run_plan(written: list[Tensor], read: list[Tensor], ints: list[int], numbers: list[float]) -> None:
@@ -356,7 +351,6 @@ CHECKS: dict[str, Callable[..., None]] = {
     "multivariate_energy_backward_factor": _multivariate_energy_backward_factor,
     "multivariate_error": _multivariate,
     "estep_": _estep,
-    "estep_momentum_": _estep_momentum,
     "run_plan_": _run_plan,
 }
 
@@ -406,20 +400,15 @@ def _not_expanded(name: str, t: Tensor) -> None:
     )
 
 
-def _estep_memory(value: Tensor, error: Tensor, feedback: Tensor | None, *_: object) -> None:
-    _not_expanded("value", value)
-    _apart("value", value, "error", error, may_be_same=True)
-    if feedback is not None:
-        _apart("value", value, "feedback", feedback, may_be_same=True)
-
-
-def _estep_momentum_memory(value: Tensor, buffer: Tensor, error: Tensor, feedback: Tensor | None, *_: object) -> None:
-    _estep_memory(value, error, feedback)
-    _not_expanded("buffer", buffer)
-    _apart("value", value, "buffer", buffer)
-    _apart("buffer", buffer, "error", error, may_be_same=True)
-    if feedback is not None:
-        _apart("buffer", buffer, "feedback", feedback, may_be_same=True)
+def _estep_memory(value: Tensor, buffer: Tensor | None, error: Tensor, feedback: Tensor | None, *_: object) -> None:
+    for name, written in (("value", value), ("buffer", buffer)):
+        if written is not None:
+            _not_expanded(name, written)
+            _apart(name, written, "error", error, may_be_same=True)
+            if feedback is not None:
+                _apart(name, written, "feedback", feedback, may_be_same=True)
+    if buffer is not None:
+        _apart("value", value, "buffer", buffer)
 
 
 def _run_plan_memory(written: list[Tensor], read: list[Tensor], *_: object) -> None:
@@ -433,7 +422,6 @@ def _run_plan_memory(written: list[Tensor], read: list[Tensor], *_: object) -> N
 
 MEMORY: dict[str, Callable[..., None]] = {
     "estep_": _estep_memory,
-    "estep_momentum_": _estep_momentum_memory,
     "run_plan_": _run_plan_memory,
 }
 

@@ -25,8 +25,7 @@ _keys_below_negation: Any = torch._C._dispatch_keyset_full_after(torch._C.Dispat
 
 # of what may be written, what is
 WRITTEN: dict[str, Callable[..., Sequence[Tensor]]] = {
-    "estep_": lambda value, *_: (value,),
-    "estep_momentum_": lambda value, buffer, *_: (value, buffer),
+    "estep_": lambda value, buffer, *_: (value,) if buffer is None else (value, buffer),
     "run_plan_": lambda written, *_: written,
 }
 

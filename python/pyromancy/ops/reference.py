@@ -115,14 +115,9 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     return _unwhiten(_whiten(_wide(value) - _wide(pred), wide), wide).to(value.dtype)
 
 
-def estep_(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
-    descent = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
-    value.copy_(_wide(value) - lr * descent)
-
-
-def estep_momentum_(
+def estep_(
     value: Tensor,
-    buffer: Tensor,
+    buffer: Tensor | None,
     error: Tensor,
     feedback: Tensor | None,
     lr: float,
@@ -130,10 +125,12 @@ def estep_momentum_(
     dampening: float,
     nesterov: bool,
 ) -> None:
-    descent = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
-    velocity = momentum * _wide(buffer) + (1 - dampening) * descent
-    buffer.copy_(velocity)
-    value.copy_(_wide(value) - lr * (descent + momentum * velocity if nesterov else velocity))
+    step = _wide(error) if feedback is None else _wide(error) - _wide(feedback)
+    if buffer is not None:
+        velocity = momentum * _wide(buffer) + (1 - dampening) * step
+        step = step + momentum * velocity if nesterov else velocity
+        buffer.copy_(velocity)  # last, since it may be the error
+    value.copy_(_wide(value) - lr * step)
 
 
 REFERENCE: dict[str, Callable[..., Any]] = {
@@ -150,7 +147,6 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         multivariate_energy_backward_factor,
         multivariate_error,
         estep_,
-        estep_momentum_,
         run_plan_,
     )
 }

@@ -47,11 +47,10 @@ SCHEMAS: dict[str, str] = {
     ),
     # (L L^T)^-1 (value - pred)
     "multivariate_error": "(Tensor value, Tensor pred, Tensor factor) -> Tensor",
-    # value <- value - lr (error - feedback), feedback being 0 where it is None
-    "estep_": "(Tensor(a!) value, Tensor error, Tensor? feedback, float lr) -> ()",
-    # the same descent with the momentum of torch.optim.SGD; `buffer` holds the velocity
-    "estep_momentum_": (
-        "(Tensor(a!) value, Tensor(b!) buffer, Tensor error, Tensor? feedback, "
+    # value <- value - lr (error - feedback), feedback being 0 where it is None; with the momentum of torch.optim.SGD
+    # where there is a buffer, which holds the velocity
+    "estep_": (
+        "(Tensor(a!) value, Tensor(b!)? buffer, Tensor error, Tensor? feedback, "
         "float lr, float momentum, float dampening, bool nesterov) -> ()"
     ),
     # E-steps and learning of a network of nodes [B, n], as a plan says; see `run_plan_` in run_plan.py
@@ -156,11 +155,6 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
 
 @_fake
 def estep_(value: Tensor, *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def estep_momentum_(value: Tensor, *_: object, **__: object) -> None:
     return None
 
 

@@ -85,7 +85,7 @@ def update_kernel(
 ):  # fmt: skip
     """A step of a node: state -= lr (error - before'(state) feedback), and panel = before(state) of the new state.
 
-    `kept` is 1 - dampening, as in `estep_momentum_`.
+    `kept` is 1 - dampening, as in `estep_`.
     """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size

@@ -35,7 +35,7 @@ def descend_kernel(
     tl.store(value_at, state - tl.full([], lr, ACC) * step, mask=inside)
 
 
-def _descend(
+def estep_(
     value: Tensor,
     buffer: Tensor | None,
     error: Tensor,
@@ -51,20 +51,3 @@ def _descend(
         descend_kernel, blocks(all_at.size, _BLOCK), *operands, all_at.size, all_at.sizes, *all_at.strides,
         lr, momentum, 1 - dampening, nesterov, computed_in("value", value), all_at.index, _BLOCK,
     )  # fmt: skip
-
-
-def estep_(value: Tensor, error: Tensor, feedback: Tensor | None, lr: float) -> None:
-    _descend(value, None, error, feedback, lr, 0.0, 0.0, False)
-
-
-def estep_momentum_(
-    value: Tensor,
-    buffer: Tensor,
-    error: Tensor,
-    feedback: Tensor | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-) -> None:
-    _descend(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
