@@ -563,18 +563,66 @@ def test_nothing_is_kept_alive_by_what_is_watched():
     assert gone() is None
 
 
-def test_explain_says_why_an_energy_is_run_dry():
+def of_layout(net):
+    return net.energy() if net.node.value.is_contiguous() else net.energy() * 2
+
+
+def of_gradients(net):
+    return net.energy() if net.layers[0].linear.weight.requires_grad else net.energy() * 2
+
+
+def of_a_stranger(net):
+    return net.node.energy(SILENT(X)) * SLOTTED.factor
+
+
+REASONS = {
+    of_layout: "it asks a tensor for is_contiguous, which is not looked at",
+    of_gradients: "it asks a tensor for requires_grad, which is not looked at",
+    of_a_stranger: "Slotted, which may hold more than can be looked at",
+    Net.energy: "",
+}
+
+
+@pytest.mark.parametrize("energy", REASONS, ids=lambda energy: energy.__name__)
+def test_explain_says_why_an_energy_goes_on_being_run_dry(net, energy):
+    loop = pyro.InferenceLoop(lambda: energy(net), [net.node.value], lr=0.1)
+    for _ in range(6):
+        loop.run(1)
+    assert [line for line in loop.explain().splitlines() if "run dry" in line] == (
+        [f"  run dry before every run: {REASONS[energy]}"] if REASONS[energy] else []
+    )
+
+
+def test_explain_says_that_an_energy_stores_what_it_computes():
     net = Storing()
     loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
     for _ in range(6):
         loop.run(1)
-        net.last = None
-    assert "run dry" not in loop.explain()  # what it stores has to be computed
+    assert "run dry before every run: it stores what it computes, such as add of node.value" in loop.explain()
 
-    loop = pyro.InferenceLoop(lambda: net.node.energy(SILENT(X)) * SLOTTED.factor, [net.node.value], lr=0.1)
-    for _ in range(6):
+
+def test_explain_says_that_something_changes_which_an_energy_may_go_by(net):
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for i in range(60):
+        net.steps[0] = i
         loop.run(1)
-    assert "run dry before every run: Slotted, which may hold more than can be looked at" in loop.explain()
+    assert "run dry before every run: what it can reach has changed meanwhile: an attribute, an item" in loop.explain()
+    for _ in range(40):
+        loop.run(1)
+    assert "run dry" not in loop.explain()
+
+
+def test_explain_says_that_energies_take_turns(net):
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for batch in (2, 3) * 10:
+        net.source.init(torch.randn(batch, 4))
+        net.node.init(torch.randn(batch, 3))
+        for _ in range(2):
+            loop.run(1)
+    assert "  run dry before every run: it has not been the same 5 times in a row" in loop.explain()
+    for _ in range(5):
+        loop.run(1)
+    assert "run dry" not in loop.explain()
 
 
 def test_classes_that_were_patched_before_are_not_watched(monkeypatch, net):

@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 
 import pyromancy as pyro
+from pyromancy import native
 from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FixedNode, MultivariateGaussianNode, StandardGaussianNode
 
@@ -68,6 +69,62 @@ def test_starts_that_cannot_be_captured(name):
     )
     em.step(x, y)
     assert f"  not one call: {told}" in em.explain()
+
+
+def storing(net, x, y):
+    net.start(x, y)
+    net.target = 2.0 * y
+
+
+def asking(net, x, y):
+    net.start(x, y if x.is_contiguous() else -y)
+
+
+def of_a_set(net, x, y):
+    net.start(x, y * len(MEMBERS))
+
+
+def of_a_list(net, x, y):
+    net.start(x, y[0])
+
+
+MEMBERS = {1, 2}
+
+
+def own(t):
+    t.weight = 1.0
+    return t
+
+
+# A start, what it is given, and why it is run dry before every batch, or that it is not
+DRY = {
+    "stores": (storing, lambda x, y: (x, y), "it stores what it computes, such as mul of a tensor [4, 3]"),
+    "layout": (asking, lambda x, y: (x, y), "it asks a tensor for is_contiguous, which is not looked at"),
+    "a-list": (of_a_list, lambda x, y: (x, [y]), "it is given a list, which may be changed in place"),
+    "attributes": (
+        Net.start, lambda x, y: (x, own(y)), "it is given a tensor of a type of its own, or with attributes",
+    ),
+    "unknown": (of_a_set, lambda x, y: (x, y), "set, which may hold more than can be looked at"),
+    "watched": (Net.start, lambda x, y: (x, y), None),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(native.MODULE is None, reason="nothing is watched without the compiled module")
+@pytest.mark.parametrize("name", DRY)
+def test_why_a_start_is_run_dry_before_every_batch(name):
+    start, given, told = DRY[name]
+    net = Net()
+    batch = given(torch.randn(4, 6).double(), torch.randn(4, 3).double())
+    start(net, *batch)
+    states = [*pyro.get_estep_params(net, exclude=[net.out])]
+    em = pyro.EM(
+        net.energy, states, torch.optim.SGD(net.learned(), 0.1), start=lambda *xy: start(net, *xy), steps=2, lr=0.1
+    )
+    for _ in range(7):
+        em.step(*batch)
+    lines = [line for line in em.explain().splitlines() if "start is run dry" in line]
+    assert len(lines) == (told is not None)
+    assert told is None or lines[0].startswith(f"  start is run dry before every batch: {told}")
 
 
 def of_the_batch(net):

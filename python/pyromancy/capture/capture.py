@@ -178,7 +178,7 @@ def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
         else:
             program.replace(old)
     if checker.change is None:
-        program.guard.ran(program.leaves, not (program.lent or program.gone or checker.asked_for_layout))
+        program.guard.ran(program.leaves, checker.traces)
     return checker.change
 
 
@@ -521,7 +521,7 @@ class Checker(TorchFunctionMode):
         self.position = 0
         self.new: dict[int, Tensor] = {}  # in the place of which leaf
         self.change: Change | None = None
-        self.asked_for_layout = False  # how a tensor lies in memory, or of its part in autograd
+        self._asked = ""  # what of how a tensor lies in memory, or of its part in autograd
         self.real: dict[int, Tensor] = {}  # once there is a change, in the place of what was handed out, by id
         self._used: set[tuple[int, int]] = set()  # position of a call and slot of a leaf of which it takes the new one
 
@@ -551,7 +551,7 @@ class Checker(TorchFunctionMode):
         if self.change is None:
             if vocabulary.is_metadata(function):
                 if vocabulary.tells_layout(function):
-                    self.asked_for_layout = True
+                    self._asked = vocabulary.name_of(function).removesuffix(".__get__").rpartition(".")[2]
                     args = replaced(args, Tensor, self.program.laid_out)
                 return function(*args, **(kwargs or {}))
             self._depart(reason.format(vocabulary.name_of(function).rpartition(".")[2]))
@@ -581,6 +581,13 @@ class Checker(TorchFunctionMode):
         self.real = {id(handed_out[s]): t for s, t in values.items() if t is not handed_out[s]}
         self.change = Change(reason, recording)
         self.expected, self.position = [], 0
+
+    @property
+    def traces(self) -> str:
+        """What the energy has done that only another run can do, or tell, again; empty where there is nothing."""
+        if lent := self.program.lent:
+            return f"it stores what it computes, such as {self.program.told(lent[0][0])}"
+        return f"it asks a tensor for {self._asked}, which is not looked at" if self._asked else ""
 
     def finish(self, result: Any) -> bool:
         """Take what the energy returns; whether all was as recorded."""

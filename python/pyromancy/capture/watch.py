@@ -98,6 +98,8 @@ _COMPILED = (
 )
 _MOST_OBJECTS = 10_000  # beyond which a dry run is as fast
 _FIRST, _MOST = 4, 1024  # dry runs before a function is watched
+PROVEN_AFTER = _FIRST + 1  # dry runs, at least
+_CHANGED = "what it can reach has changed meanwhile: an attribute, an item, a global, or a tensor's form"
 _LOADS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _EFFECTS = frozenset(
     (
@@ -417,9 +419,6 @@ class Guard:
 
     Args:
         function: what is guarded.
-
-    Attributes:
-        obstacle: why it cannot be watched, where that was tried.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -428,17 +427,22 @@ class Guard:
         self._proven = False
         self._held = self._failures = 0
         self._wait = _FIRST
-        self.obstacle = ""
+        self._traces = self._refusal = ""
 
     def holds(self) -> bool:
         """Whether the function must do what it did in its last dry run."""
         if not (self._proven and self._watch is not None):
             return False
         if not self._watch.holds():
-            self._give_up()
+            self._give_up(_CHANGED)
             return False
         self._held += 1
         return True
+
+    @property
+    def obstacle(self) -> str:
+        """Why it goes on being run dry, where there is a reason but that it is new."""
+        return "" if self._proven else self._traces or self._refusal
 
     @property
     def watch(self) -> Watch | None:
@@ -449,28 +453,28 @@ class Guard:
         """Count what others have found of the watch."""
         self._held += times
 
-    def ran(self, known: Iterable[Tensor], without_traces: bool) -> None:
+    def ran(self, known: Iterable[Tensor], traces: str) -> None:
         """After a dry run that found no change.
 
         Args:
             known: tensors whose forms others look at.
-            without_traces: whether the function has stored nothing, and asked no tensor for more than its form.
+            traces: why it had to be made whatever a watch would tell, as the function stores what it computes; or none.
         """
-        if self._watch is not None and without_traces and self._watch.holds():
+        self._traces = traces
+        if self._watch is not None and not traces and self._watch.holds():
             self._proven = True
             return
         if self._watch is not None:
-            self._give_up()
+            self._give_up("" if traces else _CHANGED)
         self._wait -= 1
-        if self._wait > 0 or not without_traces:
+        if self._wait > 0 or traces:
             return
         try:
-            self._watch = Watch(self._function, known)
-            self.obstacle = ""
+            self._watch, self._refusal = Watch(self._function, known), ""
         except CannotWatch as reason:
-            self._wait, self.obstacle = _MOST, str(reason)
+            self._wait, self._refusal = _MOST, str(reason)
 
-    def _give_up(self) -> None:
+    def _give_up(self, reason: str) -> None:
         self._failures = 0 if self._held > _MOST else self._failures + 1
-        self._watch, self._proven, self._held = None, False, 0
+        self._watch, self._proven, self._held, self._refusal = None, False, 0, reason
         self._wait = min(_FIRST << self._failures, _MOST)

@@ -235,6 +235,8 @@ class EM:
         lines = ["a batch: one call of an operator" if whole else "a batch: start, E-steps, gradients, optimizer"]
         if self._reason:
             lines.append(f"  not one call: {self._reason}")
+        if self._starts and (reason := self._starts[-1].obstacle):
+            lines.append(f"  start is run dry before every batch: {reason}")
         return "\n".join([*lines, self.loop.explain()])
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.lowering import NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
+from ..capture.watch import PROVEN_AFTER
 from ..registration import is_learned
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor
@@ -347,8 +348,7 @@ class InferenceLoop:
 
     def _history(self) -> list[str]:
         """Why the callable is run dry before every run, and what captures there were, where it was more than one."""
-        guard = None if self._program is None else self._program.guard
-        watching = [f"run dry before every run: {guard.obstacle}"] if guard is not None and guard.obstacle else []
+        watching = [f"run dry before every run: {reason}"] if (reason := self._dry()) else []
         if self._captures < 2:
             return watching
         last = f", the last because {self._change}" if self._change else ""
@@ -359,6 +359,15 @@ class InferenceLoop:
                 "states of one form: where they come again they are captured anew"
             )
         return watching + lines
+
+    def _dry(self) -> str:
+        """Why the callable goes on being run dry, where there is a reason but that it is new."""
+        if self._program is None:
+            return ""
+        guard = self._program.guard
+        if guard is not None and (guard.watch is not None or guard.obstacle):
+            return guard.obstacle
+        return f"it has not been the same {PROVEN_AFTER} times in a row" if self._captures > 1 else ""
 
     def check_options(self) -> None:
         """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""

@@ -21,6 +21,7 @@ from ..nodes.base import StateNode, watched
 
 StartFunction = Callable[..., Any]
 _VALUES = (bool, int, float, str, type(None))
+_NOT_PLAIN = "it is given a tensor of a type of its own, or with attributes"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Start:
         self.settings: list[Setting] = []
         self._resets: list[StateNode] = []
         # what a function is given and may be changed in place, a dry run alone tells
-        fixed = all(isinstance(t, (Tensor, *_VALUES)) for t in batch)
-        self.guard = Guard(function) if fixed else None
+        changing = [type(t).__name__ for t in batch if not isinstance(t, (Tensor, *_VALUES))]
+        self._changing = f"it is given a {changing[0]}, which may be changed in place" if changing else ""
+        self.guard = None if changing else Guard(function)
         self._others = [None if isinstance(t, Tensor) else t for t in batch]
         recording = _Recording()
         given = [t for t in batch if isinstance(t, Tensor)]
@@ -164,8 +166,13 @@ class Start:
                 program.mend(checker.real)
         if matched and self.guard is not None:
             known = [*program.leaves, *(s.node.value for s in self.settings)]
-            self.guard.ran(known, plain and not (program.lent or checker.asked_for_layout))
+            self.guard.ran(known, checker.traces if plain else _NOT_PLAIN)
         return matched
+
+    @property
+    def obstacle(self) -> str:
+        """Why the function goes on being run dry, where there is a reason but that it is new."""
+        return self._changing if self.guard is None else self.guard.obstacle
 
     def supersedes(self, old: Start) -> bool:
         """Whether another of batches of the same form holds parameters that are no longer used."""
