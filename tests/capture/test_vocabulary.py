@@ -112,6 +112,8 @@ def test_a_function_called_as_pytorchs_is_not_it():
     assert c.check(lambda c: c.below() + c.above(c.edge(relu(c.z)))).startswith("executor: autograd")
 
 
+SLOPE = torch.tensor([-0.3], dtype=torch.float64)
+
 # Every way to write an activation or a linear edge that is a chain's, and those that look like it.
 CHAINS = {
     "F.relu": F.relu,
@@ -131,6 +133,11 @@ CHAINS = {
     "nn.LeakyReLU": nn.LeakyReLU(0.2),
     "leaky_relu-keyword": lambda z: F.leaky_relu(input=z, negative_slope=0.3),
     "aten.leaky_relu": lambda z: aten.leaky_relu(z, 0.3),
+    "nn.PReLU": nn.PReLU(init=0.2).double(),
+    "F.prelu": lambda z: F.prelu(z, SLOPE),
+    "prelu-keyword": lambda z: torch.prelu(weight=SLOPE, input=z),
+    "Tensor.prelu": lambda z: z.prelu(SLOPE.abs()[0]),
+    "aten.prelu": lambda z: aten.prelu(z, SLOPE),
     "nn.ELU": nn.ELU(0.7),
     "aten.elu": lambda z: aten.elu(z, 0.7),
     "elu-all-arguments": lambda z: aten.elu(z, 0.7, 1, 1.0),
@@ -159,6 +166,8 @@ NO_CHAINS = {
     "hardtanh-positive": lambda z: F.hardtanh(z, 0.1, 0.5),
     "hardtanh-negative": lambda z: F.hardtanh(z, -1.0, 0.0),
     "clamp": lambda z: z.clamp(-1.0, 1.0),
+    "nn.PReLU-of-features": nn.PReLU(6).double(),
+    "prelu-of-a-state": lambda z: F.prelu(z, z.mean().reshape(1)),
 }
 
 

@@ -24,12 +24,17 @@ class NotAChain(Exception):
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(W before(z) + b)``, its weight and bias as slots."""
+    """``after(W before(z) + b)``, its weight and bias as slots.
+
+    Attributes:
+        slopes: of the activations before and after, the slots of tensors of one element that are their parameters.
+    """
 
     weight: int
     bias: int | None
     before: Activation
     after: Activation
+    slopes: tuple[int | None, int | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -176,12 +181,14 @@ def _check_state(program: Program, slot: int) -> None:
 
 def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge | None]:
     """The source state and the edge that make a target's prediction; no edge where only constants do."""
-    after, slot = _unwrapped(program, slot)
+    after, slope_after, slot = _unwrapped(program, slot)
     call = program.producer.get(slot)
     if call is None or call.meaning != "linear":
         if slot in program.varying:
             what = program.told(slot) if call else f"{program.told(slot)} as it is"
-            raise NotAChain(f"the prediction of {target} comes from {what}, not from a Linear")
+            raise NotAChain(
+                f"the prediction of {target} comes from {what}, not from a Linear{_of_slopes(program, call)}"
+            )
         return None, None
     bound = arguments(call.function, call.args, call.kwargs)
     source, weight, bias = bound["input"], bound["weight"], bound["bias"]
@@ -196,16 +203,18 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
         isinstance(bias, Slot) and program.stand_ins[bias.index].shape != program.stand_ins[weight.index].shape[:1]
     ):
         raise NotAChain(f"the weight or bias of the Linear that predicts {target} broadcasts")
-    before, slot = _unwrapped(program, source.index)
+    before, slope_before, slot = _unwrapped(program, source.index)
     form = program.stand_ins[slot]
     if slot in program.varying:
         if slot >= len(program.leaves):
-            raise NotAChain(f"a Linear takes the result of {program.told(slot)}, not a state")
+            slopes = _of_slopes(program, program.producer.get(slot))
+            raise NotAChain(f"a Linear takes the result of {program.told(slot)}, not a state{slopes}")
         if form.dim() != 2:
             raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
     elif form.dim() != 2 or form.shape[:1] != program.batch:
         return None, None
-    return slot, Edge(weight.index, bias.index if isinstance(bias, Slot) else None, before, after)
+    edge = Edge(weight.index, bias and bias.index, before, after, (slope_before, slope_after))
+    return slot, edge
 
 
 @dataclass(frozen=True)
@@ -217,25 +226,27 @@ class EdgeTensors:
     bias: Tensor | None
     before: Activation
     after: Activation
+    slopes: tuple[Tensor | None, ...]
 
 
 def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> EdgeTensors | None:
     """The edge that makes a slot of a state, as `origin` tells the slots that are one; None of anything else."""
-    after, slot = _unwrapped(program, slot)
+    after, slope_after, slot = _unwrapped(program, slot)
     call = program.producer.get(slot)
     if call is None or call.meaning != "linear":
         return None
     bound = arguments(call.function, call.args, call.kwargs)
     made_of, weight, bias = (bound[name] for name in ("input", "weight", "bias"))
-    before, source = Activation(), origin(made_of.index)
+    before, slope_before, source = Activation(), None, origin(made_of.index)
     if source is None:
-        before, inner = _unwrapped(program, made_of.index)
+        before, slope_before, inner = _unwrapped(program, made_of.index)
         source = origin(inner)
-    of = [w.index for w in (weight, bias) if w is not None]
-    if source is None or any(i >= len(program.leaves) for i in of):
+    of = [weight.index, bias and bias.index, slope_before, slope_after]
+    if source is None or any(i is not None and i >= len(program.leaves) for i in of):
         return None
-    leaves = [program.leaves[i] for i in of]
-    return EdgeTensors(source, leaves[0], leaves[1] if bias is not None else None, before, after)
+    w, b, *slopes = (None if i is None else program.leaves[i] for i in of)
+    assert w is not None
+    return EdgeTensors(source, w, b, before, after, tuple(slopes))
 
 
 # The arguments that activations take beside their input, and what they are where nobody gives them.
@@ -247,11 +258,38 @@ _PARAMETERS = {
 }
 
 
-def _unwrapped(program: Program, slot: int) -> tuple[Activation, int]:
-    """The activation that makes a slot, and what it is applied to; the identity and the slot where none does."""
+def _unwrapped(program: Program, slot: int) -> tuple[Activation, int | None, int]:
+    """The activation that makes a slot, its slope if that is a slot, and what it is applied to.
+
+    Where none does, the identity and the slot itself.
+    """
     call = program.producer.get(slot)
+    if call is not None and call.meaning == "prelu":
+        of, slope = _prelu(call)
+        form = program.stand_ins[slope]
+        # which plans take as a number, and so it is read at every run: of a GPU it would have to be waited for
+        if form.numel() == 1 and form.is_cpu and slope not in program.varying:
+            return Activation(_NUMBER["leaky_relu"]), slope, of
     activation = _activation(call)
-    return (Activation(), slot) if call is None or activation is None else (activation, call.inputs[0])
+    return (Activation(), None, slot) if call is None or activation is None else (activation, None, call.inputs[0])
+
+
+def _prelu(call: Call) -> tuple[int, int]:
+    """What a PReLU is applied to, and its slope, as slots."""
+    given = arguments(call.function, call.args, call.kwargs)
+    return (given["input"] if "input" in given else given["self"]).index, given["weight"].index
+
+
+def _of_slopes(program: Program, call: Call | None) -> str:
+    """Of what is no activation of chains, why not, where it is a PReLU."""
+    if call is None or call.meaning != "prelu":
+        return ""
+    slope = _prelu(call)[1]
+    form = program.stand_ins[slope]
+    return (
+        f": chains take one slope, on a CPU, that depends on no free state, and {program.told(slope)} is "
+        f"{[*form.shape]} on {form.device}"
+    )
 
 
 def _activation(call: Call | None) -> Activation | None:

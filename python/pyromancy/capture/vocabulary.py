@@ -43,7 +43,7 @@ _SPELLINGS = {
     "linear": ("linear",),
     "convolution of images": ("conv2d", "conv_transpose2d"),
     **{name: (name,) for name in ("relu", "tanh", "sigmoid", "silu", "gelu", "leaky_relu", "elu", "softplus")},
-    **{name: (name,) for name in ("relu6", "hardtanh", "selu")},
+    **{name: (name,) for name in ("relu6", "hardtanh", "selu", "prelu")},
     "takes the second's form": ("expand_as", "view_as", "reshape_as", "type_as"),
     "takes forms alone": ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
     "normalization": ("batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),

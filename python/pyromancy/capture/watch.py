@@ -62,7 +62,7 @@ _PURE = frozenset(
 _LAYERS = (
     *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d),
     *(nn.ConvTranspose2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Softplus),
-    *(nn.ReLU6, nn.Hardtanh, nn.SELU, nn.LayerNorm, nn.AvgPool2d, nn.MaxPool2d),
+    *(nn.ReLU6, nn.Hardtanh, nn.SELU, nn.PReLU, nn.LayerNorm, nn.AvgPool2d, nn.MaxPool2d),
     *(kind for kind in vars(nodes).values() if isinstance(kind, type)),
 )
 _OF_LAYERS = frozenset(kind.__name__.lower() for kind in _LAYERS) & vars(F).keys() | {"leaky_relu", "layer_norm"}

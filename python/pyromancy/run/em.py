@@ -444,11 +444,11 @@ class Whole:
             slot = slot_of.get(id(setting.node.value))
             if slot is not None and slot in program.free and found is not None and slot in into:
                 source, edge = into[slot]
-                taken = [s for s in (edge.weight, edge.bias) if s is not None]
-                given = [t for t in (found.weight, found.bias) if t is not None]
+                slots = (edge.weight, edge.bias, *edge.slopes)
+                taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
+                given = (found.weight, found.bias, *found.slopes)
                 same = (
-                    found.source is states[source] and len(taken) == len(given)
-                    and all(s < len(leaves) and leaves[s] is t for s, t in zip(taken, given, strict=True))
+                    found.source is states[source] and all(a is b for a, b in zip(taken, given, strict=True))
                     and (found.before, found.after) == (edge.before, edge.after)
                 )  # fmt: skip
                 if same:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -84,10 +85,13 @@ class Planner:
         firsts = accumulate((len(c.nodes) for c in chains), initial=0)
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
         operands = [s for n in self.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
-        operands += [s for _, e in self.edges for s in (e.weight, e.bias)]
+        operands += [s for _, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
         self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
-        self._parameters = [x for _, e in self.edges for x in (e.before.parameter, e.after.parameter)]
+        self._parameters = [  # of activations: a number, or the slot of one that is read for every call
+            (a.parameter, slope) for _, e in self.edges for a, slope in zip((e.before, e.after), e.slopes, strict=True)
+        ]
+        self._slopes = [slope for _, slope in self._parameters if slope is not None]
         self._encoded: dict[tuple[object, ...], list[int]] = {}
 
     def values(self, leaves: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -99,10 +103,10 @@ class Planner:
 
     @property
     def takes_leaves_alone(self) -> bool:
-        """Whether plans take what the program reads itself, and nothing that would be computed for every call."""
+        """Whether plans take what the program reads itself, and nothing computed, or read, for every call."""
         logvars = [self.program.stand_ins[n.logvar] for n in self.nodes if n.logvar is not None]
         return not (
-            self._computed or any(n.prediction is not None or n.factor is not None for n in self.nodes)
+            self._computed or self._slopes or any(n.prediction is not None or n.factor is not None for n in self.nodes)
             or any(t.dim() > 1 for t in logvars)
         )  # fmt: skip
 
@@ -196,14 +200,21 @@ class Planner:
             if len(self._encoded) >= _PLANS:  # the oldest goes
                 del self._encoded[next(iter(self._encoded))]
             ints = self._encoded[key] = plan.encode(made)[0]
-        numbers = [run.lr, run.momentum, run.dampening, *(n.weight for n in self.nodes), *self._parameters]
+        numbers = [run.lr, run.momentum, run.dampening, *(n.weight for n in self.nodes)]
+        numbers += (x if slope is None else self._read(values, slope) for x, slope in self._parameters)
         for r in learning.rules:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
         return Call(operands.written, operands.only_read, ints, numbers)
 
+    def _read(self, values: Mapping[int, Tensor], slope: int) -> float:
+        x = float(values[slope])
+        if not math.isfinite(x):
+            raise FloatingPointError(f"{self.program.told(slope)}, the slope of a PReLU, must be finite, got {x}")
+        return x
+
     def computes_from(self, slots: set[int]) -> bool:
         """Whether what the chains take is computed from some of these, or is one: it would change with every batch."""
-        taken = [*self._computed, *(n.prediction for n in self.nodes if type(n.prediction) is int)]
+        taken = [*self._computed, *self._slopes, *(n.prediction for n in self.nodes if type(n.prediction) is int)]
         return any(not slots.isdisjoint(self.program.ancestors(slot)) for slot in taken)
 
     def prefers_gram(self, place: int, steps: int) -> bool:
