@@ -141,11 +141,9 @@ class OfData(Net):
     def predicted(self, edge, z):
         return edge(F.prelu(z, self.below.value.mean().reshape(1) - 0.3))
 
-    def start(self, x, y):
-        z = self.below.init(x)
-        for node, edge in zip(self.nodes[:-1], self.edges, strict=False):
-            z = node.init(self.predicted(edge, z))
-        self.nodes[-1].init(y)
+    def start(self, *states):
+        for node, state in zip((self.below, *self.nodes), states, strict=True):
+            node.init(state)
 
     def energy(self):
         values = [self.below.value, *(n.value for n in self.nodes)]
@@ -158,10 +156,13 @@ def test_one_that_is_computed_from_the_batch_is_that_of_every_batch_of_an_epoch(
     plain = copy.deepcopy(net)
     ours, theirs = (torch.optim.SGD(n.m_params(), 0.1) for n in (net, plain))
     em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=2, lr=0.1)
-    x, y = torch.rand(30, 8).double() * torch.linspace(0, 1, 30).double()[:, None], torch.rand(30, 3).double()
+    x, *hidden, y = (torch.rand(30, n).double() for n in (8, 32, 16, 3))
+    x *= torch.linspace(0, 1, 30).double()[:, None]
     for _ in range(3):
-        list(em.epoch(x, y, batch_size=5, shuffle=False))
+        list(em.epoch(x, *hidden, y, batch_size=5, shuffle=False))
         for rows in torch.arange(30).split(5):
+            between = [z[rows] for z in hidden]
+            plain.start = lambda x, y, between=between: OfData.start(plain, x, *between, y)
             plainly(plain, theirs, x[rows], y[rows], steps=2, lr=0.1)
         assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
     assert "executor: chain" in em.explain()
