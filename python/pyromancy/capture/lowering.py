@@ -1,4 +1,4 @@
-"""Recognises chains: Gaussian nodes joined by (activation, Linear, activation) edges, for plans."""
+"""Recognises chains: nodes joined by (activation, Linear, activation) edges, for plans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..plan import Activation
+from ..plan import Activation, Law
 from ..plan.activations import ACTIVATIONS
 from .calls import Call, Slot
 from .program import Program
@@ -16,6 +16,7 @@ from .terms import Term
 from .vocabulary import arguments, unusual
 
 _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
+_SPREAD = {Law.GAUSSIAN: "the covariance", Law.FULL_GAUSSIAN: "the covariance", Law.LAPLACE: "the scale"}
 
 
 class NotAChain(Exception):
@@ -46,8 +47,8 @@ class Node:
         free: whether inference updates it.
         term: index of its energy in the program's terms.
         weight: of that term.
-        logvar: log-variances, None for 1.
-        factor: Cholesky factor of a full covariance.
+        law: of that term.
+        theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
         prediction: a prediction that no chain edge makes, and no free state changes; a float is it everywhere.
     """
 
@@ -55,8 +56,8 @@ class Node:
     free: bool
     term: int | None = None
     weight: float = 1.0
-    logvar: int | None = None
-    factor: int | None = None
+    law: Law = Law.NONE
+    theta: int | None = None
     prediction: int | float | None = None
 
 
@@ -69,8 +70,8 @@ class Chain:
 
 
 def idle(program: Program) -> list[int]:
-    """The free states that predict nothing: all that is read of them is that they are a Gaussian node's state."""
-    paths, of = program.paths(), [t.gaussian.state for t in program.terms if t.gaussian is not None]
+    """The free states that predict nothing: all that is read of them is that they are a node's state."""
+    paths, of = program.paths(), [t.node.state for t in program.terms if t.node is not None]
     return [s for s in sorted(program.free) if paths.get(s, 0) == of.count(s)]
 
 
@@ -88,7 +89,7 @@ def lower(program: Program) -> list[Chain]:
     for index, term in enumerate(program.terms):
         if term.slot is None or term.slot not in program.varying:
             continue
-        of = term.gaussian
+        of = term.node
         if of is None:
             raise NotAChain(_no_node(program, term))
         state, name = of.state, program.told(of.state)
@@ -99,8 +100,8 @@ def lower(program: Program) -> list[Chain]:
                 raise NotAChain(f"the prediction of {name}, {of_pred}, broadcasts with it, {of_state}")
         if state in nodes:
             raise NotAChain(f"{name} has two energies")
-        if not program.varying.isdisjoint({of.logvar, of.factor}):
-            raise NotAChain(f"the covariance of {name} depends on a free state")
+        if of.theta in program.varying:
+            raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
         if source in outgoing:
             if source in program.free:
@@ -111,8 +112,8 @@ def lower(program: Program) -> list[Chain]:
             state in program.free,
             index,
             term.weight * of.scale,
-            of.logvar,
-            of.factor,
+            of.law,
+            of.theta,
             of.prediction if edge is None else None,
         )
         if source is not None and edge is not None:
@@ -147,7 +148,7 @@ def lower(program: Program) -> list[Chain]:
 
 
 def _check_dtype(program: Program, chain: Chain) -> None:
-    slots = [s for n in chain.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
+    slots = [s for n in chain.nodes for s in (n.state, n.theta, n.prediction)]
     slots += [s for e in chain.edges for s in (e.weight, e.bias)]
     examples = {str(program.stand_ins[s].dtype): program.told(s) for s in slots if type(s) is int}
     if len(examples) > 1:
@@ -155,7 +156,7 @@ def _check_dtype(program: Program, chain: Chain) -> None:
 
 
 def _no_node(program: Program, term: Term) -> str:
-    """Why a term is not the energy of a Gaussian node."""
+    """Why a term is not the energy of a node."""
     assert term.slot is not None
     assert term.within is not None
     call = program.producer.get(term.within)

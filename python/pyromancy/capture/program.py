@@ -217,7 +217,7 @@ class Program:
     def paths(self, into: Iterable[int] | None = None) -> dict[int, int]:
         """In how many ways each slot enters others, or terms that free states change, through the calls between."""
         if into is None:
-            moved = [(t.slot, t.gaussian) for t in self.terms if t.slot is not None and t.slot in self.varying]
+            moved = [(t.slot, t.node) for t in self.terms if t.slot is not None and t.slot in self.varying]
             into = (s for slot, node in moved for s in (node.operands if node else [slot]))
         count = dict(Counter(into))
         for call in reversed(self.calls):

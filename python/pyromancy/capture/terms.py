@@ -1,4 +1,4 @@
-"""An energy as a weighted sum of terms, and which of them are the energy of a Gaussian node, however they are written.
+"""An energy as a weighted sum of terms, and which of them are the energy of a node, however they are written.
 
 Sums, differences, multiples, stacks, and sums and means over elements are taken apart; so are squares of differences,
 which are a Gaussian node's energy by another name: ``1/2 sum_i (z_i - mu_i)^2``.
@@ -15,35 +15,36 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..plan import Law
 from .calls import Call, Slot, is_number, replaced
 from .vocabulary import arguments
 
-_ENERGIES = (functional.gaussian_energy, functional.multivariate_energy)
+_ENERGIES = {functional.gaussian_energy: Law.GAUSSIAN, functional.multivariate_energy: Law.FULL_GAUSSIAN}
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """The operands of a Gaussian node's energy, as slots.
+class NodeEnergy:
+    """The law of a node's energy and its operands, as slots.
 
     Attributes:
+        law: of the energy.
         state: z.
         prediction: mu; a float where it is that number everywhere.
-        logvar: log-variances, None for 1.
-        factor: Cholesky factor of a full covariance.
+        theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
         scale: how many such energies one value of the term is.
     """
 
+    law: Law
     state: int
     prediction: int | float
-    logvar: int | None = None
-    factor: int | None = None
+    theta: int | None = None
     scale: float = 1.0
 
     @property
     def operands(self) -> list[int]:
         """All slots."""
-        return [s for s in (self.state, self.prediction, self.logvar, self.factor) if type(s) is int]
+        return [s for s in (self.state, self.prediction, self.theta) if type(s) is int]
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class Term:
         slot: of the values.
         weight: of each.
         summed: where the values are more than the energy's: what they broadcast to, and are summed over from.
-        gaussian: the node whose energy the term is, if it is one.
+        node: the node whose energy the term is, if it is one.
         within: what in it is not a node's energy, if it is none.
     """
 
     slot: int | None
     weight: float
     summed: torch.Size | None = None
-    gaussian: Gaussian | None = None
+    node: NodeEnergy | None = None
     within: int | None = None
 
     def times(self, factor: float) -> Term:
@@ -120,8 +121,8 @@ class Terms:
     def _recognised(self, term: Term) -> Term:
         if term.slot is None or term.slot not in self._varying:
             return term
-        gaussian = self._gaussian(term.slot, term.summed)
-        return replace(term, gaussian=gaussian, within=None if gaussian else term.slot)
+        node = self._node(term.slot, term.summed)
+        return replace(term, node=node, within=None if node else term.slot)
 
     def _summands(self, call: Call, summed: torch.Size | None) -> list[Term] | None:
         """What a call adds up; None where it adds nothing, nor scales by a number."""
@@ -199,7 +200,7 @@ class Terms:
             return [term]
         # the elements of states are taken apart where all of them are nodes' energies, and else are one term
         parts = self._taken_apart(term)
-        other = next((t for t in parts if t.slot in self._varying and t.gaussian is None), None)
+        other = next((t for t in parts if t.slot in self._varying and t.node is None), None)
         return parts if other is None else [other]
 
     def _dims(self, call: Call) -> set[int] | None:
@@ -220,17 +221,17 @@ class Terms:
             return None
         return [self._over(s) for s in call.inputs]
 
-    def _gaussian(self, slot: int, summed: torch.Size | None) -> Gaussian | None:
+    def _node(self, slot: int, summed: torch.Size | None) -> NodeEnergy | None:
         """The node whose energy a term is: its state is a leaf, before all one that is free, or at least fixed."""
         call = self._producer.get(slot)
         if call is None:
             return None
-        if call.function in _ENERGIES:
-            state, prediction, spread = (a.index if isinstance(a, Slot) else None for a in (*call.args, None)[:3])
+        law = _ENERGIES.get(call.function)
+        if law is not None:
+            state, prediction, theta = (a.index if isinstance(a, Slot) else None for a in (*call.args, None)[:3])
             assert state is not None
             assert prediction is not None
-            full = call.function is functional.multivariate_energy
-            return Gaussian(state, prediction, None if full else spread, spread if full else None)
+            return NodeEnergy(law, state, prediction, theta)
         square = self._loss(call) if call.meaning == "mse_loss" else self._square(call)
         if square is None or (summed is None) != (self._forms[slot].dim() == 0):
             return None
@@ -239,7 +240,7 @@ class Terms:
         if not states:
             return None
         state = min(states, key=lambda s: (s not in self._free, s in self._producer))
-        return Gaussian(state, b if state == a else a, scale=2 * of)
+        return NodeEnergy(Law.GAUSSIAN, state, b if state == a else a, scale=2 * of)
 
     def _square(self, call: Call) -> tuple[float, int | float, int | float] | None:
         """``c (a - b)^2`` element by element, as c, a and b."""

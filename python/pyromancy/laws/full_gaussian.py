@@ -21,6 +21,11 @@ def energy(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
 deviation = energy  # theta has no log-determinant beside it
 
 
+def normalizer(factor: Tensor, width: int) -> Tensor:
+    """What one energy has beside its deviation, of the Cholesky factor of the covariance: theta does not tell."""
+    return factor.diagonal().log().sum()
+
+
 def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
     """What the energies of all samples grow by with theta."""
     return 0.5 * (z - mu).mT @ (z - mu)

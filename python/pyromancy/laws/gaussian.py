@@ -21,10 +21,14 @@ def deviation(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Ten
     return 0.5 * ((z - mu) * pull(z, mu, theta, weight)).sum(1)
 
 
+def normalizer(theta: Tensor | None, width: int) -> Tensor | float:
+    """What one energy of this many elements has beside its deviation."""
+    return 0.0 if theta is None else 0.5 * theta.expand(width).sum()
+
+
 def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
     """Per sample."""
-    logdet = 0.0 if theta is None else theta.expand(z.shape[1:]).sum()
-    return deviation(z, mu, theta, weight) + 0.5 * weight * logdet
+    return deviation(z, mu, theta, weight) + weight * normalizer(theta, z.shape[1])
 
 
 def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:

@@ -20,10 +20,14 @@ def deviation(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Ten
     return ((z - mu) * pull(z, mu, theta, weight)).sum(1)
 
 
+def normalizer(theta: Tensor | None, width: int) -> Tensor | float:
+    """What one energy of this many elements has beside its deviation."""
+    return 0.0 if theta is None else theta.expand(width).sum()
+
+
 def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
     """Per sample."""
-    normalizer = 0.0 if theta is None else theta.expand(z.shape[1:]).sum()
-    return deviation(z, mu, theta, weight) + weight * normalizer
+    return deviation(z, mu, theta, weight) + weight * normalizer(theta, z.shape[1])
 
 
 def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another."""
+"""Chains of nodes: all steps in one operator, and the M-step's gradients in another."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..capture.capture import has_hooks
 from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
+from ..laws import LAWS
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner
 from .replay import Replay, product_precision
@@ -31,7 +32,7 @@ class _Wanted:
 
     weights: list[int]
     biases: list[int]
-    variances: list[int]
+    thetas: list[int]
     factors: list[int]
 
 
@@ -43,7 +44,7 @@ class _MStep(NamedTuple):
 
 
 class ChainExecutor(ReplayingExecutor):
-    """Chains of Gaussian nodes: all steps in one operator, and the M-step's gradients in another call of it."""
+    """Chains of nodes: all steps in one operator, and the M-step's gradients in another call of it."""
 
     name = "chain"
 
@@ -93,7 +94,8 @@ class ChainExecutor(ReplayingExecutor):
         recorded = self._constant_energies(leaves, steps)
         for i, node in enumerate(planner.nodes):
             if node.term is not None:
-                recorded[:, node.term] = energies[:, i] + self._logdet(values, node, states[i])
+                theta, width = None if node.theta is None else values[node.theta], states[i].shape[1]
+                recorded[:, node.term] = energies[:, i] + node.weight * LAWS[node.law].normalizer(theta, width)
         return [recorded]
 
     def _parts(self, steps: int) -> Iterator[tuple[int, int]]:
@@ -119,14 +121,6 @@ class ChainExecutor(ReplayingExecutor):
             result[:, i] = energy
         return result
 
-    @staticmethod
-    def _logdet(values: dict[int, Tensor], node: Node, state: Tensor) -> Tensor | float:
-        if node.factor is not None:
-            return node.weight * values[node.factor].diagonal().log().sum()
-        if node.logvar is not None:
-            return 0.5 * node.weight * values[node.logvar].expand(state.shape[1]).sum()
-        return 0.0
-
     @torch.no_grad()
     def gradients(self, wanted: Sequence[Tensor], settle: bool) -> list[Tensor | None] | str:
         if reason := self._obstacle_of(wanted):
@@ -148,7 +142,7 @@ class ChainExecutor(ReplayingExecutor):
         learned = [
             *((plan.Learned.WEIGHT, i, planner.edges[i][1].weight) for i in wanted_of.weights),
             *((plan.Learned.BIAS, i, planner.edges[i][1].bias) for i in wanted_of.biases),
-            *((plan.Learned.LOGVAR, i, planner.nodes[i].logvar) for i in wanted_of.variances),
+            *((plan.Learned.LOGVAR, i, planner.nodes[i].theta) for i in wanted_of.thetas),
         ]
         if learned:
             values = planner.values(self.program.leaves)
@@ -268,17 +262,17 @@ class ChainExecutor(ReplayingExecutor):
         return _Wanted(
             [i for i, e in predicting if reached(e.weight)],
             [i for i, e in predicting if e.bias is not None and reached(e.bias)],
-            [i for i in spread if nodes[i].factor is None],
-            [i for i in spread if nodes[i].factor is not None],
+            [i for i in spread if nodes[i].law.is_elementwise],
+            [i for i in spread if not nodes[i].law.is_elementwise],
         )
 
     def _spread(self, node: Node) -> tuple[int, ...]:
-        """The slots that make a node's covariance: a log-variance, or a Cholesky factor's two parts."""
-        if node.term is None:
+        """The slots that make a node's theta: itself, or of a Cholesky factor its two parts."""
+        if node.theta is None:
             return ()
-        if node.logvar is not None:
-            return (node.logvar,)
-        call = self.program.producer.get(node.factor) if node.factor is not None else None
+        if node.law.is_elementwise:
+            return (node.theta,)
+        call = self.program.producer.get(node.theta)
         if call is None or call.function is not functional.cholesky_factor:
             return ()
         logdiag, offtril = call.args[:2]
@@ -292,7 +286,7 @@ class ChainExecutor(ReplayingExecutor):
         """
         program = self.program
         assert node.term is not None
-        term = program.terms[node.term].gaussian
+        term = program.terms[node.term].node
         assert term is not None
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]

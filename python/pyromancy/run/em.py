@@ -609,8 +609,8 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
         if e.bias is not None:
             found.setdefault(e.bias, []).append(Learned(plan.Learned.BIAS, i))
     for i, n in enumerate(planner.nodes):
-        if n.logvar is not None and n.term is not None:
-            found.setdefault(n.logvar, []).append(Learned(plan.Learned.LOGVAR, i))
+        if n.theta is not None and n.law.is_elementwise:
+            found.setdefault(n.theta, []).append(Learned(plan.Learned.LOGVAR, i))
     result = []
     for p in parameters:
         uses = found.get(slot_of[id(p)], [])
@@ -618,6 +618,6 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
         if len(uses) != 1:
             raise _ByParts(f"{name} is used {len(uses)} times by edges and variances of the chain")
         if not p.is_contiguous() or (uses[0].what is plan.Learned.LOGVAR and p.dim() > 1):
-            raise _ByParts(f"{name} does not lie in one piece, or is no vector of log-variances")
+            raise _ByParts(f"{name} does not lie in one piece, or is no vector of log-variances or log-scales")
         result.append((uses[0], p))
     return result

@@ -23,7 +23,7 @@ _PLANS = 64  # that are kept encoded: one for every number of steps that is met,
 
 @dataclass(frozen=True)
 class Learned:
-    """What of a chain is learned: of an edge, or for log-variances of a node, by its place."""
+    """What of a chain is learned: of an edge, or for thetas of a node, by its place."""
 
     what: plan.Learned
     place: int
@@ -84,7 +84,7 @@ class Planner:
         self.nodes = [n for c in chains for n in c.nodes]
         firsts = accumulate((len(c.nodes) for c in chains), initial=0)
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
-        operands = [s for n in self.nodes for s in (n.state, n.logvar, n.factor, n.prediction)]
+        operands = [s for n in self.nodes for s in (n.state, n.theta, n.prediction)]
         operands += [s for _, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
         self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
@@ -104,10 +104,10 @@ class Planner:
     @property
     def takes_leaves_alone(self) -> bool:
         """Whether plans take what the program reads itself, and nothing computed, or read, for every call."""
-        logvars = [self.program.stand_ins[n.logvar] for n in self.nodes if n.logvar is not None]
+        thetas = [self.program.stand_ins[n.theta] for n in self.nodes if n.theta is not None]
         return not (
-            self._computed or self._slopes or any(n.prediction is not None or n.factor is not None for n in self.nodes)
-            or any(t.dim() > 1 for t in logvars)
+            self._computed or self._slopes or any(t.dim() > 1 for t in thetas)
+            or any(n.prediction is not None or n.law is plan.Law.FULL_GAUSSIAN for n in self.nodes)
         )  # fmt: skip
 
     def call(
@@ -172,7 +172,7 @@ class Planner:
             velocity = iter(velocities)
             nodes = tuple(
                 plan.Node(
-                    operands[s], n.free, n.state in swept, _law(n), operands.find(theta), operands.find(prior),
+                    operands[s], n.free, n.state in swept, n.law, operands.find(theta), operands.find(prior),
                     operands[next(velocity)] if velocities and n.free else None, operands.find(data.get(n.state)),
                     n.weight,
                 )
@@ -231,7 +231,7 @@ class Planner:
         source, target = self.nodes[at], self.nodes[at + 1]
         if not source.free or target.free or target.term is None or edge.after != plan.Activation():
             return 0, 0
-        if target.factor is not None:
+        if target.law is not plan.Law.GAUSSIAN:  # the others' errors are not a number times a residual
             return 0, 0
         out, width = self.program.stand_ins[edge.weight].shape
         batch = self.program.stand_ins[source.state].shape[0]
@@ -241,21 +241,13 @@ class Planner:
         )
 
 
-def _law(node: Node) -> plan.Law:
-    if node.term is None:
-        return plan.Law.NONE
-    return plan.Law.GAUSSIAN if node.factor is None else plan.Law.FULL_GAUSSIAN
-
-
 def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
-    if node.term is None:
+    if node.theta is None:
         return None
-    if node.factor is not None:
-        return precision(values[node.factor], node.weight)
-    if node.logvar is None:
-        return None
-    logvar = values[node.logvar]
-    return logvar if logvar.dim() <= 1 else logvar.reshape(-1)
+    theta = values[node.theta]
+    if node.law is plan.Law.FULL_GAUSSIAN:
+        return precision(theta, node.weight)
+    return theta if theta.dim() <= 1 else theta.reshape(-1)
 
 
 def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tensor | None:
