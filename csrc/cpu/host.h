@@ -103,20 +103,24 @@ private:
   std::atomic<uint64_t> left_;
 };
 
-// f(scratch, task) for every task, each of which costs cost(task). Every thread has a share of its
-// own to begin with, the same in every call, so that what a task writes is in that core's cache
-// when it comes again; done with that, it helps with the others'. Every thread has `bytes` of
-// scratch memory. The tasks must not depend on one another.
+// f(scratch, task) for every task, each of which costs cost(task), in elements of elementwise work,
+// by as many threads as that is worth. Every thread has a share of its own to begin with, the same
+// in every call, so that what a task writes is in that core's cache when it comes again; done with
+// that, it helps with the others'. Every thread has `bytes` of scratch memory. The tasks must not
+// depend on one another.
 template <class F, class Cost>
 void share_out(int64_t tasks, int64_t bytes, F f, Cost cost) {
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
-  if (threads <= 0)
+  if (tasks <= 0)
     return;
-  const Scratch memory(threads * int64_t(sizeof(Share)));
-  Share* const shares = memory.as<Share>();
   double total = 0, reached = 0;
   for (int64_t task = 0; task < tasks; ++task)
     total += cost(task);
+  const int64_t most = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+  const int64_t threads = total / kGrain < static_cast<double>(most)
+                              ? std::max(int64_t(1), static_cast<int64_t>(total / kGrain))
+                              : most;
+  const Scratch memory(threads * int64_t(sizeof(Share)));
+  Share* const shares = memory.as<Share>();
   for (int64_t i = 0, begin = 0, end = 0; i < threads; ++i, begin = end) {
     for (; end < tasks && (i + 1 == threads || reached + cost(end) / 2 < total * (i + 1) / threads);
          ++end)
@@ -137,9 +141,10 @@ void share_out(int64_t tasks, int64_t bytes, F f, Cost cost) {
   else
     work(0, 1);
 }
+// The same for tasks each of which is worth a thread.
 template <class F>
 void share_out(int64_t tasks, int64_t bytes, F f) {
-  share_out(tasks, bytes, f, [](int64_t) { return 1.0; });
+  share_out(tasks, bytes, f, [](int64_t) { return static_cast<double>(kGrain); });
 }
 
 // f(element) with a zero of the tensors' element type.

@@ -273,10 +273,16 @@ const void* PackedChain::pack_wide(const void* matrix, int64_t rows, int64_t dep
 }
 
 void PackedChain::pack_all() {
-  share_out(static_cast<int64_t>(packing_.size()), 0, [&](void*, int64_t i) {
-    const Packing& p = packing_[i];
-    kernels.pack(p.kind, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.wanted, p.to);
-  });
+  share_out(
+      static_cast<int64_t>(packing_.size()), 0,
+      [&](void*, int64_t i) {
+        const Packing& p = packing_[i];
+        kernels.pack(p.kind, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.wanted, p.to);
+      },
+      [&](int64_t i) {
+        const Packing& p = packing_[i];
+        return static_cast<double>((p.wanted.end - p.wanted.begin) * p.depth);
+      });
   packing_.clear();
 }
 
