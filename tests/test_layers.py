@@ -18,6 +18,7 @@ LAYERS = (
     {"nodes"},
     {"capture"},
     {"run"},
+    {"networks"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

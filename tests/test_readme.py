@@ -25,13 +25,22 @@ def blocks(path, language):
 
 def test_the_example_learns():
     """After its 50 batches the README's network predicts its targets better than their mean does."""
-    code, *_ = blocks(ROOT / "README.md", "python")
+    _, code, *_ = blocks(ROOT / "README.md", "python")
     scope = {}
     exec(compile(code, "README.md", "exec"), scope)
     y = scope["y"]
     prediction = scope["top"](scope["up"](scope["x"]))
     assert (y - prediction).square().mean() < (y - y.mean(0)).square().mean()
     assert scope["energy"]().shape == (len(y),)
+
+
+def test_the_shortest_way_to_begin_learns():
+    code, *_ = blocks(ROOT / "README.md", "python")
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    x, y = scope["x"], scope["y"]
+    assert (scope["net"].predict(x) - y).square().mean() < 0.1 * (y - y.mean(0)).square().mean()
+    assert "a batch: one call of an operator" in scope["em"].explain()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
