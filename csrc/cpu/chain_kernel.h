@@ -59,13 +59,6 @@ struct ChainEdge {
   Nonlinearity before, after;
 };
 
-// When the errors that weights learn from are those of the states.
-enum class Learn : int {
-  never,
-  after,  // after the last step
-  before, // before the last step
-};
-
 struct ChainArgs {
   int64_t batch, nodes;
   ChainNode* node;

@@ -1,4 +1,4 @@
-#include "../plan.h"
+#include "../batches.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -172,7 +172,7 @@ private:
 };
 
 // Some E-steps from step `first` on, and what weights learn of them.
-void pass(Plan& plan, const Operands& operands, int64_t first, int64_t steps, bool resume,
+void pass(const Plan& plan, const Operands& operands, int64_t first, int64_t steps, bool resume,
           Learn learn) {
   PackedChain chain(plan, operands);
   chain.args.resume = resume;
@@ -184,27 +184,8 @@ void pass(Plan& plan, const Operands& operands, int64_t first, int64_t steps, bo
     learner.ask(learn == Learn::before);
   chain.prepare(steps, first == 0, learn);
   chain.run();
-  if (learn == Learn::never)
-    return;
-  learner.learn();
-  for (Rule& rule : plan.rules)
-    rule.fresh = false;
-}
-
-void run_batch(Plan& plan, const Operands& operands) {
-  switch (plan.learning) {
-  case Learning::never:
-    return pass(plan, operands, 0, plan.steps, plan.resume, Learn::never);
-  case Learning::at_the_end:
-    return pass(plan, operands, 0, plan.steps, plan.resume, Learn::after);
-  case Learning::after_each_step:
-  case Learning::with_each_step:
-    if (plan.steps == 0)
-      return pass(plan, operands, 0, 0, plan.resume, Learn::never);
-    for (int64_t t = 0; t < plan.steps; ++t)
-      pass(plan, operands, t, 1, plan.resume || t > 0,
-           plan.learning == Learning::with_each_step ? Learn::before : Learn::after);
-  }
+  if (learn != Learn::never)
+    learner.learn();
 }
 
 // Rows of data into the states of one batch.
@@ -226,19 +207,13 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
   const Tensor* order = operands.find(plan.order);
-  if (!order)
-    return run_batch(plan, operands);
-  const int64_t batch = operands[plan.nodes.front().state].size(0);
-  const int64_t* rows = data<const int64_t>(*order);
-  for (int64_t i = 0; i < order->numel(); ++i)
-    for (const PlanNode& node : plan.nodes)
-      if (const Tensor* data = operands.find(node.data))
-        STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < data->size(0), "order[", i,
-                        "] must be from 0 to ", data->size(0) - 1, ", got ", rows[i]);
-  for (int64_t first = 0; batch && first < order->numel(); first += batch) {
-    gather(plan, operands, rows + first, batch);
-    run_batch(plan, operands);
-  }
+  const int64_t* rows = order ? data<const int64_t>(*order) : nullptr;
+  run_batches(
+      plan, operands, rows,
+      [&](int64_t first, int64_t batch) { gather(plan, operands, rows + first, batch); },
+      [&](int64_t first, int64_t steps, bool resume, Learn learn) {
+        pass(plan, operands, first, steps, resume, learn);
+      });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyromancy, CPU, m) {

@@ -377,6 +377,11 @@ inline Vec<double> divide(Vec<double> a, Vec<double> b) {
   return a / b;
 }
 
+template <class V>
+PYROMANCY_INLINE V subtract(V a, V b) {
+  return a - b;
+}
+
 // Correctly rounded.
 template <class C>
 PYROMANCY_INLINE Vec<C> square_root(Vec<C> x) {

@@ -1,7 +1,9 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <string_view>
 
+#include "chain_learn.h"
 #include "chain_plan.h"
 #include "chain_steps.h"
 #include "chain_tile.h"
@@ -15,15 +17,16 @@ AskedLayout asked_layout;
 // The environment can ask for it wherever it is possible, or never (PYROMANCY_CUDA_CHAIN=tile or
 // steps: for tests and benchmarks), and `pyromancy_ask_chain_layout` for a layout. Returns whether
 // it has.
-bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const Schedule& schedule) {
-  if (chain.dtype != DType::float32 || chain.nodes > kTileNodes)
+bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const Schedule& schedule,
+                         std::vector<Lesson>& lessons) {
+  if (inference.steps == 0 || chain.dtype != DType::float32 || chain.nodes > kTileNodes)
     return false;
   const char* const asked = std::getenv("PYROMANCY_CUDA_CHAIN");
   if (asked && std::string_view(asked) != "tile")
     return false;
   const Precision precision = precision_of(inference);
   const DeviceLimits device = device_limits();
-  TileArgs args = tile_args(chain, inference, schedule);
+  TileArgs args = tile_args(chain, inference, schedule, lessons);
   const double time = plan_chain_tile(args, precision, device, asked_layout);
   const bool fits = std::isfinite(time);
   STD_TORCH_CHECK(fits || !asked_layout.any(), "the chain must fit the layout that is asked for, ",
@@ -31,19 +34,32 @@ bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const S
                   asked_layout.sample_tiles, " sample tiles, and it does not");
   if (!(asked || asked_layout.any() ? fits : time < steps_estimate(args, precision, device)))
     return false;
-  run_tiles(chain, inference, args);
+  run_tiles(chain, inference, args, lessons);
   return true;
 }
 
 } // namespace
 
-void infer(const ChainOperands& operands, const Inference& inference) {
+void run_chain(const ChainOperands& operands, const Inference& inference, Learn learn,
+               const std::vector<Gradient>& wanted) {
   const Chain chain(operands);
-  if (chain.batch == 0 || inference.steps == 0)
-    return;
-  const Schedule schedule(chain, inference);
-  if (!run_tiles_if_faster(chain, inference, schedule))
-    run_steps(chain, inference, schedule);
+  Learner learner(chain, wanted);
+  const bool sweeps =
+      std::find(inference.swept.begin(), inference.swept.end(), true) != inference.swept.end();
+  const bool before = learn == Learn::before && chain.batch > 0;
+  if (chain.batch > 0 && (inference.steps > 0 || sweeps)) {
+    const Schedule schedule(chain, inference);
+    schedule.sweep_constant();
+    // What is learned before a step is not what its kernel can give.
+    if (before || !run_tiles_if_faster(chain, inference, schedule, learner.lessons)) {
+      sweep(chain, inference, schedule);
+      if (before)
+        learner.learn();
+      run_steps(chain, inference, schedule);
+    }
+  }
+  if (learn != Learn::never && !before)
+    learner.learn();
 }
 
 } // namespace pyromancy::cuda

@@ -24,18 +24,15 @@ struct ChainOperands {
 
 // What inference alone takes.
 struct Inference {
-  MaybeTensors grams;      // by edge: W^T P W
-  std::vector<bool> free;  // by node
-  MaybeTensors velocities; // by node
+  MaybeTensors grams;            // by edge: W^T P W
+  std::vector<bool> free, swept; // by node
+  MaybeTensors velocities;       // by node
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov, resume;
   MaybeTensor energies; // [steps, nodes, B]
   MatmulPrecision precision;
 };
-
-// E-steps in place on the free states.
-void infer(const ChainOperands& operands, const Inference& inference);
 
 // A gradient of the mean energy, and where it goes.
 struct Gradient {
@@ -45,6 +42,8 @@ struct Gradient {
   Tensor to;
 };
 
-void learn(const ChainOperands& operands, const std::vector<Gradient>& wanted);
+// The sweep and E-steps, in place on the free states, and gradients before the steps or after them.
+void run_chain(const ChainOperands& operands, const Inference& inference, Learn learn,
+               const std::vector<Gradient>& wanted);
 
 } // namespace pyromancy::cuda

@@ -1,4 +1,4 @@
-#include "chain_operands.h"
+#include "chain_learn.h"
 
 namespace pyromancy::cuda {
 namespace {
@@ -17,60 +17,65 @@ void write_logvar(const Gradient& wanted, const Tensor& moment, bool any) {
 
 } // namespace
 
-void learn(const ChainOperands& operands, const std::vector<Gradient>& all_wanted) {
-  const Chain chain(operands);
-  const double mean = chain.batch ? 1.0 / static_cast<double>(chain.batch) : 0;
-  for (int64_t l = 0; l < chain.nodes; ++l) {
-    std::vector<Gradient> wanted;
-    bool needs_delta = false, needs_square = false;
-    for (const Gradient& gradient : all_wanted) {
-      if (gradient.node != l)
-        continue;
-      wanted.push_back(gradient);
-      (gradient.what == Learned::logvar ? needs_square : needs_delta) = true;
-    }
-    if (wanted.empty())
-      continue;
-    MaybeTensor source, product;
-    if (l > 0) {
-      source = chain.activated(l - 1);
-      product = chain.like_state(l);
-      multiply(*product, *source, transposed(chain.weights[l - 1]));
-    }
-    const int64_t row = chain.prior && chain.prior->size(0) == 1 ? 0 : chain.width(l);
-    ErrorArgs args =
-        l > 0 ? chain.error_args(l, *product) : chain.error_args(l, pointer(chain.prior), row);
-    MaybeTensor error, delta, square;
-    if (const MaybeTensor& matrix = chain.matrices[l]) {
-      const Tensor residual = chain.like_state(l);
-      args.residual = residual.data_ptr();
-      launch_error(args, chain.stream());
-      args.residual = nullptr;
-      error = chain.like_state(l);
-      multiply(*error, residual, *matrix);
-      args.weighed = error->data_ptr();
-    }
-    if (needs_delta)
-      delta = chain.like_state(l);
-    if (needs_square)
-      square = chain.like_state(l);
-    args.scale = -mean;
-    args.delta = pointer(delta);
-    args.square = pointer(square);
-    launch_error(args, chain.stream());
-    for (const Gradient& gradient : wanted) {
-      if (gradient.what == Learned::weight) {
-        multiply(gradient.to, transposed(*delta), *source);
-      } else if (gradient.what == Learned::bias) {
-        sum_first(gradient.to, *delta);
-      } else {
-        const int64_t n = chain.width(l);
-        const Tensor moment = allocate(Sizes(&n, 1), chain.states[0]);
-        sum_first(moment, *square);
-        write_logvar(gradient, moment, chain.batch > 0);
-      }
-    }
+Learner::Learner(const Chain& chain, const std::vector<Gradient>& wanted)
+    : lessons(chain.nodes), chain_(chain), wanted_(wanted),
+      mean_(chain.batch ? 1.0 / static_cast<double>(chain.batch) : 0) {
+  for (const Gradient& gradient : wanted) {
+    Lesson& lesson = lessons[gradient.node];
+    MaybeTensor& room = gradient.what == Learned::logvar ? lesson.square : lesson.delta;
+    if (!room)
+      room = chain.like_state(gradient.node);
   }
+}
+
+void Learner::learn() {
+  for (int64_t l = 0; l < chain_.nodes; ++l) {
+    const Lesson& lesson = lessons[l];
+    if (!lesson.delta && !lesson.square)
+      continue;
+    const MaybeTensor source = l > 0 ? MaybeTensor(chain_.activated(l - 1)) : MaybeTensor();
+    if (!lesson.given)
+      study(l, source);
+    for (const Gradient& gradient : wanted_)
+      if (gradient.node == l)
+        write(gradient, source);
+  }
+}
+
+void Learner::study(int64_t l, const MaybeTensor& source) {
+  MaybeTensor product, error;
+  if (l > 0) {
+    product = chain_.like_state(l);
+    multiply(*product, *source, transposed(chain_.weights[l - 1]));
+  }
+  const int64_t row = chain_.prior && chain_.prior->size(0) == 1 ? 0 : chain_.width(l);
+  ErrorArgs args =
+      l > 0 ? chain_.error_args(l, *product) : chain_.error_args(l, pointer(chain_.prior), row);
+  if (const MaybeTensor& matrix = chain_.matrices[l]) {
+    const Tensor residual = chain_.like_state(l);
+    args.residual = residual.data_ptr();
+    launch_error(args, chain_.stream());
+    args.residual = nullptr;
+    error = chain_.like_state(l);
+    multiply(*error, residual, *matrix);
+    args.weighed = error->data_ptr();
+  }
+  args.scale = -mean_;
+  args.delta = pointer(lessons[l].delta);
+  args.square = pointer(lessons[l].square);
+  launch_error(args, chain_.stream());
+}
+
+void Learner::write(const Gradient& gradient, const MaybeTensor& source) const {
+  const Lesson& lesson = lessons[gradient.node];
+  if (gradient.what == Learned::weight)
+    return multiply(gradient.to, transposed(*lesson.delta), *source);
+  if (gradient.what == Learned::bias)
+    return sum_first(gradient.to, *lesson.delta);
+  const int64_t n = chain_.width(gradient.node);
+  const Tensor moment = allocate(Sizes(&n, 1), chain_.states[0]);
+  sum_first(moment, *lesson.square);
+  write_logvar(gradient, moment, chain_.batch > 0);
 }
 
 } // namespace pyromancy::cuda

@@ -115,7 +115,7 @@ void place_slices(TileArgs& a, Room& room) {
     };
     const bool records = a.energies && node.computes_error;
     node.z = place(node.free || node.computes_error, slice);
-    node.e = place(node.computes_error && (node.free || records), slice);
+    node.e = place(node.computes_error && (node.free || records || node.gives), slice);
     node.r = place(records, slice);
     node.mu = place(node.computes_error && node.into == kAbsent, slice);
     node.v = place(node.free && node.velocity, slice);

@@ -29,6 +29,14 @@ Feedback Schedule::feedback(int64_t node) const {
   return live[node + 1] ? Feedback::product : Feedback::none;
 }
 
+void Schedule::sweep_constant() const {
+  for (int64_t l = 0; l < chain_.nodes; ++l)
+    if (inference_.swept[l] && !live[l]) {
+      Tensor to = chain_.states[l];
+      torch::stable::copy_(to, *constant[l]);
+    }
+}
+
 void Schedule::predict(int64_t node) {
   if (node == 0) {
     constant[0] = chain_.prior;

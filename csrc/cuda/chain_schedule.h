@@ -12,6 +12,9 @@ public:
 
   Feedback feedback(int64_t node) const;
 
+  // Sets the states that start at a prediction which no step changes.
+  void sweep_constant() const;
+
   std::vector<bool> live;           // an edge from a free node predicts this one
   std::vector<bool> computes_error; // of this node, at every step
   MaybeTensors constant;            // predictions that no step changes

@@ -117,6 +117,19 @@ private:
 
 } // namespace
 
+void sweep(const Chain& chain, const Inference& inference, const Schedule& schedule) {
+  for (int64_t l = 0; l < chain.nodes; ++l) {
+    if (!inference.swept[l] || !schedule.live[l])
+      continue;
+    const Tensor product = chain.like_state(l);
+    multiply(product, chain.activated(l - 1), transposed(chain.weights[l - 1]));
+    ErrorArgs args = chain.error_args(l, product);
+    args.state = nullptr;
+    args.prediction = chain.states[l].data_ptr();
+    launch_error(args, chain.stream());
+  }
+}
+
 void run_steps(const Chain& chain, const Inference& inference, const Schedule& schedule) {
   if (inference.energies) { // of nodes without an energy
     Tensor all = *inference.energies;

@@ -13,7 +13,8 @@ Precision precision_of(const Inference& inference) {
   }
 }
 
-TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedule& schedule) {
+TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedule& schedule,
+                   const std::vector<Lesson>& lessons) {
   TileArgs args{};
   args.batch = chain.batch;
   args.steps = inference.steps;
@@ -23,6 +24,7 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
   args.undamped = static_cast<float>(1 - inference.dampening);
   args.nesterov = inference.nesterov;
   args.starts = !inference.resume;
+  args.mean = static_cast<float>(1.0 / static_cast<double>(chain.batch));
   args.energies = static_cast<float*>(pointer(inference.energies));
   const auto floats = [](const MaybeTensor& t) { return static_cast<float*>(pointer(t)); };
   for (int64_t l = 0; l < chain.nodes; ++l) {
@@ -38,6 +40,12 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
     if (schedule.live[l]) {
       node.after = chain.after(l - 1);
       node.bias = floats(chain.biases[l - 1]);
+      node.delta = floats(lessons[l].delta);
+      node.square = floats(lessons[l].square);
+      node.gives = node.delta || node.square;
+      args.gives |= node.gives;
+      node.swept = inference.swept[l];
+      args.sweeps += node.swept;
     }
     node.precision = floats(chain.diagonals[l]);
     node.constant = floats(schedule.constant[l]);
@@ -49,7 +57,8 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
   return args;
 }
 
-void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args) {
+void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args,
+               std::vector<Lesson>& lessons) {
   PackArgs packing{};
   int product_of[kProducts]; // that reads matrix i of packing
   int64_t floats = 0;
@@ -94,6 +103,8 @@ void run_tiles(const Chain& chain, const Inference& inference, TileArgs& args) {
   launch_chain_tile(args, precision_of(inference), chain.stream());
   if (of_blocks)
     sum_first(*inference.energies, *of_blocks);
+  for (int l = 0; l < args.nodes; ++l)
+    lessons[l].given = args.node[l].gives;
 }
 
 } // namespace pyromancy::cuda

@@ -144,16 +144,17 @@ struct Tile {
   }
 
   __device__ void store_slice(int offset, const TileNode& node, float* to) const {
-    for_pairs(node, [&](const Pair& p) {
-      if (first + p.sample >= a.batch)
-        return;
-      const float2 x = pair(offset, p);
-      float* const at = to + (first + p.sample) * node.n + p.neuron;
-      if (p.neuron < node.n)
-        at[0] = x.x;
-      if (p.neuron + 1 < node.n)
-        at[1] = x.y;
-    });
+    for_pairs(node, [&](const Pair& p) { store_pair(node, p, to, pair(offset, p)); });
+  }
+
+  __device__ void store_pair(const TileNode& node, const Pair& p, float* to, float2 x) const {
+    if (first + p.sample >= a.batch)
+      return;
+    float* const at = to + (first + p.sample) * node.n + p.neuron;
+    if (p.neuron < node.n)
+      at[0] = x.x;
+    if (p.neuron + 1 < node.n)
+      at[1] = x.y;
   }
 
   __device__ void load_columns(int offset, const TileNode& node, const float* from) {
@@ -309,6 +310,16 @@ struct Tile {
     }
   }
 
+  __device__ void set_predictions(int round) const {
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (node.swept && node.error_round == round)
+        for_pairs(node, [&](const Pair& p) {
+          pair(node.z, p) = activate(node.after, input_of(node, p));
+        });
+    }
+  }
+
   __device__ void find_weighed_errors(int round) const {
     for (int l = 0; l < a.nodes; ++l) {
       const TileNode& node = a.node[l];
@@ -333,6 +344,29 @@ struct Tile {
             sum += gaussian::twice_energy_by_pull(shared[node.r + at], shared[node.e + at]);
         }
       a.energies[((rank * a.steps + step) * a.nodes + l) * a.batch + first + sample] = 0.5f * sum;
+    }
+  }
+
+  // What weights learn from, of errors that have been found.
+  __device__ void give(int round) const {
+    for (int l = 0; l < a.nodes; ++l) {
+      const TileNode& node = a.node[l];
+      if (node.gives && node.error_round == round)
+        for_pairs(node, [&](const Pair& p) {
+          const float2 input = input_of(node, p);
+          float2 e = pair(node.e, p);
+          e.x *= -a.mean;
+          e.y *= -a.mean;
+          if (node.delta)
+            store_pair(node, p, node.delta, scale_by_slope(node.after, input, e));
+          if (!node.square)
+            return;
+          const float2 z = pair(node.z, p), mu = activate(node.after, input);
+          store_pair(
+              node, p, node.square,
+              make_float2(-gaussian::twice_energy_by_pull(gaussian::residual(z.x, mu.x), e.x),
+                          -gaussian::twice_energy_by_pull(gaussian::residual(z.y, mu.y), e.y)));
+        });
     }
   }
 
@@ -374,6 +408,9 @@ struct Tile {
     }
   }
 
+  // A step, or before the first one a sweep, which sets one prediction after another, or after the
+  // last one the errors alone, for weights to learn from.
+  //
   // Nobody writes to another block what it does not expect yet: between the products that read a
   // panel and whoever writes there next lies a barrier of the cluster. With several rounds, whose
   // panels lie at the same place, that is the first one; else one of the two others.
@@ -389,25 +426,31 @@ struct Tile {
     for (int phase = 0; phase < 3; ++phase) {
       if (phase == 1 && a.phase[round][1] == a.phase[round][2])
         continue;
+      if (phase == 2 && step == a.steps)
+        return give(round);
       multiply<precision>(round, phase);
       __syncthreads();
       if (phase == 2)
         return move_states(step, round);
-      if (phase == 0)
+      if (step < 0)
+        set_predictions(round);
+      else if (phase == 0)
         find_errors(round);
       else
         find_weighed_errors(round);
       cluster.sync();
+      if (step < 0)
+        return;
     }
   }
 
   template <Precision precision>
   __device__ void run() {
     load_all();
-    for (int64_t step = 0; step < a.steps; ++step) {
+    for (int64_t step = -a.sweeps; step < a.steps + a.gives; ++step) {
       for (int round = 0; round < a.rounds; ++round)
         move<precision>(step, round);
-      if (a.energies)
+      if (a.energies && step >= 0 && step < a.steps)
         record(step);
     }
     for (int l = 0; l < a.nodes; ++l) {

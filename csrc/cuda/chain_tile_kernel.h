@@ -44,7 +44,9 @@ enum class Feedback : int { none, product, gram };
 struct TileNode {
   int n, tiles;
   bool free;
+  bool swept;                  // starts at its prediction, which `into` makes
   bool computes_error;         // at every step
+  bool gives;                  // delta or square, of a prediction that `into` makes
   int error_round, move_round; // when that is, and when a free node moves
   Nonlinearity before, after;  // of the edges from here and to here
   Feedback feedback;
@@ -53,6 +55,7 @@ struct TileNode {
   const float* constant;                 // prediction that no product makes, or null
   int64_t constant_row;                  // its rows lie so far apart
   float *state, *velocity;               // [rows, n]; velocity may be null
+  float *delta, *square; // after the steps -mean after' e and mean e (z - mu), [rows, n], or null
 
   int into, weigh, back; // products: the prediction, the precision matrix, the feedback; or kAbsent
   int z, e, r, mu, v, drive_at; // slices, or kAbsent
@@ -69,6 +72,9 @@ struct TileArgs {
   float lr, momentum, undamped; // 1 - dampening
   bool nesterov, starts;        // starts: the first gradient is the velocity
   float* energies;              // [cluster, steps, nodes, batch], or null
+  int sweeps;                   // of predictions, before the steps: one for each that is swept
+  bool gives;                   // of any node
+  float mean;                   // 1 / batch
   TileNode node[kTileNodes];
   TileProduct product[kProducts];
 };

@@ -28,6 +28,13 @@ template <class C>
 __device__ inline C divide(C a, C b) {
   return a / b;
 }
+// Never fused with the product that a or b may be.
+__device__ inline float subtract(float a, float b) {
+  return __fsub_rn(a, b);
+}
+__device__ inline double subtract(double a, double b) {
+  return __dsub_rn(a, b);
+}
 template <class C>
 __device__ inline C exp(C x) {
   return std::exp(x);

@@ -1,4 +1,4 @@
-#include "../plan.h"
+#include "../batches.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -15,10 +15,8 @@ void check_supported(const Plan& plan) {
                     " yet; take them out of the plan, or choose another backend: "
                     "pyromancy.backends.use('reference') has everything");
   };
-  for (const PlanNode& node : plan.nodes) {
-    refuse(node.swept, "nodes that start at their predictions");
+  for (const PlanNode& node : plan.nodes)
     refuse(node.law == Law::laplace, "the Laplace law");
-  }
   refuse(plan.order != kNothing, "many batches in an order");
   refuse(plan.learning == Learning::after_each_step || plan.learning == Learning::with_each_step,
          "learning in every step");
@@ -99,22 +97,24 @@ public:
     }
   }
 
-  void run() const {
-    const Tensor* energies = operands_.find(plan_.energies);
-    Inference inference = descent();
+  // Some E-steps from step `first` on, and what weights learn of them.
+  void pass(int64_t first, int64_t steps, bool resume, Learn learn) const {
+    Inference inference = descent(first == 0, steps, resume);
     const bool has_all = places_.size() == plan_.nodes.size();
-    if (energies) {
-      const int64_t sizes[] = {plan_.steps, static_cast<int64_t>(places_.size()),
-                               energies->size(2)};
-      inference.energies = has_all ? *energies : allocate(Sizes(sizes, 3), *energies);
+    MaybeTensor energies;
+    if (const Tensor* all = operands_.find(plan_.energies)) {
+      Tensor of_all = *all;
+      energies = torch::stable::narrow(of_all, 0, first, steps);
+      const int64_t sizes[] = {steps, static_cast<int64_t>(places_.size()), all->size(2)};
+      inference.energies = has_all ? energies : allocate(Sizes(sizes, 3), *all);
     }
-    infer(chain_, inference);
+    run_chain(chain_, inference, learn,
+              learn == Learn::never ? std::vector<Gradient>() : gradients());
     for (size_t l = 0; energies && !has_all && l < places_.size(); ++l) {
       Tensor to = torch::stable::select(*energies, 1, places_[l]);
       torch::stable::copy_(to,
                            torch::stable::select(*inference.energies, 1, static_cast<int64_t>(l)));
     }
-    learn(chain_, gradients());
   }
 
 private:
@@ -126,21 +126,23 @@ private:
     chain_.predicted.push_back(node.law != Law::none);
   }
 
-  Inference descent() const {
+  Inference descent(bool sweeps, int64_t steps, bool resume) const {
     Inference inference{{},
                         {},
                         {},
-                        plan_.steps,
+                        {},
+                        steps,
                         plan_.lr,
                         plan_.momentum,
                         plan_.dampening,
                         plan_.nesterov,
-                        plan_.resume,
+                        resume,
                         {},
                         plan_.precision};
     for (int64_t place : places_) {
       const PlanNode& node = plan_.nodes[place];
       inference.free.push_back(node.free);
+      inference.swept.push_back(sweeps && node.swept);
       inference.velocities.push_back(maybe(operands_.find(node.velocity)));
     }
     for (size_t l = 0; l < edges_.size(); ++l)
@@ -173,12 +175,14 @@ private:
 void run_plan_(const Tensors& written, const Tensors& read, const std::vector<int64_t>& ints,
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
-  const Plan plan = decode(ints, numbers, operands);
+  Plan plan = decode(ints, numbers, operands);
   check_supported(plan);
   const NoGrad no_grad;
-  for (size_t l = 0; l < plan.nodes.size(); ++l)
-    if (plan.nodes[l].in == kNothing)
-      Path(plan, operands, static_cast<int64_t>(l)).run();
+  run_batch(plan, [&](int64_t first, int64_t steps, bool resume, Learn learn) {
+    for (size_t l = 0; l < plan.nodes.size(); ++l)
+      if (plan.nodes[l].in == kNothing)
+        Path(plan, operands, static_cast<int64_t>(l)).pass(first, steps, resume, learn);
+  });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyromancy, CUDA, m) {

@@ -7,9 +7,10 @@
 
 namespace pyromancy::PYROMANCY_TARGET::gaussian {
 
+// Zero where a state is its prediction, to which a fused multiply-subtract would not round.
 template <class V>
 PYROMANCY_FORMULA V residual(V z, V mu) {
-  return z - mu;
+  return subtract(z, mu);
 }
 
 // What the energy grows by with z, and with -mu: one and the same here.

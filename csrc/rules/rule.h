@@ -1,7 +1,7 @@
 #pragma once
 
-// How a parameter moves along its gradient: what the host needs to know of every rule. What a rule
-// does is in a header of its own, and a row of rules.h.
+// How a parameter moves along its gradient, and when: what the host needs to know of every rule. What
+// a rule does is in a header of its own, and a row of rules.h.
 
 #include <cmath>
 #include <cstdint>
@@ -23,6 +23,13 @@ struct Rule {
   bool fresh;     // sgd: the first gradient starts the velocity
   // sgd: momentum, dampening; adam: betas, epsilon; rmsprop: alpha, momentum, epsilon
   double lr, weight_decay, first, second, epsilon;
+};
+
+// When the errors that weights learn from are those of the states.
+enum class Learn : int {
+  never,
+  after,  // after the last step
+  before, // before the last step
 };
 
 // Whether slot 0 is one number, of the steps so far.

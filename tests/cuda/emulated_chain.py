@@ -18,6 +18,7 @@ from chains import (
     FUNCTIONS,
     OPTIONS,
     STEPS,
+    call,
     check,
     check_mstep,
     check_resumed,
@@ -26,6 +27,7 @@ from chains import (
     planned,
     problem,
     run_plan_,
+    thetas,
     to,
     with_gram,
 )
@@ -137,6 +139,51 @@ def goes_the_way_that_is_asked_for(launches):
     del os.environ["PYROMANCY_CUDA_CHAIN"]
 
 
+def check_learning(widths, steps, batch=20, **options):
+    """A plan that sweeps, takes steps and wants all gradients; those of nodes that no step has reached are zero."""
+    arguments = problem(widths, batch, "tanh", record=True, dtype=FLOAT, **options)
+    last = len(widths) - 1
+    arguments["swept"] = [0 < i < last for i in range(last + 1)]
+    arguments["steps"], arguments["energies"] = steps, arguments["energies"][:steps].clone()
+    for i in range(1, last):
+        arguments["states"][i].fill_(float("nan"))
+    arguments["thetas"] = [t if t is None else t.clone() for t in thetas(arguments)]
+    parameters = {Learned.WEIGHT: arguments["weights"], Learned.BIAS: arguments["biases"]}
+    parameters[Learned.LOGVAR] = [t if t is not None and t.dim() < 2 else None for t in arguments["thetas"]]
+    targets = [(what, i, 0, torch.full_like(t, float("nan")), ())
+               for what, some in parameters.items() for i, t in enumerate(some)
+               if t is not None and (i or what is not Learned.LOGVAR)]  # fmt: skip
+    made, operands = planned(arguments, targets, learning=Learning.AT_THE_END, rules=(Rule(),))
+    exact = to(operands.written, torch.float64)
+    definition.run_plan_(exact, to(operands.read, torch.float64), *plan.encode(made))
+    call(made, operands)
+    for a, b in zip(operands.written, exact, strict=True):
+        assert_near(a, b, 6 * max(widths))
+    for what, i, _, gradient, _ in targets:
+        if what is not Learned.LOGVAR:
+            assert bool((gradient == 0).all()) == (i + 1 < last - steps)
+
+
+def sweeps_and_learns_in_one_kernel(library, launches):
+    """On every device, where it fits, and in every layout."""
+    variances, matrices = {"covariances": "one", "after": "silu"}, {"covariances": True, "after": "silu"}
+    for device, options in itertools.product(DEVICES, (variances, matrices)):
+        become(device)
+        before = sum(launches)
+        with saying((device, options)):
+            check_learning((20, 128, 120, 10), 3, **options)
+            check_learning((10, 60, 17, 64, 12, 40, 5, 3), 2, **options)
+            if "cramped" not in device:
+                assert sum(launches) == before + 2 * (device != "none")
+    ask = ctypes.CDLL(library).pyromancy_ask_chain_layout
+    become("large")
+    for layout in itertools.product((1, 2, 3), (1, 2, 4, 8), (1, 2, 4)):
+        ask(*layout)
+        with saying(layout):
+            check_learning((5, 33, 7, 40, 3), 2, 70, **variances)
+    ask(0, 0, 0)
+
+
 def takes_the_layout_that_is_asked_for(library, launches):
     """Whatever the plan would choose; where it does not fit, that is an error and not another way."""
     ask = ctypes.CDLL(library).pyromancy_ask_chain_layout
@@ -220,7 +267,6 @@ def names_what_it_has_no_kernel_for():
     to_gradient = [(Learned.WEIGHT, 0, 0, gradient, ())]
     itself = [(Learned.WEIGHT, 0, 0, arguments["weights"][0], ())]
     for what, changes, targets, options in (
-        ("nodes that start at their predictions", {"swept": [False, True, False]}, (), {}),
         ("many batches in an order", {}, (), {"order": torch.arange(8)}),
         ("learning in every step", {}, to_gradient, at_the_end | {"learning": Learning.AFTER_EACH_STEP}),
         ("learning in every step", {}, to_gradient, at_the_end | {"learning": Learning.WITH_EACH_STEP}),
@@ -277,6 +323,7 @@ def main(library):
     knows_its_clusters(launches)
     goes_the_way_that_is_asked_for(launches)
     takes_the_layout_that_is_asked_for(library, launches)
+    sweeps_and_learns_in_one_kernel(library, launches)
     print({cluster: count for cluster, count in enumerate(launches) if count})
     print(sha.hexdigest())
 

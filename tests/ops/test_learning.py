@@ -1,25 +1,59 @@
-"""What only some backends take of a plan yet: sweeps, rules of learning and when they apply, batches in an order."""
+"""What only some backends take of a plan yet: sweeps, rules of learning and when they apply, batches in an order.
 
+The kernels for GPUs run this, too, where PYROMANCY_EMULATED_LIBRARY says that they are compiled for the CPU: see
+tests/cuda.
+"""
+
+import ctypes
+import os
 import random
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
-from chains import FUNCTIONS, call, energies, planned, problem, run_plan_, to
+from chains import FUNCTIONS, call, energies, joined, planned, problem, run_plan_, to
 from networks import covariance_of
 from numerics import FLOATS, assert_near, name, same_bits, saying
 from pyromancy import backends, plan
 from pyromancy.ops import run_plan as definition
 from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
 
-COMPLETE = [b for b in ("native", "reference") if backends.available(b)[0]]
+EMULATED = os.environ.get("PYROMANCY_EMULATED_LIBRARY")
+KERNELS = ["emulated"] if EMULATED else [b for b in ("native",) if backends.available(b)[0]]
+COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
+# In one kernel, products are added in an order that depends on the number of steps, too.
+STEPS_DECIDE_ORDER = EMULATED and os.environ["PYROMANCY_CUDA_CHAIN"] == "tile"
+LAWS = (Law.GAUSSIAN,) if EMULATED else (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
+SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
+# of five predictions; the first network fits a cache
+DEEP = [(40, 129, 65, 33, 17, 3)] if EMULATED else [(40, 129, 65, 33, 17, 3), (40, 700, 500, 33, 17, 3)]
+BATCHES = (1, 20) if EMULATED else (1, 4, 20, 300)
+
+
+@contextmanager
+def running(backend):
+    if backend == "emulated":
+        torch.ops.load_library(EMULATED)
+        yield
+        in_one_kernel = sum((ctypes.c_int64 * 9).in_dll(ctypes.CDLL(EMULATED), "emulated_launches"))
+        assert (in_one_kernel > 0) == (os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
+        return
+    with backends.use(backend):
+        yield
 
 
 @pytest.fixture(params=COMPLETE, scope="module")
 def complete_backend(request):
-    with backends.use(request.param):
-        yield request.param
+    with running(request.param):
+        yield
+
+
+@pytest.fixture(params=KERNELS, scope="module")
+def kernels(request):
+    with running(request.param):
+        yield
 
 
 def copied(a):
@@ -46,16 +80,16 @@ def everything_learned(a, rule):
     return targets
 
 
-def random_problem(seed, laws=(Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)):
-    """A chain, and a plan that does anything to it."""
+def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
+    """A chain with some of these laws and functions, and a plan that does anything to it; `epsilon` is Adam's."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     maybe = lambda *values: draw.choice([None, *values])  # noqa: E731
     widths = [draw.choice([1, 3, 5, 17, 33, 40, 63]) for _ in range(draw.randint(2, 6))]
     momentum = maybe(None, {"momentum": 0.8, "dampening": 0.3}, {"momentum": 0.8, "nesterov": True})
     a = problem(
-        widths, draw.choice([0, 1, 2, 3, 17, 40, 129]), draw.choice([*FUNCTIONS]),
-        draw.choice(["identity", "identity", draw.choice([*FUNCTIONS])]), prior=maybe("one", "batch"),
+        widths, draw.choice([0, 1, 2, 3, 17, 40, 129]), draw.choice(functions),
+        draw.choice(["identity", "identity", draw.choice(functions)]), prior=maybe("one", "batch"),
         clamped=draw.choice([(0, -1), (0,), (-1,), (), (0, 2, -1)]), scales=draw.random() < 0.5,
         momentum=momentum, record=draw.random() < 0.3,
     )  # fmt: skip
@@ -75,27 +109,30 @@ def random_problem(seed, laws=(Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)):
         return planned(a)
     rule = draw.choice([
         Rule(),
-        Rule(RuleKind.SGD, 0.01, draw.choice([0, 0.1]), draw.choice([0, 0.9]), 0.2, fresh=True,
+        Rule(RuleKind.SGD, 0.003, draw.choice([0, 0.1]), draw.choice([0, 0.9]), 0.2, fresh=True,
              maximize=draw.random() < 0.5),
-        Rule(RuleKind.ADAM, 0.01, draw.choice([0, 0.1]), 0.9, 0.99, 1e-8, decoupled=draw.random() < 0.5),
-        Rule(RuleKind.RMSPROP, 0.01, draw.choice([0, 0.1]), 0.9, draw.choice([0, 0.8]), 1e-3,
+        Rule(RuleKind.ADAM, 0.01, draw.choice([0, 0.1]), 0.9, 0.99, epsilon, decoupled=draw.random() < 0.5),
+        Rule(RuleKind.RMSPROP, 0.01, draw.choice([0, 0.1]), 0.9, draw.choice([0, 0.8]), max(1e-3, epsilon),
              maximize=draw.random() < 0.5),
     ])  # fmt: skip
     return planned(a, everything_learned(a, rule), learning=learning, rules=(rule,))
 
 
-@pytest.mark.usefixtures("native_backend")
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("first", range(10))
-def test_random_plans_do_what_the_reference_does(first):
+def test_random_plans_do_what_the_reference_does(first, dtype):
+    """In float32 as far as rounding does not decide on which side of a kink a state is, or where Adam goes."""
+    rtol, atol, *kind = {torch.float32: (1e-3, 1e-4, (Law.GAUSSIAN,), SMOOTH, 0.1), torch.float64: (1e-9, 1e-10)}[dtype]
     for seed in range(first, 200, 10):
         with saying(f"seed {seed}"):
-            made, operands = random_problem(seed)
+            made, operands = random_problem(seed, *kind)
             encoded = plan.encode(made)
-            found, expected = ([t.clone() for t in operands.written] for _ in range(2))
-            run_plan_(found, operands.read, *encoded)
-            definition.run_plan_(expected, operands.read, *encoded)
-            for f, e in zip(found, expected, strict=True):
-                torch.testing.assert_close(f, e, rtol=1e-9, atol=1e-10, equal_nan=True)
+            found, read = to(operands.written, dtype), to(operands.read, dtype)
+            run_plan_(found, read, *encoded)
+            definition.run_plan_(operands.written, operands.read, *encoded)
+            for f, e in zip(found, operands.written, strict=True):
+                torch.testing.assert_close(f.to(e.dtype), e, rtol=rtol, atol=atol, equal_nan=True)
 
 
 SGD = {
@@ -277,9 +314,8 @@ class TestSweeps:
         assert_near(a["states"][1], torch.tanh(a["states"][0]) @ a["weights"][0].T + a["biases"][0], 5)
 
     @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-    @pytest.mark.parametrize("batch", [1, 4, 20, 300])
-    @pytest.mark.parametrize("widths", [(40, 129, 65, 33, 17, 3), (40, 700, 500, 33, 17, 3)],
-                             ids=["in cache", "out of cache"])  # fmt: skip
+    @pytest.mark.parametrize("batch", BATCHES)
+    @pytest.mark.parametrize("widths", DEEP, ids=joined)
     @pytest.mark.parametrize("option", ["plain", "covariances", "gram"])
     def test_what_has_not_moved_learns_nothing(self, option, widths, batch, dtype):
         """To the last bit: errors come from the clamped end, and get down one node with every step."""
@@ -301,9 +337,27 @@ class TestSweeps:
                 kept = copied(first) | {"steps": 0}
                 call(*planned(kept))
                 call(*planned(kept | {"steps": steps, "swept": [False] * 6}))
-                assert all(same_bits(x, y) for x, y in zip(a["states"], kept["states"], strict=True))
+                for x, y in zip(a["states"], kept["states"], strict=True):
+                    if STEPS_DECIDE_ORDER:
+                        assert_near(x, y.double(), 700)
+                    else:
+                        assert same_bits(x, y)
         finally:
             torch.set_num_threads(threads)
+
+    @pytest.mark.parametrize("dtype", FLOATS, ids=name)
+    @pytest.mark.parametrize("function", ["identity", "silu", "leaky_relu", "selu"])
+    def test_a_neuron_that_feeds_nothing_back_learns_nothing(self, function, dtype):
+        """To the last bit, though others of its node have moved: its state still is its prediction."""
+        a = problem((5, 33, 17, 3), 20, "relu", dtype=dtype) | {"swept": [False, True, True, False], "steps": 1}
+        a["activations"][3], a["parameters"][3] = [*FUNCTIONS].index(function), FUNCTIONS[function][1]
+        a["biases"][1][:9] -= 10
+        targets = [(what, 1, 0, torch.empty_like(t[1]), ())
+                   for what, t in ((Learned.WEIGHT, a["weights"]), (Learned.BIAS, a["biases"]))]  # fmt: skip
+        call(*planned(a, targets, learning=Learning.AT_THE_END, rules=(Rule(),)))
+        for *_, gradient, _ in targets:
+            assert (gradient[:9] == 0).all()
+            assert (gradient[9:] != 0).any()
 
 
 @pytest.mark.usefixtures("complete_backend")

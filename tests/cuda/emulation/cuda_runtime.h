@@ -60,6 +60,12 @@ inline uint32_t __float_as_uint(float x) {
 inline float __uint_as_float(uint32_t x) {
   return std::bit_cast<float>(x);
 }
+inline float __fsub_rn(float a, float b) {
+  return a - b;
+}
+inline double __dsub_rn(double a, double b) {
+  return a - b;
+}
 
 // The device is as large as the environment says, and another one where that says otherwise.
 enum cudaDeviceAttr {

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "chain_operands.h"
+
+namespace pyromancy::cuda {
+
+// What weights learn from of a node's error, each [B, n], or null where none does.
+struct Lesson {
+  MaybeTensor delta;  // -1/B after' e
+  MaybeTensor square; // 1/B e (z - mu)
+  bool given = false; // by the steps
+};
+
+// The gradients that are wanted of a chain.
+class Learner {
+public:
+  Learner(const Chain& chain, const std::vector<Gradient>& wanted);
+
+  void learn();
+
+  std::vector<Lesson> lessons; // by node
+
+private:
+  void study(int64_t node, const MaybeTensor& source);
+  void write(const Gradient& gradient, const MaybeTensor& source) const;
+
+  const Chain& chain_;
+  const std::vector<Gradient>& wanted_;
+  const double mean_;
+};
+
+} // namespace pyromancy::cuda
