@@ -154,6 +154,14 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
                   "activation after the product, and no energies recorded");
 }
 
+// What is looked at only once may lie on the CPU for plans of other devices.
+void check_near(Name name, const Tensor& t, const Tensor& state) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  STD_TORCH_CHECK(type == aoti_torch_device_type_cpu() || device_key(t) == device_key(state), name,
+                  " must be on the CPU or on the device of the states, got another");
+}
+
 const char* noun(Learned what) {
   return what == Learned::weight ? "weight of edge"
          : what == Learned::bias ? "bias of edge"
@@ -187,6 +195,7 @@ void check_target(const Plan& plan, const Operands& operands, size_t i) {
       STD_TORCH_CHECK(slot.numel() == 1 && (dtype == DType::float32 || dtype == DType::float64),
                       "step of target ", i, " must be one float32 or float64 number, got shape ",
                       to_string(slot.sizes()));
+      check_near({"step of target", static_cast<int64_t>(i)}, slot, parameter);
       continue;
     }
     check_same({"slot of target", static_cast<int64_t>(i)}, slot, written_name, written);
@@ -357,6 +366,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
                         (batch ? order->size(0) % batch == 0 : order->size(0) == 0),
                     "order must be contiguous int64 of shape (batches * ", batch, ",), got ",
                     to_string(order->sizes()));
+    check_near("order", *order, operands[plan.nodes.front().state]);
     STD_TORCH_CHECK(plan.energies == kNothing, "energies must not be recorded over many batches");
   }
   check_uses(plan, operands);

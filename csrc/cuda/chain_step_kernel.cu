@@ -131,27 +131,6 @@ __global__ void __launch_bounds__(kThreads) half_dot_kernel(const HalfDotArgs a)
   }
 }
 
-// f(pack): how many elements can be moved in one piece, 16 bytes or one.
-template <class T, class F>
-void with_pack(int64_t multiple, std::initializer_list<const void*> pointers, F f) {
-  bool packed = multiple % kPack<T> == 0;
-  for (const void* p : pointers)
-    packed = packed && reinterpret_cast<uintptr_t>(p) % 16 == 0;
-  if (packed)
-    f(std::integral_constant<int, kPack<T>>{});
-  else
-    f(std::integral_constant<int, 1>{});
-}
-
-// f(zero) of the two types that chains have
-template <class F>
-void with_float(DType dtype, F f) {
-  if (dtype == DType::float64)
-    f(double());
-  else
-    f(float());
-}
-
 } // namespace
 
 void launch_error(const ErrorArgs& a, void* stream) {

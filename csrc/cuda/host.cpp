@@ -51,6 +51,12 @@ Tensor allocate_wide(Sizes sizes, const Tensor& like) {
   return empty(sizes, dtype == doubles ? doubles : aoti_torch_dtype_float32(), like);
 }
 
+bool is_on_host(const Tensor& t) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type == aoti_torch_device_type_cpu();
+}
+
 Extent extent_of(const Layout& layout) {
   STD_TORCH_CHECK(layout.dims <= kDims, "the strides of value must leave at most ", kDims,
                   " node dimensions that cannot be merged, got ", layout.dims);

@@ -31,6 +31,9 @@ private:
 Tensor allocate(Sizes sizes, const Tensor& like);
 Tensor allocate_wide(Sizes sizes, const Tensor& like);
 
+// Whether a tensor lies in the host's memory, to be read and written there.
+bool is_on_host(const Tensor& t);
+
 // A layout as the kernels take it.
 Extent extent_of(const Layout& layout);
 Operand operand_of(const Layout& layout, int operand);

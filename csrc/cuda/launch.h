@@ -3,6 +3,7 @@
 // How the kernels are launched; for the sources that nvcc compiles.
 
 #include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -91,6 +92,27 @@ void with_dtype(DType dtype, F f) {
   case DType::float16:
     return f(float16());
   }
+}
+
+// f(pack): how many elements can be moved in one piece, 16 bytes or one.
+template <class T, class F>
+void with_pack(int64_t multiple, std::initializer_list<const void*> pointers, F f) {
+  bool packed = multiple % kPack<T> == 0;
+  for (const void* p : pointers)
+    packed = packed && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  if (packed)
+    f(std::integral_constant<int, kPack<T>>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
+// f(zero) of the two types that chains have
+template <class F>
+void with_float(DType dtype, F f) {
+  if (dtype == DType::float64)
+    f(double());
+  else
+    f(float());
 }
 
 } // namespace pyromancy::cuda

@@ -28,6 +28,10 @@ template <class C>
 __device__ inline C divide(C a, C b) {
   return a / b;
 }
+template <class C>
+__device__ inline C square_root(C x) {
+  return std::sqrt(x);
+}
 // Never fused with the product that a or b may be.
 __device__ inline float subtract(float a, float b) {
   return __fsub_rn(a, b);

@@ -2,8 +2,11 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "chain.h"
 #include "library.h"
+#include "rule.h"
 
 namespace pyromancy::cuda {
 namespace {
@@ -20,8 +23,6 @@ void check_supported(const Plan& plan) {
   refuse(plan.order != kNothing, "many batches in an order");
   refuse(plan.learning == Learning::after_each_step || plan.learning == Learning::with_each_step,
          "learning in every step");
-  for (const Target& target : plan.targets)
-    refuse(plan.rules[target.rule].kind != RuleKind::gradient, "rules that move parameters");
 }
 
 Tensor call(const char* name, const char* overload, const Tensor& a) {
@@ -108,8 +109,13 @@ public:
       const int64_t sizes[] = {steps, static_cast<int64_t>(places_.size()), all->size(2)};
       inference.energies = has_all ? energies : allocate(Sizes(sizes, 3), *all);
     }
-    run_chain(chain_, inference, learn,
-              learn == Learn::never ? std::vector<Gradient>() : gradients());
+    std::vector<Moved> moved;
+    std::vector<Gradient> wanted;
+    if (learn != Learn::never)
+      wanted = gradients(moved);
+    run_chain(chain_, inference, learn, wanted);
+    for (const auto& [target, gradient] : moved)
+      apply_rule(plan_.rules[target->rule], operands_, *target, gradient);
     for (size_t l = 0; energies && !has_all && l < places_.size(); ++l) {
       Tensor to = torch::stable::select(*energies, 1, places_[l]);
       torch::stable::copy_(to,
@@ -118,6 +124,11 @@ public:
   }
 
 private:
+  struct Moved {
+    const Target* target;
+    Tensor gradient;
+  };
+
   void add(int64_t place) {
     const PlanNode& node = plan_.nodes[place];
     places_.push_back(place);
@@ -153,15 +164,22 @@ private:
     return inference;
   }
 
-  std::vector<Gradient> gradients() const {
+  // What this path's targets want: rules that move parameters take gradients from elsewhere.
+  std::vector<Gradient> gradients(std::vector<Moved>& moved) const {
     std::vector<Gradient> wanted;
     for (const Target& target : plan_.targets) {
       const int64_t owner =
           target.what == Learned::logvar ? target.owner : plan_.edges[target.owner].target;
-      for (size_t l = 0; l < places_.size(); ++l)
-        if (places_[l] == owner)
-          wanted.push_back({target.what, static_cast<int64_t>(l), plan_.nodes[owner].weight,
-                            as_vector(operands_[target.tensor])});
+      const auto at = std::find(places_.begin(), places_.end(), owner);
+      if (at == places_.end())
+        continue;
+      Tensor to = operands_[target.tensor];
+      if (plan_.rules[target.rule].kind != RuleKind::gradient) {
+        to = allocate(to.sizes(), to);
+        moved.push_back({&target, to});
+      }
+      wanted.push_back(
+          {target.what, at - places_.begin(), plan_.nodes[owner].weight, as_vector(to)});
     }
     return wanted;
   }

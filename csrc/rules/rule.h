@@ -1,10 +1,16 @@
 #pragma once
 
-// How a parameter moves along its gradient, and when: what the host needs to know of every rule. What
-// a rule does is in a header of its own, and a row of rules.h.
+// How a parameter moves along its gradient, and when: what the host needs to know of every rule.
+// What a rule does is in a header of its own, and a row of rules.h.
 
 #include <cmath>
 #include <cstdint>
+
+#if defined(__CUDACC__)
+#define PYROMANCY_ANYWHERE __host__ __device__
+#else
+#define PYROMANCY_ANYWHERE
+#endif
 
 namespace pyromancy {
 
@@ -53,11 +59,11 @@ inline int64_t slots_needed(const Rule& rule) {
 
 // A rule as it applies at a step, the first being 1: bias corrections are in the factors.
 struct LearnStep {
-  const Rule& rule;
+  Rule rule;
   double step_size = rule.lr;
   double root_of_correction = 1;
 
-  LearnStep(const Rule& r, double step) : rule(r) {
+  PYROMANCY_ANYWHERE LearnStep(const Rule& r, double step) : rule(r) {
     if (rule.kind != RuleKind::adam)
       return;
     step_size /= 1 - std::pow(rule.first, step);

@@ -34,7 +34,7 @@ from chains import (
 from numerics import FLOATS, assert_near, same_bits, saying
 from pyromancy import plan
 from pyromancy.ops import run_plan as definition
-from pyromancy.plan import Activation, Descent, Edge, Law, Learned, Learning, Node, Plan, Rule, RuleKind, Target
+from pyromancy.plan import Activation, Descent, Edge, Law, Learned, Learning, Node, Plan, Rule, Target
 
 FLOAT = torch.float32
 # multiprocessors, bytes of shared memory that a block can have, compute capability
@@ -265,12 +265,10 @@ def names_what_it_has_no_kernel_for():
     gradient = torch.zeros(7, 5)
     at_the_end = {"learning": Learning.AT_THE_END, "rules": (Rule(),)}
     to_gradient = [(Learned.WEIGHT, 0, 0, gradient, ())]
-    itself = [(Learned.WEIGHT, 0, 0, arguments["weights"][0], ())]
     for what, changes, targets, options in (
         ("many batches in an order", {}, (), {"order": torch.arange(8)}),
         ("learning in every step", {}, to_gradient, at_the_end | {"learning": Learning.AFTER_EACH_STEP}),
         ("learning in every step", {}, to_gradient, at_the_end | {"learning": Learning.WITH_EACH_STEP}),
-        ("rules that move parameters", {}, itself, at_the_end | {"rules": (Rule(RuleKind.SGD, lr=0.1),)}),
     ):
         made, operands = planned(arguments | changes, targets, **options)
         before = to(operands.written)

@@ -438,6 +438,23 @@ class TestRefusedOrders:
         refused(operands.written, [*operands.read, x], *plan.encode(made), message)
 
 
+@pytest.mark.parametrize("what", ["order", "step of target[1]"])
+def test_refused_devices(what):
+    """Of what may lie on the CPU where the states are elsewhere, and not the other way round."""
+    if what == "order":
+        a = problem((5, 7, 3), 4, dtype=torch.float32) | {"data": [torch.randn(9, 5), None, None]}
+        made, operands = planned(a, order=torch.arange(8))
+        at = made.order
+    else:
+        made, operands = whole()
+        at = made.targets[1].slots[0]
+    tensors = [*operands.written, *operands.read]
+    tensors[at] = tensors[at].to("meta")
+    count = len(operands.written)
+    with pytest.raises(RuntimeError, match=re.escape(f"{what} must be on the CPU or on the device of the states cpu")):
+        run_plan_(tensors[:count], tensors[count:], *plan.encode(made))
+
+
 class TestSharedMemory:
     """What is written shares memory with nothing else: tiles and steps read and write in an order of their own."""
 

@@ -177,6 +177,13 @@ class _Plan:
     def like(self, name: str, t: Tensor) -> None:
         _like(name, t, "state of node[0]", self.first)
 
+    def near(self, name: str, t: Tensor) -> None:
+        """What is looked at only once may lie on the CPU for plans of other devices."""
+        _check(
+            t.device.type == "cpu" or t.device == self.first.device,
+            lambda: f"{name} must be on the CPU or on the device of the states {self.first.device}, got {t.device}",
+        )
+
     def join(self, i: int) -> None:
         edge = self.plan.edges[i]
         _check(
@@ -301,6 +308,7 @@ class _Plan:
                     t.numel() == 1 and t.dtype in (torch.float32, torch.float64),
                     lambda t=t: f"step of target {i} must be one float32 or float64 number, got shape {tuple(t.shape)}",
                 )
+                self.near(f"step of target[{i}]", t)
                 continue
             _same(f"slot of target[{i}]", t, f"targets[{i}]", written)
             _contiguous(f"slot of target[{i}]", t)
@@ -320,6 +328,7 @@ class _Plan:
             fits and order.is_contiguous() and order.dtype == torch.int64,
             lambda: f"order must be contiguous int64 of shape (batches * {batch},), got {tuple(order.shape)}",
         )
+        self.near("order", order)
         _check(plan.energies is None, lambda: "energies must not be recorded over many batches")
 
     def uses(self) -> None:
