@@ -21,8 +21,6 @@ void check_supported(const Plan& plan) {
   for (const PlanNode& node : plan.nodes)
     refuse(node.law == Law::laplace, "the Laplace law");
   refuse(plan.order != kNothing, "many batches in an order");
-  refuse(plan.learning == Learning::after_each_step || plan.learning == Learning::with_each_step,
-         "learning in every step");
 }
 
 Tensor call(const char* name, const char* overload, const Tensor& a) {

@@ -346,6 +346,22 @@ class TestSweeps:
             torch.set_num_threads(threads)
 
     @pytest.mark.parametrize("dtype", FLOATS, ids=name)
+    @pytest.mark.parametrize(
+        "learning", [Learning.WITH_EACH_STEP, Learning.AFTER_EACH_STEP], ids=lambda x: x.name.lower()
+    )
+    def test_what_has_not_moved_learns_nothing_in_every_step(self, learning, dtype):
+        """By Adam, for which rounding would be as good as any error."""
+        for steps in (1, 2, 3):
+            a = problem(DEEP[0], 20, "tanh", dtype=dtype) | {"swept": [False, *[True] * 4, False], "steps": steps}
+            before = copied(a)
+            targets = [(Learned.WEIGHT, i, 0, w, (torch.zeros(()), torch.zeros_like(w), torch.zeros_like(w)))
+                       for i, w in enumerate(a["weights"])]  # fmt: skip
+            call(*planned(a, targets, learning=learning, rules=(Rule(RuleKind.ADAM, 0.01, 0.0, 0.9, 0.99, 1e-8),)))
+            reached = steps - (learning is Learning.WITH_EACH_STEP)
+            for i, (x, y) in enumerate(zip(a["weights"], before["weights"], strict=True)):
+                assert same_bits(x, y) == (i + 1 < 5 - reached)
+
+    @pytest.mark.parametrize("dtype", FLOATS, ids=name)
     @pytest.mark.parametrize("function", ["identity", "silu", "leaky_relu", "selu"])
     def test_a_neuron_that_feeds_nothing_back_learns_nothing(self, function, dtype):
         """To the last bit, though others of its node have moved: its state still is its prediction."""
