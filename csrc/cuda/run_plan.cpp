@@ -11,16 +11,13 @@
 namespace pyromancy::cuda {
 namespace {
 
-// What there are no kernels for yet.
+// What there is no kernel for yet.
 void check_supported(const Plan& plan) {
-  const auto refuse = [](bool wanted, const char* what) {
-    STD_TORCH_CHECK(!wanted, "run_plan_ has no CUDA kernel for ", what,
-                    " yet; take them out of the plan, or choose another backend: "
-                    "pyromancy.backends.use('reference') has everything");
-  };
   for (const PlanNode& node : plan.nodes)
-    refuse(node.law == Law::laplace, "the Laplace law");
-  refuse(plan.order != kNothing, "many batches in an order");
+    STD_TORCH_CHECK(node.law != Law::laplace,
+                    "run_plan_ has no CUDA kernel for the Laplace law yet; take it out of the "
+                    "plan, or choose another backend: pyromancy.backends.use('reference') has "
+                    "everything");
 }
 
 Tensor call(const char* name, const char* overload, const Tensor& a) {
@@ -188,17 +185,43 @@ private:
   std::vector<int64_t> places_, edges_; // in the plan
 };
 
+// Rows of data into the states of one batch.
+void gather(const Plan& plan, const Operands& operands, const Tensor& rows) {
+  for (const PlanNode& node : plan.nodes)
+    if (const Tensor* data = operands.find(node.data)) {
+      using torch::stable::detail::from;
+      StableIValue stack[] = {from(*data), from(int64_t{0}), from(rows),
+                              from(operands[node.state])};
+      TORCH_ERROR_CODE_CHECK(
+          torch_call_dispatcher("aten::index_select", "out", stack, TORCH_ABI_VERSION));
+      (void)torch::stable::detail::to<Tensor>(stack[0]); // another handle of the state
+    }
+}
+
 void run_plan_(const Tensors& written, const Tensors& read, const std::vector<int64_t>& ints,
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
   check_supported(plan);
   const NoGrad no_grad;
-  run_batch(plan, [&](int64_t first, int64_t steps, bool resume, Learn learn) {
-    for (size_t l = 0; l < plan.nodes.size(); ++l)
-      if (plan.nodes[l].in == kNothing)
-        Path(plan, operands, static_cast<int64_t>(l)).pass(first, steps, resume, learn);
-  });
+  const Tensor& first_state = operands[plan.nodes.front().state];
+  // An order is looked at here, which waits for a device that has it, and goes by rows there.
+  MaybeTensor here, there;
+  if (const Tensor* order = operands.find(plan.order)) {
+    here = is_on_host(*order) ? *order
+                              : torch::stable::to(*order, {torch::headeronly::DeviceType::CPU});
+    there = is_on_host(*order) ? torch::stable::to(*order, first_state.device()) : *order;
+  }
+  run_batches(
+      plan, operands, here ? static_cast<const int64_t*>(here->data_ptr()) : nullptr,
+      [&](int64_t first, int64_t batch) {
+        gather(plan, operands, torch::stable::narrow(*there, 0, first, batch));
+      },
+      [&](int64_t first, int64_t steps, bool resume, Learn learn) {
+        for (size_t l = 0; l < plan.nodes.size(); ++l)
+          if (plan.nodes[l].in == kNothing)
+            Path(plan, operands, static_cast<int64_t>(l)).pass(first, steps, resume, learn);
+      });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyromancy, CUDA, m) {
