@@ -6,23 +6,22 @@
 
 For every batch the image and its label are clamped, the hidden states start from a forward sweep, T E-steps move them
 down the energy summed over the batch, and one M-step moves the weights down its mean: that is `Trainer`, by
-`pyromancy.EM` or written out. `PCN` is the network; a prediction is a forward sweep with no label in sight. The rest
-shows progress, draws a picture and reads the command line. The same seed gives the same result on the same machine with
-the same number of threads.
+`pyromancy.EM` or written out. The network is one of `pyromancy.networks`; a prediction is a forward sweep with no label
+in sight. The rest shows progress, draws a picture and reads the command line. The same seed gives the same result on
+the same machine with the same number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn as nn
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
@@ -31,7 +30,7 @@ from torch import Tensor
 
 import pyromancy as pyro
 from digits import Data, load_digits, load_idx
-from pyromancy.nodes import FixedNode, StandardGaussianNode
+from pyromancy.networks import ACTIVATIONS, PCN, mlp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,8 +54,7 @@ class Trainer:
         self, pcn: PCN, steps: int, e_lr: float, m_lr: float, incremental: bool = False, plain: bool = False
     ) -> None:
         self.pcn, self.steps, self.incremental, self.plain = pcn, steps, incremental, plain
-        self.e_params = list(pyro.get_estep_params(pcn, exclude=(pcn.nodes[-1],)))  # the output is clamped
-        self.m_params = list(pyro.get_mstep_params(pcn))
+        self.e_params, self.m_params = pcn.e_params(), pcn.m_params()
         self.e_opt = torch.optim.SGD(self.e_params, lr=e_lr)
         self.m_opt = torch.optim.Adam(self.m_params, lr=m_lr)
         self.em = pyro.EM(
@@ -105,51 +103,10 @@ class Trainer:
         return before.mean(1), self.pcn.node_energies().detach().mean(1)
 
 
-class PCN(nn.Module):
-    """A hierarchical predictive coding network from images to labels.
-
-    Every node but the input is Gaussian with unit variance. An edge predicts the next node's state from the
-    activation of this one's, ``mu = W f(z) + b``; the input goes in as it is.
-
-    Args:
-        sizes: widths of the nodes, input and output included.
-        activation: f.
-    """
-
-    def __init__(self, sizes: Sequence[int], activation: type[nn.Module]) -> None:
-        super().__init__()
-        self.nodes: Any = nn.ModuleList([FixedNode(sizes[0]), *(StandardGaussianNode(n) for n in sizes[1:])])
-        self.edges = nn.ModuleList([nn.Linear(sizes[0], sizes[1])])
-        for a, b in itertools.pairwise(sizes[1:]):
-            self.edges.append(nn.Sequential(activation(), nn.Linear(a, b)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict the output: a sweep from the input, which leaves the states as they are."""
-        for edge in self.edges:
-            x = edge(x)
-        return x
-
-    @torch.no_grad()
-    def start(self, x: Tensor, y: Tensor) -> None:
-        """Clamp input and target, and start the hidden states at their predictions."""
-        z = self.nodes[0].init(x)
-        for edge, node in zip(self.edges, self.nodes[1:-1], strict=False):  # the last edge predicts the target
-            z = node.init(edge(z))
-        self.nodes[-1].init(y)
-
-    def node_energies(self) -> Tensor:
-        """Energy of every predicted node for every sample, ``[nodes, B]``."""
-        chain = zip(self.nodes[:-1], self.edges, self.nodes[1:], strict=True)
-        return torch.stack([node.energy(edge(below.value)) for below, edge, node in chain])
-
-    def energy(self) -> Tensor:
-        """Energy of the network for every sample, ``[B]``."""
-        return self.node_energies().sum(0)
-
-    @torch.no_grad()
-    def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Fraction of images whose largest output is at their label."""
-        return (self(x).argmax(1) == labels).double().mean().item()
+@torch.no_grad()
+def accuracy(pcn: PCN, x: Tensor, labels: Tensor) -> float:
+    """Fraction of images whose largest predicted output is at their label."""
+    return (pcn.predict(x).argmax(1) == labels).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -180,7 +137,7 @@ def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, 
     Returns:
         What each epoch gave.
     """
-    targets = nn.functional.one_hot(data.train_labels, pcn.nodes[-1].size).float()
+    targets = F.one_hot(data.train_labels).float()
     generator = torch.Generator().manual_seed(seed)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
@@ -199,10 +156,10 @@ def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, 
             before, after = trainer.energies(data.train_x[:MEASURED], targets[:MEASURED])
             if not after.isfinite().all():
                 raise FloatingPointError(f"energy {after.sum().item()} after epoch {number}; lower --e-lr or --m-lr")
-            accuracy = pcn.accuracy(data.test_x, data.test_labels)
-            history.append(Epoch(before.tolist(), after.tolist(), accuracy, seconds))
+            correct = accuracy(pcn, data.test_x, data.test_labels)
+            history.append(Epoch(before.tolist(), after.tolist(), correct, seconds))
             out.print(
-                f"{number:5}   {before.sum().item():13.5f}   {after.sum().item():15.5f}   {accuracy:13.2%}   "
+                f"{number:5}   {before.sum().item():13.5f}   {after.sum().item():15.5f}   {correct:13.2%}   "
                 f"{seconds:7.2f}",
             )
     return history
@@ -230,9 +187,6 @@ def plot(history: list[Epoch], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=150)
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
 
 
 def positive_int(text: str) -> int:
@@ -321,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> list[Epoch]:
     torch.manual_seed(args.seed)
     classes = int(data.train_labels.max()) + 1
     sizes = [data.train_x.shape[1], *args.hidden, classes]
-    pcn = PCN(sizes, ACTIVATIONS[args.activation]).to(args.device)
+    pcn = mlp(sizes, args.activation).to(args.device)
     trainer = Trainer(pcn, args.steps, args.e_lr, args.m_lr, args.incremental, args.plain)
     epochs = args.epochs or (10 if args.data is None else 6)
     batch_size = args.batch_size or (100 if args.data is None else 500)

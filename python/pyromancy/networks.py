@@ -16,7 +16,7 @@ from .nodes import FixedNode, PredictiveNode, StandardGaussianNode
 from .nodes.base import StateNode
 from .registration import get_estep_params, get_mstep_params
 
-__all__ = ["PCN", "ScaledLinear", "Skip", "from_sequential", "mlp"]
+__all__ = ["ACTIVATIONS", "OUTPUTS", "PCN", "ScaledLinear", "Skip", "from_sequential", "mlp"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -354,7 +354,7 @@ def _named(module: nn.Module) -> str:
 def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Modules, with the layers of a Sequential in its place."""
     for m in modules:
-        if type(m) is nn.Sequential:
+        if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward:
             yield from _flat(m)
         else:
             yield m

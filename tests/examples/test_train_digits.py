@@ -136,7 +136,7 @@ class TestLoadIdx:
 
 def test_states_of_the_sweep_and_energies(example):
     """Before inference every hidden energy is zero, and the output's is that of the prediction from states."""
-    pcn = example.PCN([3, 5, 4, 2], torch.nn.Tanh).double()
+    pcn = example.mlp([3, 5, 4, 2], "tanh").double()
     x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
     pcn.start(x, y)
     (W1, b1), (W2, b2), (W3, b3) = ((m.weight, m.bias) for m in pcn.modules() if isinstance(m, torch.nn.Linear))
@@ -158,7 +158,7 @@ def test_states_of_the_sweep_and_energies(example):
 def test_batch_is_descent_on_sums_and_adam_on_means(example, incremental, plain):
     """A batch does to a copy what the steps written out with autograd on plain tensors do."""
     sizes, steps, e_lr, m_lr = [3, 5, 2], 4, 0.05, 1e-2
-    pcn = example.PCN(sizes, torch.nn.Tanh).double()
+    pcn = example.mlp(sizes, "tanh").double()
     edges = [m for m in pcn.modules() if isinstance(m, torch.nn.Linear)]
     theta = [p.detach().clone().requires_grad_() for m in edges for p in (m.weight, m.bias)]
     x, y = torch.randn(7, 3).double(), torch.randn(7, 2).double()
@@ -190,12 +190,12 @@ def test_an_epoch_is_its_batches_in_random_order(example, incremental):
     weights = []
     for plain in (False, True):
         torch.manual_seed(1)
-        pcn = example.PCN([3, 5, 2], torch.nn.Tanh).double()
+        pcn = example.mlp([3, 5, 2], "tanh").double()
         trainer = example.Trainer(pcn, steps=4, e_lr=0.05, m_lr=1e-2, incremental=incremental, plain=plain)
         assert sum(trainer.epoch(x, y, 4, torch.Generator().manual_seed(2))) == 3
         weights.append(trainer.m_params)
     torch.manual_seed(1)
-    pcn = example.PCN([3, 5, 2], torch.nn.Tanh).double()
+    pcn = example.mlp([3, 5, 2], "tanh").double()
     trainer = example.Trainer(pcn, steps=4, e_lr=0.05, m_lr=1e-2, incremental=incremental, plain=True)
     for rows in torch.randperm(11, generator=torch.Generator().manual_seed(2)).split(4):
         trainer.batch(x[rows], y[rows])
@@ -207,7 +207,7 @@ def test_an_epoch_is_its_batches_in_random_order(example, incremental):
 @pytest.mark.parametrize("plain", [False, True], ids=["em", "plain"])
 def test_energies_are_those_before_and_after_inference(example, plain):
     """Of a linear network with one hidden neuron, x = 1, W = (2, 3), y = 1: inference ends at z = 0.5."""
-    pcn = example.PCN([1, 1, 1], torch.nn.Identity).double()
+    pcn = example.mlp([1, 1, 1], "identity").double()
     for edge, weight in zip((m for m in pcn.modules() if isinstance(m, torch.nn.Linear)), (2.0, 3.0), strict=True):
         torch.nn.init.constant_(edge.weight, weight)
         torch.nn.init.zeros_(edge.bias)
@@ -219,7 +219,7 @@ def test_energies_are_those_before_and_after_inference(example, plain):
 
 
 def test_only_hidden_states_are_free(example):
-    pcn = example.PCN([3, 5, 4, 2], torch.nn.ReLU)
+    pcn = example.mlp([3, 5, 4, 2], "relu")
     trainer = example.Trainer(pcn, steps=1, e_lr=0.1, m_lr=0.1)
     assert {id(p) for p in trainer.e_params} == {id(pcn.nodes[1].value), id(pcn.nodes[2].value)}
     assert len(trainer.m_params) == 6
@@ -305,7 +305,7 @@ def test_mnist(example, digits, mnist):
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert torch.bincount(data.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     few = digits.Data(data.train_x[:6000], data.train_labels[:6000], data.test_x, data.test_labels, "a tenth of MNIST")
-    pcn = example.PCN([784, 128, 10], torch.nn.ReLU)
+    pcn = example.mlp([784, 128, 10], "relu")
     trainer = example.Trainer(pcn, steps=5, e_lr=0.1, m_lr=3e-3)
     (epoch,) = example.train(pcn, few, trainer, 1, 100, 0, example.Console(quiet=True))
     assert epoch.accuracy > 0.85
