@@ -137,11 +137,19 @@ class TestTraining:
         for x, y in twins.batches(12, last=7):
             one.step(x, y), other.step(x, y)
         assert one.explain().splitlines()[0] == "a batch: one call of an operator"
-        assert "start is run dry" not in one.explain()
         for a, b in zip(net.m_params(), by_hand.m_params(), strict=True):
             assert torch.equal(a, b)
         for a, b in zip(net.e_params(), by_hand.e_params(), strict=True):
             assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("kind", ["mlp", "in place"])
+    def test_energy_and_start_are_watched(self, kind, native_backend):
+        """Not run dry before every batch: all that they reach and do is of kinds that can be watched."""
+        net = networks.mlp(SIZES) if kind == "mlp" else networks.from_sequential(classifier(inplace=True))
+        em = em_of(net)
+        for _ in range(12):
+            em.step(*data(dtype=torch.float32))
+        assert "run dry" not in em.explain()
 
     def test_em_is_plain_autograd(self):
         net, _ = self.twin()
@@ -305,6 +313,27 @@ class TestFromSequential:
         net.start(x, torch.zeros(3, 2))
         assert torch.equal(net.predict(x), module(x))
         assert net.nodes[3].value.shape == (3, 4, 3, 3)
+
+    def test_layers_that_are_there_twice_and_sequentials_of_ones_own(self):
+        class Row(nn.Sequential):
+            pass
+
+        linear, relu = nn.Linear(5, 5), nn.ReLU()
+        module = Row(linear, relu, Row(linear, relu), nn.Linear(5, 3))
+        net = networks.from_sequential(module)
+        assert [n.shape for n in net.nodes] == [(5,), (5,), (5,), (3,)]
+        assert len(net.m_params()) == 4
+        x, y = data(dtype=torch.float32)
+        assert torch.equal(net.predict(x), module(x))
+        em_of(net).step(x, y)
+        assert torch.equal(net.predict(x), module(x))
+
+    def test_conversion_reaches_the_module(self):
+        module = classifier()
+        net = networks.from_sequential(module).double()
+        x, y = data()
+        em_of(net).step(x, y)
+        assert torch.equal(net.predict(x), module(x))
 
     def test_dtype_is_that_of_the_module(self):
         net = networks.from_sequential(classifier().double())
