@@ -207,6 +207,7 @@ class TestFromSequential:
             (classifier(inplace=True), (6, 5), [(5,), (7,), (7,), (3,)]),
             (nn.Sequential(nn.Flatten(), classifier(), nn.Sigmoid()), (6, 5, 1), [(5,), (7,), (7,), (3,)]),
             (nn.Sequential(nn.Linear(5, 3)), (6, 5), [(5,), (3,)]),
+            (nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.Linear(5, 3)), (6, 5), [(5,), (3,)]),
             (convolutional(), (6, 1, 8, 8), [(1, None, None), (4, None, None), (6, None, None), (3,)]),
             (
                 nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 3), nn.Softmax(1)),
@@ -214,7 +215,7 @@ class TestFromSequential:
                 [(5,), (8,), (3, None)],
             ),
         ],
-        ids=["classifier", "in place", "nested", "one layer", "convolutional", "unflattened"],
+        ids=["classifier", "in place", "nested", "one layer", "first in place", "convolutional", "unflattened"],
     )
     def test_prediction_is_that_of_the_module(self, module, shape, nodes):
         net = networks.from_sequential(module)
@@ -530,6 +531,7 @@ class TestMessages:
             (classifier(), {"cut": [-1]}, ValueError, "must be from 1 to 4: .*; got -1"),
             (classifier(), {"cut": [3, 2]}, ValueError, r"cut must be in increasing order, got \[3, 2\]"),
             (classifier(), {"cut": [2, 2]}, ValueError, r"cut must be in increasing order, got \[2, 2\]"),
+            (classifier(), {"cut": 2}, TypeError, "cut must be None or indices, got 2"),
             (classifier(), {"cut": [2.0]}, TypeError, r"every index in cut must be an int, got 2\.0"),
             (nn.Sequential(nn.Flatten(), *classifier()), {"cut": [1]}, ValueError, "from 2 to 5: .* layer 1 is the"),
             (classifier(), {"output": "bernoulli"}, ValueError, "output must be one of 'gaussian', got 'bernoulli'"),

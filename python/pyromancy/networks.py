@@ -198,7 +198,7 @@ class Skip(nn.Module):
 
 
 class _Copy(nn.Module):
-    """Its input in other memory, for an edge that works in place: it must leave the state that it is given."""
+    """Its input in other memory, for layers that work in place: they must leave states and data as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clone()
@@ -219,9 +219,9 @@ def mlp(
     with unit variance, and weights and biases start as those of `torch.nn.Linear`.
 
     ``scaling="mupc"``, with skips, keeps hidden states of order one at any width and depth, so that rates carry over
-    from small networks to deep ones (arXiv:2505.13124): weights are drawn from N(0, 1), there are no
-    biases, and ``W_l`` is multiplied by a constant. With L edges and fan-in N that is ``1/sqrt(N)`` for the first,
-    ``1/N`` for the last, and between hidden nodes ``1/sqrt(N L)`` with skips and ``1/sqrt(N)`` without.
+    from small networks to deep ones (arXiv:2505.13124): weights are drawn from N(0, 1), there are no biases, and
+    ``W_l`` is multiplied by a constant. With L edges and fan-in N that is ``1/sqrt(N)`` for the first, ``1/N`` for the
+    last, and between hidden nodes ``1/sqrt(N L)`` with skips and ``1/sqrt(N)`` without.
 
     Args:
         sizes: widths of the nodes from the input to the output, at least 2; with `scaling` at least 3.
@@ -323,13 +323,11 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
         for layer in parts:
             shape = _shape_after(layer, shape)
         nodes.append((StandardGaussianNode if end < len(layers) else OUTPUTS[output])(*shape))
-        if any(getattr(m, "inplace", False) for part in parts for m in part.modules()):
-            parts = [_Copy(), *parts]
-        edges.append(parts[0] if len(parts) == 1 else nn.Sequential(*parts))
+        edges.append(_in_a_row(parts))
     like = next(module.parameters())
     for node in nodes:
         node.to(like.device, like.dtype)
-    return PCN(nodes, edges, nn.Sequential(*layers[:first]) if first else None)
+    return PCN(nodes, edges, _in_a_row(layers[:first]) if first else None)
 
 
 def _check_fits(name: str, value: Tensor, node: Any) -> None:
@@ -351,6 +349,13 @@ def _named(module: nn.Module) -> str:
     return type(module).__name__
 
 
+def _in_a_row(layers: list[nn.Module]) -> nn.Module:
+    """Layers as one module, which leaves what it is given as it is."""
+    if any(getattr(m, "inplace", False) for layer in layers for m in layer.modules()):
+        layers = [_Copy(), *layers]
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
 def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Modules, with the layers of a Sequential in its place."""
     for m in modules:
@@ -362,6 +367,8 @@ def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 def _checked_cut(cut: Iterable[int], first: int, count: int) -> list[int]:
     """Where nodes are put, between the first layer with parameters and the last of all."""
+    if not isinstance(cut, Iterable):
+        raise TypeError(f"cut must be None or indices, got {cut!r}")
     cut = list(cut)
     for i in cut:
         if not isinstance(i, int) or isinstance(i, bool):
