@@ -101,6 +101,11 @@ def normal_energy(value, pred, var):
     return -log_prob.flatten(1).sum(1)
 
 
+def laplace_energy(value, pred, scale):
+    """The energy of independent components with absolute errors by `torch.distributions`."""
+    return -(torch.distributions.Laplace(pred, scale).log_prob(value) + math.log(2)).flatten(1).sum(1)
+
+
 def multivariate_normal_energy(value, pred, covariance):
     """The energy of [B, P, n] states with one covariance by `torch.distributions`."""
     normal = torch.distributions.MultivariateNormal(pred, covariance_matrix=covariance)

@@ -36,6 +36,11 @@ class TestAgainstDistributions:
             functional.gaussian_energy(value, pred, logvar), formulas.normal_energy(value, pred, logvar.exp()), 35
         )
 
+    def test_laplace_energy(self):
+        value, pred, logscale = randn(B, *NODE), randn(B, *NODE), randn(*NODE)
+        for given, scale in ((None, torch.ones_like(value)), (logscale, logscale.exp())):
+            assert_near(functional.laplace_energy(value, pred, given), formulas.laplace_energy(value, pred, scale), 35)
+
     def test_multivariate_energy(self):
         value, pred, factor = multivariate()
         expected = formulas.multivariate_normal_energy(value, pred, factor @ factor.T)
@@ -45,6 +50,8 @@ class TestAgainstDistributions:
         value, pred, logvar = randn(B, *NODE).requires_grad_(), randn(B, *NODE), randn(*NODE)
         (expected,) = torch.autograd.grad(formulas.normal_energy(value, pred, logvar.exp()).sum(), value)
         assert_near(functional.gaussian_error(value, pred, logvar), expected)
+        (expected,) = torch.autograd.grad(formulas.laplace_energy(value, pred, logvar.exp()).sum(), value)
+        assert_near(functional.laplace_error(value, pred, logvar), expected)
         value, pred, factor = multivariate()
         energy = formulas.multivariate_normal_energy(value.requires_grad_(), pred, factor @ factor.T)
         assert_near(functional.multivariate_error(value, pred, factor), torch.autograd.grad(energy.sum(), value)[0], 25)
@@ -62,6 +69,8 @@ class TestBroadcasting:
         for function, rest in (
             (functional.gaussian_energy, ()),
             (functional.gaussian_error, ()),
+            (functional.laplace_energy, ()),
+            (functional.laplace_error, ()),
             (functional.multivariate_energy, (factor,)),
             (functional.multivariate_error, (factor,)),
         ):
@@ -93,6 +102,16 @@ class TestBroadcasting:
         assert_near(ours, theirs, 105)
         assert_near(functional.gaussian_error(value, pred, logvar), (value - pred) / logvar.exp())
 
+    @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 1), (1, 7), (5, 7)], ids=str)
+    def test_log_scale_with_node(self, shape):
+        value, pred, logscale = randn(B, *NODE), randn(B, *NODE), randn(*shape).requires_grad_()
+        expected = formulas.laplace_energy(value, pred, logscale.exp().expand(B, *NODE))
+        energy = functional.laplace_energy(value, pred, logscale)
+        assert_near(energy, expected, 35)
+        ours, theirs = (torch.autograd.grad(e.sum(), logscale)[0] for e in (energy, expected))
+        assert_near(ours, theirs, 105)
+        assert_near(functional.laplace_error(value, pred, logscale), (value - pred).sign() / logscale.exp())
+
     def test_gradients_come_back_in_the_shapes_that_went_in(self):
         value, pred = randn(1, 5).requires_grad_(), randn(5).requires_grad_()
         logvar = randn(1).requires_grad_()
@@ -121,6 +140,7 @@ class TestBroadcasting:
         factor.requires_grad_()
         for energy in (
             functional.gaussian_energy(empty, empty, logvar),
+            functional.laplace_energy(empty, empty, logvar),
             functional.multivariate_energy(empty, empty, factor),
         ):
             assert (energy.shape, energy.dtype) == ((0,), dtype)
@@ -209,6 +229,14 @@ class TestGradients:
         self.check(functional.gaussian_energy, (value, pred))
         for shape in ((), (3, 2, 2), (3, 1, 1), (1, 2, 1)):
             self.check(functional.gaussian_energy, (value, pred, randn(*shape).requires_grad_()))
+
+    @LAYOUTS
+    def test_laplace_energy(self, layout):
+        value, pred = leaves(layout, randn(2, 3, 2, 2), randn(2, 3, 2, 2))
+        for function in (functional.laplace_energy, functional.laplace_error):
+            inputs = value, pred, randn(3, 1, 1).requires_grad_()
+            assert gradcheck(function, inputs)
+            assert gradgradcheck(function, inputs)
 
     @pytest.mark.parametrize("wanted", range(3), ids=["value", "pred", "logvar"])
     def test_gaussian_energy_of_one_argument(self, wanted):

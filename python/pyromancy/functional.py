@@ -1,14 +1,19 @@
-"""The mathematics of Gaussian nodes as functions: checked, broadcast, differentiable.
+"""The mathematics of nodes as functions: checked, broadcast, differentiable.
 
-With a state z, a prediction mu and a covariance Sigma, a node's energy is the Gaussian negative log-density
+With a state z, a prediction mu and a covariance Sigma, a Gaussian node's energy is the negative log-density
 without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq. 13):
 
     F = 1/2 [ (z - mu)^T Sigma^-1 (z - mu) + log|Sigma| ]     per sample
 
+and so is a Laplace node's, with scales b:
+
+    F = sum_i |z_i - mu_i| / b_i + log b_i     per sample
+
 Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
 and NaN or infinity, which propagate. States and predictions broadcast, one state for many predictions with a warning.
 Under `torch.func` transforms and in forward mode (`torch.autograd.forward_ad`) the eager reference runs, which they can
-see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do.
+see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. The Laplace functions are made of
+PyTorch's own operators.
 Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but the in-place function.
 """
 
@@ -30,6 +35,8 @@ __all__ = [
     "estep_",
     "gaussian_energy",
     "gaussian_error",
+    "laplace_energy",
+    "laplace_error",
     "multivariate_energy",
     "multivariate_error",
 ]
@@ -111,6 +118,51 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
     if _transforming():
         return reference.gaussian_error(value, pred, logvar, weight)
     return _GaussianError(value, pred, logvar, weight)
+
+
+def laplace_energy(value: Tensor, pred: Tensor, logscale: Tensor | None = None) -> Tensor:
+    """Energy of a Laplace node with independent components, one number per sample.
+
+    Computes ``sum_i [ |value_i - pred_i| / exp(logscale_i) + logscale_i ]`` over all node positions i; a log-scale that
+    several positions share counts at each of them. Where ``value`` is ``pred`` its gradient for both is 0.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: predictions, of the same shape or broadcasting with it.
+        logscale: logarithms of the scales, broadcasting against the node dimensions; None is a scale of 1.
+
+    Returns:
+        Energies in nats, ``[B]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred, logscale):
+        return handle_torch_function(laplace_energy, (value, pred, logscale), value, pred, logscale)
+    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    return reference.laplace_energy(value, pred, logscale)
+
+
+def laplace_error(value: Tensor, pred: Tensor, logscale: Tensor | None = None) -> Tensor:
+    """Prediction error ``sign(value - pred) / exp(logscale)``: the gradient of the energy for `value`.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: predictions, of the same shape or broadcasting with it.
+        logscale: logarithms of the scales, broadcasting against the node dimensions; None is a scale of 1.
+
+    Returns:
+        Errors, ``[B, *node]``: 0 where ``value`` is ``pred``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred, logscale):
+        return handle_torch_function(laplace_error, (value, pred, logscale), value, pred, logscale)
+    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    return reference.laplace_error(value, pred, logscale)
 
 
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
@@ -278,14 +330,19 @@ def _check_floating(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
 
 
-def _operands(value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Broadcast to one shape and promote to one dtype, as ``(value - pred) / exp(logvar)`` would."""
+def _operands(
+    value: Tensor, pred: Tensor, logvar: Tensor | None, spread: str = "logvar"
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Broadcast to one shape and promote to one dtype, as ``(value - pred) / exp(logvar)`` would.
+
+    `spread` is what the caller's argument is named.
+    """
     value, pred = _broadcast(value, pred)
     if value.dim() == 0:
         raise ValueError("value must have a batch dimension, got shape ()")
     dtype = value.dtype
     if pred.dtype != dtype or dtype not in _FLOATING or (logvar is not None and logvar.dtype != dtype):
-        _check_floating(value=value, pred=pred, logvar=logvar)
+        _check_floating(**{"value": value, "pred": pred, spread: logvar})
         dtype = torch.promote_types(dtype, pred.dtype)
         if logvar is not None and logvar.dim() > 0:
             dtype = torch.promote_types(dtype, logvar.dtype)
@@ -293,12 +350,12 @@ def _operands(value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tenso
         logvar = None if logvar is None else logvar.to(dtype)
     if pred.device != value.device or (logvar is not None and logvar.device != value.device):
         others = pred.device if logvar is None else f"{pred.device} and {logvar.device}"
-        raise ValueError(f"pred and logvar must be on the device of value, {value.device}, got {others}")
+        raise ValueError(f"pred and {spread} must be on the device of value, {value.device}, got {others}")
     if logvar is not None and (n := logvar.dim()) > 0:
         node = value.shape[1:]
         if n > len(node) or any(a not in (1, b) for a, b in zip(reversed(logvar.shape), reversed(node), strict=False)):
             raise ValueError(
-                f"logvar must broadcast against the node dimensions {tuple(node)}, got shape {tuple(logvar.shape)}"
+                f"{spread} must broadcast against the node dimensions {tuple(node)}, got shape {tuple(logvar.shape)}"
             )
         if n < len(node):
             logvar = logvar.reshape(*[1] * (len(node) - n), *logvar.shape)

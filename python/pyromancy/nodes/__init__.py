@@ -8,6 +8,7 @@ from .gaussian import (
     MultivariateGaussianNode,
     StandardGaussianNode,
 )
+from .laplace import LaplaceNode
 from .special import BiasNode, FixedNode, FloatNode
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FixedNode",
     "FloatNode",
     "IsotropicGaussianNode",
+    "LaplaceNode",
     "MultivariateGaussianNode",
     "Node",
     "PredictiveNode",

@@ -1,7 +1,7 @@
-"""Eager reference of every operator, in plain PyTorch: the meaning the kernels are tested against.
+"""Eager reference of every operator, and of what has none: the meaning the kernels are tested against, in PyTorch.
 
-Registered for every device, so that everything works without a compiler or a GPU. The functions that
-compute values are made of differentiable operations; double backward and `torch.func` use them as they are.
+The operators are registered for every device, so that everything works without a compiler or a GPU. The functions
+that compute values are made of differentiable operations; double backward and `torch.func` use them as they are.
 bfloat16 and float16 are computed in float32 and rounded once.
 """
 
@@ -64,6 +64,19 @@ def gaussian_energy_backward_logvar(
     square = (_wide(value) - _wide(pred)).square() * torch.exp(-wide_logvar)
     grad_logvar = (0.5 * wide_grad * (1 - square)).sum(0).sum_to_size(logvar.shape)
     return *gaussian_energy_backward(grad, value, pred, logvar), grad_logvar.to(logvar.dtype)
+
+
+def laplace_energy(value: Tensor, pred: Tensor, logscale: Tensor | None) -> Tensor:
+    distance = (_wide(value) - _wide(pred)).abs()
+    if logscale is None:
+        return _per_sample(distance).to(value.dtype)
+    logscale = _wide(logscale)
+    return (_per_sample(distance * torch.exp(-logscale)) + logscale.expand(value.shape[1:]).sum()).to(value.dtype)
+
+
+def laplace_error(value: Tensor, pred: Tensor, logscale: Tensor | None) -> Tensor:
+    error = torch.sign(_wide(value) - _wide(pred))
+    return (error if logscale is None else error * torch.exp(-_wide(logscale))).to(value.dtype)
 
 
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
