@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import pyromancy as pyro
 from descent import free
-from pyromancy.functional import gaussian_energy, gaussian_error
+from pyromancy.functional import gaussian_energy, gaussian_error, laplace_energy
 from pyromancy.nodes import FactorizedGaussianNode, FixedNode, StandardGaussianNode
 
 
@@ -176,6 +176,33 @@ def test_squared_errors_are_energies_of_unit_variance(name):
     assert_is_a_chain(lambda n: n.first() + SQUARES[name](n), Net())
 
 
+ABSOLUTES = {
+    "abs": lambda n: n.error().abs().sum(1),
+    "scaled": lambda n: 0.3 * n.error().abs().sum(dim=-1),
+    "other-sign": lambda n: torch.abs(n.mu() - n.y).sum(1) / 2,
+    "builtin": lambda n: (0.5 * abs(n.error())).sum(1),
+    "by-name": lambda n: torch.absolute(input=n.error()).mean(1),
+    "factor-inside": lambda n: (-0.7 * n.error()).abs().flatten(1).sum(1) + 1.5,
+    "loss": lambda n: F.l1_loss(n.mu(), n.y, reduction="none").sum(1),
+    "loss-mean": lambda n: 0.5 * F.l1_loss(n.y, n.mu(), reduction="none").mean(-1),
+    "loss-module": lambda n: nn.L1Loss(reduction="none")(n.mu(), n.y).sum(1),
+    "function": lambda n: laplace_energy(n.y, n.mu()),
+    "log-scales": lambda n: 0.3 * laplace_energy(n.y, n.mu(), n.out.logvar),
+    "a-log-scale": lambda n: laplace_energy(n.y, n.mu(), n.out.logvar[:1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABSOLUTES)
+def test_absolute_errors_are_energies_of_laplace_nodes(name):
+    assert_is_a_chain(lambda n: n.first() + ABSOLUTES[name](n), Net())
+
+
+def test_absolute_errors_of_a_free_state():
+    of_state = lambda n: 0.8 * (n.z - n.up(n.below.value)).abs().sum(1)  # noqa: E731
+    assert_is_a_chain(lambda n: of_state(n) + n.second(), Net(), 2)
+    assert_is_a_chain(lambda n: laplace_energy(n.z, n.up(n.below.value)) + n.error().abs().sum(1), Net(), 2)
+
+
 TARGETS = {
     "view": lambda n: n.y.view(-1, 3),
     "flattened": lambda n: n.y.unsqueeze(2).flatten(1),
@@ -223,6 +250,8 @@ PRIORS = {
     "number-first": lambda n: 0.5 * ((0.5 - n.z) ** 2).sum(1),
     "scaled": lambda n: 0.5 * (2 * n.z).square().sum(1),
     "scaled-sum": lambda n: 0.5 * (0.8 * (n.z + 0.5)).square().sum(1),
+    "absolute": lambda n: 0.3 * n.z.abs().sum(1),
+    "absolute-around-a-number": lambda n: 0.3 * (n.z - 0.5).abs().sum(1),
     "around-data": lambda n: 0.5 * (n.z - n.below.value[:, :5]).square().sum(1),
 }
 
@@ -245,6 +274,8 @@ NUMBERS = {
     "squares-mean": lambda n: 0.5 * (n.z - n.up(n.below.value)).square().sum(1).mean() + n.error().square().mean(),
     "loss-sum": lambda n: n.first().sum() + 0.5 * F.mse_loss(n.y, n.mu(), reduction="sum"),
     "loss-mean": lambda n: F.mse_loss(n.up(n.below.value), n.z) + nn.MSELoss()(n.mu(), n.y),
+    "absolute-loss-sum": lambda n: n.first().sum() + 0.5 * F.l1_loss(n.y, n.mu(), reduction="sum"),
+    "absolute-loss-mean": lambda n: F.l1_loss(n.up(n.below.value), n.z) + nn.L1Loss()(n.mu(), n.y),
     "loss-none": lambda n: n.first().sum() + F.mse_loss(n.y, n.mu(), reduction="none").sum(),
     "view": lambda n: (n.first() + n.second()).view(-1, 1).sum(),
 }
@@ -262,7 +293,7 @@ NONE = {
     "not-a-difference": (lambda n: (n.y + n.mu()).square().sum(1), "sum of square of n.hidden.value"),
     "cubed": (lambda n: (n.error() ** 3).sum(1), "sum of pow of n.hidden.value"),
     "norm": (lambda n: n.error().norm(dim=1), "norm of n.hidden.value"),
-    "absolute": (lambda n: n.error().abs().sum(1), "sum of abs of n.hidden.value"),
+    "absolute": (lambda n: (n.y + n.mu()).abs().sum(1), "sum of abs of n.hidden.value"),
     "in-parts": (lambda n: (n.error().square() + n.mu().cos()).sum(1), "sum of cos of n.hidden.value"),
     "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
     "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),

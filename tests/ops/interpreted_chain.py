@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+import pyromancy
 from chains import FUNCTIONS, call, check, planned, problem, run_plan_, to
 from numerics import assert_near
 from pyromancy import backends, plan
+from pyromancy.nodes import LaplaceNode
 from pyromancy.ops import run_plan as definition
 from pyromancy.ops.triton import chain, persistent
 from pyromancy.plan import Learned, Learning, Rule, RuleKind
@@ -156,3 +158,14 @@ class TestDecision:
 @pytest.mark.parametrize(("precision", "unit"), [("high", 2.0**-11), ("medium", 2.0**-8)])
 def test_less_precise_products(way, precision, unit):
     check(problem((5, 33, 7, 3), 17, "tanh", dtype=torch.float32) | {"matmul_precision": precision}, unit=unit)
+
+
+def test_laws_without_a_kernel_are_left_to_the_graph():
+    node = LaplaceNode(3)
+    node.init(torch.tensor([[1.0, -2.0, 0.5]]))
+    loop = pyromancy.InferenceLoop(lambda: node.energy(torch.zeros(1, 3)), [node.value], lr=0.1)
+    loop.run(2)
+    torch.testing.assert_close(node.value.detach(), torch.tensor([[0.8, -1.8, 0.3]]))
+    explained = loop.explain()
+    assert explained.startswith("executor: graph")
+    assert "not chain: the triton kernels that serve cpu have no Laplace law yet, which node.value has" in explained

@@ -15,7 +15,13 @@ from torch import nn
 import pyromancy as pyro
 from numerics import same_bits
 from pyromancy import native, ops
-from pyromancy.nodes import FactorizedGaussianNode, FixedNode, IsotropicGaussianNode, StandardGaussianNode
+from pyromancy.nodes import (
+    FactorizedGaussianNode,
+    FixedNode,
+    IsotropicGaussianNode,
+    LaplaceNode,
+    StandardGaussianNode,
+)
 from pyromancy.run.interrupt import Uninterrupted
 from twins import UNIT, Net, assert_same, assert_same_state, batches, plainly, twins
 
@@ -46,6 +52,8 @@ OPTIMIZERS = {
 KINDS = {
     "unit": UNIT,
     "variances": (FactorizedGaussianNode, IsotropicGaussianNode, FactorizedGaussianNode),
+    "scales": (LaplaceNode,) * 3,
+    "a-hidden-scale": (StandardGaussianNode, LaplaceNode, FactorizedGaussianNode),
 }
 
 

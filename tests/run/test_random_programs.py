@@ -21,6 +21,7 @@ OPTIMIZERS = {
     "adam": lambda ps, **o: torch.optim.Adam(ps, 0.01, eps=EPSILON, amsgrad=o["flag"], weight_decay=o["decay"]),
     "adamw": lambda ps, **o: torch.optim.AdamW(ps, 0.01, eps=EPSILON, maximize=o["flag"], weight_decay=o["decay"]),
 }
+LAWS = (*KINDS, "LaplaceNode")
 BATCHES = 4
 
 
@@ -63,7 +64,7 @@ def cases(draw):
     depth = draw(st.integers(2, 4))
     widths = [draw(st.sampled_from((1, 2, 3, 5, 9))) for _ in range(depth + 1)]
     pick = lambda options: [draw(st.sampled_from(options)) for _ in range(depth)]  # noqa: E731
-    network = widths, pick(KINDS), pick(ACTIVATIONS), pick((False, False, True)), pick((True, False)), draw(
+    network = widths, pick(LAWS), pick(ACTIVATIONS), pick((False, False, True)), pick((True, False)), draw(
         st.sampled_from((1.0, 0.5, 2))
     )  # fmt: skip
     how = {

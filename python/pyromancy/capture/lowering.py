@@ -98,8 +98,10 @@ def lower(program: Program) -> list[Chain]:
             of_pred, of_state = (tuple(program.stand_ins[s].shape) for s in (of.prediction, state))
             if of_pred != of_state:
                 raise NotAChain(f"the prediction of {name}, {of_pred}, broadcasts with it, {of_state}")
-        if state in nodes:
-            raise NotAChain(f"{name} has two energies")
+        if (first := nodes.get(state)) is not None:
+            assert first.term is not None
+            both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
+            raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
@@ -166,7 +168,15 @@ def _no_node(program: Program, term: Term) -> str:
         return f"a term of the energy, {told}, has a tensor as a factor, {program.told(factor)}: chains take numbers"
     if term.within != term.slot:
         told = f"{program.producer[term.slot].name} of {told}"
-    return f"a term of the energy, {told}, is not the energy of a Gaussian node"
+    return f"a term of the energy, {told}, is not the energy of a Gaussian or Laplace node"
+
+
+def _told(program: Program, term: Term) -> str:
+    """What to call a term that is a node's energy."""
+    assert term.slot is not None
+    assert term.node is not None
+    law = "a Laplace" if term.node.law is Law.LAPLACE else "a Gaussian"
+    return f"{law} one ({program.told(term.slot)})"
 
 
 def _check_state(program: Program, slot: int) -> None:

@@ -1,7 +1,8 @@
 """An energy as a weighted sum of terms, and which of them are the energy of a node, however they are written.
 
 Sums, differences, multiples, stacks, and sums and means over elements are taken apart; so are squares of differences,
-which are a Gaussian node's energy by another name: ``1/2 sum_i (z_i - mu_i)^2``.
+which are a Gaussian node's energy by another name, ``1/2 sum_i (z_i - mu_i)^2``, and their absolute values, which are a
+Laplace node's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from ..plan import Law
 from .calls import Call, Slot, is_number, replaced
 from .vocabulary import arguments
 
-_ENERGIES = {functional.gaussian_energy: Law.GAUSSIAN, functional.multivariate_energy: Law.FULL_GAUSSIAN}
+_ENERGIES = {
+    functional.gaussian_energy: Law.GAUSSIAN,
+    functional.multivariate_energy: Law.FULL_GAUSSIAN,
+    functional.laplace_energy: Law.LAPLACE,
+}
+_LOSSES = {"mse_loss": Law.GAUSSIAN, "l1_loss": Law.LAPLACE}
+_TIMES = {Law.GAUSSIAN: 2.0, Law.LAPLACE: 1.0}  # how many energies a square or an absolute value is
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
 
 
@@ -232,15 +239,24 @@ class Terms:
             assert state is not None
             assert prediction is not None
             return NodeEnergy(law, state, prediction, theta)
-        square = self._loss(call) if call.meaning == "mse_loss" else self._square(call)
-        if square is None or (summed is None) != (self._forms[slot].dim() == 0):
+        law = _LOSSES.get(call.meaning or "") or (Law.LAPLACE if call.meaning == "abs" else Law.GAUSSIAN)
+        found = self._loss(call) if call.meaning in _LOSSES else self._distance(call) or self._square(call)
+        if found is None or (summed is None) != (self._forms[slot].dim() == 0):
             return None
-        of, a, b = square
+        of, a, b = found
         states = [s for s in (a, b) if type(s) is int and (s not in self._producer or s not in self._varying)]
         if not states:
             return None
         state = min(states, key=lambda s: (s not in self._free, s in self._producer))
-        return NodeEnergy(Law.GAUSSIAN, state, b if state == a else a, scale=2 * of)
+        return NodeEnergy(law, state, b if state == a else a, scale=_TIMES[law] * of)
+
+    def _distance(self, call: Call) -> tuple[float, int | float, int | float] | None:
+        """``c |a - b|`` element by element, as c, a and b."""
+        match call.meaning, [*call.args, *call.kwargs.values()]:
+            case "abs", [Slot(x)]:
+                c, a, b = self._difference(x)
+                return abs(c), a, b
+        return None
 
     def _square(self, call: Call) -> tuple[float, int | float, int | float] | None:
         """``c (a - b)^2`` element by element, as c, a and b."""
@@ -257,7 +273,7 @@ class Terms:
         return (-c * d, a, b) if self._same(a, f) and self._same(b, e) else None
 
     def _loss(self, call: Call) -> tuple[float, int | float, int | float] | None:
-        """The same of a squared error, element by element or, where that is the energy, as one number."""
+        """The same of a loss, element by element or, where that is the energy, as one number."""
         given = arguments(call.function, call.args, call.kwargs)
         a, b, *_ = given.values()
         reduction = _REDUCTIONS.get(given["reduction"], given["reduction"])

@@ -577,7 +577,10 @@ class Whole:
             else Learn()
         )
         loop, planner = em.loop, self.executor.planner
-        run = Run(em.steps, float(loop.lr), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False)
+        run = Run(
+            em.steps, float(loop.lr), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
+            settle=True,  # of what start set, and the plan does not
+        )  # fmt: skip
         with torch.no_grad():
             values = planner.values(self.executor.program.leaves)
             states = [values[n.state].contiguous() for n in self.nodes]

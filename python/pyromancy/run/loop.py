@@ -21,8 +21,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .. import backends
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
-from ..capture.lowering import NotAChain, idle, lower
+from ..capture.lowering import Chain, NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
@@ -506,7 +507,9 @@ class InferenceLoop:
         if self._wanted != "graph":
             try:
                 written = normal(program, program.batch[0] if program.batch else 1)
-                executor = ChainExecutor(written, lower(written), self._params, self._replay)
+                chains = lower(written)
+                _check_laws(written, chains, self._params[0].device)
+                executor = ChainExecutor(written, chains, self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
         try:
@@ -546,6 +549,13 @@ class InferenceLoop:
             "_begun": [],
         }
         return state | anew
+
+
+def _check_laws(program: Program, chains: list[Chain], device: torch.device) -> None:
+    """Raise where a node has a law that the device's kernels do not know."""
+    for node in (n for chain in chains for n in chain.nodes):
+        if reason := backends.unknown_law(node.law, device.type):
+            raise NotAChain(f"{reason}, which {program.told(node.state)} has")
 
 
 def settles(device: torch.device) -> bool:
