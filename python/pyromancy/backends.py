@@ -164,12 +164,10 @@ def multiplies_bfloat16() -> bool:
     return served and native.MODULE is not None and native.MODULE.multiplies_bfloat16()
 
 
-def unknown_law(law: Law, device: str) -> str:
-    """Why what serves plans on a device does not run nodes of a law, or "" where it does."""
+def without_law(law: Law, device: str) -> str:
+    """The backend that serves plans on a device, where it does not know a law; "" where it does."""
     backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
-    if law not in _UNKNOWN_LAWS.get((backend, device), ()):
-        return ""
-    return f"the {backend} kernels that serve {device} have no {law.name.capitalize()} law yet"
+    return backend if law in _UNKNOWN_LAWS.get((backend, device), ()) else ""
 
 
 def _instruction_set() -> str:

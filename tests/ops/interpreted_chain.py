@@ -168,4 +168,4 @@ def test_laws_without_a_kernel_are_left_to_the_graph():
     torch.testing.assert_close(node.value.detach(), torch.tensor([[0.8, -1.8, 0.3]]))
     explained = loop.explain()
     assert explained.startswith("executor: graph")
-    assert "not chain: the triton kernels that serve cpu have no Laplace law yet, which node.value has" in explained
+    assert "not chain: the triton kernels on cpu do not know the law of node.value yet: Laplace" in explained

@@ -554,8 +554,9 @@ class InferenceLoop:
 def _check_laws(program: Program, chains: list[Chain], device: torch.device) -> None:
     """Raise where a node has a law that the device's kernels do not know."""
     for node in (n for chain in chains for n in chain.nodes):
-        if reason := backends.unknown_law(node.law, device.type):
-            raise NotAChain(f"{reason}, which {program.told(node.state)} has")
+        if backend := backends.without_law(node.law, device.type):
+            name, law = program.told(node.state), node.law.name.capitalize()
+            raise NotAChain(f"the {backend} kernels on {device.type} do not know the law of {name} yet: {law}")
 
 
 def settles(device: torch.device) -> bool:
