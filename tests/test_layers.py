@@ -15,7 +15,7 @@ LAYERS = (
     {"laws", "rules"},
     {"ops"},
     {"backends", "functional"},
-    {"nodes"},
+    {"diagnose", "nodes"},
     {"capture"},
     {"run"},
     {"networks"},

@@ -3,6 +3,7 @@
 from . import backends, functional, networks, nodes
 from . import infra as infra  # not needed here, but `pyromancy.infra` and `pyromancy.utils` are there in pyromancy-ai
 from . import utils as utils
+from .diagnose import Diagnosis, diagnose, max_rate
 from .registration import (
     eparameters,
     get_estep_params,
@@ -17,16 +18,19 @@ from .version import __version__
 
 __all__ = [
     "EM",
+    "Diagnosis",
     "InferenceLoop",
     "Shape",
     "__version__",
     "backends",
+    "diagnose",
     "eparameters",
     "functional",
     "get_estep_params",
     "get_mstep_params",
     "get_named_estep_params",
     "get_named_mstep_params",
+    "max_rate",
     "mparameters",
     "networks",
     "nodes",
