@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal, overload
@@ -31,6 +31,10 @@ _KINKED = re.compile(
     r"(Relu|LeakyRelu|Prelu|PreluKernel|Rrelu|RreluWithNoise|Threshold|Hardtanh|Hardswish|Hardsigmoid|Hardshrink|"
     r"Softshrink|Elu|Abs|Clamp|ClampMin|ClampMax|Maximum|Minimum|Max|Min|Amax|Amin|Topk|Sort|Sign|Sgn|Where|"
     r"\w*MaxPool\w*|Huber\w*|SmoothL1Loss|L1Loss)Backward\d*$"
+)
+_ONCE = (
+    "energy must be differentiable twice, and a function in it is not: a custom autograd function needs a backward "
+    "that is differentiable itself, and a compiled energy has none"
 )
 _Product = Callable[[Tensor], Tensor]  # of the Hessian, or another operator, with a vector for every sample: [B, n]
 
@@ -274,15 +278,18 @@ class _Problem:
             energies = energy()
         _check_energies(energies, self.count)
         self.total, self.terms = energies.sum(), watch.terms
-        slopes = torch.autograd.grad(self.total, self.params, create_graph=True, allow_unused=True)
+        # what cannot be differentiated twice says so, but only where its factor requires a gradient, and if it is asked
+        one = torch.ones_like(self.total, requires_grad=True)
+        slopes = torch.autograd.grad(self.total, self.params, one, create_graph=True, allow_unused=True)
         for i, slope in enumerate(slopes):
             if slope is None:
                 raise ValueError(f"params[{i}] must be a state that the energy depends on, and it does not use it")
+        if any(f.name().endswith("::Error") for f in _functions(s.grad_fn for s in slopes)):
+            raise RuntimeError(_ONCE)
         self._root = energies.grad_fn
         self.energies = energies.detach().double()
         self.gradient = self.flat(slopes)
-        # where the energy is linear in all states that a slope is for, the slope is a constant
-        self._slopes = [(s, i) for i, s in enumerate(slopes) if s.requires_grad]
+        self._slopes = slopes
         if self.count > 1:
             self._check_samples()
 
@@ -313,23 +320,17 @@ class _Problem:
         return self.flat(self._product(vector, create_graph=False))
 
     def _product(self, vector: Tensor, create_graph: bool) -> tuple[Tensor | None, ...]:
-        parts = self.parts(vector)
-        if not self._slopes:
-            return (None,) * len(parts)
         try:
             return torch.autograd.grad(
-                [s for s, _ in self._slopes],
+                self._slopes,
                 self.params,
-                [parts[i] for _, i in self._slopes],
+                self.parts(vector),
                 retain_graph=True,
                 create_graph=create_graph,
                 allow_unused=True,
             )
         except RuntimeError as error:
-            raise RuntimeError(
-                "energy must be something that autograd differentiates twice, and its second derivative failed; "
-                "custom autograd functions need a differentiable backward, compiled ones have none"
-            ) from error
+            raise RuntimeError(_ONCE) from error
 
     def is_quadratic(self) -> bool:
         """Whether the curvature in a direction stays the same whatever the states are, to first order."""
@@ -344,16 +345,7 @@ class _Problem:
 
     def has_kinks(self) -> bool:
         """Whether a function of the energy is known to have kinks."""
-        found, ahead = set(), [self._root]
-        while ahead:
-            node = ahead.pop()
-            if node is None or node in found:
-                continue
-            found.add(node)
-            ahead.extend(n for n, _ in node.next_functions)
-            if _KINKED.match(node.name()) and not _is_squared_error(node):
-                return True
-        return False
+        return any(_KINKED.match(f.name()) and not _is_squared_error(f) for f in _functions([self._root]))
 
     def _check_samples(self) -> None:
         """Raise where samples interact: a sample's share in the Hessian is then no block of its own."""
@@ -405,6 +397,17 @@ def _check_energies(energies: Any, count: int) -> None:
         raise TypeError(f"energy must return float32 or float64, got {energies.dtype}")
     if not energies.requires_grad:
         raise ValueError("energy must be differentiable in the states, got energies that do not depend on them")
+
+
+def _functions(roots: Iterable[Any]) -> Iterator[Any]:
+    """The functions of an autograd graph, each once."""
+    found, ahead = set(), [*roots]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            ahead.extend(n for n, _ in node.next_functions)
+            yield node
 
 
 def _is_squared_error(node: Any) -> bool:
