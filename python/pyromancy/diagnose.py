@@ -50,8 +50,8 @@ class Diagnosis:
         lambda_max_error: its error bar, ``[B]``: there is an eigenvalue within it, by the residual of the Ritz vector.
         lambda_min: smallest eigenvalue, ``[B]``, never below the true one.
         lambda_min_error: its error bar, ``[B]``.
-        condition: ``lambda_max / lambda_min``, ``[B]``, never above the true one; infinite where `lambda_min` is not
-            positive, as the energy has no single minimum there.
+        condition: ``lambda_max / lambda_min``, ``[B]``, never above the true one; infinite where the Hessian is known
+            to have an eigenvalue that is not positive, as the energy has no single minimum there.
         max_rate: largest rate at which descent is stable, ``2 / (lambda_max + lambda_max_error)``, ``[B]``; infinite
             where no curvature is positive.
         gap: bound on what the energy can still fall, F - F*, ``[B]``; infinite where nothing certifies one.
@@ -87,20 +87,23 @@ class Diagnosis:
             f"{count} sample{'s' * (count > 1)}, energy {_middle(self.energy)}. Curvature from {low:.3g} to "
             f"{high:.3g}; descent is stable at rates below {self.max_rate.min().item():.3g}."
         ]
-        flat, known = self.condition.isinf(), self.lambda_min_error <= 0.1 * self.lambda_min
-        if flat.any():
-            bent = (self.lambda_min < -self.lambda_min_error).sum().item()
-            why = f"not convex ({bent} of {count} samples)" if bent else "flat in some direction, as far as is resolved"
-            lines.append(f"The energy is {why}: there is no condition, and descent may end in one of several places.")
-        else:
-            worst = self.condition.max().item()
-            least, more = ("", "") if known.all() else ("at least ", " or more")
+        single, certain = self.condition.isfinite(), self.gap.isfinite()
+        if not single.all():
             lines.append(
-                f"Condition {least}{_middle(self.condition)}: descent at its best rate takes about "
-                f"{math.ceil(worst * math.log(10) / 2)}{more} steps for a digit of the states."
+                f"Not convex, or flat in some direction, around {(~single).sum().item()} of {count} samples: "
+                "they have no condition, and descent may end in one of several places."
             )
-        if self.gap.isfinite().all():
-            lines.append(f"At most {_middle(self.gap)} above equilibrium, by {self.certificate}.")
+        if single.any():
+            ratio = self.condition[single]
+            known = (self.lambda_min_error <= 0.1 * self.lambda_min)[single].all()
+            least, more = ("", "") if known else ("at least ", " or more")
+            lines.append(
+                f"Condition {least}{_middle(ratio)}: descent at its best rate takes about "
+                f"{math.ceil(ratio.max().item() * math.log(10) / 2)}{more} steps for a digit of the states."
+            )
+        if certain.any():
+            others = "" if certain.all() else f" for {certain.sum().item()} of {count} samples, none for the others"
+            lines.append(f"At most {_middle(self.gap[certain])} above equilibrium, by {self.certificate}{others}.")
         else:
             lines.append(f"How far equilibrium is cannot be certified: {self.certificate}.")
         if self.equilibrium is not None:
@@ -204,8 +207,8 @@ def diagnose(
     spectrum = _lanczos(problem.product, problem.random_start(), products, tol, (0, -1), problem.eps)
     low, high = spectrum.values[:, 0], spectrum.values[:, -1]
     low_error, high_error = spectrum.errors[:, 0], spectrum.errors[:, -1]
-    resolved = low > problem.eps * math.sqrt(problem.size) * high
-    convex = low >= -low_error  # as far as the Ritz values tell
+    rounding = 10 * problem.eps * math.sqrt(problem.size) * high.abs()
+    convex = low >= -rounding  # as far as is known: what is negative is so for certain
 
     gap, certificate, equilibrium = torch.full_like(low, math.inf), "", None
     kinks, quadratic = problem.has_kinks(), problem.is_quadratic()
@@ -227,13 +230,15 @@ def diagnose(
                 problem.random_start(), products, tol, (0,), problem.eps,
             )  # fmt: skip
             least = inner.values[:, 0] - inner.errors[:, 0]
-            gap, convex = gap / least.clamp(0, 1), convex & (least > 0)
+            gap = (gap / least.clamp(max=1)).where(least > 0, math.inf)
+            convex &= inner.values[:, 0] >= 0  # as many eigenvalues are negative there, and show sooner
     gap = gap.nan_to_num(nan=0.0, posinf=math.inf).where(convex, math.inf)
-    if not convex.all():
-        certificate = "the energy is not convex at the states"
+    if gap.isinf().all() and (precondition is not None or spectrum.exhausted.all()):
+        certificate = "the energy is not convex around the states, or nearly so"
+    resolved = convex & (low > rounding)
     if not kinks and quadratic and (precondition is not None or spectrum.exhausted.all()):
         fall = _fall(problem.product, precondition, problem.gradient, problem.eps)
-        equilibrium = (problem.energies - fall).where(convex & resolved, math.nan)
+        equilibrium = (problem.energies - fall).where(resolved, math.nan)
     share = None
     if steps is not None and lr is not None:
         modes = _lanczos(problem.product, problem.gradient, products, tol=0.0, ends=(), eps=problem.eps)
