@@ -422,6 +422,21 @@ def test_kinks_are_told(kinked):
     assert "kinks" in str(found)
 
 
+def test_laplace_nodes_have_kinks_and_no_curvature():
+    """Away from the kink |z - mu| is linear: the curvature is that of the Gaussian above, W^T W."""
+    below, above = nodes.LaplaceNode(3).double(), nodes.StandardGaussianNode(5).double()
+    edge = nn.Linear(3, 5, dtype=torch.float64)
+    below.init(torch.randn(BATCH, 3)), above.init(torch.randn(BATCH, 5))
+    origin = torch.zeros(BATCH, 3, dtype=torch.float64)
+    found = pyro.diagnose(lambda: below.energy(origin) + above.energy(edge(below.value)), [below.value], products=1)
+    whole = pyro.max_rate(lambda: below.energy(origin) + above.energy(edge(below.value)), [below.value])
+    highest = torch.linalg.matrix_norm(edge.weight.detach(), 2).square().item()
+    assert whole == pytest.approx(2 / highest, rel=1e-9)
+    assert found.kinks
+    assert found.gap.isinf().all()
+    assert "params[0] has no energy of a Gaussian node" in found.certificate
+
+
 def test_smooth_energies_have_no_kinks():
     for name in SMOOTH:
         network, free = made(name)
