@@ -31,7 +31,7 @@ from chains import (
     to,
     with_gram,
 )
-from numerics import FLOATS, assert_near, saying
+from numerics import FLOATS, assert_near, same_bits, saying
 from pyromancy import plan
 from pyromancy.ops import run_plan as definition
 from pyromancy.plan import Activation, Descent, Edge, Law, Learned, Learning, Node, Plan, Rule, Target
