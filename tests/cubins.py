@@ -4,6 +4,7 @@ The argument is the compute capability: 80, 90 or 100. Prints a JSON object per 
 registers per thread, and bytes per thread of local memory, which is where registers are spilled to.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -22,8 +23,8 @@ from numerics import FLOATS, LOW, contiguous, name, transposed
 from pyromancy import plan
 from pyromancy.ops import schema
 from pyromancy.ops import triton as kernels
-from pyromancy.ops.triton import persistent
-from pyromancy.plan import Learned, Learning, Rule
+from pyromancy.ops.triton import persistent, rule
+from pyromancy.plan import Learned, Learning, Rule, RuleKind
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ALIGNED = {"states": ((64, (512,)),), "matrices": ((64, 1, 64),)}  # wide loads
@@ -94,11 +95,32 @@ def chain_calls():
             yield chain_call(problem), torch.float32
 
 
+def rule_calls():
+    """Arguments and types of plans that learn: every rule with every option, its count on the host and the device."""
+    rules = (
+        Rule(RuleKind.SGD, 0.1), Rule(RuleKind.SGD, 0.1, 0.1, 0.9, 0.1, maximize=True, fresh=True),
+        Rule(RuleKind.SGD, 0.1, 0.1, 0.9, 0.1, nesterov=True), Rule(RuleKind.ADAM, 0.1, 0.0, 0.9, 0.99, 1e-8),
+        Rule(RuleKind.ADAM, 0.1, 0.1, 0.9, 0.99, 1e-8, maximize=True),
+        Rule(RuleKind.ADAM, 0.1, 0.1, 0.9, 0.99, 1e-8, decoupled=True),
+        Rule(RuleKind.RMSPROP, 0.1, 0.1, 0.9, 0.0, 1e-8), Rule(RuleKind.RMSPROP, 0.1, 0.0, 0.9, 0.9, 1e-8),
+    )  # fmt: skip
+    for dtype, rule_, on_host, slots in itertools.product(FLOATS, rules, (False, True), (3, 4)):
+        rule.on_host = lambda _, here=on_host: here
+        problem = chains.problem((64, 256, 16), 64, dtype=dtype) | {"swept": [False, True, False]}
+        w = problem["weights"][0]
+        own = tuple(torch.zeros_like(w) for _ in range(slots))
+        kept = (torch.zeros(()), *own[1:]) if rule_.kind.counts_steps else own[:1]
+        targets = [(Learned.WEIGHT, 0, 0, w, kept)]
+        made, operands = chains.planned(problem, targets, learning=Learning.AT_THE_END, rules=(rule_,))
+        ints, numbers = plan.encode(made)
+        yield {"written": operands.written, "read": operands.read, "plan": ints, "numbers": numbers}, dtype
+
+
 def calls():
     """Operator, arguments and element type."""
     for case, dtype, layout in cases():
         yield case.operator, case.arguments(dtype, layout), dtype
-    for arguments, dtype in chain_calls():
+    for arguments, dtype in itertools.chain(chain_calls(), rule_calls()):
         yield "run_plan_", arguments, dtype
 
 

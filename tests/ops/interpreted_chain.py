@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import pyromancy
-from chains import FUNCTIONS, call, check, planned, problem, run_plan_, to
+from chains import FUNCTIONS, call, check, operator, planned, problem, run_plan_, to
 from numerics import assert_near
 from pyromancy import backends, plan
 from pyromancy.nodes import LaplaceNode
 from pyromancy.ops import run_plan as definition
-from pyromancy.ops.triton import chain, persistent
-from pyromancy.plan import Learned, Learning, Rule, RuleKind
+from pyromancy.ops.triton import chain, persistent, rule
+from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,26 +102,38 @@ class TestBothWays:
         assert len(way["taken"]) == 2
 
 
-class TestRefusals:
-    """Of what there are no kernels for yet: by name, and before anything is done."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_counts_that_lie_on_the_cpu_are_read_there(dtype, monkeypatch):
+    """As they do where the rest is on a GPU."""
+    found = []
+    for on_host in (False, True):
+        monkeypatch.setattr(rule, "on_host", lambda _, here=on_host: here)
+        torch.manual_seed(1)
+        a = problem((5, 7, 3), 4, dtype=dtype)
+        w = a["weights"][0]
+        slots = (torch.full((), 4.0), torch.rand_like(w), torch.rand_like(w))
+        targets = [(Learned.WEIGHT, 0, 0, w, slots)]
+        call(*planned(a, targets, learning=Learning.AFTER_EACH_STEP,
+                      rules=(Rule(RuleKind.ADAM, 0.1, 0.0, 0.9, 0.99, 1e-8),)))  # fmt: skip
+        assert slots[0] == 4 + a["steps"]
+        found.append(w)
+    assert torch.equal(*found)
 
-    @pytest.mark.parametrize("what", ["start at their predictions", "an order", "in every step", "move parameters"])
-    def test_what_there_is_no_kernel_for(self, what):
-        a, options, targets = problem((5, 7, 3), 4, dtype=torch.float32), {}, []
-        if what == "start at their predictions":
-            a["swept"] = [False, True, False]
-        elif what == "an order":
-            a["data"], options = [torch.randn(9, 5), None, None], {"order": torch.arange(8)}
-        elif what == "in every step":
-            targets = [(Learned.WEIGHT, 0, 0, torch.zeros(7, 5), ())]
-            options = {"learning": Learning.WITH_EACH_STEP, "rules": (Rule(),)}
-        else:
-            targets = [(Learned.WEIGHT, 0, 0, a["weights"][0], ())]
-            options = {"learning": Learning.AT_THE_END, "rules": (Rule(RuleKind.SGD, 0.1),)}
-        before = to(a["states"])
-        with pytest.raises(RuntimeError, match=f"run_plan_ has no Triton kernel for .*{what} yet"):
-            call(*planned(a, targets, **options))
-        assert all(torch.equal(x, y) for x, y in zip(before, a["states"], strict=True))
+
+def test_chains_that_sweep_go_one_by_one(way):
+    """With products of the library, with which what has been swept has no error."""
+    a = problem((5, 33, 7, 3), 17, dtype=torch.float32) | {"swept": [False, True, True, False]}
+    call(*planned(a))
+    assert way["taken"] == [way["one by one"]]
+
+
+def test_the_law_that_there_is_no_kernel_for():
+    """It is refused by name, and before anything is done."""
+    a = problem((5, 7, 3), 4, dtype=torch.float32) | {"laws": [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN]}
+    before = to(a["states"])
+    with pytest.raises(RuntimeError, match="run_plan_ has no Triton kernel for the Laplace law yet"):
+        operator(**a)
+    assert all(torch.equal(x, y) for x, y in zip(before, a["states"], strict=True))
 
 
 def renumbered(made, after, by):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,21 +34,32 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
         plan: its structure, as `pyromancy.plan.encode` gives it.
         numbers: its numbers, likewise.
     """
-    decoded, operands = decode(plan, numbers), [*written, *read]
-    if decoded.order is None:
-        _Batch(decoded, operands).run()
+    operands = [*written, *read]
+    for batch in batches(decode(plan, numbers), operands):
+        _Batch(batch, operands).run()
+
+
+def batches(plan: Plan, operands: list[Tensor]) -> Iterator[Plan]:
+    """The plan of each batch, the states of which are set from the rows of an order if there is one."""
+    if plan.order is None:
+        yield plan
         return
-    batch, order = operands[decoded.nodes[0].state].shape[0], operands[decoded.order]
-    picked = [(operands[n.state], operands[n.data]) for n in decoded.nodes if n.data is not None]
+    first, order = operands[plan.nodes[0].state], operands[plan.order]
+    picked = [(operands[n.state], operands[n.data]) for n in plan.nodes if n.data is not None]
     for i, row in enumerate(order.tolist()):
         for _, data in picked:
             if not 0 <= row < len(data):
                 raise RuntimeError(f"order[{i}] must be from 0 to {len(data) - 1}, got {row}")
-    for rows in order.view(-1, max(1, batch)):
+    for rows in order.to(first.device).view(-1, max(1, first.shape[0])):
         for state, data in picked:
-            state.copy_(data[rows])
-        _Batch(decoded, operands).run()
-        decoded = replace(decoded, rules=tuple(replace(rule, fresh=False) for rule in decoded.rules))
+            torch.index_select(data, 0, rows, out=state)
+        yield plan
+        plan = learned(plan)
+
+
+def learned(plan: Plan) -> Plan:
+    """The same once its rules have been applied."""
+    return replace(plan, rules=tuple(replace(rule, fresh=False) for rule in plan.rules))
 
 
 @dataclass
@@ -65,10 +77,9 @@ class _Batch:
         self.states = [operands[n.state] for n in plan.nodes]
         self.into = {e.target: e for e in plan.edges}
         self.out = {e.source: e for e in plan.edges}
-        self.fresh = True  # whether rules have not been applied yet
 
     def run(self) -> None:
-        plan = self.plan
+        plan = self.plan  # but for its rules, which change as they are applied
         for i, node in enumerate(plan.nodes):
             if node.swept:
                 self.states[i].copy_(self.predict(i)[1])
@@ -148,9 +159,8 @@ class _Batch:
         for target, gradient in zip(self.plan.targets, gradients, strict=True):
             rule = self.plan.rules[target.rule]
             slots = [None if s is None else self.operands[s] for s in target.slots]
-            rule = replace(rule, fresh=rule.fresh and self.fresh)
             RULES[rule.kind](rule, self.operands[target.tensor], gradient, slots)
-        self.fresh = False
+        self.plan = learned(self.plan)
 
     def gradient(self, target: Target, errors: _Errors, states: list[Tensor]) -> Tensor:
         """Of the mean energy."""

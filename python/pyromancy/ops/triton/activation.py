@@ -6,8 +6,10 @@ import math
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from ...plan.activations import ACTIVATIONS, SELU_DEPTH, SELU_SCALE
+from .launch import INTERPRETED
 
 IDENTITY = [*ACTIVATIONS].index("identity")  # for the launchers
 _NUMBER = {name: tl.constexpr(number) for number, name in enumerate(ACTIVATIONS)}
@@ -19,7 +21,14 @@ _CLIPPED_RELU, _HARDTANH, _SELU = _NUMBER["clipped_relu"], _NUMBER["hardtanh"], 
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _INV_SQRT_2PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
 _SELU_SCALE, _SELU_DEPTH = tl.constexpr(SELU_SCALE), tl.constexpr(SELU_DEPTH)
+_INTERPRETED = tl.constexpr(INTERPRETED)
 _SCALE, _CUBIC = tl.constexpr(math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
+
+
+@triton.jit
+def subtract(a, b):
+    """The difference, which is zero where the two are the same: not fused with the product that b may be."""
+    return a - b if _INTERPRETED else libdevice.sub_rn(a, b)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import plan
 from ...plan import Learned
 from . import persistent
-from .activation import IDENTITY, activate, slope
+from .activation import IDENTITY, activate, slope, subtract
 from .launch import blocks, computed_in, elements_of_tile, launch, tile
 from .reduce import finish
 
@@ -60,7 +60,7 @@ def error_kernel(
         x += tl.load(bias + column, mask=column < n, other=0.0)[None, :]
     p = tl.full([], parameter, ACC)
     mu = activate(x, p, AFTER)
-    r = tl.load(state + at, mask=inside, other=0.0) - mu
+    r = subtract(tl.load(state + at, mask=inside, other=0.0), mu)
     e = r
     if weighted is not None:
         e = tl.load(weighted + at, mask=inside, other=0.0)
@@ -275,6 +275,18 @@ class Descent:
     matmul_precision: str
 
 
+def sweep(chain: Chain, swept: list[bool]) -> None:
+    """Set the states that start at their predictions to these."""
+    for i, (state, sweeps) in enumerate(zip(chain.states, swept, strict=True)):
+        if not sweeps:
+            continue
+        if i > 0:
+            state.copy_(chain.prediction(i - 1))
+        else:
+            assert chain.prior is not None
+            state.copy_(chain.prior)
+
+
 def infer(
     chain: Chain,
     free: list[bool],
@@ -284,6 +296,7 @@ def infer(
     velocities: list[Tensor | None],
     energies: Tensor | None,
     matmul_precision: str,
+    exact: bool,
 ) -> None:
     """Take a chain's E-steps, in place.
 
@@ -296,6 +309,7 @@ def infer(
         velocities: of every node that has one.
         energies: ``[steps, nodes, B]``, set to the nodes' energies before each step.
         matmul_precision: by its name in `PRODUCTS`.
+        exact: take the library's products, with which a state that `sweep` has set has no error.
     """
     if not steps:
         return
@@ -315,7 +329,8 @@ def infer(
     )  # fmt: skip
     if energies is not None:
         _constant_energies(chain, descent, energies)
-    if tall := persistent.rows_of_a_program(chain, descent):
+    tall = 0 if exact else persistent.rows_of_a_program(chain, descent)
+    if tall:
         persistent.descend(chain, descent, tall)
     else:
         _descend(chain, descent)

@@ -68,11 +68,12 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
 
 
 def guarded(name: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """The launcher of an operator, its arguments checked and the device of its first tensor the current one."""
+    """The launcher of an operator, its arguments checked and the device of its tensors the current one."""
 
     def kernel(*args: Any) -> Any:
         check(name, args)
-        with torch.cuda.device_of(next(_tensors(args))):
+        tensors = [*_tensors(args)]  # some of which may lie on the CPU
+        with torch.cuda.device_of(next((t for t in tensors if t.is_cuda), tensors[0])):
             return launcher(*args)
 
     return kernel

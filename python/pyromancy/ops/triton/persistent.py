@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import IDENTITY, activate, slope
+from .activation import IDENTITY, activate, slope, subtract
 from .launch import INTERPRETED, blocks, launch
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def descend_chain_kernel(
                 x = _multiply(panel, row, inside, weight, n, depth, column, depth, 1, PRODUCTS, ROWS, WIDTH, DEPTH)
                 x += tl.load(bias + column, mask=here & _has(biased, i), other=0.0)[None, :]
                 mu, d = _activate(x, p, which, KINDS)
-                r = tl.where(mask, tl.load(target + at, mask=mask, other=0.0) - mu, 0.0)
+                r = tl.where(mask, subtract(tl.load(target + at, mask=mask, other=0.0), mu), 0.0)
                 e = r * tl.load(precision + column, mask=here & _has(weighted, i), other=1.0)[None, :]
                 tl.store(error + at, e, mask=mask & _has(apart, i))
                 tl.store(delta + at, d * e, mask=mask)
@@ -159,7 +159,7 @@ def descend_chain_kernel(
                 _, d = _activate(z, p, which, KINDS)
                 predicted = mask & _has(known, i)
                 mu = tl.load(constant + (row * constant_row)[:, None] + column[None, :], mask=predicted, other=0.0)
-                r = tl.where(predicted, z - mu, 0.0)
+                r = tl.where(predicted, subtract(z, mu), 0.0)
                 e = r * tl.load(precision + column, mask=here & _has(known_weighted, i), other=1.0)[None, :]
                 total += tl.sum(r * e, 1)
                 g = e - d * back  # before the rest of the error is loaded: in the other order registers run out

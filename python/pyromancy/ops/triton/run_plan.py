@@ -1,37 +1,50 @@
-"""Plans, as far as there are kernels for what they say: the E-steps of chains, and gradients after them."""
+"""Plans, chain by chain."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...plan import Law, Learned, Learning, Node, Plan, RuleKind, decode
-from .chain import Chain, infer, mstep
+from ...plan import Law, Learned, Learning, Node, Plan, RuleKind, Target, decode
+from ..run_plan import batches, learned
+from . import rule
+from .chain import Chain, infer, mstep, sweep
 
 
 @torch.no_grad()
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
     decoded, operands = decode(plan, numbers), [*written, *read]
     _refuse(decoded)
-    for nodes in _chains(decoded):
-        _run(decoded, operands, nodes)
+    for batch in batches(decoded, operands):
+        for first, some in _passes(batch):
+            for nodes in _chains(batch):
+                _run(some, operands, nodes, first)
 
 
 def _refuse(plan: Plan) -> None:
     """Refuse what there are no kernels for yet."""
-    missing = {
-        "nodes that start at their predictions": any(node.swept for node in plan.nodes),
-        "the Laplace law": any(node.law is Law.LAPLACE for node in plan.nodes),
-        "many batches in an order": plan.order is not None,
-        "learning in every step": plan.learning in (Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP),
-        "rules that move parameters": any(plan.rules[t.rule].kind is not RuleKind.GRADIENT for t in plan.targets),
-    }
-    for what, wanted in missing.items():
-        if wanted:
-            raise RuntimeError(
-                f"run_plan_ has no Triton kernel for {what} yet; take them out of the plan, or choose another backend: "
-                "pyromancy.backends.use('reference') has everything"
-            )
+    if any(node.law is Law.LAPLACE for node in plan.nodes):
+        raise RuntimeError(
+            "run_plan_ has no Triton kernel for the Laplace law yet; take it out of the plan, or choose another "
+            "backend: pyromancy.backends.use('reference') has everything"
+        )
+
+
+def _passes(plan: Plan) -> Iterator[tuple[int, Plan]]:
+    """Plans that one after another do what one does, each learning once or never, and their first steps."""
+    if plan.learning in (Learning.NEVER, Learning.AT_THE_END):
+        yield 0, plan
+        return
+    if not plan.steps:
+        yield 0, replace(plan, learning=Learning.NEVER)
+        return
+    steps, plan = plan.steps, replace(plan, steps=1)
+    for step in range(steps):
+        yield step, plan
+        plan = learned(replace(plan, method=replace(plan.method, resume=True)))
 
 
 def _chains(plan: Plan) -> list[list[int]]:
@@ -45,7 +58,8 @@ def _chains(plan: Plan) -> list[list[int]]:
     return chains
 
 
-def _run(plan: Plan, operands: list[Tensor], places: list[int]) -> None:
+def _run(plan: Plan, operands: list[Tensor], places: list[int], first: int) -> None:
+    """One pass over one chain: the sweep before the first step, E-steps, and what is learned once."""
     nodes = [plan.nodes[i] for i in places]
     into = {edge.target: (i, edge) for i, edge in enumerate(plan.edges)}
     numbered = [into[i] for i in places[1:]]
@@ -59,10 +73,19 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int]) -> None:
         None if prior is None else operands[prior],
         [((e.before.number, e.before.parameter), (e.after.number, e.after.parameter)) for e in edges],
     )
-    recorded = None if plan.energies is None else operands[plan.energies]
+    recorded = None if plan.energies is None else operands[plan.energies][first : first + plan.steps]
     energies = recorded
     if recorded is not None and len(places) < len(plan.nodes):
         energies = recorded.new_empty(plan.steps, len(places), chain.batch)
+    owners = {(True, i): place for place, i in enumerate(places)}  # of log-variances, and of the rest
+    owners |= {(False, number): i for i, (number, _) in enumerate(numbered)}
+    targets = () if plan.learning is Learning.NEVER else plan.targets
+    own = [(t, owners[t.what is Learned.LOGVAR, t.owner]) for t in targets
+           if (t.what is Learned.LOGVAR, t.owner) in owners]  # fmt: skip
+    if first == 0:
+        sweep(chain, [node.swept for node in nodes])
+    before = plan.learning is Learning.WITH_EACH_STEP
+    gradients = _gradients(plan, operands, chain, own) if before else []
     infer(
         chain,
         [node.free for node in nodes],
@@ -72,23 +95,34 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int]) -> None:
         [None if node.velocity is None else operands[node.velocity] for node in nodes],
         energies,
         plan.precision.name.lower(),
+        exact=any(node.swept for node in nodes),
     )
     if recorded is not None and energies is not None and energies is not recorded:
         for i, node in enumerate(places):
             recorded[:, node].copy_(energies[:, i])
-    own_edge = {number: i for i, (number, _) in enumerate(numbered)}
-    own_node = {number: i for i, number in enumerate(places)}
-    wanted = []
-    for target in plan.targets:
-        own = own_node if target.what is Learned.LOGVAR else own_edge
-        if target.owner in own:
-            to = operands[target.tensor]
-            wanted.append((target.what, own[target.owner], to if to.dim() else to.view(1)))
+    if not before:
+        gradients = _gradients(plan, operands, chain, own)
+    for (target, _), gradient in zip(own, gradients, strict=True):
+        if gradient is not operands[target.tensor]:
+            slots = [None if s is None else operands[s] for s in target.slots]
+            rule.apply(plan.rules[target.rule], operands[target.tensor], gradient, slots)
+
+
+def _gradients(plan: Plan, operands: list[Tensor], chain: Chain, own: list[tuple[Target, int]]) -> list[Tensor]:
+    """Where they are wanted, or in memory of their own for the rules that go by them."""
+    gradients = []
+    for target, _ in own:
+        to = operands[target.tensor]
+        is_wanted = plan.rules[target.rule].kind is RuleKind.GRADIENT
+        gradients.append(to if is_wanted else torch.empty_like(to))
+    wanted = [(t.what, i, g if g.dim() else g.view(1)) for (t, i), g in zip(own, gradients, strict=True)]
     mstep(chain, wanted)
-    for what, i, moment in wanted:
+    for (target, i), (what, _, moment) in zip(own, wanted, strict=True):
         if what is Learned.LOGVAR:  # of weight / 2 log variance, for each that it serves, and of the energy
             served = chain.states[i].shape[1] / max(1, moment.shape[0])
-            moment.neg_().add_(served * nodes[i].weight if chain.batch else 0.0).mul_(0.5)
+            weight = plan.nodes[target.owner].weight
+            moment.neg_().add_(served * weight if chain.batch else 0.0).mul_(0.5)
+    return gradients
 
 
 def _precision(node: Node, operands: list[Tensor]) -> Tensor | None:
