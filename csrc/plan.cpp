@@ -129,6 +129,12 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
     STD_TORCH_CHECK(node.state < operands.writable(), name,
                     " is set from data, and must be among the tensors written");
   }
+  if (const Tensor* weights = operands.find(node.sample_weights)) {
+    const Name weights_name{"sample weights of node", l};
+    check_like(weights_name, *weights, first_name, first);
+    STD_TORCH_CHECK(predicted, weights_name, " need a law");
+    check_width(weights_name, *weights, batch);
+  }
 }
 
 void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
@@ -139,8 +145,9 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
   const int64_t in = operands[source.state].size(1), out = operands[target.state].size(1);
   const Tensor& weight = operands[edge.weight];
   check_like({"weight of edge", e}, weight, first_name, first);
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == out && weight.size(1) == in,
-                  Name("weight of edge", e), " must have shape (", out, ", ", in, "), got ",
+  const int64_t rows = edge.transposed ? in : out, columns = edge.transposed ? out : in;
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == rows && weight.size(1) == columns,
+                  Name("weight of edge", e), " must have shape (", rows, ", ", columns, "), got ",
                   to_string(weight.sizes()));
   if (const Tensor* bias = operands.find(edge.bias)) {
     check_like({"bias of edge", e}, *bias, first_name, first);
@@ -148,10 +155,11 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
   }
   STD_TORCH_CHECK(!edge.gram ||
                       (source.free && !target.free && edge.after.kind == Activation::identity &&
-                       target.law == Law::gaussian && plan.energies == kNothing),
+                       target.law == Law::gaussian && target.sample_weights == kNothing &&
+                       plan.energies == kNothing),
                   "gram of edge ", e,
-                  " needs a free source, a clamped target without a matrix for its precision, no "
-                  "activation after the product, and no energies recorded");
+                  " needs a free source, a clamped target without a matrix for its precision or "
+                  "sample weights, no activation after the product, and no energies recorded");
 }
 
 // What is looked at only once may lie on the CPU for plans of other devices.
@@ -222,7 +230,7 @@ void check_uses(const Plan& plan, const Operands& operands) {
       uses[i].most = std::min(uses[i].most, most);
   };
   for (const PlanNode& node : plan.nodes) {
-    for (int64_t i : {node.theta, node.prior, node.data})
+    for (int64_t i : {node.theta, node.prior, node.data, node.sample_weights})
       read(i);
     write(node.velocity);
     write(node.state, node.free || node.data != kNothing ? 1 : INT64_MAX);
@@ -306,6 +314,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     node.prior = read.maybe_tensor("prior");
     node.velocity = read.maybe_written("velocity");
     node.data = read.maybe_tensor("tensor of data");
+    node.sample_weights = read.maybe_tensor("tensor of sample weights");
     node.weight = read.real("weight");
   }
   for (PlanEdge& edge : plan.edges) {
@@ -318,6 +327,9 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
       f->parameter = read.real("parameter");
     }
     edge.gram = read.flag("gram");
+    edge.transposed = read.flag("transposed");
+    edge.scale = read.real("scale");
+    edge.bias_scale = read.real("scale of a bias");
   }
   for (Rule& rule : plan.rules) {
     rule.kind = static_cast<RuleKind>(read.number("rule", 0, kRules));

@@ -38,16 +38,19 @@ struct PlanNode {
   int64_t theta, prior;                  // prior: constant prediction [1 or B, n]
   int64_t velocity;                      // [B, n], of a momentum
   int64_t data;                          // [N, n], of which `order` picks the state
+  int64_t sample_weights;                // [B], more factors of its energy
   double weight;                         // of its energy
   int64_t in = kNothing, out = kNothing; // edges
 };
 
-// mu = after(W before(z) + b)
+// mu = after(scale W before(z) + bias_scale b)
 struct PlanEdge {
   int64_t source, target; // nodes
   int64_t weight, bias;
   Nonlinearity before, after;
-  bool gram; // its feedback is W^T P (z' - b) - (W^T P W) before(z)
+  bool gram;       // its feedback is W^T P (z' - b) - (W^T P W) before(z)
+  bool transposed; // W is the transpose of the weight, [in, out]
+  double scale, bias_scale;
 };
 
 enum class Learned : int64_t { weight, bias, logvar };

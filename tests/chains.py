@@ -126,6 +126,15 @@ def with_gram(precision):
     return arguments
 
 
+def with_weights_and_scales(a):
+    """A chain of three edges, two of whose nodes have weights per sample, and two of whose edges are scaled."""
+    z = a["states"][0]
+    a["sample_weights"] = [z.new_empty(len(z)).uniform_(0.5, 2.0) if of else None for of in (True, False, False, True)]
+    a["forms"] = [(False, 1.0, 1.0), (True, 0.5, 0.3), (False, -0.8, 1.0)]
+    a["weights"][1] = a["weights"][1].T.contiguous()
+    return a
+
+
 class Operands:
     """The two lists of tensors of `run_plan_`, and the number of each tensor."""
 
@@ -151,7 +160,8 @@ def planned(a, targets=(), **options):
     """A chain's plan, and the tensors that it is for.
 
     Args:
-        a: the chain; "laws", "thetas", "data" and "swept" need not be there. Without an edge, a weight is None.
+        a: the chain; "laws", "thetas", "data", "swept", "sample_weights" and "forms" (whether the weight is the
+            transpose, and the scales of weight and bias) need not be there. Without an edge, a weight is None.
         targets: what is learned: what, the edge's or node's place, the rule's, the tensor, and the rule's slots.
         options: of the plan.
     """
@@ -164,16 +174,19 @@ def planned(a, targets=(), **options):
     number = operands.number
     nodes = [
         Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
-             number(a["prior"]) if i == 0 else None, number(v), number(d), scale)
-        for i, (z, free, sweeps, law, predicted, theta, v, d, scale) in enumerate(zip(
+             number(a["prior"]) if i == 0 else None, number(v), number(d), scale, number(s))
+        for i, (z, free, sweeps, law, predicted, theta, v, d, scale, s) in enumerate(zip(
             a["states"], a["free"], swept, a.get("laws") or map(law_of, a["precisions"]), a["predicted"],
-            a.get("thetas") or thetas(a), velocities, data, a["scales"], strict=True,
+            a.get("thetas") or thetas(a), velocities, data, a["scales"],
+            a.get("sample_weights", [None] * count), strict=True,
         ))
     ]  # fmt: skip
     functions = [Activation(*f) for f in zip(a["activations"], a["parameters"], strict=True)]
     edges = [
-        Edge(i, i + 1, number(w), number(b), *functions[2 * i : 2 * i + 2], gram=gram)
-        for i, (w, b, gram) in enumerate(zip(a["weights"], a["biases"], a["grams"], strict=True))
+        Edge(i, i + 1, number(w), number(b), *functions[2 * i : 2 * i + 2], gram, *form)
+        for i, (w, b, gram, form) in enumerate(
+            zip(a["weights"], a["biases"], a["grams"], a.get("forms", [()] * (count - 1)), strict=True)
+        )
         if w is not None
     ]
     edge_at = {edge.source: place for place, edge in enumerate(edges)}
@@ -283,19 +296,23 @@ def energies(a):
         lambda x, f=FUNCTIONS[names[k]][0], p=p: f(x, p) for k, p in zip(a["activations"], a["parameters"], strict=True)
     ]
     states, predictions = a["states"], [a["prior"]]
-    for i, (w, b) in enumerate(zip(a["weights"], a["biases"], strict=True)):
+    forms = a.get("forms", [(False, 1.0, 1.0)] * len(a["weights"]))
+    for i, (w, b, (transposed, scale, bias_scale)) in enumerate(zip(a["weights"], a["biases"], forms, strict=True)):
+        w, b = scale * (w.mT if transposed else w), None if b is None else bias_scale * b
         predictions.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
     result = []
-    for z, mu, precision, predicted, scale in zip(
-        states, predictions, a["precisions"], a["predicted"], a["scales"], strict=True
-    ):
+    for z, mu, precision, predicted, scale, of_samples in zip(
+        states, predictions, a["precisions"], a["predicted"], a["scales"],
+        a.get("sample_weights", [None] * len(states)), strict=True
+    ):  # fmt: skip
         if not predicted:
             result.append(z.new_zeros(z.shape[0]))
             continue
         d = z - mu
         p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if precision is None else precision
         matrix = p.expand(z.shape[1]).diag() if p.dim() == 1 else p
-        result.append(0.5 * scale * torch.einsum("bi,ij,bj->b", d, matrix, d))
+        energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, matrix, d)
+        result.append(energy if of_samples is None else of_samples * energy)
     return result
 
 

@@ -184,7 +184,7 @@ struct Tile {
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
             const Vec<C> bias = Layout::constant(args.edge[node.in].bias, i);
-            store(b.error + at, Gaussian::push(load(b.z + at), bias, rate(node, i)));
+            store(b.error + at, Gaussian::push(load(b.z + at), bias, rate(node, i, v)));
           }
       for (const Input of : {Input::delta, Input::error, Input::residual})
         round(l, of);
@@ -198,6 +198,7 @@ struct Tile {
       const Buffers<P>& b = buffers[l];
       store_samples(b.delta, node.n, node.delta);
       store_samples(b.z, node.n, node.source);
+      store_samples(b.a, node.n, node.activated);
       store_samples(b.moment, node.n, node.moment);
     }
   }
@@ -213,9 +214,15 @@ struct Tile {
     }
   }
 
-  // The rate of a node's law at row i.
-  static Vec<C> rate(const ChainNode& node, int64_t i) {
-    return node.rate ? Layout::constant(node.rate, i) : splat(C(1));
+  // The rate of a node's law at row i, of the samples of vector v.
+  Vec<C> rate(const ChainNode& node, int64_t i, int v) const {
+    const Vec<C> p = node.rate ? Layout::constant(node.rate, i) : splat(C(1));
+    return weighted(node, p, v);
+  }
+
+  // What is linear in a node's energy, times the weights of the samples of vector v.
+  Vec<C> weighted(const ChainNode& node, Vec<C> x, int v) const {
+    return node.sample_weights ? x * Layout::of_samples(node.sample_weights, first, v) : x;
   }
 
   // The norm of before(z) of the node that predicts node l, for every sample, if it is wanted.
@@ -295,11 +302,12 @@ struct Tile {
     const Buffers<P>& b = buffers[l];
     for (int64_t q = 0; q < rows * width; ++q) {
       const int64_t at = i * row + q * w;
-      store(b.error + at, c[q]);
+      const Vec<C> error = weighted(args.node[l], c[q], static_cast<int>(q % width));
+      store(b.error + at, error);
       if (b.energy)
-        store(b.energy + at, C(0.5) * (load(b.residual + at) * c[q]));
+        store(b.energy + at, C(0.5) * (load(b.residual + at) * error));
       if (b.slope)
-        store(b.delta + at, c[q] * load(b.slope + at));
+        store(b.delta + at, error * load(b.slope + at));
     }
     round(l, Input::delta, i, rows);
   }
@@ -316,7 +324,7 @@ struct Tile {
           store(b.residual + at, z - mu);
           continue;
         }
-        const Vec<C> p = rate(node, i);
+        const Vec<C> p = rate(node, i, v);
         with_formulas(node.law, [&](auto law) {
           if (b.error)
             store(b.error + at, law.pull(z, mu, p));
@@ -369,7 +377,7 @@ struct Tile {
             store(b.slope + at, slopes);
           continue;
         }
-        const Vec<C> p = rate(node, i + r);
+        const Vec<C> p = rate(node, i + r, v);
         with_formulas(node.law, [&](auto law) {
           if (b.delta != b.error)
             store(b.delta + at, law.push(z, prediction, p) * slopes);
@@ -425,7 +433,7 @@ struct Tile {
         Vec<C> z = load(b.z + at), g{};
         if (from_prediction) {
           with_formulas(args.node[l].law, [&](auto law) {
-            g = law.pull(z, load(b.mu + at), rate(args.node[l], i + r));
+            g = law.pull(z, load(b.mu + at), rate(args.node[l], i + r, v));
           });
         } else if (b.error) {
           g = load(b.error + at);

@@ -41,13 +41,16 @@ struct ChainNode {
   const void*
       rate; // of the law, for a Gaussian the diagonal of P [n], padded with zeros; null is 1
   PackedMatrix full_precision; // P [n, n], or null
-  const void* prior;           // constant prediction, rows prior_stride apart; or null
+  // One for every sample, padded to whole tiles, which P is multiplied by; or null.
+  const void* sample_weights;
+  const void* prior; // constant prediction, rows prior_stride apart; or null
   int64_t prior_stride;
 
   // What learning wants of this node, each [B, n], or null.
-  void* delta;  // after' push: minus the energy's gradient for W before(z) + b
-  void* moment; // what the law's deviation grows by with theta
-  void* source; // z itself, where it moves on from the same errors
+  void* delta;     // after' push: minus the energy's gradient for W before(z) + b
+  void* moment;    // what the law's deviation grows by with theta
+  void* source;    // z itself, where it moves on from the same errors
+  void* activated; // before(z) of the edge that leads away
 };
 
 struct ChainEdge {

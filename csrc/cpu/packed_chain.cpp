@@ -105,6 +105,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.velocity = from.velocity == kNothing ? nullptr : operands[from.velocity].data_ptr();
     node.law = from.law;
     node.rate = rate(from, node.n);
+    if (const Tensor* weights = operands.find(from.sample_weights))
+      node.sample_weights = pad(weights, args.batch, kernels.samples[0]); // of the widest tile
     if (const Tensor* prior = operands.find(from.prior)) {
       node.prior = keep(*prior).data_ptr();
       node.prior_stride = prior->size(0) == 1 ? 0 : node.n;
@@ -115,7 +117,10 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     ChainEdge& edge = edges_[e];
     edge.source = from.source;
     edge.target = from.target;
-    edge.bias = pad(operands.find(from.bias), nodes_[from.target].n);
+    const Tensor* const bias = operands.find(from.bias);
+    edge.bias = pad(bias ? &keep(scaled(*bias, from.bias_scale)) : nullptr, nodes_[from.target].n);
+    const Tensor weight = scaled(operands[from.weight], from.scale);
+    weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
     edge.before = from.before;
     edge.after = from.after;
     nodes_[from.target].prediction_varies = nodes_[from.source].free;
@@ -155,9 +160,9 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   for (size_t e = 0; e < edges_.size(); ++e) {
     ChainEdge& edge = edges_[e];
     const ChainNode &source = nodes_[edge.source], &target = nodes_[edge.target];
-    const Tensor& weight = operands_[plan_.edges[e].weight];
+    const Tensor& weight = weights_[e];
     if (has_gram(e))
-      edge.gram = gram(plan_.edges[e], edge);
+      edge.gram = gram(weight, edge);
     if (!edge.gram || learn != Learn::never || target.swept)
       edge.weight = pack(weight, false, target.prediction_varies && !edge.gram ? steps + 1 : 1);
     if (source.free && steps > 0)
@@ -212,7 +217,7 @@ void PackedChain::find_what_settles() {
     char* const out = static_cast<char*>(const_cast<void*>(pad(nullptr, node.n)));
     node.rounding = out;
     for (int64_t i = 0; i < node.n; i += kAtATime)
-      pieces.push_back({&operands_[plan_.edges[e].weight], i, out + i * element_size_});
+      pieces.push_back({&weights_[e], i, out + i * element_size_});
   }
   share_out(static_cast<int64_t>(pieces.size()), 0, [&](void*, int64_t task) {
     const auto& [w, i, out] = pieces[task];
@@ -239,9 +244,28 @@ const void* PackedChain::rate(const PlanNode& node, int64_t n) {
   return p;
 }
 
+Tensor PackedChain::scaled(const Tensor& t, double scale) {
+  if (scale == 1)
+    return t;
+  const Tensor& from = keep(t);
+  const Tensor result = allocate(from.sizes(), from);
+  with_computed(dtype_of("states", from), [&](auto zero) {
+    using C = decltype(zero);
+    constexpr int64_t kAtATime = 1 << 15; // elements
+    const C* const x = data<C>(from);
+    C* const y = static_cast<C*>(result.data_ptr());
+    const int64_t count = from.numel();
+    share_out(ceil_div(count, kAtATime), 0, [&](void*, int64_t task) {
+      for (int64_t i = task * kAtATime; i < std::min(count, (task + 1) * kAtATime); ++i)
+        y[i] = static_cast<C>(scale) * x[i];
+    });
+  });
+  return result;
+}
+
 // W^T P W [in, in], row by row of blocks of columns.
-PackedMatrix PackedChain::gram(const PlanEdge& edge, const ChainEdge& out) {
-  const Tensor& weight = keep(operands_[edge.weight]);
+PackedMatrix PackedChain::gram(const Tensor& of, const ChainEdge& out) {
+  const Tensor& weight = keep(of);
   const int64_t rows = weight.size(0), n = weight.size(1);
   const void* weighted = weight.data_ptr();
   if (const void* precision = nodes_[out.target].rate) {
@@ -344,8 +368,8 @@ const Tensor& PackedChain::keep(const Tensor& t) {
   return kept_.emplace_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
 }
 
-const void* PackedChain::pad(const Tensor* t, int64_t n) {
-  const int64_t padded = ceil_div(n, kernels.lanes) * kernels.lanes;
+const void* PackedChain::pad(const Tensor* t, int64_t n, int64_t multiple) {
+  const int64_t padded = ceil_div(n, multiple) * multiple;
   char* const copy = static_cast<char*>(scratch(padded));
   std::fill(copy, copy + padded * element_size_, 0);
   if (t) {

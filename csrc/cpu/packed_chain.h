@@ -46,11 +46,16 @@ public:
 private:
   // t, contiguous, for as long as the chain lives
   const Tensor& keep(const Tensor& t);
-  // The n elements of t, or zeros, and zeros up to a whole vector.
-  const void* pad(const Tensor* t, int64_t n);
+  // The n elements of t, or zeros, and zeros up to a multiple of a number.
+  const void* pad(const Tensor* t, int64_t n, int64_t multiple);
+  const void* pad(const Tensor* t, int64_t n) {
+    return pad(t, n, kernels.lanes);
+  }
   // weight * exp(-theta) of a node's law, padded, or null where that is 1.
   const void* rate(const PlanNode& node, int64_t n);
-  PackedMatrix gram(const PlanEdge& edge, const ChainEdge& out);
+  // t, contiguous, times a number
+  Tensor scaled(const Tensor& t, double scale);
+  PackedMatrix gram(const Tensor& weight, const ChainEdge& out);
   void find_what_moves();
   // Which states may be their predictions but for rounding, since whoever set them computed these
   // in another order: the gradients of what no error has reached are zero then, as they are for
@@ -91,6 +96,7 @@ private:
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
   std::vector<Packing> packing_;
+  std::vector<Tensor> weights_; // of the edges, as products take them: [out, in], times the scale
   std::deque<Tensor> kept_;
   std::deque<Scratch> scratch_;
 };

@@ -25,10 +25,12 @@ public:
       void*& wanted = target.what == Learned::logvar ? node.moment : node.delta;
       if (!wanted)
         wanted = chain_.scratch(args.batch * node.n);
-      if (target.what != Learned::weight || !of_states_before)
+      if (target.what != Learned::weight)
         continue;
       ChainNode& source = args.node[args.edge[target.owner].source];
-      if (source.free && !source.source)
+      if (plan_.edges[target.owner].transposed)
+        source.activated = chain_.scratch(args.batch * source.n);
+      else if (of_states_before && source.free && !source.source)
         source.source = chain_.scratch(args.batch * source.n);
     }
   }
@@ -57,7 +59,7 @@ private:
     void *parameter, *gradient;
     void* slots[kSlots];
   };
-  // Columns [begin, end) of a weight's gradient, -1/B delta^T f(z), or the sum of rows that a
+  // Columns [begin, end) of a weight's gradient, -1/B a^T f(b), or the sum of rows that a
   // bias or log-variances take (of a alone), and what is done with it.
   struct Task {
     size_t parameter;
@@ -95,14 +97,19 @@ private:
     const ChainEdge& edge = args.edge[target.owner];
     const ChainNode& source = args.node[edge.source];
     const void* z = source.source ? source.source : source.state;
-    const void* a = chain_.pack_wide(node.delta, node.n, args.batch, 1, node.n);
+    // of delta^T f(z), or of f(z)^T delta
+    const bool transposed = plan_.edges[target.owner].transposed;
+    const int64_t m = transposed ? source.n : node.n, n = transposed ? node.n : source.n;
+    const void* a =
+        chain_.pack_wide(transposed ? source.activated : node.delta, m, args.batch, 1, m);
+    const void* const b = transposed ? node.delta : z;
+    const Nonlinearity f = transposed ? Nonlinearity{} : edge.before;
     // Parameters are moved by rows of these columns: short ones come slowly from memory.
-    const int64_t panels = ceil_div(source.n, chain_.kernels.columns);
+    const int64_t panels = ceil_div(n, chain_.kernels.columns);
     const int64_t columns =
         chain_.kernels.columns * std::clamp<int64_t>(panels / (6 * threads_), 1, kMostPanels);
-    for (int64_t j = 0; j < source.n; j += columns)
-      tasks_.push_back(
-          {at, a, z, edge.before, node.n, source.n, j, std::min(source.n, j + columns)});
+    for (int64_t j = 0; j < n; j += columns)
+      tasks_.push_back({at, a, b, f, m, n, j, std::min(n, j + columns)});
   }
 
   void run(const Task& task, void* panel) const {
@@ -112,10 +119,12 @@ private:
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
     const bool matrix = p.target->what == Learned::weight;
     if (matrix) {
-      kernels.outer(task.a, task.b, task.f, batch, task.m, task.n, -mean, task.begin, task.end,
+      const double scale = -mean * plan_.edges[p.target->owner].scale;
+      kernels.outer(task.a, task.b, task.f, batch, task.m, task.n, scale, task.begin, task.end,
                     panel, p.gradient);
     } else if (p.target->what == Learned::bias) {
-      kernels.sum_rows(task.a, batch, task.n, -mean, p.gradient);
+      const double scale = -mean * plan_.edges[p.target->owner].bias_scale;
+      kernels.sum_rows(task.a, batch, task.n, scale, p.gradient);
     } else {
       of_theta(task, p);
     }
@@ -131,11 +140,25 @@ private:
                   slots);
   }
 
-  // Of E[deviation] + weight * normalizer * theta, summed where one theta serves all.
+  // What the mean energy has of a node's theta beside the deviation: this times theta.
+  double constant(const PlanNode& node) const {
+    double weight = node.weight * normalizer(node.law);
+    if (const Tensor* of = operands_.find(node.sample_weights))
+      with_computed(dtype_of("sample weights", *of), [&](auto zero) {
+        double total = 0;
+        for (int64_t i = 0; i < of->size(0); ++i)
+          total += static_cast<double>(
+              static_cast<const decltype(zero)*>(of->data_ptr())[i * of->stride(0)]);
+        weight *= total / static_cast<double>(std::max<int64_t>(1, of->size(0)));
+      });
+    return weight;
+  }
+
+  // Of E[deviation] + constant * theta, summed where one theta serves all.
   void of_theta(const Task& task, const Parameter& p) const {
     const Tensor& tensor = operands_[p.target->tensor];
     const PlanNode& node = plan_.nodes[p.target->owner];
-    const double constant = node.weight * normalizer(node.law);
+    const double constant = this->constant(node);
     const int64_t batch = chain_.args.batch, n = task.n;
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
     const Scratch moments(n * element_size());

@@ -129,6 +129,11 @@ struct Wide {
     return x;
   }
 
+  // The same of numbers that lie side by side, sample `first` being the tile's first.
+  static Vec<C> of_samples(const void* numbers, int64_t first, int v) {
+    return load(static_cast<const C*>(numbers) + first + v * w);
+  }
+
   static int64_t packed_size(int64_t rows, int64_t depth) {
     return round_up(rows, kStep) * operands<P>(depth);
   }
@@ -326,6 +331,10 @@ struct Thin {
 
   static Vec<C> per_sample(const double* numbers, int v) {
     return splat(static_cast<C>(numbers[v]));
+  }
+
+  static Vec<C> of_samples(const void* numbers, int64_t first, int v) {
+    return splat(static_cast<const C*>(numbers)[first + v]);
   }
 
   static int64_t packed_size(int64_t rows, int64_t depth) {

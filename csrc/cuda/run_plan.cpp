@@ -13,11 +13,19 @@ namespace {
 
 // What there is no kernel for yet.
 void check_supported(const Plan& plan) {
-  for (const PlanNode& node : plan.nodes)
-    STD_TORCH_CHECK(node.law != Law::laplace,
-                    "run_plan_ has no CUDA kernel for the Laplace law yet; take it out of the "
-                    "plan, or choose another backend: pyromancy.backends.use('reference') has "
-                    "everything");
+  const auto refuse = [](bool wanted, const char* what) {
+    STD_TORCH_CHECK(!wanted, "run_plan_ has no CUDA kernel for ", what,
+                    " yet; take them out of the plan, or choose another backend: "
+                    "pyromancy.backends.use('reference') has everything");
+  };
+  for (const PlanNode& node : plan.nodes) {
+    refuse(node.law == Law::laplace, "the Laplace law");
+    refuse(node.sample_weights != kNothing, "weights per sample");
+  }
+  for (const PlanEdge& edge : plan.edges) {
+    refuse(edge.transposed, "transposed weights");
+    refuse(edge.scale != 1 || edge.bias_scale != 1, "edges with a scale");
+  }
 }
 
 Tensor call(const char* name, const char* overload, const Tensor& a) {

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import pyromancy as pyro
 from descent import free
 from pyromancy.functional import gaussian_energy, gaussian_error, laplace_energy
-from pyromancy.nodes import FactorizedGaussianNode, FixedNode, StandardGaussianNode
+from pyromancy.nodes import FactorizedGaussianNode, FixedNode, MultivariateGaussianNode, StandardGaussianNode
 
 
 class Net(nn.Module):
@@ -256,6 +256,125 @@ PRIORS = {
 }
 
 
+# Energies of which samples, or all of them, have weights that are tensors
+WEIGHTED = {
+    "energy": lambda n: n.first() + n.weights * n.second(),
+    "energy-first": lambda n: torch.mul(n.first(), other=n.weights) + n.second(),
+    "twice": lambda n: n.weights * (n.first() + 2 * (n.second() * n.weights)),
+    "sum": lambda n: n.weights * (n.first() + n.second() + 3.0),
+    "and-decay": lambda n: (n.first() + n.second() + n.top.weight.square().sum()) * n.weights,
+    "column": lambda n: n.first() + (n.weights[:, None] * n.error() ** 2).sum(1),
+    "column-in-float": lambda n: n.first() + (0.5 * n.weights.float()[:, None] * n.error().square()).sum(1),
+    "mask": lambda n: n.first() + (n.weights > 0.5) * n.second(),
+    "computed": lambda n: n.first() + n.weights.softmax(0) * n.second(),
+    "one-for-all": lambda n: n.first() + n.weights[0] * n.second(),
+    "one-for-all-of-one-element": lambda n: n.first() + n.weights[:1] * n.second(),
+    "stack": lambda n: (torch.stack([n.first(), n.second()], 1) * n.weights[:, None]).sum(1),
+    "mean-of-the-batch": lambda n: (n.first() + n.weights * n.second()).mean(),
+    "column-in-a-sum-of-all": lambda n: n.first().sum() + (n.weights[:, None] * n.error() ** 2).sum(),
+    "stack-in-a-sum-of-all": lambda n: (torch.stack([n.first(), n.second()], 1) * n.weights[:, None]).sum(),
+    "one-for-all-of-a-sum": lambda n: n.first().sum() + n.weights[0] * n.second().mean(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_per_sample(name):
+    assert_is_a_chain(WEIGHTED[name], Net())
+
+
+def test_weights_per_sample_of_a_full_covariance():
+    n = Net()
+    n.out = MultivariateGaussianNode(3).double()
+    n.out.init(torch.randn(4, 3).double())
+    learned = [*n.up.parameters(), *n.top.parameters(), *n.out.parameters()]
+    learned = [p for p in learned if p is not n.out.value]
+    energy = lambda: n.first() + n.weights * n.second()  # noqa: E731
+    value, (gradient,) = energy(), torch.autograd.grad(energy().sum(), n.z)
+    expected = n.z.detach() - 0.1 * gradient
+    loop = pyro.InferenceLoop(energy, [n.z], lr=0.1)
+    recorded = loop.run(1, record=True).energies
+    torch.testing.assert_close(recorded.sum(1), value.detach().sum()[None], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(n.z.detach(), expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(energy().mean(), learned, allow_unused=True)
+    loop.backward(learned)
+    for p, exact in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(p.grad, exact, rtol=1e-12, atol=1e-12)
+    assert loop.explain().startswith("executor: chain")
+
+
+@pytest.mark.parametrize("use", ["alone", "as a bias too"])
+def test_weights_per_sample_that_are_learned_have_their_gradients_from_autograd(use):
+    n = Net(batch=3)
+    n.weights = n.top.bias if use == "as a bias too" else free(3)
+    energy = lambda: n.first() + n.weights * n.second()  # noqa: E731
+    learned = [n.weights, *n.top.parameters()]
+    gradients = torch.autograd.grad(energy().mean(), learned)
+    loop = pyro.InferenceLoop(energy, [n.z], lr=0.1)
+    loop.backward(learned)
+    for p, exact in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(p.grad, exact, rtol=1e-12, atol=1e-12)
+    explained = loop.explain()
+    assert explained.startswith("executor: chain")
+    assert "autograd" in explained or "used outside the chain's edges" in explained
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_weights_of_what_is_no_sample(batch):
+    """Of two energies that are stacked: none per sample, whatever the number of these."""
+    n, of = Net(batch), torch.tensor([0.5, 2.0]).double()
+    energy = lambda: (torch.stack([n.first(), n.second()]) * of[:, None]).sum()  # noqa: E731
+    (gradient,) = torch.autograd.grad(energy(), n.z)
+    expected = n.z.detach() - 0.1 * gradient
+    loop = pyro.InferenceLoop(energy, [n.z], lr=0.1)
+    with pytest.warns(UserWarning, match="one number"):
+        loop.run(1)
+    torch.testing.assert_close(n.z.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("incremental", [False, True, "joint"])
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_a_batch_with_weights_per_sample_does_what_its_parts_do(per_batch, incremental):
+    """One call where somebody holds the weights; given with the batch, they are read for every one."""
+    ours, theirs = Net(), Net()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs.weights = ours.weights.clone()
+    energy = lambda n: n.first() + n.weights * n.second()  # noqa: E731
+    learned = [[*n.up.parameters(), *n.top.parameters(), n.out.logvar] for n in (ours, theirs)]
+
+    def start(x, y, w=None, n=ours):
+        n.hidden.init(n.up(n.below.init(x)).detach())
+        n.out.init(y)
+        if w is not None:
+            n.weights.copy_(w)
+
+    em = pyro.EM(
+        lambda: energy(ours), [ours.z], torch.optim.Adam(learned[0], 0.01), start=start, steps=3, lr=0.1,
+        incremental=incremental,
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(learned[1], 0.01)
+    for _ in range(4):
+        batch = torch.randn(4, 6).double(), torch.randn(4, 3).double()
+        batch = (*batch, torch.rand(4).double()) if per_batch else batch
+        em.step(*batch)
+        with torch.no_grad():
+            start(*batch, n=theirs)
+        for step in range(3):
+            (gradient,) = torch.autograd.grad(energy(theirs).sum(), theirs.z)
+            gradients = torch.autograd.grad(energy(theirs).mean(), learned[1])
+            with torch.no_grad():
+                theirs.z.sub_(0.1 * gradient)
+            if not incremental and step < 2:
+                continue
+            if incremental != "joint":
+                gradients = torch.autograd.grad(energy(theirs).mean(), learned[1])
+            for p, g in zip(learned[1], gradients, strict=True):
+                p.grad = g
+            optimizer.step()
+        for mine, other in zip([*learned[0], ours.z], [*learned[1], theirs.z], strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+    assert em.explain().startswith("a batch: one call") or per_batch
+
+
 @pytest.mark.parametrize("name", PRIORS)
 def test_squares_of_a_state_are_its_prior(name):
     assert_is_a_chain(lambda n: PRIORS[name](n) + n.second(), Net())
@@ -297,10 +416,14 @@ NONE = {
     "in-parts": (lambda n: (n.error().square() + n.mu().cos()).sum(1), "sum of cos of n.hidden.value"),
     "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
     "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),
-    "weighted": (
-        lambda n: n.weights * n.second(), "mul of n.hidden.value, has a tensor as a factor, n.weights: chains take",
+    "weighted-errors": (
+        lambda n: (n.weights[:, None] * n.error()).square().sum(1), "sum of square of n.hidden.value",
     ),
-    "weighted-by-a-norm": (
+    "weighted-elements": (
+        lambda n: (torch.stack([n.weights] * 3, 1) * n.error().square()).sum(1),
+        "mul of n.hidden.value, has a tensor as a factor, stack of n.weights",
+    ),
+    "divided-by-a-norm": (
         lambda n: n.second() / n.top.bias.norm(),
         "div of n.hidden.value, has a tensor as a factor, norm of n.top.bias",
     ),

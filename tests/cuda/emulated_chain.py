@@ -261,11 +261,21 @@ def refuses():
 
 def names_what_it_has_no_kernel_for():
     """And has changed nothing."""
-    made, operands = planned(problem((5, 7, 3), 4, dtype=FLOAT) | {"laws": [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN]})
-    before = to(operands.written)
-    with pytest.raises(RuntimeError, match="has no CUDA kernel for the Laplace law yet"):
-        run_plan_(operands.written, operands.read, *plan.encode(made))
-    assert all(same_bits(a, b) for a, b in zip(operands.written, before, strict=True))
+    arguments = problem((5, 7, 3), 4, dtype=FLOAT)
+    for what, changes in (
+        ("the Laplace law", {"laws": [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN]}),
+        ("weights per sample", {"sample_weights": [None, torch.ones(4), None]}),
+        (
+            "transposed weights",
+            {"weights": [arguments["weights"][0], torch.zeros(7, 3)], "forms": [(False, 1, 1), (True, 1, 1)]},
+        ),
+        ("edges with a scale", {"forms": [(False, 1.0, 1.0), (False, 0.5, 1.0)]}),
+    ):
+        made, operands = planned(arguments | changes)
+        before = to(operands.written)
+        with pytest.raises(RuntimeError, match=f"has no CUDA kernel for {what} yet"), saying(what):
+            run_plan_(operands.written, operands.read, *plan.encode(made))
+        assert all(same_bits(a, b) for a, b in zip(operands.written, before, strict=True))
 
 
 def main(library):

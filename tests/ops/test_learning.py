@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chains import FUNCTIONS, call, energies, joined, planned, problem, run_plan_, to
+from chains import FUNCTIONS, call, energies, joined, planned, problem, run_plan_, to, with_weights_and_scales
 from networks import covariance_of
 from numerics import FLOATS, assert_near, name, same_bits, saying
 from pyromancy import backends, plan
@@ -98,10 +98,23 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     a["swept"] = [draw.random() < 0.5 and free and made for free, made in zip(a["free"], a["predicted"], strict=True)]
     kinds = [lambda n: None, lambda n: 0.3 * torch.randn(n), lambda n: 0.3 * torch.randn(1), covariance_of]
     a["thetas"] = [draw.choice(kinds)(n) for n in widths]
+    batch = len(a["states"][0])
+    weighted = not EMULATED and draw.random() < 0.4
+    a["sample_weights"] = [
+        maybe(torch.rand(batch) + 0.1, torch.rand(1).expand(batch)) if weighted and made else None
+        for made in a["predicted"]
+    ]
+    a["forms"] = [
+        (draw.random() < 0.5, draw.choice([1.0, -0.7]), draw.choice([1.0, 0.3]))
+        if not EMULATED and draw.random() < 0.5
+        else (False, 1.0, 1.0)
+        for _ in widths[1:]
+    ]
+    a["weights"] = [w.T.contiguous() if form[0] else w for w, form in zip(a["weights"], a["forms"], strict=True)]
     a = {k: to(x, torch.float64) for k, x in a.items()}
     matrices = [t is not None and t.dim() == 2 for t in a["thetas"]]
     a["laws"] = [Law.FULL_GAUSSIAN if m else draw.choice(laws) for m in matrices]
-    diagonal = a["laws"][-1] is Law.GAUSSIAN
+    diagonal = a["laws"][-1] is Law.GAUSSIAN and a["sample_weights"][-1] is None
     if a["free"][-2] and not a["free"][-1] and diagonal and a["energies"] is None and draw.random() < 0.5:
         a["activations"][-1] = 0
         a["grams"][-1] = True
@@ -170,7 +183,7 @@ def learning_problem(batch=17):
     a = problem((5, 33, 7, 3), batch, "tanh", prior="one", scales=True, clamped=(0, -1))
     a["thetas"] = [0.3 * torch.randn(n, dtype=torch.float64) for n in (5, 1, 7, 3)]
     a["precisions"] = a["thetas"]
-    return a | {"steps": 5}
+    return (a if EMULATED else with_weights_and_scales(a)) | {"steps": 5}  # of which CUDA has no kernels
 
 
 def optimizer_of(kind, option, a):
@@ -191,8 +204,10 @@ def with_slots(a, optimizer):
 def free_energies(a):
     """Of every sample, with log-determinants: differentiable."""
     total = torch.stack(energies(a | {"precisions": [torch.exp(-t) for t in a["thetas"]]})).sum(0)
-    for z, theta, scale in zip(a["states"], a["thetas"], a["scales"], strict=True):
-        total = total + 0.5 * scale * theta.expand(z.shape[1]).sum()
+    by_sample = a.get("sample_weights", [None] * len(a["states"]))
+    for z, theta, scale, weights in zip(a["states"], a["thetas"], a["scales"], by_sample, strict=True):
+        logdet = 0.5 * scale * theta.expand(z.shape[1]).sum()
+        total = total + (logdet if weights is None else weights * logdet)
     return total
 
 

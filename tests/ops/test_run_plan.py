@@ -169,6 +169,7 @@ def whole():
     a = problem((5, 7, 6, 3), 4, prior="one", clamped=(-1,), covariances=True, momentum={"momentum": 0.5}, record=True)
     a["swept"] = [False, False, True, False]
     a["thetas"] = [torch.zeros(5), torch.eye(7), None, torch.zeros(3)]
+    a["sample_weights"] = [None, None, torch.ones(4), None]
     a = {k: to(x, torch.float32) for k, x in a.items()}
     a["precisions"][1] = a["thetas"][1]
     gradient, w, b = torch.zeros(7, 5), a["weights"][1], a["biases"][0]
@@ -277,6 +278,19 @@ STRUCTURES = {
         f"the activation, must be from 0 to {len(FUNCTIONS) - 1}, got {len(FUNCTIONS)}"
     ),
     "gram of a free target": (lambda p: with_edge(p, 0, gram=True), "gram of edge 0 needs a free source"),
+    "weights per sample without a law": (
+        lambda p: with_node(p, 0, prior=None, law=Law.NONE, theta=None, sample_weights=p.nodes[2].sample_weights),
+        "sample weights of node[0] need a law",
+    ),
+    "gram with weights per sample": (
+        lambda p: with_edge(
+            with_node(replace(p, energies=None), 3, sample_weights=p.nodes[2].sample_weights), 2, gram=True
+        ),
+        "gram of edge 2 needs a free source",
+    ),
+    "another weight transposed": (
+        lambda p: with_edge(p, 2, transposed=True), "weight of edge[2] must have shape (6, 3), got (3, 6)"
+    ),
     "gram with energies": (lambda p: with_edge(p, 2, gram=True), "gram of edge 2 needs a free source"),
     "learning nothing": (lambda p: replace(p, targets=()), "plan must have targets where something learns"),
     "never learning": (
@@ -366,6 +380,15 @@ TENSORS = {
     "precision": (of_node("theta", 1), torch.zeros(7), "theta of node[1] must have shape (7, 7), got (7,)"),
     "prior": (of_node("prior", 0), torch.zeros(3, 5), "prior of node[0] must have shape (1, 5) or (4, 5), got (3, 5)"),
     "prior's dtype": (of_node("prior", 0), torch.zeros(1, 5).half(), "prior of node[0] must have dtype"),
+    "sample weights": (
+        of_node("sample_weights", 2), torch.ones(3), "sample weights of node[2] must have shape (4,), got (3,)"
+    ),
+    "sample weights' dimensions": (
+        of_node("sample_weights", 2), torch.ones(4, 1), "sample weights of node[2] must have shape (4,), got (4, 1)"
+    ),
+    "sample weights' dtype": (
+        of_node("sample_weights", 2), torch.ones(4).double(), "sample weights of node[2] must have dtype"
+    ),
     "velocity": (
         of_node("velocity", 1), torch.zeros(4, 5),
         "velocity of node[1] must have the shape of state of node[1] (4, 7), got (4, 5)",

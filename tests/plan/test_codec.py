@@ -43,11 +43,13 @@ def random_plan(seed):
         targets.append(Target(what, owner, draw.randrange(r), draw.randrange(WRITTEN), slots))
     return Plan(
         tuple(
-            Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random())
+            Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
+                 maybe())
             for _ in range(n)
         ),
         tuple(
-            Edge(draw.randrange(n), draw.randrange(n), operand(), maybe(), activation(), activation(), flag())
+            Edge(draw.randrange(n), draw.randrange(n), operand(), maybe(), activation(), activation(), flag(),
+                 flag(), draw.random(), draw.random())
             for _ in range(e)
         ),
         Descent(draw.random(), draw.random(), draw.random(), flag(), flag()),
@@ -70,10 +72,10 @@ def test_there_and_back(seed):
 
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7)
     pairs = [
         ("nodes", one, other),
-        ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True)),
+        ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0)),
         ("rules", Rule(), Rule(RuleKind.ADAM, 1.0, 2.0, 3.0, 4.0, 5.0, True, True, True, True)),
         ("targets", Target(Learned.WEIGHT, 0, 0, 0), Target(Learned.BIAS, 1, 1, 1, (1, None, 2))),
     ]

@@ -76,9 +76,22 @@ EDGES = {
     "einsum": (lambda z, w, b: torch.einsum("bi,oi->bo", z, w) + b, True),
     "columns": (lambda z, w, b: (w @ z.T).T + b, True),
     "views": (lambda z, w, b: F.linear(z.flatten(1), w, b).view(len(z), -1), True),
-    "scaled": (lambda z, w, b: 0.5 * F.linear(z, w, b), False),
+    "scaled": (lambda z, w, b: 0.5 * F.linear(z, w, b), True),
+    "scaled-before": (lambda z, w, b: F.linear(z * 0.5, w, b), True),
+    "scaled-parts": (lambda z, w, b: -F.linear(z, 3 * w) / 2 + 0.3 * b, True),
+    "transposed": (lambda z, v, b: z @ v + b, True),
+    "transposed-linear": (lambda z, v, b: F.linear(z, v.T, b), True),
+    "transposed-scaled": (lambda z, v, b: 0.5 * (z @ v + b), True),
     "computed": (lambda z, w, b: z @ (w.T * w.T.sign().abs()) + b, False),
 }
+
+
+def write_edges(net, how):
+    """Have a network's edges computed otherwise, some of them with weights that are stored [in, out]."""
+    for _, linear in net.edges:
+        if how.startswith("transposed"):
+            linear.weight.data = linear.weight.data.T.contiguous()
+    net.edges = nn.ModuleList(Written(e[1], EDGES[how][0]) for e in net.edges)
 
 
 def check_epochs(net, *, size, passes):
@@ -108,6 +121,31 @@ def test_equals_the_plain_loop(optimizer, incremental, kinds):
     assert_same(net.m_params(), plain.m_params())
     assert_same_state(ours, theirs)
     assert ("one call" in em.explain().splitlines()[0]) == (optimizer != "called")
+
+
+@pytest.mark.parametrize("how", ["scaled-parts", "transposed-scaled"])
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop-all"])
+def test_weights_that_edges_scale_or_transpose_learn_as_they_are_stored(optimizer, incremental, how):
+    net, plain = twins()
+    for n in (net, plain):
+        write_edges(n, how)
+    ours, theirs = (OPTIMIZERS[optimizer](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=5, lr=0.1, incremental=incremental)
+    for x, y in batches(5, last=7):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=5, lr=0.1, incremental=incremental)
+        assert_same(net.e_params(), plain.e_params())
+    assert_same(net.m_params(), plain.m_params())
+    assert_same_state(ours, theirs)
+    assert em.explain().startswith("a batch: one call")
+
+
+@pytest.mark.parametrize("how", ["scaled", "transposed-scaled"])
+def test_an_epoch_of_weights_that_edges_scale_or_transpose(how):
+    net, _ = twins()
+    write_edges(net, how)
+    check_epochs(net, size=10, passes=2)
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=str)
@@ -421,10 +459,10 @@ class TestStart:
     @pytest.mark.parametrize("how", EDGES)
     def test_a_sweep_however_its_edges_are_written(self, how):
         """After one E-step only the last hidden state has left its prediction: the edges below do not learn at all."""
-        forward, one_call = EDGES[how]
+        one_call = EDGES[how][1]
         net, plain, em, theirs = self.loops(lambda net: net.start)
         for n in (net, plain):
-            n.edges = nn.ModuleList(Written(e[1], forward) for e in n.edges)
+            write_edges(n, how)
         em.loop.lr, em.steps = 0.1, 1
         before = [p.detach().clone() for p in net.edges[0].parameters()]
         for x, y in batches(1):
@@ -439,9 +477,9 @@ class TestStart:
             plainly(plain, theirs, x, y, steps=1, lr=0.1)
         assert_same(net.m_params(), plain.m_params())
 
-    def test_a_weight_that_is_scaled_is_told(self):
+    def test_a_weight_that_is_computed_is_told(self):
         net, _, em, _ = self.loops(lambda net: net.start)
-        net.edges = nn.ModuleList(Written(e[1], EDGES["scaled"][0]) for e in net.edges)
+        write_edges(net, "computed")
         em.step(*batches(1)[0])
         assert "not one call: edges.0.linear.weight is learned through what is computed from it, mul of" in em.explain()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..plan import Activation, Law
 from ..plan.activations import ACTIVATIONS
-from .calls import Call, Slot
+from .calls import Call, Slot, filled, is_number
 from .program import Program
 from .terms import Term
 from .vocabulary import arguments, unusual
@@ -25,9 +27,10 @@ class NotAChain(Exception):
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(W before(z) + b)``, its weight and bias as slots.
+    """``after(scale W before(z) + bias_scale b)``, its weight and bias as slots.
 
     Attributes:
+        transposed: whether W is the transpose of the weight.
         slopes: of the activations before and after, the slots of tensors of one element that are their parameters.
     """
 
@@ -36,6 +39,9 @@ class Edge:
     before: Activation
     after: Activation
     slopes: tuple[int | None, int | None] = (None, None)
+    transposed: bool = False
+    scale: float = 1.0
+    bias_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Node:
         law: of that term.
         theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
         prediction: a prediction that no chain edge makes, and no free state changes; a float is it everywhere.
+        sample_weights: more factors of that term, each of one number per sample, or for all.
     """
 
     state: int
@@ -59,6 +66,7 @@ class Node:
     law: Law = Law.NONE
     theta: int | None = None
     prediction: int | float | None = None
+    sample_weights: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,9 @@ def lower(program: Program) -> list[Chain]:
             assert first.term is not None
             both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
             raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
+        if term.sample_weights and not program.stand_ins[state].is_cpu:
+            factor = program.told(term.sample_weights[0])
+            raise NotAChain(f"the energy of {name} has a tensor as a factor, {factor}: chains take that on a CPU")
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
@@ -117,6 +128,7 @@ def lower(program: Program) -> list[Chain]:
             of.law,
             of.theta,
             of.prediction if edge is None else None,
+            term.sample_weights,
         )
         if source is not None and edge is not None:
             outgoing[source], incoming[state] = state, (source, edge)
@@ -224,8 +236,8 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
             raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
     elif form.dim() != 2 or form.shape[:1] != program.batch:
         return None, None
-    edge = Edge(weight.index, bias and bias.index, before, after, (slope_before, slope_after))
-    return slot, edge
+    parameters = _parameters(program, weight.index, bias and bias.index)
+    return slot, Edge(parameters.weight, parameters.bias, before, after, (slope_before, slope_after), *parameters.form)
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,7 @@ class EdgeTensors:
     before: Activation
     after: Activation
     slopes: tuple[Tensor | None, ...]
+    form: tuple[bool, float, float]
 
 
 def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> EdgeTensors | None:
@@ -252,12 +265,66 @@ def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None])
     if source is None:
         before, slope_before, inner = _unwrapped(program, made_of.index)
         source = origin(inner)
-    of = [weight.index, bias and bias.index, slope_before, slope_after]
+    parameters = _parameters(program, weight.index, bias and bias.index)
+    of = [parameters.weight, parameters.bias, slope_before, slope_after]
     if source is None or any(i is not None and i >= len(program.leaves) for i in of):
         return None
     w, b, *slopes = (None if i is None else program.leaves[i] for i in of)
     assert w is not None
-    return EdgeTensors(source, w, b, before, after, tuple(slopes))
+    return EdgeTensors(source, w, b, before, after, tuple(slopes), parameters.form)
+
+
+class _Parameters(NamedTuple):
+    """The slots of an edge's weight and bias, and its form: whether the weight is transposed, and their scales."""
+
+    weight: int
+    bias: int | None
+    form: tuple[bool, float, float]
+
+
+def _parameters(program: Program, weight: int, bias: int | None) -> _Parameters:
+    """What a Linear's weight and bias are a number times, or the transpose of."""
+    if not program.stand_ins[weight].is_cpu:  # where plans take them as they are
+        return _Parameters(weight, bias, (False, 1.0, 1.0))
+    scale, bias_scale, transposed = 1.0, 1.0, False
+    while (part := _scaled(program, weight) or _turned(program, weight)) is not None:
+        weight, factor = part
+        transposed, scale = transposed != (factor is None), scale * (1.0 if factor is None else factor)
+    while bias is not None and (part := _scaled(program, bias)) is not None:
+        bias, bias_scale = part[0], bias_scale * part[1]
+    return _Parameters(weight, bias, (transposed, scale, bias_scale))
+
+
+def _scaled(program: Program, slot: int) -> tuple[int, float] | None:
+    """Another slot, and the finite number that it is multiplied by to make this one."""
+    call = program.producer.get(slot)
+    if call is None or call.meaning not in ("mul", "div", "neg") or len(call.inputs) != 1:
+        return None
+    (of,) = call.inputs
+    if program.stand_ins[of].dtype != program.stand_ins[slot].dtype:
+        return None
+    match call.meaning, [*call.args, *call.kwargs.values()]:
+        case "neg", [_]:
+            factor = -1.0
+        case ("mul", [Slot(), x]) | ("mul", [x, Slot()]) if is_number(x):
+            factor = float(x)
+        case "div", [Slot(), x] if is_number(x) and x:
+            factor = 1 / float(x)
+        case _:
+            return None
+    return (of, factor) if math.isfinite(factor) else None
+
+
+def _turned(program: Program, slot: int) -> tuple[int, None] | None:
+    """Another slot, of a matrix that this one is the transpose of."""
+    call = program.producer.get(slot)
+    if call is None or call.meaning != "transpose" or len(call.inputs) != 1:
+        return None
+    (of,) = call.inputs
+    blank = torch.empty(program.stand_ins[of].shape, device="meta")
+    turned = call.function(*filled(call.args, {of: blank}), **filled(call.kwargs, {of: blank}))
+    same = blank.dim() == 2 and (turned.shape, turned.stride()) == (blank.shape[::-1], blank.stride()[::-1])
+    return (of, None) if same else None
 
 
 # The arguments that activations take beside their input, and what they are where nobody gives them.

@@ -114,10 +114,17 @@ class Program:
 
     def energies(self, terms: Sequence[Term], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
         """What terms come to, per sample or broadcasting to that."""
-        values = iter(self.evaluate([t.slot for t in terms if t.slot is not None], leaves))
+        slots = list(dict.fromkeys(s for t in terms for s in t.operands))
+        values = dict(zip(slots, self.evaluate(slots, leaves), strict=True))
         result = self.stand_ins[self.result]
         one = result.new_ones(())
-        return [t.of(one if t.slot is None else next(values), result.shape) for t in terms]
+        return [
+            t.of(
+                one if t.slot is None else values[t.slot], result.shape,
+                *(values[s] for s in t.sample_weights),
+            )
+            for t in terms
+        ]  # fmt: skip
 
     def replace(self, leaves: dict[int, Tensor]) -> None:
         """Take other tensors of the same forms for leaves, by slot."""
@@ -217,8 +224,8 @@ class Program:
     def paths(self, into: Iterable[int] | None = None) -> dict[int, int]:
         """In how many ways each slot enters others, or terms that free states change, through the calls between."""
         if into is None:
-            moved = [(t.slot, t.node) for t in self.terms if t.slot is not None and t.slot in self.varying]
-            into = (s for slot, node in moved for s in (node.operands if node else [slot]))
+            moved = [t for t in self.terms if t.slot is not None and t.slot in self.varying]
+            into = (s for t in moved for s in (*(t.node.operands if t.node else [t.slot]), *t.sample_weights))
         count = dict(Counter(into))
         for call in reversed(self.calls):
             ways = sum(count.get(slot, 0) for slot in call.outputs if slot >= len(self.leaves))

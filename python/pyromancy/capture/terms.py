@@ -56,7 +56,7 @@ class NodeEnergy:
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of the energy: `weight` times what the slot holds, or by itself where there is none.
+    """A summand of the energy: its weights times what the slot holds, or times 1 where there is none.
 
     That is one value per sample, or broadcasts to that where no free state changes it, as a penalty on weights does.
 
@@ -66,6 +66,7 @@ class Term:
         summed: where the values are more than the energy's: what they broadcast to, and are summed over from.
         node: the node whose energy the term is, if it is one.
         within: what in it is not a node's energy, if it is none.
+        sample_weights: slots of more weights, of one element per sample or one for all.
     """
 
     slot: int | None
@@ -73,15 +74,26 @@ class Term:
     summed: torch.Size | None = None
     node: NodeEnergy | None = None
     within: int | None = None
+    sample_weights: tuple[int, ...] = ()
 
-    def times(self, factor: float) -> Term:
+    @property
+    def operands(self) -> list[int]:
+        """All slots."""
+        return [*(() if self.slot is None else (self.slot,)), *self.sample_weights]
+
+    def times(self, factor: float, sample_weights: tuple[int, ...] = ()) -> Term:
         """This summand, multiplied."""
-        return replace(self, weight=self.weight * factor)
+        return replace(self, weight=self.weight * factor, sample_weights=(*sample_weights, *self.sample_weights))
 
-    def of(self, value: Tensor, shape: torch.Size) -> Tensor:
+    def of(self, value: Tensor, shape: torch.Size, *sample_weights: Tensor) -> Tensor:
         """What the term comes to, where the slot holds a value, in an energy of this shape or broadcasting to it."""
         if self.summed is not None:
-            value = value.expand(self.summed).sum(tuple(range(len(shape), len(self.summed))))
+            value = value.expand(self.summed)
+        for weights in sample_weights:
+            dims = max(value.dim(), len(shape))
+            value = value * weights.reshape([-1, *[1] * (dims - 1)] if dims else [])
+        if self.summed is not None:
+            value = value.sum(tuple(range(len(shape), len(self.summed))))
         return self.weight * value
 
 
@@ -107,6 +119,7 @@ class Terms:
         self._producer, self._varying, self._free = producer, varying, free
         self._forms = forms
         self._shape = forms[result].shape
+        self._batch = self._shape or forms[min(free, default=result)].shape[:1]
         self._known: dict[tuple[int, int], bool] = {}  # pairs of slots -> whether they are the same
         self.found = self._taken_apart(Term(result, 1.0))
 
@@ -116,13 +129,13 @@ class Terms:
         while stack:
             term = stack.pop()
             call = None if term.slot is None else self._producer.get(term.slot)
-            parts = None if call is None else self._summands(call, term.summed)
+            parts = None if call is None else self._summands(call, term)
             if parts is None:
                 terms.append(self._recognised(term))
             elif parts and parts[0].within is not None:
                 terms.append(replace(term, within=parts[0].within))
             else:
-                stack.extend(part.times(term.weight) for part in reversed(parts))
+                stack.extend(part.times(term.weight, term.sample_weights) for part in reversed(parts))
         return terms
 
     def _recognised(self, term: Term) -> Term:
@@ -131,21 +144,43 @@ class Terms:
         node = self._node(term.slot, term.summed)
         return replace(term, node=node, within=None if node else term.slot)
 
-    def _summands(self, call: Call, summed: torch.Size | None) -> list[Term] | None:
-        """What a call adds up; None where it adds nothing, nor scales by a number."""
+    def _summands(self, call: Call, term: Term) -> list[Term] | None:
+        """What a call, which makes a term's values, adds up; None where it adds nothing, nor scales what it takes."""
+        summed = term.summed
+        # where every sample has a weight, the rows of all that is taken apart must be samples
+        weighted = any(self._forms[s].numel() != 1 for s in term.sample_weights)
+        samples = self._shape or (self._batch if weighted else torch.Size())
         match call.meaning:
             case "add" | "sub" | "rsub" | "neg" | "positive" | "mul" | "div":
                 parts = self._linear(call)
+                if parts is None and call.meaning == "mul":
+                    parts = self._weighted(call)
                 return None if parts is None else [replace(t, summed=summed) for t in parts]
             case "sum" | "mean":
-                return self._reduced(call, summed)
+                return self._reduced(call, summed, samples)
             case "stack" | "cat" if summed is not None and call.outputs[0] in self._varying:
-                return self._joined(call, summed)
+                return self._joined(call, summed, samples)
             case "reshape" if call.inputs[0] in self._varying:
                 before, after = (self._forms[s] for s in (call.inputs[0], call.outputs[0]))
-                rows = not self._shape or before.shape[:1] == after.shape[:1] == self._shape
+                rows = not samples or before.shape[:1] == after.shape[:1] == samples
                 return [self._over(call.inputs[0])] if rows and before.dtype == after.dtype else None
         return None
+
+    def _weighted(self, call: Call) -> list[Term] | None:
+        """Values of samples times a number for each, or for all, that no free state changes."""
+        match [*call.args, *call.kwargs.values()]:
+            case [Slot(a), Slot(b)]:
+                pass
+            case _:
+                return None
+        of, weights = (a, b) if a in self._varying else (b, a)
+        if of not in self._varying or weights in self._varying:
+            return None
+        form, whole, by = self._forms[of], self._forms[call.outputs[0]], self._forms[weights]
+        if (form.shape, form.dtype) != (whole.shape, whole.dtype):
+            return None
+        per_sample = whole.shape[:1] == self._batch and by.shape == (*self._batch, *[1] * (whole.dim() - 1))
+        return [Term(of, 1.0, sample_weights=(weights,))] if by.numel() == 1 or per_sample else None
 
     def _over(self, slot: int) -> Term:
         """The sum of a slot's elements, down to the shape of the energy."""
@@ -186,7 +221,7 @@ class Terms:
                 return None
         return [t for t in terms if t != Term(None, 0.0)]
 
-    def _reduced(self, call: Call, summed: torch.Size | None) -> list[Term] | None:
+    def _reduced(self, call: Call, summed: torch.Size | None, samples: torch.Size) -> list[Term] | None:
         """A sum or a mean over elements."""
         slot, dims = call.inputs[0], self._dims(call)
         if dims is None or slot not in self._varying:
@@ -198,7 +233,7 @@ class Terms:
         stack = self._producer.get(slot)
         if stack is not None and stack.meaning == "stack" and dims == {_dim(stack) % len(shape)}:
             return [Term(s, 1 / count, summed) for s in stack.inputs]
-        if self._shape and (0 in dims or shape[:1] != self._shape):
+        if samples and (0 in dims or shape[:1] != samples):
             return None
         if summed is None and len(dims) < len(shape) - len(self._shape):
             return None
@@ -222,9 +257,9 @@ class Terms:
         dims = range(count) if dim is None or dim == () or dim == [] else [dim] if isinstance(dim, int) else dim
         return {d % count for d in dims} if count else set()
 
-    def _joined(self, call: Call, summed: torch.Size) -> list[Term] | None:
+    def _joined(self, call: Call, summed: torch.Size, samples: torch.Size) -> list[Term] | None:
         """The tensors that are stacked or concatenated, whose elements are summed."""
-        if self._shape and (_dim(call) % len(summed) == 0 or any(self._forms[s].dim() == 0 for s in call.inputs)):
+        if samples and (_dim(call) % len(summed) == 0 or any(self._forms[s].dim() == 0 for s in call.inputs)):
             return None
         return [self._over(s) for s in call.inputs]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor) -> Tensor:
     """What the energy grows by with z, 0 where z is mu."""
     rate = weight if theta is None else torch.exp(-theta) * weight
     return torch.sign(z - mu) * rate
@@ -30,6 +30,6 @@ def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor
     return deviation(z, mu, theta, weight) + weight * normalizer(theta, z.shape[1])
 
 
-def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
-    """What the energies of all samples grow by with theta."""
+def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float | Tensor) -> Tensor:
+    """What the energies of all samples grow by with theta; the weight may be one of each, [B, 1]."""
     return (weight - pull(z, mu, theta, weight) * (z - mu)).sum(0).sum_to_size(theta.shape)

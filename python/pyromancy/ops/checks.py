@@ -246,6 +246,11 @@ class _Plan:
             )
             _check(self.plan.order is not None, lambda: f"data of node[{i}] needs an order")
             _check(node.state < self.written, lambda: f"{name} is set from data, and must be among the tensors written")
+        if node.sample_weights is not None:
+            weights, weights_name = self.operands[node.sample_weights], f"sample weights of node[{i}]"
+            self.like(weights_name, weights)
+            _check(predicted, lambda: f"{weights_name} need a law")
+            _shaped(weights_name, weights, tuple(self.batch))
 
     def edge(self, i: int) -> None:
         edge = self.plan.edges[i]
@@ -253,7 +258,7 @@ class _Plan:
         n, m = self.operands[source.state].shape[1], self.operands[target.state].shape[1]
         weight = self.operands[edge.weight]
         self.like(f"weight of edge[{i}]", weight)
-        _shaped(f"weight of edge[{i}]", weight, (m, n))
+        _shaped(f"weight of edge[{i}]", weight, (n, m) if edge.transposed else (m, n))
         if edge.bias is not None:
             bias = self.operands[edge.bias]
             self.like(f"bias of edge[{i}]", bias)
@@ -262,11 +267,11 @@ class _Plan:
             not edge.gram
             or (
                 source.free and not target.free and edge.after.number == 0
-                and target.law is Law.GAUSSIAN and self.plan.energies is None
+                and target.law is Law.GAUSSIAN and target.sample_weights is None and self.plan.energies is None
             ),
             lambda: (
-                f"gram of edge {i} needs a free source, a clamped target without a matrix for its precision, no "
-                "activation after the product, and no energies recorded"
+                f"gram of edge {i} needs a free source, a clamped target without a matrix for its precision or "
+                "sample weights, no activation after the product, and no energies recorded"
             ),
         )  # fmt: skip
 
@@ -335,6 +340,7 @@ class _Plan:
         """What is written serves one purpose; what a rule moves is its owner's parameter too."""
         plan = self.plan
         used: list[int | None] = [i for n in plan.nodes for i in (n.state, n.theta, n.prior, n.velocity, n.data)]
+        used += [n.sample_weights for n in plan.nodes]
         used += [i for e in plan.edges for i in (e.weight, e.bias)]
         used += [i for t in plan.targets for i in (t.tensor, *t.slots)]
         used.append(plan.energies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,15 @@ _BY_NUMBER = tuple(ACTIVATIONS.values())
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
     """Do what a plan says, in place.
 
-    Edges predict their targets as ``mu = after(W before(z) + b)``. With errors ``e = P (z - mu)`` a step is
-    ``z <- z - lr (e - before'(z) W^T (after' e_target))``, on all free nodes at once, with the momentum of
-    `torch.optim.SGD` where there are velocities. P is ``weight exp(-theta)`` of a node whose law is GAUSSIAN, or its
-    weight without a theta; of one that is FULL_GAUSSIAN it is theta as it is, in which its weight is a factor already.
+    Edges predict their targets as ``mu = after(W before(z) + b)``, W and b times their scales. With errors
+    ``e = P (z - mu)`` a step is ``z <- z - lr (e - before'(z) W^T (after' e_target))``, on all free nodes at once, with
+    the momentum of `torch.optim.SGD` where there are velocities. P is ``weight exp(-theta)`` of a node whose law is
+    GAUSSIAN, or its weight without a theta; of one that is FULL_GAUSSIAN it is theta as it is, in which its weight is a
+    factor already. Where a node has weights per sample, all of its energy is multiplied by them, and so its errors.
 
     The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
-    weights and biases, with ``d = after' e``, and ``1/2 (weight - mean(e (z - mu)))`` for log-variances.
+    weights and biases, times their scales, with ``d = after' e``, and for log-variances ``1/2 (weight - mean(e (z -
+    mu)))``, in which a weight per sample counts by its mean.
 
     Args:
         written: tensors that the plan writes.
@@ -102,14 +105,24 @@ class _Batch:
             prior = self.plan.nodes[i].prior
             assert prior is not None
             return None, self.operands[prior].expand_as(self.states[i])
-        bias = None if edge.bias is None else self.operands[edge.bias]
-        product = F.linear(_activated(edge, self.states[edge.source]), self.operands[edge.weight], bias)
+        bias = None if edge.bias is None else edge.bias_scale * self.operands[edge.bias]
+        product = F.linear(_activated(edge, self.states[edge.source]), self.weight(edge), bias)
         return product, _BY_NUMBER[edge.after.number][0](product, edge.after.parameter)
+
+    def weight(self, edge: Edge) -> Tensor:
+        """W ``[out, in]``, times its scale."""
+        weight = self.operands[edge.weight]
+        return edge.scale * (weight.mT if edge.transposed else weight)
 
     def theta(self, i: int) -> tuple[Tensor | None, float]:
         """The parameter of a node's law, and the weight of its energy."""
         node = self.plan.nodes[i]
         return None if node.theta is None else self.operands[node.theta], node.weight
+
+    def per_sample(self, i: int, x: Any) -> Any:
+        """What is linear in a node's energy, ``[B, n]`` or a number, times the weights of samples."""
+        of = self.plan.nodes[i].sample_weights
+        return x if of is None else self.operands[of][:, None] * x
 
     def errors(self) -> _Errors:
         predictions: list[Tensor | None] = [None] * len(self.states)
@@ -119,10 +132,11 @@ class _Batch:
                 continue
             product, prediction = self.predict(i)
             predictions[i], law, of = prediction, LAWS[node.law], (self.states[i], prediction, *self.theta(i))
-            error[i] = law.pull(*of)
+            error[i] = self.per_sample(i, law.pull(*of))
             if product is not None:
                 after = self.into[i].after
-                delta[i] = law.push(*of) * _BY_NUMBER[after.number][1](product, after.parameter)
+                slope = _BY_NUMBER[after.number][1](product, after.parameter)
+                delta[i] = self.per_sample(i, law.push(*of)) * slope
         return _Errors(predictions, error, delta)
 
     def record(self, step: int, errors: _Errors) -> None:
@@ -130,7 +144,10 @@ class _Batch:
         energies = self.operands[self.plan.energies]
         for i, (node, mu) in enumerate(zip(self.plan.nodes, errors.prediction, strict=True)):
             law = LAWS.get(node.law)
-            energies[step, i] = 0 if law is None else law.deviation(self.states[i], mu, *self.theta(i))
+            energies[step, i] = 0
+            if law is not None:
+                deviation: Tensor = law.deviation(self.states[i], mu, *self.theta(i))
+                energies[step, i] = self.per_sample(i, deviation[:, None])[:, 0]
 
     def descend(self, errors: _Errors, fresh: bool) -> None:
         method = self.plan.method
@@ -144,7 +161,7 @@ class _Batch:
                 delta = errors.delta[edge.target]
                 assert delta is not None
                 slope = _BY_NUMBER[edge.before.number][1](state, edge.before.parameter)
-                gradient -= slope * (delta @ self.operands[edge.weight])
+                gradient -= slope * (delta @ self.weight(edge))
             if node.velocity is not None:
                 velocity = self.operands[node.velocity]
                 if fresh:
@@ -167,14 +184,16 @@ class _Batch:
         batch = max(1, states[0].shape[0])
         if target.what is Learned.LOGVAR:
             law, mu = LAWS[self.plan.nodes[target.owner].law], errors.prediction[target.owner]
-            moment: Tensor = law.moment(states[target.owner], mu, *self.theta(target.owner))
+            theta, weight = self.theta(target.owner)
+            moment: Tensor = law.moment(states[target.owner], mu, theta, self.per_sample(target.owner, weight))
             return moment / batch
         edge = self.plan.edges[target.owner]
         delta = errors.delta[edge.target]
         assert delta is not None
         if target.what is Learned.BIAS:
-            return delta.sum(0) / -batch
-        return delta.mT @ _activated(edge, states[edge.source]) / -batch
+            return delta.sum(0) * (edge.bias_scale / -batch)
+        gradient = delta.mT @ _activated(edge, states[edge.source]) * (edge.scale / -batch)
+        return gradient.mT if edge.transposed else gradient
 
 
 def _activated(edge: Edge, state: Tensor) -> Tensor:

@@ -36,14 +36,15 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
     numbers = [plan.method.lr, plan.method.momentum, plan.method.dampening]
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
-        ints += map(_maybe, (node.theta, node.prior, node.velocity, node.data))
+        ints += map(_maybe, (node.theta, node.prior, node.velocity, node.data, node.sample_weights))
         numbers.append(node.weight)
     for edge in plan.edges:
         ints += [edge.source, edge.target, edge.weight, _maybe(edge.bias)]
         for activation in (edge.before, edge.after):
             ints.append(activation.number)
             numbers.append(activation.parameter)
-        ints.append(edge.gram)
+        ints += [edge.gram, edge.transposed]
+        numbers += [edge.scale, edge.bias_scale]
     for rule in plan.rules:
         ints += [rule.kind, rule.maximize, rule.nesterov, rule.decoupled, rule.fresh]
         numbers += [rule.lr, rule.weight_decay, rule.first, rule.second, rule.epsilon]
@@ -144,7 +145,8 @@ def _node(read: _Reader) -> Node:
     state, free, swept = read.tensor("state"), read.flag("free"), read.flag("swept")
     law, theta, prior = read.kind(Law, "law"), read.maybe_tensor("theta"), read.maybe_tensor("prior")
     velocity, data = read.maybe_written("velocity"), read.maybe_tensor("tensor of data")
-    return Node(state, free, swept, law, theta, prior, velocity, data, read.real("weight"))
+    weights = read.maybe_tensor("tensor of sample weights")
+    return Node(state, free, swept, law, theta, prior, velocity, data, read.real("weight"), weights)
 
 
 def _edge(read: _Reader, nodes: int) -> Edge:
@@ -153,7 +155,9 @@ def _edge(read: _Reader, nodes: int) -> Edge:
     before, after = (
         Activation(read.number("activation", 0, len(ACTIVATIONS)), read.real("parameter")) for _ in range(2)
     )
-    return Edge(source, target, weight, bias, before, after, read.flag("gram"))
+    gram, transposed = read.flag("gram"), read.flag("transposed")
+    scale, bias_scale = read.real("scale"), read.real("scale of a bias")
+    return Edge(source, target, weight, bias, before, after, gram, transposed, scale, bias_scale)
 
 
 def _rule(read: _Reader) -> Rule:

@@ -86,6 +86,7 @@ class Node:
         velocity: of a momentum, like the state.
         data: ``[N, n]``, the rows of which an order picks for the state.
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
+        sample_weights: ``[B]``, more factors of the energy.
     """
 
     state: Operand
@@ -97,13 +98,15 @@ class Node:
     velocity: Operand | None = None
     data: Operand | None = None
     weight: float = 1.0
+    sample_weights: Operand | None = None
 
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(W before(z) + b)``, from one node to a later one, both by their place in the plan.
+    """``after(scale W before(z) + bias_scale b)``, from one node to a later one, both by their place in the plan.
 
     Attributes:
+        weight: W ``[out, in]``, or where it is `transposed` the transpose of W.
         gram: whether the feedback is computed as ``W^T P (z' - b) - (W^T P W) before(z)``, which takes fewer products
             where a narrow free node predicts a wide clamped one.
     """
@@ -115,6 +118,9 @@ class Edge:
     before: Activation = Activation()
     after: Activation = Activation()
     gram: bool = False
+    transposed: bool = False
+    scale: float = 1.0
+    bias_scale: float = 1.0
 
 
 @dataclass(frozen=True)

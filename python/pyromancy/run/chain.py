@@ -19,7 +19,7 @@ from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
 from .executor import ReplayingExecutor, Run
-from .planner import Learn, Learned, Planner
+from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
 
 _PART = 0.1  # seconds after which Ctrl-C is noticed
@@ -95,7 +95,9 @@ class ChainExecutor(ReplayingExecutor):
         for i, node in enumerate(planner.nodes):
             if node.term is not None:
                 theta, width = None if node.theta is None else values[node.theta], states[i].shape[1]
-                recorded[:, node.term] = energies[:, i] + node.weight * LAWS[node.law].normalizer(theta, width)
+                normalizer = node.weight * LAWS[node.law].normalizer(theta, width)
+                weights = sample_weights(node, values, states[i])
+                recorded[:, node.term] = energies[:, i] + (normalizer if weights is None else normalizer * weights)
         return [recorded]
 
     def _parts(self, steps: int) -> Iterator[tuple[int, int]]:
@@ -290,12 +292,13 @@ class ChainExecutor(ReplayingExecutor):
         assert term is not None
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
-            value, mean, *parts = (
-                t.detach() for t in program.evaluate([term.state, int(term.prediction), *slots], leaves)
-            )
+            wanted = [term.state, int(term.prediction), *slots]
+            value, mean, *parts = (t.detach() for t in program.evaluate(wanted, leaves))
             for part in parts:
                 part.requires_grad_()
             energy = functional.multivariate_energy(value, mean, functional.cholesky_factor(*parts))
+            for weights in program.evaluate(node.sample_weights, leaves):
+                energy = energy * weights.detach().reshape(-1)
             return torch.autograd.grad(node.weight * self._samples * energy.mean(), parts)
 
     def _obstacle(self, needed: frozenset[int]) -> str | None:
@@ -304,7 +307,7 @@ class ChainExecutor(ReplayingExecutor):
         uses = [s for _, e in self.planner.edges for s in (e.weight, e.bias) if s is not None]
         uses += [s for n in self.planner.nodes for s in self._spread(n)]
         chain_uses = program.paths(uses)
-        moved = [t.slot for t in program.terms if t.slot is not None and t.slot in program.varying]
+        moved = [s for t in program.terms if t.slot is not None and t.slot in program.varying for s in t.operands]
         reaches = {s for slot in moved for s in program.ancestors(slot)}
         if missing := (needed & reaches) - chain_uses.keys():
             slot = min(missing)
@@ -328,11 +331,12 @@ class ChainExecutor(ReplayingExecutor):
             widths = "-".join(str(self.program.stand_ins[n.state].shape[1]) for n in chain.nodes)
             hoisted = sum(not a.free and b.term is not None for a, b in zip(chain.nodes, chain.nodes[1:], strict=False))
             lines.append(f"chain {widths}, {hoisted} edge(s) from clamped nodes computed once a run")
-        for i, (_, edge) in enumerate(self.planner.edges):
+        for i, (source, _) in enumerate(self.planner.edges):
+            clamped = self.planner.nodes[source + 1]
             gram, direct = self.planner.costs(i, self._plain)
             if direct:
                 feedback.append(
-                    f"feedback from the clamped node of width {self.program.stand_ins[edge.weight].shape[0]}: "
+                    f"feedback from the clamped node of width {self.program.stand_ins[clamped.state].shape[1]}: "
                     f"W^T W {'chosen' if gram < direct else 'not chosen'}, "
                     f"{gram / 1e6:.3g} million multiply-adds a run with it, {direct / 1e6:.3g} without"
                 )

@@ -84,7 +84,7 @@ class Planner:
         self.nodes = [n for c in chains for n in c.nodes]
         firsts = accumulate((len(c.nodes) for c in chains), initial=0)
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
-        operands = [s for n in self.nodes for s in (n.state, n.theta, n.prediction)]
+        operands = [s for n in self.nodes for s in (n.state, n.theta, n.prediction, *n.sample_weights)]
         operands += [s for _, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
         self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
@@ -108,7 +108,13 @@ class Planner:
         return not (
             self._computed or self._slopes or any(t.dim() > 1 for t in thetas)
             or any(n.prediction is not None or n.law is plan.Law.FULL_GAUSSIAN for n in self.nodes)
+            or any(not self._is_plain(n) for n in self.nodes)
         )  # fmt: skip
+
+    def _is_plain(self, node: Node) -> bool:
+        """Whether plans take a node's weights per sample as they are."""
+        forms = [self.program.stand_ins[s] for s in (*node.sample_weights, node.state)]
+        return len(forms) == 1 or (len(forms) == 2 and _is_vector(*forms))
 
     def call(
         self,
@@ -153,7 +159,8 @@ class Planner:
             operands.write(energies)
         thetas = [_theta(n, values) for n in self.nodes]
         priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
-        for operand in (*states, *thetas, *priors, *data.values(), order):
+        weights = [sample_weights(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
+        for operand in (*states, *thetas, *priors, *weights, *data.values(), order):
             if operand is not None:
                 operands.read(operand)
         for _, e in self.edges:
@@ -174,9 +181,9 @@ class Planner:
                 plan.Node(
                     operands[s], n.free, n.state in swept, n.law, operands.find(theta), operands.find(prior),
                     operands[next(velocity)] if velocities and n.free else None, operands.find(data.get(n.state)),
-                    n.weight,
+                    n.weight, operands.find(of_samples),
                 )
-                for n, s, theta, prior in zip(self.nodes, states, thetas, priors, strict=True)
+                for n, s, theta, prior, of_samples in zip(self.nodes, states, thetas, priors, weights, strict=True)
             )  # fmt: skip
             # the errors that a gram does without are needed to record energies, and to learn at every step
             may_gram = energies is None and learning.when in (plan.Learning.NEVER, plan.Learning.AT_THE_END)
@@ -184,7 +191,7 @@ class Planner:
                 plan.Edge(
                     source, source + 1, operands[values[e.weight]],
                     None if e.bias is None else operands[values[e.bias]], e.before, e.after,
-                    may_gram and self.prefers_gram(i, of),
+                    may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale,
                 )
                 for i, (source, e) in enumerate(self.edges)
             )  # fmt: skip
@@ -201,7 +208,10 @@ class Planner:
                 del self._encoded[next(iter(self._encoded))]
             ints = self._encoded[key] = plan.encode(made)[0]
         numbers = [run.lr, run.momentum, run.dampening, *(n.weight for n in self.nodes)]
-        numbers += (x if slope is None else self._read(values, slope) for x, slope in self._parameters)
+        for i, (_, e) in enumerate(self.edges):
+            for x, slope in self._parameters[2 * i : 2 * i + 2]:
+                numbers.append(x if slope is None else self._read(values, slope))
+            numbers += (e.scale, e.bias_scale)
         for r in learning.rules:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
         return Call(operands.written, operands.only_read, ints, numbers)
@@ -214,7 +224,8 @@ class Planner:
 
     def computes_from(self, slots: set[int]) -> bool:
         """Whether what the chains take is computed from some of these, or is one: it would change with every batch."""
-        taken = [*self._computed, *self._slopes, *(n.prediction for n in self.nodes if type(n.prediction) is int)]
+        taken = [*self._computed, *self._slopes, *(s for n in self.nodes for s in n.sample_weights)]
+        taken += [n.prediction for n in self.nodes if type(n.prediction) is int]
         return any(not slots.isdisjoint(self.program.ancestors(slot)) for slot in taken)
 
     def prefers_gram(self, place: int, steps: int) -> bool:
@@ -231,9 +242,10 @@ class Planner:
         source, target = self.nodes[at], self.nodes[at + 1]
         if not source.free or target.free or target.term is None or edge.after != plan.Activation():
             return 0, 0
-        if target.law is not plan.Law.GAUSSIAN:  # the others' errors are not a number times a residual
+        # the others' errors are not a number times a residual
+        if target.law is not plan.Law.GAUSSIAN or target.sample_weights:
             return 0, 0
-        out, width = self.program.stand_ins[edge.weight].shape
+        out, width = (self.program.stand_ins[n.state].shape[1] for n in (target, source))
         batch = self.program.stand_ins[source.state].shape[0]
         return (
             width * width * out + batch * out * width + steps * batch * width * width,
@@ -255,6 +267,23 @@ def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tens
     if isinstance(node.prediction, float):
         return torch.full_like(state, node.prediction)
     return None if node.prediction is None else values[node.prediction].expand(state.shape[0], -1).contiguous()
+
+
+def _is_vector(weights: Tensor, state: Tensor) -> bool:
+    return weights.shape == state.shape[:1] and weights.dtype == state.dtype
+
+
+def sample_weights(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tensor | None:
+    """The product of a node's weights per sample, ``[B]``."""
+    if not node.sample_weights:
+        return None
+    first, *others = (values[s] for s in node.sample_weights)
+    if not others and _is_vector(first, state):
+        return first
+    product = state.new_ones(state.shape[0])
+    for t in (first, *others):
+        product = product * t.reshape(-1).to(product)
+    return product
 
 
 class _Operands:

@@ -26,11 +26,18 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
 
 def _refuse(plan: Plan) -> None:
     """Refuse what there are no kernels for yet."""
-    if any(node.law is Law.LAPLACE for node in plan.nodes):
-        raise RuntimeError(
-            "run_plan_ has no Triton kernel for the Laplace law yet; take it out of the plan, or choose another "
-            "backend: pyromancy.backends.use('reference') has everything"
-        )
+    missing = {
+        "the Laplace law": any(node.law is Law.LAPLACE for node in plan.nodes),
+        "weights per sample": any(node.sample_weights is not None for node in plan.nodes),
+        "transposed weights": any(edge.transposed for edge in plan.edges),
+        "edges with a scale": any((edge.scale, edge.bias_scale) != (1, 1) for edge in plan.edges),
+    }
+    for what, wanted in missing.items():
+        if wanted:
+            raise RuntimeError(
+                f"run_plan_ has no Triton kernel for {what} yet; take them out of the plan, or choose another backend: "
+                "pyromancy.backends.use('reference') has everything"
+            )
 
 
 def _passes(plan: Plan) -> Iterator[tuple[int, Plan]]:
