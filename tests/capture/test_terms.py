@@ -334,7 +334,7 @@ def test_weights_of_what_is_no_sample(batch):
 @pytest.mark.parametrize("incremental", [False, True, "joint"])
 @pytest.mark.parametrize("per_batch", [False, True])
 def test_a_batch_with_weights_per_sample_does_what_its_parts_do(per_batch, incremental):
-    """One call where somebody holds the weights; given with the batch, they are read for every one."""
+    """One call where somebody holds the weights, which may change; given with the batch, they are read anew."""
     ours, theirs = Net(), Net()
     theirs.load_state_dict(ours.state_dict(), strict=False)
     theirs.weights = ours.weights.clone()
@@ -352,8 +352,14 @@ def test_a_batch_with_weights_per_sample_does_what_its_parts_do(per_batch, incre
         incremental=incremental,
     )  # fmt: skip
     optimizer = torch.optim.Adam(learned[1], 0.01)
-    for _ in range(4):
+    for i in range(9):
         batch = torch.randn(4, 6).double(), torch.randn(4, 3).double()
+        if i == 5:
+            for n in (ours, theirs):
+                n.weights.mul_(0.5)
+        elif i == 7:
+            ours.weights = torch.rand(4).double()
+            theirs.weights = ours.weights.clone()
         batch = (*batch, torch.rand(4).double()) if per_batch else batch
         em.step(*batch)
         with torch.no_grad():

@@ -177,7 +177,10 @@ def _no_node(program: Program, term: Term) -> str:
     told = program.told(term.within)
     factor = next((s for s in call.inputs if s not in program.varying), None) if call else None
     if call is not None and factor is not None and call.meaning in ("mul", "div"):
-        return f"a term of the energy, {told}, has a tensor as a factor, {program.told(factor)}: chains take numbers"
+        return (
+            f"a term of the energy, {told}, has a tensor as a factor, {program.told(factor)}: chains multiply by "
+            "numbers, or by one for every sample"
+        )
     if term.within != term.slot:
         told = f"{program.producer[term.slot].name} of {told}"
     return f"a term of the energy, {told}, is not the energy of a Gaussian or Laplace node"
