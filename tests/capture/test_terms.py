@@ -266,6 +266,7 @@ WEIGHTED = {
     "column": lambda n: n.first() + (n.weights[:, None] * n.error() ** 2).sum(1),
     "column-in-float": lambda n: n.first() + (0.5 * n.weights.float()[:, None] * n.error().square()).sum(1),
     "mask": lambda n: n.first() + (n.weights > 0.5) * n.second(),
+    "laplace": lambda n: n.first() + n.weights * laplace_energy(n.y, n.mu(), n.out.logvar),
     "computed": lambda n: n.first() + n.weights.softmax(0) * n.second(),
     "one-for-all": lambda n: n.first() + n.weights[0] * n.second(),
     "one-for-all-of-one-element": lambda n: n.first() + n.weights[:1] * n.second(),
