@@ -61,7 +61,7 @@ class EM:
         loop.backward(parameters)  # those of the optimizer
         optimizer.step()
 
-    Where all of it can be one plan, on a CPU, the forward sweep that `start` makes uses the very products that E-steps
+    Where all of it can be one plan, the forward sweep that `start` makes uses the very products that E-steps
     use. Errors that a sweep leaves are then exactly zero, and so are the gradients of weights that no E-step has
     reached yet. Gradients are not kept then: ``.grad`` is None afterwards.
 
@@ -422,9 +422,6 @@ class Whole:
             raise _ByParts(reason)
         if not isinstance(executor, ChainExecutor):
             raise _ByParts("the energy is no chain, as is told below")
-        program = executor.program
-        if not program.leaves[min(program.free)].is_cpu:
-            raise _ByParts("its states are not on a CPU")
         self.start_, self.executor = start, executor
         self.nodes = executor.planner.nodes
         self.parameters = em._parameters
@@ -595,7 +592,8 @@ class Whole:
 
 
 def _are_rows(data: Tensor, state: Tensor) -> bool:
-    return data.is_contiguous() and data.dtype == state.dtype and data.shape[1:] == state.shape[1:] and data.is_cpu
+    alike = data.dtype == state.dtype and data.device == state.device and data.shape[1:] == state.shape[1:]
+    return alike and data.is_contiguous()
 
 
 def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tuple[Learned, Tensor]]:

@@ -114,7 +114,7 @@ def _sgd(learner: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tup
 
 def _adam(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple[Rule, list[Tensor | None]]:
     names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-    state = _begun(states[p], names, p)
+    state = _begun(states[p], names, p, bool(group.get("fused")))
     first, second = group["betas"]
     rule = Rule(
         RuleKind.ADAM, float(group["lr"]), float(group["weight_decay"]), float(first), float(second),
@@ -134,10 +134,11 @@ def _rmsprop(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple
     return rule, [state["step"], *(state[name] if name else None for name in names)]
 
 
-def _begun(state: dict[str, Any], names: list[str], p: Tensor) -> dict[str, Any]:
+def _begun(state: dict[str, Any], names: list[str], p: Tensor, fused: bool = False) -> dict[str, Any]:
     """The state of a parameter, made as the optimizer does before its first step."""
     if not state:
-        state["step"] = torch.tensor(0.0, dtype=_torch._get_scalar_dtype())
+        device = p.device if fused else "cpu"
+        state["step"] = torch.tensor(0.0, dtype=_torch._get_scalar_dtype(fused or None), device=device)
         state.update((name, torch.zeros_like(p, requires_grad=False)) for name in names)
     return state
 
