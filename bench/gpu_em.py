@@ -1,4 +1,4 @@
-"""Whole EM batches on a GPU: the inference loop on every backend against what experts write without it.
+"""Whole EM batches on a GPU: the inference loop and `EM` on every backend against what experts write without them.
 
     python -m bench.gpu_em --out FILE.json    measure, write the figures as they come, print a table
     python -m bench.gpu_em --show FILE.json   print the table again
@@ -30,7 +30,7 @@ from pyromancy import backends
 from . import gpu, rivals
 from .exact import ROUNDING, Outcome, exact_outcome, outcome, relative, require
 from .gpu import FLOAT, Entry
-from .loops import inference_loop, loop_of, plain
+from .loops import em_step, inference_loop, loop_of, plain
 from .network import Problem, make_edges, make_problem
 from .rivals import EPS, NotHereError, Runner, fused_adam, graph_runner
 from .settings import ADAM_RATE, SETTINGS, Setting
@@ -54,7 +54,7 @@ class Contender:
     """What competes.
 
     Attributes:
-        name: of the way to run a batch; of this package's loop also what serves it.
+        name: of the way to run a batch; of this package's also what serves it.
         make: of a setting and a device.
         precision: of float32 matrix products.
         backend: of this package, or None where it is its default or has no part.
@@ -71,7 +71,7 @@ class Contender:
 
     @property
     def ours(self) -> bool:
-        """Whether it is this package's loop."""
+        """Whether it is this package's."""
         return self.backend is not None
 
     @property
@@ -154,6 +154,7 @@ class Race:
             precisions = PRECISIONS if backend != "triton" or self.name == FIRST else PRECISIONS[:1]
             rows += [Contender(f"{name}, fused Adam", partial(of_loop, fused), p, backend) for p in precisions]
             rows += [Contender(f"{name}, one graph", in_one_graph, p, backend) for p in precisions]
+            rows += [Contender(f"EM, {backend}", partial(of_loop, em_step), p, backend) for p in precisions]
         if self.compiled:
             return [c for c in rows if c.compiled or (c.ours and c.precision == "highest" and c.kind == EM)]
         return [c for c in rows if not c.compiled]

@@ -86,11 +86,12 @@ def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
         for backend, precisions in {"reference": 0, "native": 3, "triton": 3 if name == "wide" else 1}.items():
             ours = f"InferenceLoop, {backend}"
             expected = [(ours, "highest", "em-batch"), (ours, "highest", "e-steps")]
-            for variant in ("fused Adam", "one graph"):
-                expected += [(f"{ours}, {variant}", p, "em-batch") for p in bench.PRECISIONS[:precisions]]
+            whole = f"EM, {backend}"
+            for way in (f"{ours}, fused Adam", f"{ours}, one graph", whole):
+                expected += [(way, p, "em-batch") for p in bench.PRECISIONS[:precisions]]
             if compiled:
                 expected = [e for e in expected if e[1:] == ("highest", "em-batch")]
-            mine = [r for r in rows if r["contender"].startswith(ours)]
+            mine = [r for r in rows if r["contender"].startswith((ours, whole))]
             assert [(r["contender"], r["precision"], r["kind"]) for r in mine] == expected
             assert {r["served_by"] for r in mine} == {serving[backend]}
     for r in result["rows"]:
