@@ -362,29 +362,42 @@ struct Tile {
     const Buffers<P> b = buffers[l];
     const void* const bias = edge.bias;
     const bool full = static_cast<bool>(node.full_precision);
-    int64_t at = i * row;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < width; ++v, at += w) {
-        const Vec<C> product = *c++ + Layout::constant(bias, i + r);
+    const auto each = [&](auto f) { // f(row, vector, where they are, product)
+      int64_t at = i * row;
+      for (int64_t r = i; r < i + rows; ++r)
+        for (int v = 0; v < width; ++v, at += w)
+          f(r, v, at, *c++ + Layout::constant(bias, r));
+    };
+    // What nearly all nodes are spares them questions at every element.
+    if (node.law == Law::gaussian && !node.rate && !node.sample_weights && !full && !norm &&
+        !b.energy && !b.moment)
+      return each([&](int64_t, int, int64_t at, Vec<C> product) {
         const Vec<C> prediction = activate<C>(after, product);
-        if (norm)
-          store(b.z + at, settled(load(b.z + at), prediction,
-                                  Layout::constant(node.rounding, i + r) * norm->of[v]));
-        const Vec<C> z = load(b.z + at), slopes = slope<C>(after, product, prediction);
-        if (full) {
-          store(b.residual + at, z - prediction);
-          if (b.slope)
-            store(b.slope + at, slopes);
-          continue;
-        }
-        const Vec<C> p = rate(node, i + r, v);
-        with_formulas(node.law, [&](auto law) {
-          if (b.delta != b.error)
-            store(b.delta + at, law.push(z, prediction, p) * slopes);
-          store(b.error + at, law.pull(z, prediction, p));
-          keep_energy(law, b, at, z, prediction, p);
-        });
+        const Vec<C> z = load(b.z + at), pull = Gaussian::pull(z, prediction, splat(C(1)));
+        if (b.delta != b.error)
+          store(b.delta + at, pull * slope<C>(after, product, prediction));
+        store(b.error + at, pull);
+      });
+    each([&](int64_t r, int v, int64_t at, Vec<C> product) {
+      const Vec<C> prediction = activate<C>(after, product);
+      if (norm)
+        store(b.z + at, settled(load(b.z + at), prediction,
+                                Layout::constant(node.rounding, r) * norm->of[v]));
+      const Vec<C> z = load(b.z + at), slopes = slope<C>(after, product, prediction);
+      if (full) {
+        store(b.residual + at, z - prediction);
+        if (b.slope)
+          store(b.slope + at, slopes);
+        return;
       }
+      const Vec<C> p = rate(node, r, v);
+      with_formulas(node.law, [&](auto law) {
+        if (b.delta != b.error)
+          store(b.delta + at, law.push(z, prediction, p) * slopes);
+        store(b.error + at, law.pull(z, prediction, p));
+        keep_energy(law, b, at, z, prediction, p);
+      });
+    });
   }
 
   // Energies per sample, without their normalizers.
