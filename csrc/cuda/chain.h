@@ -38,7 +38,7 @@ struct Inference {
 struct Gradient {
   Learned what;
   int64_t node; // of an edge its target
-  double scale; // of a node's energy
+  double scale; // of a node's energy, or of what an edge makes of a parameter
   Tensor to;
 };
 

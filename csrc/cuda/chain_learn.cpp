@@ -68,10 +68,17 @@ void Learner::study(int64_t l, const MaybeTensor& source) {
 
 void Learner::write(const Gradient& gradient, const MaybeTensor& source) const {
   const Lesson& lesson = lessons[gradient.node];
-  if (gradient.what == Learned::weight)
-    return multiply(gradient.to, transposed(*lesson.delta), *source);
-  if (gradient.what == Learned::bias)
-    return sum_first(gradient.to, *lesson.delta);
+  if (gradient.what != Learned::logvar) {
+    if (gradient.what == Learned::weight)
+      multiply(gradient.to, transposed(*lesson.delta), *source);
+    else
+      sum_first(gradient.to, *lesson.delta);
+    if (gradient.scale != 1) {
+      Tensor to = gradient.to;
+      torch::stable::copy_(to, scaled(to, gradient.scale));
+    }
+    return;
+  }
   const int64_t n = chain_.width(gradient.node);
   const Tensor moment = allocate(Sizes(&n, 1), chain_.states[0]);
   sum_first(moment, *lesson.square);

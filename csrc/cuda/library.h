@@ -34,6 +34,24 @@ inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   (void)torch::stable::detail::to<Tensor>(stack[0]); // another handle of `out`
 }
 
+// a b, element by element
+inline Tensor product(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(a), from(b)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// t itself where it is not scaled
+inline Tensor scaled(const Tensor& t, double scale) {
+  if (scale == 1)
+    return t;
+  const int64_t one = 1;
+  Tensor factor = allocate(Sizes(&one, 1), t);
+  torch::stable::fill_(factor, scale);
+  return product(t, factor);
+}
+
 // out = the sum of t along its first dimension
 inline void sum_first(const Tensor& out, const Tensor& t) {
   const int64_t first = 0;

@@ -22,21 +22,11 @@ void check_supported(const Plan& plan) {
     refuse(node.law == Law::laplace, "the Laplace law");
     refuse(node.sample_weights != kNothing, "weights per sample");
   }
-  for (const PlanEdge& edge : plan.edges) {
-    refuse(edge.transposed, "transposed weights");
-    refuse(edge.scale != 1 || edge.bias_scale != 1, "edges with a scale");
-  }
 }
 
 Tensor call(const char* name, const char* overload, const Tensor& a) {
   StableIValue stack[] = {torch::stable::detail::from(a)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-Tensor product(const Tensor& a, const Tensor& b) {
-  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -93,8 +83,10 @@ public:
         break;
       const PlanEdge& edge = plan.edges[out];
       edges_.push_back(out);
-      chain_.weights.push_back(operands[edge.weight]);
-      chain_.biases.push_back(maybe(operands.find(edge.bias)));
+      const Tensor& weight = operands[edge.weight];
+      chain_.weights.push_back(scaled(edge.transposed ? transposed(weight) : weight, edge.scale));
+      const Tensor* bias = operands.find(edge.bias);
+      chain_.biases.push_back(bias ? MaybeTensor(scaled(*bias, edge.bias_scale)) : MaybeTensor());
       chain_.before.push_back(edge.before);
       chain_.after.push_back(edge.after);
       place = edge.target;
@@ -181,8 +173,15 @@ private:
         to = allocate(to.sizes(), to);
         moved.push_back({&target, to});
       }
-      wanted.push_back(
-          {target.what, at - places_.begin(), plan_.nodes[owner].weight, as_vector(to)});
+      Gradient gradient{target.what, at - places_.begin(), plan_.nodes[owner].weight,
+                        as_vector(to)};
+      if (target.what != Learned::logvar) {
+        const PlanEdge& edge = plan_.edges[target.owner];
+        gradient.scale = target.what == Learned::weight ? edge.scale : edge.bias_scale;
+        if (target.what == Learned::weight && edge.transposed)
+          gradient.to = transposed(to);
+      }
+      wanted.push_back(gradient);
     }
     return wanted;
   }

@@ -265,11 +265,6 @@ def names_what_it_has_no_kernel_for():
     for what, changes in (
         ("the Laplace law", {"laws": [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN]}),
         ("weights per sample", {"sample_weights": [None, torch.ones(4), None]}),
-        (
-            "transposed weights",
-            {"weights": [arguments["weights"][0], torch.zeros(7, 3)], "forms": [(False, 1, 1), (True, 1, 1)]},
-        ),
-        ("edges with a scale", {"forms": [(False, 1.0, 1.0), (False, 0.5, 1.0)]}),
     ):
         made, operands = planned(arguments | changes)
         before = to(operands.written)

@@ -99,14 +99,14 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     kinds = [lambda n: None, lambda n: 0.3 * torch.randn(n), lambda n: 0.3 * torch.randn(1), covariance_of]
     a["thetas"] = [draw.choice(kinds)(n) for n in widths]
     batch = len(a["states"][0])
-    weighted = not EMULATED and draw.random() < 0.4
+    weighted = not (EMULATED or INTERPRETED) and draw.random() < 0.4
     a["sample_weights"] = [
         maybe(torch.rand(batch) + 0.1, torch.rand(1).expand(batch)) if weighted and made else None
         for made in a["predicted"]
     ]
     a["forms"] = [
         (draw.random() < 0.5, draw.choice([1.0, -0.7]), draw.choice([1.0, 0.3]))
-        if not EMULATED and draw.random() < 0.5
+        if draw.random() < 0.5
         else (False, 1.0, 1.0)
         for _ in widths[1:]
     ]
@@ -183,7 +183,10 @@ def learning_problem(batch=17):
     a = problem((5, 33, 7, 3), batch, "tanh", prior="one", scales=True, clamped=(0, -1))
     a["thetas"] = [0.3 * torch.randn(n, dtype=torch.float64) for n in (5, 1, 7, 3)]
     a["precisions"] = a["thetas"]
-    return (a if EMULATED else with_weights_and_scales(a)) | {"steps": 5}  # of which CUDA has no kernels
+    a = with_weights_and_scales(a) | {"steps": 5}
+    if EMULATED or INTERPRETED:  # which have no kernels for the former
+        a["sample_weights"] = [None] * 4
+    return a
 
 
 def optimizer_of(kind, option, a):

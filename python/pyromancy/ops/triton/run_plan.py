@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...plan import Law, Learned, Learning, Node, Plan, RuleKind, Target, decode
+from ...plan import Edge, Law, Learned, Learning, Node, Plan, RuleKind, Target, decode
 from ..run_plan import batches, learned
 from . import rule
 from .chain import Chain, infer, mstep, sweep
@@ -29,8 +29,6 @@ def _refuse(plan: Plan) -> None:
     missing = {
         "the Laplace law": any(node.law is Law.LAPLACE for node in plan.nodes),
         "weights per sample": any(node.sample_weights is not None for node in plan.nodes),
-        "transposed weights": any(edge.transposed for edge in plan.edges),
-        "edges with a scale": any((edge.scale, edge.bias_scale) != (1, 1) for edge in plan.edges),
     }
     for what, wanted in missing.items():
         if wanted:
@@ -74,8 +72,8 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int], first: int) -> N
     prior = nodes[0].prior
     chain = Chain(
         [operands[node.state] for node in nodes],
-        [operands[edge.weight] for edge in edges],
-        [None if edge.bias is None else operands[edge.bias] for edge in edges],
+        [_scaled(_turned(edge, operands[edge.weight]), edge.scale) for edge in edges],
+        [None if edge.bias is None else _scaled(operands[edge.bias], edge.bias_scale) for edge in edges],
         [_precision(node, operands) for node in nodes],
         None if prior is None else operands[prior],
         [((e.before.number, e.before.parameter), (e.after.number, e.after.parameter)) for e in edges],
@@ -122,14 +120,31 @@ def _gradients(plan: Plan, operands: list[Tensor], chain: Chain, own: list[tuple
         to = operands[target.tensor]
         is_wanted = plan.rules[target.rule].kind is RuleKind.GRADIENT
         gradients.append(to if is_wanted else torch.empty_like(to))
-    wanted = [(t.what, i, g if g.dim() else g.view(1)) for (t, i), g in zip(own, gradients, strict=True)]
+    wanted = []
+    for (target, i), gradient in zip(own, gradients, strict=True):
+        is_weight = target.what is Learned.WEIGHT
+        to = _turned(plan.edges[target.owner], gradient) if is_weight else gradient
+        wanted.append((target.what, i, to if to.dim() else to.view(1)))
     mstep(chain, wanted)
     for (target, i), (what, _, moment) in zip(own, wanted, strict=True):
         if what is Learned.LOGVAR:  # of weight / 2 log variance, for each that it serves, and of the energy
             served = chain.states[i].shape[1] / max(1, moment.shape[0])
             weight = plan.nodes[target.owner].weight
             moment.neg_().add_(served * weight if chain.batch else 0.0).mul_(0.5)
+            continue
+        edge = plan.edges[target.owner]
+        scale = edge.scale if what is Learned.WEIGHT else edge.bias_scale
+        if scale != 1:
+            moment.mul_(scale)
     return gradients
+
+
+def _turned(edge: Edge, weight: Tensor) -> Tensor:
+    return weight.mT if edge.transposed else weight
+
+
+def _scaled(t: Tensor, scale: float) -> Tensor:
+    return t if scale == 1 else t * scale
 
 
 def _precision(node: Node, operands: list[Tensor]) -> Tensor | None:
