@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import pyromancy as pyro
 from numerics import same_bits
@@ -55,6 +56,31 @@ def test_equals_the_plain_loop(optimizer, incremental, kinds):
     for one, optimizer_ in ((net, ours), (plain, theirs)):
         plainly(one, optimizer_, x, y, steps=5, lr=0.1)
     assert_same(net.m_params(), plain.m_params())
+
+
+class Scaled(nn.Module):
+    """A Linear's weight, transposed as it is kept, and half of what it makes."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
+
+    def forward(self, z):
+        return 0.5 * (z @ self.weight + self.bias)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_weights_that_are_scaled_and_transposed(optimizer):
+    net, plain = there()
+    for one in (net, plain):
+        one.edges[1] = nn.Sequential(nn.Tanh(), Scaled(one.edges[1][1]))
+    ours, theirs = (OPTIMIZERS[optimizer](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=5, lr=0.1)
+    for x, y in device_batches(4):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=5, lr=0.1)
+    assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+    assert "one call" in em.explain().splitlines()[0]
 
 
 @pytest.mark.parametrize("where", [DEVICE, "cpu"])

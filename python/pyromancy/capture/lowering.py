@@ -287,8 +287,6 @@ class _Parameters(NamedTuple):
 
 def _parameters(program: Program, weight: int, bias: int | None) -> _Parameters:
     """What a Linear's weight and bias are a number times, or the transpose of."""
-    if not program.stand_ins[weight].is_cpu:  # where plans take them as they are
-        return _Parameters(weight, bias, (False, 1.0, 1.0))
     scale, bias_scale, transposed = 1.0, 1.0, False
     while (part := _scaled(program, weight) or _turned(program, weight)) is not None:
         weight, factor = part
