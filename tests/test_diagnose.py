@@ -566,3 +566,12 @@ def test_a_diagnosis_is_frozen():
     found = pyro.diagnose(network.energy, free)
     with pytest.raises(AttributeError):
         found.share = None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("function", [pyro.diagnose, pyro.max_rate])
+def test_energies_that_are_not_finite_are_named(function, value):
+    z = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    z.data[3, 1] = value
+    with pytest.raises(ValueError, match=f"energy must be finite, got {value} for sample 3$"):
+        function(lambda: 0.5 * z.square().sum(1), [z])

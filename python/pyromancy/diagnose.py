@@ -402,6 +402,12 @@ def _check_energies(energies: Any, count: int) -> None:
         raise TypeError(f"energy must return float32 or float64, got {energies.dtype}")
     if not energies.requires_grad:
         raise ValueError("energy must be differentiable in the states, got energies that do not depend on them")
+    lost = (~energies.isfinite()).nonzero().flatten().tolist()
+    if lost:
+        raise ValueError(
+            f"energy must be finite, got {energies[lost[0]].item()} for sample {lost[0]}"
+            + (f", and {len(lost) - 1} more like it" if len(lost) > 1 else "")
+        )
 
 
 def _functions(roots: Iterable[Any]) -> Iterator[Any]:

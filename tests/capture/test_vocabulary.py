@@ -133,7 +133,7 @@ CHAINS = {
     "nn.LeakyReLU": nn.LeakyReLU(0.2),
     "leaky_relu-keyword": lambda z: F.leaky_relu(input=z, negative_slope=0.3),
     "aten.leaky_relu": lambda z: aten.leaky_relu(z, 0.3),
-    "nn.PReLU": nn.PReLU(init=0.2).double(),
+    "nn.PReLU": nn.PReLU(init=0.2).double().requires_grad_(False),
     "F.prelu": lambda z: F.prelu(z, SLOPE),
     "prelu-keyword": lambda z: torch.prelu(weight=SLOPE, input=z),
     "Tensor.prelu": lambda z: z.prelu(SLOPE.abs()[0]),

@@ -148,6 +148,45 @@ def test_an_epoch_of_weights_that_edges_scale_or_transpose(how):
     check_epochs(net, size=10, passes=2)
 
 
+def test_momentum_below_zero_is_none_to_rmsprop():
+    net, plain = twins()
+    ours, theirs = (torch.optim.RMSprop(n.m_params(), 1e-3) for n in (net, plain))
+    for optimizer in (ours, theirs):
+        optimizer.param_groups[0]["momentum"] = -0.5
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=2, lr=0.1)
+    for x, y in batches(2):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=2, lr=0.1)
+    assert_same(net.m_params(), plain.m_params())
+    assert_same_state(ours, theirs)
+
+
+class Weighted(Net):
+    """With weights per sample that `start` computes and keeps."""
+
+    def start(self, x, y, weights):
+        self.weights = weights.sqrt()
+        super().start(x, y)
+
+    def energy(self):
+        return self.weights * super().energy()
+
+
+def test_what_start_computes_and_keeps_is_that_of_every_batch_of_an_epoch():
+    # the last batch is smaller, so that epochs begin with a capture of start
+    net = Weighted().double()
+    plain = copy.deepcopy(net)
+    ours, theirs = (torch.optim.SGD(n.m_params(), 0.1) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, lr=0.1)
+    x, y, weights = torch.rand(50, 8).double(), torch.rand(50, 3).double(), torch.rand(50).double()
+    for _ in range(3):
+        list(em.epoch(x, y, weights, batch_size=8, shuffle=False))
+        for rows in torch.arange(50).split(8):
+            plain.start = lambda x, y, w=weights[rows]: Weighted.start(plain, x, y, w)
+            plainly(plain, theirs, x[rows], y[rows], steps=3, lr=0.1)
+        assert_same(net.m_params(), plain.m_params())
+
+
 @pytest.mark.parametrize("options", [{"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}], ids=str)
 def test_momentum_of_states_starts_anew_with_every_batch(options):
     net, plain = twins()

@@ -347,7 +347,8 @@ def _unwrapped(program: Program, slot: int) -> tuple[Activation, int | None, int
         of, slope = _prelu(call)
         form = program.stand_ins[slope]
         # which plans take as a number, and so it is read at every run: of a GPU it would have to be waited for
-        if form.numel() == 1 and form.is_cpu and slope not in program.varying:
+        # The gradient of one that learns is autograd's, in whose products the errors of a sweep of ours are not zero.
+        if form.numel() == 1 and form.is_cpu and slope not in program.varying and not _learns(program, slope):
             return Activation(_NUMBER["leaky_relu"]), slope, of
     activation = _activation(call)
     return (Activation(), None, slot) if call is None or activation is None else (activation, None, call.inputs[0])
@@ -366,9 +367,16 @@ def _of_slopes(program: Program, call: Call | None) -> str:
     slope = _prelu(call)[1]
     form = program.stand_ins[slope]
     return (
-        f": chains take one slope, on a CPU, that depends on no free state, and {program.told(slope)} is "
-        f"{[*form.shape]} on {form.device}"
+        f": chains take one slope, on a CPU, that depends on no free state and requires no gradient, and "
+        f"{program.told(slope)} is {[*form.shape]} on {form.device}"
+        + (", and requires one" if _learns(program, slope) else "")
     )
+
+
+def _learns(program: Program, slot: int) -> bool:
+    """Whether what a slot is computed from requires gradients."""
+    leaves = program.leaves
+    return any(i < len(leaves) and leaves[i].requires_grad for i in program.ancestors(slot))
 
 
 def _activation(call: Call | None) -> Activation | None:

@@ -53,7 +53,7 @@ class Learner:
             for p in group["params"]:
                 if id(p) in learned:
                     rule, slots = read(self, group, optimizer.state, p)
-                    if any(s is not None and s.dim() and (s.dtype != p.dtype or not s.is_contiguous()) for s in slots):
+                    if not all(s is None or _fits(s, p) for s in slots):
                         self.obstacle = "the optimizer's state is of another dtype or layout than its parameter"
                     self._read.append(p)
                     self.of[id(p)] = self._places.setdefault(rule, len(self._places)), slots
@@ -124,7 +124,7 @@ def _adam(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple[Ru
 
 
 def _rmsprop(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple[Rule, list[Tensor | None]]:
-    momentum = float(group["momentum"])
+    momentum = max(0.0, float(group["momentum"]))  # below zero it is none to PyTorch
     names = ["square_avg", "momentum_buffer" if momentum > 0 else None, "grad_avg" if group["centered"] else None]
     state = _begun(states[p], [name for name in names if name], p)
     rule = Rule(
@@ -132,6 +132,13 @@ def _rmsprop(_: Learner, group: dict[str, Any], states: Any, p: Tensor) -> tuple
         float(group["eps"]), maximize=bool(group["maximize"]),
     )  # fmt: skip
     return rule, [state["step"], *(state[name] if name else None for name in names)]
+
+
+def _fits(slot: Tensor, p: Tensor) -> bool:
+    """Whether a rule takes a slot as it is: like the parameter, or a number of steps."""
+    return (
+        slot.dtype == p.dtype and slot.is_contiguous() if slot.dim() else slot.dtype in (torch.float32, torch.float64)
+    )
 
 
 def _begun(state: dict[str, Any], names: list[str], p: Tensor, fused: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Start:
             raise NotCapturable("two of its arguments are one tensor")
         if recording.refusal is not None:
             raise NotCapturable(recording.refusal)
+        self._made = [weakref.ref(recording.kept[i]) for i in recording.produced]  # which may be kept somewhere
         self.program, places = recording.renumbered(())
         self.settings = [Setting(s.node, places[s.slot], s.position) for s in self.settings]
         self._batch = [i for i, t in enumerate(batch) if isinstance(t, Tensor)]  # whose tensors are the first leaves
@@ -220,8 +222,9 @@ class Start:
 
     def reaches(self, program: Program) -> bool:
         """Whether an energy may take what the function is given, or makes of it, otherwise than as states."""
-        given = {id(self.program.leaves[leaf]) for leaf in range(len(self._batch))}
-        return bool(self.program.lent) or any(id(t) in given for t in program.leaves)
+        known = {id(self.program.leaves[leaf]) for leaf in range(len(self._batch))}
+        known.update(id(t) for made in self._made if (t := made()) is not None)
+        return bool(self.program.lent) or any(id(t) in known for t in program.leaves)
 
     def place(self, setting: Setting) -> int | None:
         """Which argument of the function a state is set to, if it is one as it is."""

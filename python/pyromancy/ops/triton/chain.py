@@ -240,7 +240,7 @@ class Chain:
         launch(
             error_kernel, blocks(self.batch, tall) * tiles, state, product, bias, *operands,
             self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter,
-            after, self.acc, tall, width,
+            after, self.acc, tall, width, num_warps=8 if self.acc == tl.float64 else 4,  # four would spill
         )  # fmt: skip
 
 
