@@ -726,8 +726,8 @@ void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t 
   constexpr int w = kLanes<C>;
   const C s = static_cast<C>(scale);
   C* const numbers = static_cast<C*>(panel);
-  O* const packed =
-      static_cast<O*>(panel); // a pair takes the place of the first of its rows, or an earlier one
+  // A pair takes the place of the first of its rows, or an earlier one.
+  O* const packed = static_cast<O*>(panel);
   for (int64_t j = begin; j < end; j += 2 * w) {
     const int64_t columns = smaller(2 * w, end - j);
     for (int64_t k = 0; k < batch || k == 0; k += kDepth) {

@@ -38,8 +38,9 @@ struct ChainNode {
   void* state;    // [B, n], contiguous; overwritten where free
   void* velocity; // [B, n] where there is momentum and the node is free, else null
   Law law;
-  const void*
-      rate; // of the law, for a Gaussian the diagonal of P [n], padded with zeros; null is 1
+  // weight * exp(-theta) of the law, for a Gaussian the diagonal of P: [n], padded with zeros; null
+  // is 1.
+  const void* rate;
   PackedMatrix full_precision; // P [n, n], or null
   // One for every sample, padded to whole tiles, which P is multiplied by; or null.
   const void* sample_weights;

@@ -204,14 +204,11 @@ class FactorizedGaussianNode(AbstractGaussianNode):
 
     def error(self, pred: Tensor) -> Tensor:
         """Precision-weighted error ``(z_i - mu_i) / sigma_i^2``, of the shape of the state."""
-        return functional.gaussian_error(self._state("error"), pred, self._broadcast_logvar())
+        return functional.gaussian_error(self._state("error"), pred, self._of_components(self.logvar))
 
     def energy(self, pred: Tensor) -> Tensor:
         """Energy ``1/2 sum_i [ (z_i - mu_i)^2 / sigma_i^2 + log sigma_i^2 ]`` per sample, ``[B]``."""
-        return functional.gaussian_energy(self._state("energy"), pred, self._broadcast_logvar())
-
-    def _broadcast_logvar(self) -> Tensor:
-        return self.logvar if len(self._shape) == 2 and self._shape.nvirtual == 1 else self.logvar.view(self.bshape)
+        return functional.gaussian_energy(self._state("energy"), pred, self._of_components(self.logvar))
 
     def _colour(self, noise: Tensor) -> Tensor:
         return (0.5 * self.logvar).exp() * noise

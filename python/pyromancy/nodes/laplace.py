@@ -51,11 +51,11 @@ class LaplaceNode(VariationalNode):
 
     def error(self, pred: Tensor) -> Tensor:
         """Error ``sign(z_i - mu_i) / b_i``, of the shape of the state."""
-        return functional.laplace_error(self._state("error"), pred, self._broadcast_logscale())
+        return functional.laplace_error(self._state("error"), pred, self._of_components(self.logscale))
 
     def energy(self, pred: Tensor) -> Tensor:
         """Energy ``sum_i |z_i - mu_i| / b_i + log b_i`` per sample, ``[B]``."""
-        return functional.laplace_energy(self._state("energy"), pred, self._broadcast_logscale())
+        return functional.laplace_energy(self._state("energy"), pred, self._of_components(self.logscale))
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A sample of the Laplace distribution around `value`, by noise added to it.
@@ -75,10 +75,6 @@ class LaplaceNode(VariationalNode):
         rows, pragma = self._shape.coalesce(value)
         up, down = (torch.empty_like(rows).exponential_(generator=generator) for _ in range(2))
         return value + self._shape.disperse((up - down) * self.logscale.exp(), pragma)
-
-    def _broadcast_logscale(self) -> Tensor:
-        plain = len(self._shape) == 2 and self._shape.nvirtual == 1
-        return self.logscale if plain else self.logscale.view(self.bshape)
 
     def _checked_scale(self, value: float | Tensor) -> Tensor:
         """`value` as a float64 scalar or vector of scales.

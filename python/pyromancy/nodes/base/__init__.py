@@ -305,3 +305,8 @@ class VariationalNode(PredictiveNode):
     @abstractmethod
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A sample of the node's distribution around `value`."""
+
+    def _of_components(self, parameter: Tensor) -> Tensor:
+        """A parameter with a number for every component, in a shape that broadcasts against the node's dimensions."""
+        plain = len(self._shape) == 2 and self._shape.nvirtual == 1
+        return parameter if plain else parameter.view(self.bshape)
