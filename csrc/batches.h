@@ -11,7 +11,7 @@ namespace pyromancy {
 template <class Pass>
 void run_batch(Plan& plan, Pass pass) {
   const auto run = [&](int64_t first, int64_t steps, Learn learn) {
-    pass(first, steps, plan.resume || first > 0, learn);
+    pass(first, steps, plan.method.resume || first > 0, learn);
     if (learn != Learn::never)
       for (Rule& rule : plan.rules)
         rule.fresh = false;

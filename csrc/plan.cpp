@@ -56,6 +56,49 @@ private:
   size_t at_ = 0, real_at_ = 0;
 };
 
+Method read_method(Reader& read) {
+  Method method{};
+  method.outcome = kNothing;
+  method.accelerated = read.number("method", 0, 2) != 0;
+  if (method.accelerated) {
+    method.errors = read.flag("errors");
+    method.restarts = read.flag("restarts");
+    method.outcome = read.maybe_written("outcome");
+  } else {
+    method.nesterov = read.flag("nesterov");
+    method.resume = read.flag("resume");
+    method.settle = read.flag("settle");
+  }
+  method.lr = read.real("lr");
+  method.momentum = read.real("momentum");
+  (method.accelerated ? method.tol : method.dampening) = read.real("dampening or tol");
+  return method;
+}
+
+// What moves in error coordinates is the error of the one prediction that every free node has, whose
+// law must not care where z and mu are, but how far apart.
+void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
+  const Method& method = plan.method;
+  if (!method.accelerated)
+    return;
+  STD_TORCH_CHECK(plan.learning == Learning::never || plan.learning == Learning::at_the_end,
+                  "an accelerated method must learn at the end, not in every step");
+  STD_TORCH_CHECK(method.lr >= 0 && method.momentum >= 0 && method.tol >= 0,
+                  "lr, momentum and tol must not be negative, got ", method.lr, ", ",
+                  method.momentum, " and ", method.tol);
+  for (size_t e = 0; e < plan.edges.size(); ++e)
+    STD_TORCH_CHECK(!plan.edges[e].gram, "gram of edge ", e, " needs plain descent");
+  for (const PlanNode& node : plan.nodes)
+    STD_TORCH_CHECK(node.velocity == kNothing, "velocities need plain descent");
+  if (const Tensor* outcome = operands.find(method.outcome)) {
+    check_like("outcome", *outcome, "states", operands[plan.nodes.front().state]);
+    check_contiguous("outcome", *outcome);
+    STD_TORCH_CHECK(outcome->dim() == 2 && outcome->size(0) == batch && outcome->size(1) == 2,
+                    "outcome must have shape (", batch, ", 2), got ", to_string(outcome->sizes()));
+    STD_TORCH_CHECK(plan.order == kNothing, "outcome must not be asked for over many batches");
+  }
+}
+
 // Chains of nodes in order: an edge leads to a later node, and no node has two on either side.
 void join(Plan& plan) {
   for (size_t e = 0; e < plan.edges.size(); ++e) {
@@ -245,6 +288,7 @@ void check_uses(const Plan& plan, const Operands& operands) {
       write(slot);
   }
   write(plan.energies);
+  write(plan.method.outcome);
   for (int64_t i = 0; i < operands.writable(); ++i)
     STD_TORCH_CHECK(uses[i].count <= uses[i].most, Name("written", i),
                     " is what a plan writes, and must be used for nothing else");
@@ -293,16 +337,11 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
   plan.targets.resize(read.count("number of targets"));
   STD_TORCH_CHECK(!plan.nodes.empty(), "plan must have nodes");
   plan.steps = read.number("number of steps", 0, INT64_MAX);
-  plan.nesterov = read.flag("nesterov");
-  plan.resume = read.flag("resume");
-  plan.settle = read.flag("settle");
+  plan.method = read_method(read);
   plan.energies = read.maybe_written("tensor of energies");
   plan.order = read.maybe_tensor("tensor of an order");
   plan.precision = static_cast<MatmulPrecision>(read.number("precision of products", 0, 3));
   plan.learning = static_cast<Learning>(read.number("time of learning", 0, kLearnings));
-  plan.lr = read.real("lr");
-  plan.momentum = read.real("momentum");
-  plan.dampening = read.real("dampening");
   const int64_t nodes = static_cast<int64_t>(plan.nodes.size());
   const int64_t edges = static_cast<int64_t>(plan.edges.size());
   for (PlanNode& node : plan.nodes) {
@@ -364,6 +403,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
   for (size_t i = 0; i < plan.targets.size(); ++i)
     check_target(plan, operands, i);
   const int64_t batch = operands[plan.nodes.front().state].size(0);
+  check_method(plan, operands, batch);
   if (const Tensor* energies = operands.find(plan.energies)) {
     check_like("energies", *energies, "states", operands[plan.nodes.front().state]);
     STD_TORCH_CHECK(energies->dim() == 3 && energies->size(0) == plan.steps &&

@@ -64,12 +64,26 @@ struct Target {
   int64_t slots[kSlots];
 };
 
+// How states descend: all at once by a rate, as torch.optim.SGD has it, or, accelerated, by what
+// the energy of every sample does.
+struct Method {
+  bool accelerated;
+  double lr, momentum; // accelerated: a rate of 0 is found for every sample
+
+  double dampening;
+  bool nesterov;
+  bool resume; // velocities hold those of steps before
+  bool settle; // states that are their predictions but for rounding begin as these
+
+  bool errors;     // what moves is errors of predictions, and states follow
+  bool restarts;   // Nesterov's momentum, anew where it leads upwards
+  double tol;      // of a sample's decrease, what may be left of it where it stops; 0: never
+  int64_t outcome; // [B, 2] sweeps taken, and whether it stopped
+};
+
 struct Plan {
   int64_t steps;
-  double lr, momentum, dampening;
-  bool nesterov;
-  bool resume;      // velocities hold those of steps before
-  bool settle;      // states that are their predictions but for rounding begin as these
+  Method method;
   int64_t energies; // [steps, nodes, B] before each step, without log-determinants
   int64_t order;    // [batches * B] samples of `data`, for one batch after another
   MatmulPrecision precision;

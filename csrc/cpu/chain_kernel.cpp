@@ -1,5 +1,7 @@
 #include "chain_kernel.h"
 
+#include <array>
+
 #include "../activate.h"
 #include "../laws/laws.h"
 #include "../rules/rules.h"
@@ -49,6 +51,10 @@ struct Buffers {
   C* moment; // what that grows by with theta, to be learned from
   C* drive;  // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
+  C* v; // what an accelerated method moves, where the gradient is g: z itself, or the error z - mu
+  C* g;
+  C* s; // what led there
+  C* h; // the gradient before that
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
   const C* input(Input of) const {
@@ -87,7 +93,10 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     const bool varies = node.predicted && node.prediction_varies;
     const bool bent = node.predicted && is_bent(args, node);
     const bool full = node.predicted && node.full_precision;
-    const bool every = node.predicted && (args.energies || args.learn != Learn::never);
+    const bool every =
+        node.predicted && (args.energies || args.learn != Learn::never || args.accelerated);
+    const bool sways = node.free && args.accelerated;
+    const bool rises = sways && args.errors;
     Buffers<typename Layout::Products> b{};
     b.z = take(true);
     b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
@@ -96,11 +105,17 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.residual = take(full);
     b.error = take(varies || full || every);
     b.delta = bent ? take(true) : b.error;
-    b.slope = take(bent && full);
-    b.energy = take(node.predicted && args.energies);
+    b.slope = take(bent && (full || rises));
+    // of errors that move, a Gaussian's energy follows at once
+    const bool at_once = rises && node.law == Law::gaussian;
+    b.energy = take(node.predicted && (args.energies || (args.accelerated && !at_once)));
     b.moment = take(node.moment != nullptr);
     b.drive = take(gram);
     b.velocity = take(node.velocity != nullptr);
+    b.v = rises ? take(true) : b.z;
+    b.g = take(sways);
+    b.s = take(sways);
+    b.h = take(sways && args.method.lr == 0);
     if constexpr (Layout::Products::kColumns > 1) {
       const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
       const bool fed_back = in && node.predicted && args.node[in->source].free && !in->gram;
@@ -114,6 +129,16 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
   return taken;
 }
 
+// What an accelerated method knows of a tile's samples.
+template <class Layout>
+struct Sway {
+  Progress of[Layout::samples];
+  struct Weights {
+    Vec<typename Layout::C> g, s, h;
+  } s[Layout::width], v[Layout::width];
+  Vec<typename Layout::C> keeps[Layout::width];
+};
+
 template <class Layout>
 struct Tile {
   using C = typename Layout::C;
@@ -124,6 +149,7 @@ struct Tile {
   const ChainArgs& args;
   Buffers<P>* const buffers;
   const int64_t first; // sample
+  Sway<Layout>* const sway;
 
   int64_t count() const {
     return smaller(Layout::samples, args.batch - first);
@@ -189,6 +215,11 @@ struct Tile {
       for (const Input of : {Input::delta, Input::error, Input::residual})
         round(l, of);
     }
+    if (args.accelerated)
+      for (Progress& p : sway->of)
+        p = pyromancy::begin();
+    for (int64_t s = count(); args.accelerated && s < Layout::samples; ++s)
+      sway->of[s].done = true;
   }
 
   // What learning wants.
@@ -212,6 +243,12 @@ struct Tile {
       if (args.steps > 0) // velocities that are not resumed start with the first
         store_samples(buffers[l].velocity, node.n, node.velocity);
     }
+    if (args.accelerated && args.outcome)
+      for (int64_t s = 0; s < count(); ++s) {
+        C* const to = static_cast<C*>(args.outcome) + 2 * (first + s);
+        to[0] = static_cast<C>(sway->of[s].taken);
+        to[1] = sway->of[s].converged;
+      }
   }
 
   // The rate of a node's law at row i, of the samples of vector v.
@@ -420,6 +457,214 @@ struct Tile {
     round(l, Input::activation);
   }
 
+  // The next point of what moves of a node, at an element of vector v.
+  Vec<C> moved(const Buffers<P>& b, int64_t at, int v) const {
+    const auto &s = sway->s[v], &of = sway->v[v];
+    const Vec<C> g = load(b.g + at), from = load(b.s + at);
+    Vec<C> to = s.g * g + s.s * from, next = load(b.v + at) + (of.g * g + of.s * from);
+    if (b.h) {
+      const Vec<C> h = load(b.h + at);
+      to += s.h * h;
+      next += of.h * h;
+      store(b.h + at, fma(sway->keeps[v], g - h, h));
+    }
+    store(b.s + at, to);
+    return next;
+  }
+
+  // The metric in which an accelerated method moves a node: the precision of its error.
+  Vec<C> metric(const ChainNode& node, int64_t i, int v) const {
+    const Vec<C> p = rate(node, i, v), one = splat(C(1));
+    return p > C(0) ? p : one;
+  }
+  bool has_metric(const ChainNode& node) const {
+    return args.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
+  }
+
+  void move(int64_t l, Rows wanted, int64_t t) {
+    const Buffers<P>& b = buffers[l];
+    for (int64_t i = wanted.begin; i < wanted.end; ++i)
+      for (int v = 0; v < width; ++v) {
+        const int64_t at = i * row + v * w;
+        if (t == 0)
+          store(b.s + at, Vec<C>{});
+        else
+          store(b.z + at, moved(b, at, v));
+      }
+    activate_source(l, wanted.begin, wanted.end - wanted.begin);
+  }
+
+  // Rows i to i + rows of node l's error and state, given those of the product that predicts it.
+  void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, int64_t t) {
+    with_kind(c ? args.edge[args.node[l].in].after.kind : Activation::identity,
+              [&](auto kind) { rise_as<kind>(l, i, rows, c, t); });
+    if (args.node[l].full_precision)
+      round(l, Input::residual, i, rows);
+    activate_source(l, i, rows);
+  }
+
+  template <Activation kind>
+  __attribute__((noinline)) void rise_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
+                                         int64_t t) {
+    const ChainNode& node = args.node[l];
+    const Nonlinearity after{kind, c ? args.edge[node.in].after.parameter : 0};
+    const Buffers<P> b = buffers[l];
+    int64_t at = i * row;
+    for (int64_t r = i; r < i + rows; ++r)
+      for (int v = 0; v < width; ++v, at += w) {
+        Vec<C> mu{};
+        if (c) {
+          const Vec<C> product = *c++ + Layout::constant(args.edge[node.in].bias, r);
+          mu = activate<C>(after, product);
+          if (b.slope)
+            store(b.slope + at, slope<C>(after, product, mu));
+        } else if (b.mu) {
+          mu = load(b.mu + at);
+        }
+        Vec<C> error{};
+        if (t > 0)
+          error = moved(b, at, v);
+        else if (!node.swept)
+          error = load(b.z + at) - mu;
+        store(b.v + at, error);
+        if (t == 0) {
+          store(b.s + at, Vec<C>{});
+          if (b.h)
+            store(b.h + at, Vec<C>{});
+        }
+        if (t > 0 || node.swept)
+          store(b.z + at, mu + error);
+        if (b.residual)
+          store(b.residual + at, error);
+        else if (b.energy)
+          with_formulas(node.law, [&](auto law) {
+            store(b.energy + at, law.deviation(error, Vec<C>{}, rate(node, r, v)));
+          });
+      }
+  }
+
+  // Rows i to i + rows of the gradient for what moves of node l, given those of the feedback.
+  void fall(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
+    const Activation kind =
+        feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
+    with_kind(kind, [&](auto kind) { fall_as<kind>(l, i, rows, feedback); });
+    if (args.errors)
+      round(l, Input::delta, i, rows);
+  }
+
+  template <Activation kind>
+  __attribute__((noinline)) void fall_as(int64_t l, int64_t i, int64_t rows,
+                                         const Vec<C>* feedback) {
+    const ChainNode& node = args.node[l];
+    const Nonlinearity before{kind, feedback ? args.edge[node.out].before.parameter : 0};
+    const Buffers<P> b = buffers[l];
+    const bool has_metric = this->has_metric(node);
+    int64_t at = i * row;
+    for (int64_t r = i; r < i + rows; ++r)
+      for (int v = 0; v < width; ++v, at += w) {
+        Vec<C> back{}, g{};
+        if (feedback) {
+          back = *feedback++;
+          if constexpr (kind != Activation::identity)
+            back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
+        }
+        if (node.predicted && (!args.errors || node.full_precision))
+          g = load(b.error + at);
+        else if (node.predicted)
+          with_formulas(node.law, [&](auto law) {
+            g = law.pull(load(b.v + at), Vec<C>{}, rate(node, r, v));
+          });
+        g -= back;
+        store(b.g + at, has_metric ? g / metric(node, r, v) : g);
+        if (args.errors && b.delta)
+          store(b.delta + at, b.slope ? back * load(b.slope + at) : back);
+      }
+  }
+
+  // Energies of all samples, and what else `Found` has of what moves of a node.
+  void judge(int64_t step) {
+    double sums[6][Layout::samples] = {};
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const ChainNode& node = args.node[l];
+      const Buffers<P>& b = buffers[l];
+      if (node.predicted && b.energy)
+        Layout::template sums<1>(node.n, sums, [&](int64_t, int, int64_t at) {
+          return std::array<Vec<C>, 1>{{load(b.energy + at)}};
+        });
+      if (!node.free)
+        continue;
+      const bool has_metric = this->has_metric(node), adds = node.predicted && !b.energy;
+      const auto of = [&](auto knows_change) {
+        constexpr int kSums = knows_change ? 6 : 4;
+        Layout::template sums<kSums>(node.n, sums, [&](int64_t i, int v, int64_t at) {
+          const Vec<C> at_v = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
+          const Vec<C> p = has_metric ? metric(node, i, v) : splat(C(1)), pg = p * g;
+          std::array<Vec<C>, kSums> x{{Vec<C>{}, pg * g, pg * s, pg * at_v}};
+          if (adds)
+            x[0] = Gaussian::deviation(at_v, Vec<C>{}, has_metric ? rate(node, i, v) : p);
+          if constexpr (knows_change) {
+            const Vec<C> y = g - load(b.h + at), py = p * y;
+            x[4] = py * s;
+            x[5] = py * y;
+          }
+          return x;
+        });
+      };
+      if (b.h)
+        of(std::true_type{});
+      else
+        of(std::false_type{});
+    }
+    for (int64_t i = 0; i < Layout::samples; ++i)
+      pyromancy::judge(sway->of[i], args.method,
+                       {sums[0][i], sums[1][i], sums[2][i], sums[4][i], sums[5][i], sums[3][i]},
+                       step + 1 == args.steps);
+    prepare_motion();
+  }
+
+  void accept() {
+    double energy[1][Layout::samples] = {};
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const ChainNode& node = args.node[l];
+      const Buffers<P>& b = buffers[l];
+      if (node.predicted)
+        Layout::template sums<1>(node.n, energy, [&](int64_t i, int v, int64_t at) {
+          return std::array<Vec<C>, 1>{
+              {b.energy ? load(b.energy + at)
+                        : Gaussian::deviation(load(b.v + at), Vec<C>{}, rate(node, i, v))}};
+        });
+    }
+    for (int64_t i = 0; i < Layout::samples; ++i)
+      pyromancy::accept(sway->of[i], args.method, energy[0][i]);
+    prepare_motion();
+  }
+
+  void prepare_motion() {
+    const auto vector = [&](int v, auto weight) {
+      double of[Layout::samples];
+      for (int64_t i = 0; i < Layout::samples; ++i)
+        of[i] = weight(sway->of[i].motion);
+      return Layout::per_sample(of, v);
+    };
+    for (int v = 0; v < width; ++v) {
+      const auto weights = [&](auto of) {
+        return typename Sway<Layout>::Weights{vector(v, [&](auto& m) { return (m.*of).g; }),
+                                              vector(v, [&](auto& m) { return (m.*of).s; }),
+                                              vector(v, [&](auto& m) { return (m.*of).h; })};
+      };
+      sway->s[v] = weights(&Motion::s);
+      sway->v[v] = weights(&Motion::v);
+      sway->keeps[v] = vector(v, [](auto& m) { return m.keeps; });
+    }
+  }
+
+  bool done() const {
+    for (const Progress& p : sway->of)
+      if (!p.done)
+        return false;
+    return true;
+  }
+
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
   void update(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback, bool fresh) {
     const Activation kind =
@@ -487,25 +732,32 @@ struct Tiles {
   const int64_t taken = lay_out<Layout>(args, nullptr, nullptr) * int64_t(sizeof(C));
 
   static int64_t workspace_size(const ChainArgs& args) {
-    const int64_t bytes = lay_out<Layout>(args, nullptr, nullptr) * int64_t(sizeof(C)) +
-                          args.nodes * int64_t(sizeof(Buffers<P>));
-    return round_up(bytes, 64);
+    return size(args, lay_out<Layout>(args, nullptr, nullptr) * int64_t(sizeof(C)));
+  }
+
+  // Of the buffers, so many bytes, and what else there is of a tile: first what a method knows.
+  static int64_t size(const ChainArgs& args, int64_t taken) {
+    const int64_t sway = args.accelerated ? sizeof(Sway<Layout>) : 0;
+    return round_up(taken + sway + args.nodes * int64_t(sizeof(Buffers<P>)), 64);
   }
 
   Tile<Layout> tile(int64_t t) const {
-    char* const workspace = workspaces + t * round_up(taken + args.nodes * sizeof(Buffers<P>), 64);
-    return {args, reinterpret_cast<Buffers<P>*>(workspace + taken), (first + t) * Layout::samples};
+    char* const rest = workspaces + t * size(args, taken) + taken;
+    const int64_t sway = args.accelerated ? sizeof(Sway<Layout>) : 0;
+    return {args, reinterpret_cast<Buffers<P>*>(rest + sway), (first + t) * Layout::samples,
+            reinterpret_cast<Sway<Layout>*>(rest)};
   }
 
   static int64_t rows(const ChainArgs& args, Stage s) {
-    const bool whole = s.work == Work::turn || s.work == Work::record || s.work == Work::give;
+    const bool whole = s.work == Work::turn || s.work == Work::record || s.work == Work::give ||
+                       s.work == Work::judge || s.work == Work::accept;
     return whole ? 1 : Layout::rows(args.node[s.node].n);
   }
 
   void begin() const {
     for (int64_t t = 0; t < count; ++t) {
       auto it = tile(t);
-      lay_out<Layout>(args, reinterpret_cast<C*>(it.buffers) - taken / sizeof(C), it.buffers);
+      lay_out<Layout>(args, reinterpret_cast<C*>(workspaces + t * size(args, taken)), it.buffers);
       it.begin();
     }
   }
@@ -582,10 +834,45 @@ struct Tiles {
       for (int64_t t = 0; t < count; ++t)
         tile(t).record(s.step);
       return;
+    case Work::move:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).move(l, wanted, s.step);
+      return;
+    case Work::rise: {
+      const auto rise = [&](auto it, auto... c) { it.rise(l, c..., s.step); };
+      if (in && node.prediction_varies)
+        return multiply(in->weight, in->source, Input::activation, rise);
+      for (int64_t t = 0; t < count; ++t)
+        rise(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
+      return;
+    }
+    case Work::fall: {
+      const auto fall = [&](auto it, auto... c) { it.fall(l, c...); };
+      if (out && args.node[out->target].predicted)
+        return multiply(out->transposed, out->target, Input::delta, fall);
+      for (int64_t t = 0; t < count; ++t)
+        fall(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
+      return;
+    }
+    case Work::judge:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).judge(s.step);
+      return;
+    case Work::accept:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).accept();
+      return;
     case Work::give:
       for (int64_t t = 0; t < count; ++t)
         tile(t).give();
     }
+  }
+
+  bool done() const {
+    for (int64_t t = 0; t < count; ++t)
+      if (!tile(t).done())
+        return false;
+    return true;
   }
 
   void end() const {
@@ -595,7 +882,7 @@ struct Tiles {
 
   void run() const {
     begin();
-    stages(args, [&](Stage s) { stage(s, {0, rows(args, s)}); });
+    stages(args, [&](Stage s) { stage(s, {0, rows(args, s)}); }, [&] { return done(); });
     end();
   }
 };
@@ -686,6 +973,13 @@ void stage(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void*
 template <class P>
 void end(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
   with_tiles<P>(args, kind, workspace, nullptr, tile, 1, [](auto it) { it.end(); });
+}
+
+template <class P>
+bool done(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
+  bool result = false;
+  with_tiles<P>(args, kind, workspace, nullptr, tile, 1, [&](auto it) { result = it.done(); });
+  return result;
 }
 
 template <class P>
@@ -836,6 +1130,7 @@ constexpr ChainKernels table() {
           begin<P>,
           stage<P>,
           end<P>,
+          done<P>,
           rows<P>,
           2 * kLanes<C>,
           2 * kLanes<C> * kDepth,

@@ -2,6 +2,7 @@
 
 #include "../activations.h"
 #include "../laws/law.h"
+#include "../methods/accelerated.h"
 #include "../rules/rule.h"
 #include "isa.h"
 
@@ -72,8 +73,12 @@ struct ChainArgs {
   bool nesterov;
   bool resume; // velocities hold those of steps before
   bool moves;  // whether states are stored
+  // Steps are those of an accelerated method instead, on states, or on errors of predictions.
+  bool accelerated, errors;
+  Accelerated method;
   Learn learn;
   void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
+  void* outcome;  // [B, 2] of an accelerated method: the sweeps taken, and whether it stopped; or null
 };
 
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
@@ -87,6 +92,12 @@ enum class Work : int {
   descend,      // the update of a node, whose rows the errors that it needs have been found for
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
+  // of an accelerated method:
+  move, // a node's state, as all samples have been judged
+  rise, // a node's error, likewise, and its state by the prediction
+  fall, // the gradient for what moves of a node
+  judge,
+  accept, // the last point, or not
   give,         // what learning wants
 };
 
@@ -121,9 +132,47 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
     stage(Stage{Work::weigh, l, t});
 }
 
-// stage(s) for everything between loading the states and storing them, in order.
-template <class F>
-void stages(const ChainArgs& args, F stage) {
+// stage(s) for the sweeps of an accelerated method, up to where it has done() with all samples.
+template <class F, class Done>
+void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
+  const auto find_errors = [&](int64_t l, int64_t t) {
+    if (args.node[l].predicted && !(args.errors && args.node[l].free))
+      stage(Stage{Work::err, l, t});
+    if (args.node[l].predicted && args.node[l].full_precision)
+      stage(Stage{Work::weigh, l, t});
+  };
+  const auto rise = [&](int64_t t, bool errors) {
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      if (args.node[l].free)
+        stage(Stage{args.errors ? Work::rise : Work::move, l, t});
+      if (args.errors && errors)
+        find_errors(l, t);
+    }
+    for (int64_t l = 0; l < args.nodes && !args.errors && errors; ++l)
+      find_errors(l, t);
+  };
+  for (int64_t t = 0; t < args.steps && !done(); ++t) {
+    rise(t, true);
+    if (args.energies)
+      stage(Stage{Work::record, 0, t});
+    for (int64_t l = args.nodes - 1; l >= 0; --l)
+      if (args.node[l].free)
+        stage(Stage{Work::fall, l, t});
+    stage(Stage{Work::judge, 0, t});
+  }
+  const bool ended = done();
+  rise(args.steps, !ended);
+  if (ended)
+    return;
+  stage(Stage{Work::accept, 0, args.steps});
+  if (!done())
+    rise(args.steps, false);
+}
+
+// stage(s) for everything between loading the states and storing them, in order. done() tells
+// whether an accelerated method has come to its end with all samples.
+template <class F, class Done>
+void stages(const ChainArgs& args, F stage, Done done) {
   const auto descend = [&](int64_t l, int64_t t) {
     if (!args.node[l].free || t < args.node[l].moves)
       return;
@@ -137,12 +186,14 @@ void stages(const ChainArgs& args, F stage) {
       continue;
     if (!node.prediction_varies)
       stage(Stage{Work::predict_once, l, 0});
-    else if (node.swept)
+    else if (node.swept && !(args.accelerated && args.errors))
       stage(Stage{Work::sweep, l, 0});
     if (args.edge[node.in].gram)
       stage(Stage{Work::drive, args.edge[node.in].source, 0});
   }
-  for (int64_t t = 0; t < args.steps; ++t) {
+  if (args.accelerated)
+    stages_of_sweeps(args, stage, done);
+  for (int64_t t = 0; t < args.steps && !args.accelerated; ++t) {
     const bool learning = args.learn == Learn::before && t + 1 == args.steps;
     // A node's update follows the error that feeds back into it while that is in the cache, unless
     // the errors have to wait to be learned from.
@@ -206,6 +257,8 @@ struct ChainKernels {
   void (*stage)(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
                 void* partial, int64_t tile, int64_t tiles);
   void (*end)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  // Whether an accelerated method has come to its end with all samples of a tile.
+  bool (*done)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory

@@ -85,10 +85,19 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   const int64_t count = static_cast<int64_t>(plan.nodes.size());
   args.batch = operands[plan.nodes.front().state].size(0);
   args.nodes = count;
-  args.lr = plan.lr;
-  args.momentum = plan.momentum;
-  args.dampening = plan.dampening;
-  args.nesterov = plan.nesterov;
+  const Method& method = plan.method;
+  args.lr = method.lr;
+  args.momentum = method.momentum;
+  args.dampening = method.dampening;
+  args.nesterov = method.nesterov;
+  args.errors = method.errors;
+  args.method = {method.lr, method.momentum, method.restarts, method.tol, method.errors};
+  for (const PlanNode& node : plan.nodes) {
+    const bool bounded = node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
+    args.method.bounds &= bounded;
+  }
+  if (const Tensor* outcome = operands.find(method.outcome))
+    args.outcome = outcome->data_ptr();
   nodes_.resize(count);
   edges_.resize(plan.edges.size());
   args.node = nodes_.data();
@@ -130,13 +139,14 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
 void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.steps = steps;
   args.learn = learn;
+  args.accelerated = plan_.method.accelerated && steps > 0;
   for (int64_t l = 0; l < args.nodes; ++l)
     nodes_[l].swept = sweeps && plan_.nodes[l].swept;
   find_what_moves();
   args.moves = steps > 0;
   for (const ChainNode& node : nodes_)
     args.moves |= node.swept;
-  if (sweeps && plan_.settle && !args.resume)
+  if (sweeps && plan_.method.settle && !args.resume)
     find_what_settles();
   std::vector<Product> products;
   const auto has_gram = [&](size_t e) {
@@ -175,7 +185,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
 void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
-    node.stirs = node.swept && !args.resume ? kNever : 0;
+    node.stirs = node.swept && !args.resume && !args.accelerated ? kNever : 0;
     node.moves = kNever;
   }
   for (bool changed = true; changed;) {
@@ -341,7 +351,7 @@ void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, in
   share_out(tiles, 0, [&](void*, int64_t tile) {
     kernels.begin(args, kind, workspaces + tile * size, first + tile);
   });
-  stages(args, [&](Stage stage) {
+  const auto work = [&](Stage stage) {
     const int64_t rows = kernels.rows(args, kind, stage);
     // A few pieces for every thread, so that none waits long for another.
     const int64_t blocks = ceil_div(rows, block);
@@ -354,7 +364,14 @@ void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, in
                               workspaces + tile * size, partial, first + tile,
                               std::min(kTogether, tiles - tile));
               });
-  });
+  };
+  const auto done = [&] {
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      if (!kernels.done(args, kind, workspaces + tile * size, first + tile))
+        return false;
+    return true;
+  };
+  stages(args, work, done);
   share_out(tiles, 0, [&](void*, int64_t tile) {
     kernels.end(args, kind, workspaces + tile * size, first + tile);
   });

@@ -3,6 +3,7 @@
 // The two ways in which a tile keeps its samples, and the products of matrices with them. In both,
 // every element of a product is one chain of multiply-adds over k, whatever lies around it.
 
+#include <array>
 #include "chain_kernel.h"
 #include "products.h"
 
@@ -100,6 +101,39 @@ inline void pack_rows(Paired, Strided<float> m, int64_t i, int64_t filled, int64
   }
 }
 #endif
+
+// A sum of vectors, carried in double.
+template <class C>
+struct Doubles {
+  static constexpr int parts = sizeof(double) / sizeof(C), lanes = kLanes<double>;
+  Vec<double> of[parts];
+
+  void add(Vec<C> x) {
+    if constexpr (parts == 1) {
+      of[0] += x;
+    } else {
+      of[0] += __builtin_convertvector(low<float, kLanes<C>>(x), Vec<double>);
+      of[1] += __builtin_convertvector(high<float, kLanes<C>>(x), Vec<double>);
+    }
+  }
+  // The first `count` lanes of x alone.
+  void add(Vec<C> x, int64_t count) {
+    if (count == kLanes<C>)
+      return add(x);
+    Vec<C> first{};
+    for (int64_t i = 0; i < count; ++i)
+      first[i] = x[i];
+    add(first);
+  }
+  void add_to(double* to) const {
+    for (int p = 0; p < parts; ++p)
+      store(to + p * lanes, load(to + p * lanes) + of[p]);
+  }
+  void add_all_to(double& to, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i)
+      to += of[i / lanes][i % lanes];
+  }
+};
 
 // A tile whose vectors hold one neuron of `w` samples. Buffers are [n, V vectors], operands of
 // products [operands(n), V vectors].
@@ -308,6 +342,23 @@ struct Wide {
       for (int v = 0; v < V; ++v)
         add_to(total + v * w, f(load(a + (i * V + v) * w)));
   }
+
+  // totals[k][sample] += x[k] of all elements, where f(row, vector, place) gives x. In double, and in
+  // an order that thin tiles have too: neurons that are w apart first.
+  template <int K, class F>
+  static void sums(int64_t n, double (*totals)[samples], F f) {
+    for (int v = 0; v < V; ++v)
+      for (int64_t first = 0; first < smaller(w, n); ++first) {
+        Doubles<C> part[K] = {};
+        for (int64_t i = first; i < n; i += w) {
+          const std::array<Vec<C>, K> x = f(i, v, (i * V + v) * w);
+          for (int k = 0; k < K; ++k)
+            part[k].add(x[k]);
+        }
+        for (int k = 0; k < K; ++k)
+          part[k].add_to(totals[k] + v * w);
+      }
+  }
 };
 
 // A tile whose vectors hold `w` neurons of one sample. Buffers are [n / w, S vectors], operands of
@@ -431,6 +482,20 @@ struct Thin {
     for (int s = 0; s < S; ++s)
       for (int64_t i = 0; i < n; ++i)
         total[s] += static_cast<double>(f(a[(i / w * S + s) * w + i % w]));
+  }
+
+  template <int K, class F>
+  static void sums(int64_t n, double (*totals)[samples], F f) {
+    for (int s = 0; s < S; ++s) {
+      Doubles<C> part[K] = {};
+      for (int64_t i = 0; i < rows(n); ++i) {
+        const std::array<Vec<C>, K> x = f(i, s, (i * S + s) * w);
+        for (int k = 0; k < K; ++k)
+          part[k].add(x[k], smaller(w, n - i * w));
+      }
+      for (int k = 0; k < K; ++k)
+        part[k].add_all_to(totals[k][s], smaller(w, n));
+    }
   }
 };
 

@@ -2,6 +2,7 @@
 
 from .codec import decode, encode
 from .types import (
+    Accelerated,
     Activation,
     Descent,
     Edge,
@@ -18,6 +19,7 @@ from .types import (
 )
 
 __all__ = [
+    "Accelerated",
     "Activation",
     "Descent",
     "Edge",

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from .activations import ACTIVATIONS
 from .types import (
+    Accelerated,
     Activation,
     Descent,
     Edge,
@@ -31,9 +32,8 @@ _Kind = TypeVar("_Kind", bound=IntEnum)
 def encode(plan: Plan) -> tuple[list[int], list[float]]:
     """The structure of a plan, and its numbers."""
     ints = [len(plan.nodes), len(plan.edges), len(plan.rules), len(plan.targets), plan.steps]
-    ints += [plan.method.nesterov, plan.method.resume, plan.method.settle, _maybe(plan.energies), _maybe(plan.order)]
-    ints += [plan.precision, plan.learning]
-    numbers = [plan.method.lr, plan.method.momentum, plan.method.dampening]
+    method, numbers = _of_method(plan.method)
+    ints += [*method, _maybe(plan.energies), _maybe(plan.order), plan.precision, plan.learning]
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
         ints += map(_maybe, (node.theta, node.prior, node.velocity, node.data, node.sample_weights))
@@ -72,11 +72,10 @@ def decode(ints: Sequence[int], numbers: Sequence[float], written: int = _ANY, t
     if not nodes:
         raise ValueError("plan must have nodes")
     steps = read.number("number of steps", 0, _ANY)
-    nesterov, resume, settle = read.flag("nesterov"), read.flag("resume"), read.flag("settle")
+    method = _method(read)
     energies, order = read.maybe_written("tensor of energies"), read.maybe_tensor("tensor of an order")
     precision = read.kind(MatmulPrecision, "precision of products")
     learning = read.kind(Learning, "time of learning")
-    method = Descent(read.real("lr"), read.real("momentum"), read.real("dampening"), nesterov, resume, settle)
     plan = Plan(
         tuple(_node(read) for _ in nodes),
         tuple(_edge(read, len(nodes)) for _ in edges),
@@ -87,6 +86,24 @@ def decode(ints: Sequence[int], numbers: Sequence[float], written: int = _ANY, t
     )  # fmt: skip
     read.finish()
     return plan
+
+
+def _of_method(method: Descent | Accelerated) -> tuple[list[int], list[float]]:
+    """Its kind with three integers, and three numbers."""
+    if isinstance(method, Descent):
+        ints = [0, method.nesterov, method.resume, method.settle]
+        return [int(i) for i in ints], [method.lr, method.momentum, method.dampening]
+    momentum = method.momentum
+    return [1, int(method.errors), int(momentum is None), _maybe(method.outcome)], [method.lr, momentum or 0.0, method.tol]
+
+
+def _method(read: _Reader) -> Descent | Accelerated:
+    if read.number("method", 0, 2) == 0:
+        nesterov, resume, settle = read.flag("nesterov"), read.flag("resume"), read.flag("settle")
+        return Descent(read.real("lr"), read.real("momentum"), read.real("dampening"), nesterov, resume, settle)
+    errors, restarts, outcome = read.flag("errors"), read.flag("restarts"), read.maybe_written("outcome")
+    lr, momentum, tol = read.real("lr"), read.real("momentum"), read.real("tol")
+    return Accelerated(lr, None if restarts else momentum, errors, tol, outcome)
 
 
 class _Reader:

@@ -142,6 +142,25 @@ class Descent:
 
 
 @dataclass(frozen=True)
+class Accelerated:
+    """E-steps that look at the energy of every sample, and stop by themselves; see `pyromancy.methods.Accelerated`.
+
+    Attributes:
+        lr: their rate; 0 finds one for every sample.
+        momentum: that of every step; None is Nesterov's, started anew for a sample where it leads upwards.
+        errors: whether errors of predictions move, and states follow; else the states.
+        tol: of a sample's decrease of energy, what may be left of it to be gained when the sample stops; 0 never does.
+        outcome: ``[B, 2]``, set to the sweeps that samples took, and to 1 where they stopped by themselves, else 0.
+    """
+
+    lr: float = 0.0
+    momentum: float | None = None
+    errors: bool = True
+    tol: float = 0.0
+    outcome: Operand | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """How parameters learn.
 
@@ -208,7 +227,7 @@ class Plan:
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
-    method: Descent
+    method: Descent | Accelerated
     steps: int
     energies: Operand | None = None
     order: Operand | None = None

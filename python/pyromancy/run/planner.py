@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -125,6 +125,7 @@ class Planner:
         of: int,
         velocities: Sequence[Tensor] = (),
         energies: Tensor | None = None,
+        outcome: Tensor | None = None,
         swept: frozenset[int] = frozenset(),
         learning: Learn = _NOTHING,
         data: Mapping[int, Tensor] | None = None,
@@ -139,6 +140,7 @@ class Planner:
             of: how many they are a part of.
             velocities: of the free states, where there is momentum.
             energies: ``[steps, nodes, B]``, to be written.
+            outcome: ``[B, 2]`` of an accelerated method, likewise.
             swept: the states that start at their prediction, by slot.
             learning: of parameters, and how.
             data: ``[N, n]`` for clamped states, by slot.
@@ -155,8 +157,9 @@ class Planner:
             for slot in slots:
                 if slot is not None:
                     operands.write(slot)
-        if energies is not None:
-            operands.write(energies)
+        for written in (energies, outcome):
+            if written is not None:
+                operands.write(written)
         thetas = [_theta(n, values) for n in self.nodes]
         priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         weights = [sample_weights(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
@@ -170,6 +173,7 @@ class Planner:
         products = product_precision()
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
+            run.method is not None and (run.method.errors, run.method.momentum is None, outcome is None),
             order is None, learning.when, learning.learned, products, operands.pattern(),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
             *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
@@ -187,6 +191,7 @@ class Planner:
             )  # fmt: skip
             # the errors that a gram does without are needed to record energies, and to learn at every step
             may_gram = energies is None and learning.when in (plan.Learning.NEVER, plan.Learning.AT_THE_END)
+            may_gram &= run.method is None
             edges = tuple(
                 plan.Edge(
                     source, source + 1, operands[values[e.weight]],
@@ -199,15 +204,23 @@ class Planner:
                 plan.Target(p.what, p.place, rule, operands[t], tuple(operands.find(s) for s in slots))
                 for p, t, (rule, slots) in zip(learning.learned, learning.tensors, learning.of, strict=True)
             )
+            method: plan.Descent | plan.Accelerated = (
+                plan.Descent(0, 0, 0, run.nesterov, run.resume, run.settle)
+                if run.method is None
+                else replace(run.method, outcome=operands.find(outcome))
+            )
             made = plan.Plan(
-                nodes, edges, plan.Descent(0, 0, 0, run.nesterov, run.resume, run.settle), run.steps,
+                nodes, edges, method, run.steps,
                 operands.find(energies), operands.find(order), learning.when, tuple(learning.rules), targets,
                 plan.MatmulPrecision[products.upper()],
             )  # fmt: skip
             if len(self._encoded) >= _PLANS:  # the oldest goes
                 del self._encoded[next(iter(self._encoded))]
             ints = self._encoded[key] = plan.encode(made)[0]
-        numbers = [run.lr, run.momentum, run.dampening, *(n.weight for n in self.nodes)]
+        of_method = (run.lr, run.momentum, run.dampening)
+        if run.method is not None:
+            of_method = (run.method.lr, run.method.momentum or 0.0, run.method.tol)
+        numbers = [*of_method, *(n.weight for n in self.nodes)]
         for i, (_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
                 numbers.append(x if slope is None else self._read(values, slope))

@@ -1,0 +1,176 @@
+#pragma once
+
+// Accelerated descent of one sample: what is decided after each of its sweeps, which have found the
+// energy and its gradient g at a point v. Gradients are those of the metric of precisions: times
+// their inverses, and products of two times the precisions.
+// python/pyromancy/methods/accelerated.py is the other half, and says why.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "../ceil_div.h"
+
+namespace pyromancy {
+
+struct Accelerated {
+  double lr;       // 0: none
+  double momentum; // where it does not restart
+  bool restarts;
+  double tol; // of the decrease, what may be left of it; 0: nothing ends a sample
+  bool bounds; // whether what is left is bounded by the gradient: of errors of Gaussian nodes
+};
+
+// What a sweep has found, s being the way to v from the point x before it and y = g - h the change of
+// the gradient along it.
+struct Found {
+  double energy, gg, gs, sy, yy, gv;
+};
+
+// How a sample moves: s' = s.g g + s.s s + s.h h, v' = v + v.g g + v.s s + v.h h, and h' = g where
+// it keeps that.
+struct Motion {
+  struct Weights {
+    double g, s, h;
+  } s, v;
+  double keeps;
+};
+
+inline constexpr int64_t kWindow = 4, kLongestWindow = 32; // sweeps
+
+// What is known of a sample between its sweeps.
+struct Progress {
+  Motion motion;
+  double t; // of Nesterov's momentum
+
+  double first, energy; // at the start, and at the point x
+  double hh, ss;        // products
+  double length;        // of a step, over the gradient's
+  double bound;         // what the energy is never below
+  double history[kLongestWindow];
+
+  int64_t taken;
+  bool done, converged;
+};
+
+inline Progress begin() {
+  Progress p{};
+  p.t = 1;
+  return p;
+}
+
+// With a rate: v' = x' + blend (x' - x), where x' = v - lr g and s is v - x.
+inline void follow(Progress& p, const Accelerated& method, const Found& f, bool last) {
+  double blend = method.momentum;
+  if (method.restarts) {
+    if (f.gs > method.lr * f.gg) // g . (x' - x) > 0
+      p.t = 1;
+    const double next = (1 + std::sqrt(1 + 4 * p.t * p.t)) / 2;
+    blend = (p.t - 1) / next;
+    p.t = next;
+  }
+  if (last)
+    blend = 0;
+  p.motion.s = {-blend * method.lr, blend, 0};
+  p.motion.v = {-(1 + blend) * method.lr, blend, 0};
+  p.energy = f.energy;
+}
+
+// Without one: a step of the BFGS method that knows the last change of the gradient alone.
+inline bool find(Progress& p, const Found& f) {
+  constexpr double kLeastCurvature = 1e-2, kShorter = 0.5;
+  constexpr double tiny = 1e-300;
+  const bool fresh = p.taken == 1;
+  const bool finite = std::isfinite(f.energy) && std::isfinite(f.gg);
+  const bool takes = fresh || (finite && f.energy <= p.energy);
+  const bool curved = !fresh && finite && f.sy > kLeastCurvature * p.ss;
+  // g and h at the point that is kept
+  const double gy = (f.gg - p.hh + f.yy) / 2, gh = f.gg - gy;
+  if (fresh)
+    p.length = 2 * f.energy / std::max(2 * f.energy + f.gg, tiny);
+  else if (curved)
+    p.length = f.sy / f.yy;
+  else if (!takes)
+    p.length *= kShorter;
+  const double sg = takes ? f.gs : f.gs - f.sy, yg = takes ? gy : gy - f.yy;
+  const double rho = curved ? 1 / f.sy : 0, a = p.length;
+  const double of_s = rho * (sg + a * (rho * f.yy * sg - yg)), of_y = a * rho * sg;
+  // -a k - of_s s + of_y (g - h), with k the gradient that is kept
+  Motion::Weights d{of_y - (takes ? a : 0), -of_s, -of_y - (takes ? 0 : a)};
+  const double sh = f.gs - f.sy;
+  const auto square = [&] {
+    return std::max(0.0, d.g * d.g * f.gg + d.s * d.s * p.ss + d.h * d.h * p.hh +
+                             2 * (d.g * d.s * f.gs + d.g * d.h * gh + d.s * d.h * sh));
+  };
+  double ss = square();
+  if (!takes && ss > kShorter * kShorter * p.ss) {
+    const double shorter = kShorter * std::sqrt(p.ss / std::max(ss, tiny));
+    d = {shorter * d.g, shorter * d.s, shorter * d.h};
+    ss *= shorter * shorter;
+  }
+  p.motion.s = p.motion.v = d;
+  p.ss = ss;
+  if (!takes) {
+    p.motion.v.s -= 1;
+    return false;
+  }
+  p.motion.keeps = 1;
+  p.energy = f.energy;
+  p.hh = f.gg;
+  return true;
+}
+
+// The energy that none is below in a linear network: of the dual of its quadratic problem, at the
+// best multiple of the errors of clamped nodes.
+inline double bound(const Found& f) {
+  const double top = 2 * f.energy * f.gg - f.gv * f.gv;
+  return f.energy - top / 2 / std::max(2 * f.energy - 2 * f.gv + f.gg, 1e-300);
+}
+
+inline void judge(Progress& p, const Accelerated& method, const Found& f, bool last) {
+  p.motion = {};
+  if (p.done)
+    return;
+  const int64_t k = p.taken++;
+  if (k == 0) {
+    p.first = f.energy;
+    if (!std::isfinite(f.energy)) {
+      p.done = true;
+      return;
+    }
+  }
+  bool taken = true;
+  if (f.gg == 0) // nowhere to go
+    p.energy = f.energy;
+  else if (method.lr > 0)
+    follow(p, method, f, last);
+  else
+    taken = find(p, f);
+  if (taken && method.bounds)
+    p.bound = bound(f);
+  p.history[k % kLongestWindow] = p.energy;
+  if (method.tol == 0)
+    return;
+  const double enough = method.tol * (p.first - p.energy);
+  const int64_t window = std::clamp(ceil_div(k, int64_t{3}), kWindow, kLongestWindow - 1);
+  const bool bounded = method.bounds ? p.energy - p.bound <= enough : f.gg == 0;
+  const double gained = k < window ? -1 : p.history[(k - window) % kLongestWindow] - p.energy;
+  const bool idle = gained >= 0 && gained <= enough;
+  if (!bounded && !idle)
+    return;
+  p.done = p.converged = true;
+  p.motion = {};
+  if (!taken)
+    p.motion.v.s = -1;
+}
+
+// After the last sweep: whether the point that it leads to, of this energy, is one to end at, which
+// then is done; else it will be the one before.
+inline void accept(Progress& p, const Accelerated& method, double energy) {
+  p.motion = {};
+  p.done = p.done || method.lr > 0 || energy <= p.energy;
+  if (!p.done)
+    p.motion.v.s = -1;
+}
+
+} // namespace pyromancy
