@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -156,13 +157,15 @@ class Operands:
         return self.find(tensor)
 
 
-def planned(a, targets=(), **options):
+def planned(a, targets=(), method=None, outcome=None, **options):
     """A chain's plan, and the tensors that it is for.
 
     Args:
         a: the chain; "laws", "thetas", "data", "swept", "sample_weights" and "forms" (whether the weight is the
             transpose, and the scales of weight and bias) need not be there. Without an edge, a weight is None.
         targets: what is learned: what, the edge's or node's place, the rule's, the tensor, and the rule's slots.
+        method: in the place of the chain's descent.
+        outcome: of it, ``[B, 2]``.
         options: of the plan.
     """
     count = len(a["states"])
@@ -170,7 +173,7 @@ def planned(a, targets=(), **options):
     data, swept = a.get("data", [None] * count), a.get("swept", [False] * count)
     moved = [z for z, free, d in zip(a["states"], a["free"], data, strict=True) if free or d is not None]
     learned = [t for *_, tensor, slots in targets for t in (tensor, *slots)]
-    operands = Operands([*moved, *velocities, a["energies"], *learned])
+    operands = Operands([*moved, *velocities, a["energies"], *learned, outcome])
     number = operands.number
     nodes = [
         Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
@@ -190,7 +193,10 @@ def planned(a, targets=(), **options):
         if w is not None
     ]
     edge_at = {edge.source: place for place, edge in enumerate(edges)}
-    method = Descent(a["lr"], a["momentum"], a["dampening"], a["nesterov"], a["resume"])
+    if method is None:
+        method = Descent(a["lr"], a["momentum"], a["dampening"], a["nesterov"], a["resume"])
+    else:
+        method = replace(method, outcome=number(outcome))
     made = Plan(
         tuple(nodes), tuple(edges), method, a["steps"], number(a["energies"]),
         targets=tuple(

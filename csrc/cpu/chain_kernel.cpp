@@ -481,13 +481,20 @@ struct Tile {
     return args.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
   }
 
+  // Nothing has led to where what moves of a node begins.
+  void stay(const Buffers<P>& b, int64_t at) const {
+    store(b.s + at, Vec<C>{});
+    if (b.h)
+      store(b.h + at, Vec<C>{});
+  }
+
   void move(int64_t l, Rows wanted, int64_t t) {
     const Buffers<P>& b = buffers[l];
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
         if (t == 0)
-          store(b.s + at, Vec<C>{});
+          stay(b, at);
         else
           store(b.z + at, moved(b, at, v));
       }
@@ -527,11 +534,8 @@ struct Tile {
         else if (!node.swept)
           error = load(b.z + at) - mu;
         store(b.v + at, error);
-        if (t == 0) {
-          store(b.s + at, Vec<C>{});
-          if (b.h)
-            store(b.h + at, Vec<C>{});
-        }
+        if (t == 0)
+          stay(b, at);
         if (t > 0 || node.swept)
           store(b.z + at, mu + error);
         if (b.residual)

@@ -77,19 +77,20 @@ inline void follow(Progress& p, const Accelerated& method, const Found& f, bool 
 }
 
 // Without one: a step of the BFGS method that knows the last change of the gradient alone.
-inline bool find(Progress& p, const Found& f) {
-  constexpr double kLeastCurvature = 1e-2, kShorter = 0.5;
-  constexpr double tiny = 1e-300;
+inline bool find(Progress& p, const Accelerated& method, const Found& f) {
+  constexpr double kShorter = 0.5, tiny = 1e-300;
   const bool fresh = p.taken == 1;
   const bool finite = std::isfinite(f.energy) && std::isfinite(f.gg);
   const bool takes = fresh || (finite && f.energy <= p.energy);
-  const bool curved = !fresh && finite && f.sy > kLeastCurvature * p.ss;
+  // Of errors of Gaussian nodes every curvature is 1 or more, but for what is not linear.
+  const double least = method.bounds ? 1e-2 * p.ss : 1e-3 * std::sqrt(p.ss * f.yy);
+  const bool curved = !fresh && finite && f.yy > tiny && f.sy > std::max(least, tiny);
   // g and h at the point that is kept
   const double gy = (f.gg - p.hh + f.yy) / 2, gh = f.gg - gy;
   if (fresh)
     p.length = 2 * f.energy / std::max(2 * f.energy + f.gg, tiny);
   else if (curved)
-    p.length = f.sy / f.yy;
+    p.length = takes ? f.sy / f.yy : std::max(f.sy / f.yy, p.length);
   else if (!takes)
     p.length *= kShorter;
   const double sg = takes ? f.gs : f.gs - f.sy, yg = takes ? gy : gy - f.yy;
@@ -108,6 +109,8 @@ inline bool find(Progress& p, const Found& f) {
     d = {shorter * d.g, shorter * d.s, shorter * d.h};
     ss *= shorter * shorter;
   }
+  if (!std::isfinite(ss)) // lost in rounding: it is at its end
+    d = {}, ss = 0;
   p.motion.s = p.motion.v = d;
   p.ss = ss;
   if (!takes) {
@@ -145,14 +148,14 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
   else if (method.lr > 0)
     follow(p, method, f, last);
   else
-    taken = find(p, f);
+    taken = find(p, method, f);
   if (taken && method.bounds)
     p.bound = bound(f);
   p.history[k % kLongestWindow] = p.energy;
   if (method.tol == 0)
     return;
   const double enough = method.tol * (p.first - p.energy);
-  const int64_t window = std::clamp(ceil_div(k, int64_t{3}), kWindow, kLongestWindow - 1);
+  const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
   const bool bounded = method.bounds ? p.energy - p.bound <= enough : f.gg == 0;
   const double gained = k < window ? -1 : p.history[(k - window) % kLongestWindow] - p.energy;
   const bool idle = gained >= 0 && gained <= enough;

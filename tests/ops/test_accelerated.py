@@ -1,0 +1,287 @@
+"""Accelerated E-steps in `run_plan_`: where they end, what they tell, and that samples do not interact."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chains import SOME, STEPS, call, energies, mstep, planned, problem, to
+from numerics import assert_near, same_bits
+from pyromancy import plan
+from pyromancy.plan import Accelerated, Edge, Law, Learned, Learning, Rule, RuleKind
+
+MANY = 400
+CHAIN = (5, 40, 33, 17, 3)
+METHODS = {
+    "errors": Accelerated(),
+    "states": Accelerated(errors=False),
+    "errors-at-a-rate": Accelerated(lr=0.05),
+    "errors-momentum": Accelerated(lr=0.05, momentum=0.5),
+    "states-at-a-rate": Accelerated(lr=0.05, errors=False),
+}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+OPTIONS = {
+    "plain": {},
+    "tanh": {"before": "tanh"},
+    "after": {"before": "gelu", "after": "tanh"},
+    "open-end": {"clamped": (0,)},
+    "clamped-within": {"clamped": (0, 2, -1), "before": "tanh"},
+    "all-free": {"prior": "one", "clamped": ()},
+    "no-prior": {"clamped": (-1,), "before": "tanh"},
+    "prior-per-sample": {"prior": "batch", "clamped": (-1,), "before": "tanh"},
+    "covariances": {"covariances": True, "prior": "batch", "clamped": (-1,)},
+    "one-variance": {"covariances": "one", "scales": True, "prior": "one", "clamped": (-1,), "after": "tanh"},
+}
+
+
+def run(a, method, steps=MANY, targets=(), **options):
+    """Its outcome: the sweeps of every sample, and whether it stopped by itself."""
+    outcome = torch.full((len(a["states"][0]), 2), float("nan"), dtype=a["states"][0].dtype)
+    call(*planned(a | {"steps": steps, "velocities": []}, targets, method, outcome, **options))
+    return outcome[:, 0], outcome[:, 1]
+
+
+def gradients(a):
+    """Of the energy at the states, for the free ones."""
+    states = [z.detach().requires_grad_(free) for z, free in zip(a["states"], a["free"], strict=True)]
+    free = [z for z in states if z.requires_grad]
+    total = torch.stack(energies(a | {"states": states})).sum()
+    return torch.autograd.grad(total, free)
+
+
+def total(a):
+    return torch.stack(energies(a)).sum(0)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("errors", [True, False], ids=["errors", "states"])
+def test_without_a_rate_it_ends_where_the_gradient_is_zero(errors, options):
+    a = problem(CHAIN, 7, **options)
+    before = total(a)
+    run(a, Accelerated(errors=errors), 3000 if errors else 30000)
+    assert (total(a) <= before).all()
+    assert all(g.abs().max() < 1e-6 for g in gradients(a))
+
+
+@methods
+def test_a_linear_chain_ends_at_its_one_equilibrium(method):
+    a = problem(CHAIN, 7)
+    b = {k: to(x) for k, x in a.items()}
+    run(a, method, 4000)
+    run(b, replace(Accelerated(), errors=not method.errors), 4000)
+    assert all(torch.allclose(x, y, atol=1e-8) for x, y in zip(a["states"], b["states"], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["plain", "one-variance"])
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-4])
+def test_what_stops_is_within_the_tolerance(tol, kind):
+    """Nearly always: the bound is one, in a linear network, but a sample that gains nothing for long stops too."""
+    options = {k: x for k, x in OPTIONS[kind].items() if k != "after"}
+    a = problem(CHAIN, 65, **options)
+    first = problem_after_sweep(a)
+    best = {k: to(x) for k, x in a.items()}
+    run(best, Accelerated(), 4000)
+    taken, stopped = run(a, Accelerated(tol=tol), 4000)
+    assert stopped.all()
+    assert (taken < 200).all()
+    share = (total(a) - total(best) - 1e-10) / (first - total(a))
+    assert (share > tol).sum() <= 2
+    assert (share <= 2 * tol).all()
+
+
+def problem_after_sweep(a):
+    """Set the states to their predictions, and give the energies there."""
+    a["swept"] = [f and p for f, p in zip(a["free"], a["predicted"], strict=True)]
+    b = {k: to(x) for k, x in a.items()}
+    call(*planned(b | {"steps": 0}))
+    b["swept"] = [False] * len(a["free"])
+    return total(b)
+
+
+@methods
+@pytest.mark.parametrize("threads", [1, 2])
+def test_samples_do_not_interact(method, threads):
+    """To the last bit, and in any number, whatever tiles and threads there are."""
+    method = replace(method, tol=1e-2)
+    for dtype in (torch.float32, torch.float64):
+        a = problem((7, 40, 33, 5), 131, "tanh", covariances="one", prior="batch", clamped=(-1,), dtype=dtype)
+        rows = [(0, 1), (1, 4), (4, 9), (9, 41), (41, 131)]
+        parts = [
+            {k: to(x) for k, x in a.items()} | {"states": [z[i:j].clone() for z in a["states"]],
+                                                "prior": a["prior"][i:j].clone()}
+            for i, j in rows
+        ]  # fmt: skip
+        was = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            whole = run(a, method, 30)
+            found = [run(part, method, 30) for part in parts]
+        finally:
+            torch.set_num_threads(was)
+        for i, z in enumerate(a["states"]):
+            assert same_bits(z, torch.cat([part["states"][i] for part in parts]))
+        assert same_bits(whole[0], torch.cat([taken for taken, _ in found]))
+        assert same_bits(whole[1], torch.cat([stopped for _, stopped in found]))
+
+
+@methods
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_rates_are_those_of_nesterov(method, batch):
+    """By the formulas, written out."""
+    if method.lr == 0:
+        pytest.skip("there is no rate")
+    a = problem(CHAIN, batch, "tanh", covariances="one", prior="batch", clamped=(-1,))
+    expected = {k: to(x) for k, x in a.items()}
+    nesterov(expected, method)
+    run(a, method, STEPS)
+    for x, y in zip(a["states"], expected["states"], strict=True):
+        assert_near(x, y, 1000)
+
+
+def nesterov(a, method):
+    """In errors by the metric of precisions, in states by none."""
+    count = len(a["states"])
+    precision = [1.0 if p is None or not method.errors else p for p in a["precisions"]]
+    x = [z.clone() for z in a["states"]]
+    if method.errors:
+        x = [z - mu for z, mu in zip(a["states"], predictions(a, a["states"]), strict=True)]
+    v, t = [z.clone() for z in x], torch.ones(len(x[0]), 1, dtype=x[0].dtype)
+    for _ in range(STEPS):
+        point = [z.clone().requires_grad_() for z in v]
+        states = risen(a, point) if method.errors else [
+            p if free else z for p, z, free in zip(point, a["states"], a["free"], strict=True)
+        ]  # fmt: skip
+        grads = torch.autograd.grad(torch.stack(energies(a | {"states": states})).sum(), point, allow_unused=True)
+        grads = [torch.zeros_like(z) if g is None or not free else g for g, z, free in zip(grads, v, a["free"], strict=True)]
+        new = [z - method.lr * g / p for z, g, p in zip(v, grads, precision, strict=True)]
+        blend = method.momentum
+        if blend is None:
+            up = sum((g * (n - o)).sum(1, keepdim=True) for g, n, o in zip(grads, new, x, strict=True)) > 0
+            t = torch.where(up, torch.ones_like(t), t)
+            following = (1 + torch.sqrt(1 + 4 * t * t)) / 2
+            blend, t = (t - 1) / following, following
+        v = [n + blend * (n - o) for n, o in zip(new, x, strict=True)]
+        x = new
+    last = risen(a, x) if method.errors else x
+    a["states"] = [z if free else s for z, s, free in zip(last, a["states"], a["free"], strict=True)]
+    assert count == len(a["states"])
+
+
+def predictions(a, states):
+    """Of all nodes; 0 of one that nothing predicts."""
+    shifted = a | {"states": states, "precisions": [None] * len(states), "scales": [1.0] * len(states)}
+    inner = [z.detach().clone() for z in states]
+    found = [a["prior"].expand_as(inner[0]) if a["predicted"][0] else torch.zeros_like(inner[0])]
+    for i in range(1, len(inner)):
+        probe = [z.clone() for z in inner]
+        probe[i].requires_grad_()
+        (g,) = torch.autograd.grad(energies(shifted | {"states": probe})[i].sum(), [probe[i]])
+        found.append(inner[i] - g)
+    return found
+
+
+def risen(a, errors):
+    """The states whose errors these are, from the first on; differentiable."""
+    states = []
+    for i, error in enumerate(errors):
+        if not a["free"][i]:
+            states.append(a["states"][i])
+            continue
+        mu = predicted(a, states, i)
+        states.append(mu + error)
+    return states
+
+
+def predicted(a, states, i):
+    from chains import FUNCTIONS
+    from pyromancy.plan import activations
+
+    if i == 0:
+        return a["prior"] if a["predicted"][0] else 0.0
+    names = [*activations.ACTIVATIONS]
+    before, after = (
+        lambda x, k=k, p=p: FUNCTIONS[names[k]][0](x, p)
+        for k, p in zip(a["activations"][2 * i - 2 : 2 * i], a["parameters"][2 * i - 2 : 2 * i], strict=True)
+    )
+    return after(torch.nn.functional.linear(before(states[i - 1]), a["weights"][i - 1], a["biases"][i - 1]))
+
+
+@methods
+def test_energies_are_recorded(method):
+    a = problem(CHAIN, SOME, "tanh", covariances="one", prior="one", clamped=(-1,))
+    at_first = torch.stack(energies(a))
+    a["energies"] = torch.full((STEPS, len(CHAIN), SOME), float("nan"), dtype=torch.float64)
+    b = {k: to(x) for k, x in a.items()} | {"energies": None}
+    run(a, method, STEPS)
+    run(b, method, STEPS)
+    assert_near(a["energies"][0], at_first, 1000)
+    assert a["energies"].isfinite().all()
+    assert all(same_bits(x, y) for x, y in zip(a["states"], b["states"], strict=True))
+
+
+@methods
+def test_weights_learn_from_the_states_that_it_ends_in(method):
+    a = problem(CHAIN, SOME, "tanh", "tanh", covariances="one", prior="one", clamped=(-1,))
+    targets = [(what, i, 0, torch.empty_like(t), ())
+               for what, of in ((Learned.WEIGHT, a["weights"]), (Learned.BIAS, a["biases"]))
+               for i, t in enumerate(of)]  # fmt: skip
+    run(a, method, STEPS, targets, learning=Learning.AT_THE_END, rules=(Rule(),))
+    edges = len(a["weights"])
+    wanted = {"for_weight": [True] * edges, "for_bias": [True] * edges, "for_precision": [False] * len(CHAIN)}
+    expected = mstep(**a, **wanted)
+    for (*_, found, _), e in zip(targets, expected, strict=True):
+        assert_near(found, e, 1000)
+
+
+@methods
+def test_states_that_are_not_finite_do_not_stop(method):
+    a = problem(CHAIN, 3, "tanh")
+    a["states"][0][1] = float("nan")
+    _, stopped = run(a, replace(method, tol=1e-2), 20)
+    assert stopped.tolist() == [1.0, 0.0, 1.0] or method.lr > 0
+    assert all(z[0].isfinite().all() and z[2].isfinite().all() for z in a["states"])
+
+
+@methods
+def test_what_is_at_its_end_already_stays(method):
+    """Where everything is predicted exactly, no sample moves by a bit, and all stop at once."""
+    a = problem(CHAIN, 5, "tanh", clamped=(0,))
+    a["swept"] = [False, True, True, True, True]
+    call(*planned(a | {"steps": 0}))
+    before = [z.clone() for z in a["states"]]
+    taken, stopped = run(a, replace(method, tol=1e-3), 50)
+    assert stopped.all()
+    assert (taken == 1).all()
+    assert all(same_bits(x, y) for x, y in zip(a["states"], before, strict=True))
+
+
+def test_steps_of_zero_take_none():
+    a = problem(CHAIN, 5, "tanh")
+    before = [z.clone() for z in a["states"]]
+    run(a, Accelerated(), 0)
+    assert all(same_bits(x, y) for x, y in zip(a["states"], before, strict=True))
+
+
+def test_what_it_cannot_do_is_refused():
+    a = problem(CHAIN, 5)
+    made, operands = planned(a, method=Accelerated())
+
+    def refused(message, **changes):
+        changed = replace(made, **changes)
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            call(changed, operands)
+
+    refused("must not be negative", method=Accelerated(lr=-1.0))
+    refused("must not be negative", method=Accelerated(tol=-1.0))
+    refused("needs plain descent", edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))
+    gradient = torch.empty_like(a["weights"][0])
+    target = [(Learned.WEIGHT, 0, 0, gradient, ())]
+    for when in (Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP):
+        with pytest.raises(RuntimeError, match=re.escape("must learn at the end")):
+            call(*planned(a, target, Accelerated(), learning=when, rules=(Rule(RuleKind.GRADIENT),)))
+    with pytest.raises(RuntimeError, match=re.escape("outcome must have shape (5, 2)")):
+        call(*planned(a, (), Accelerated(), torch.empty(4, 2, dtype=torch.float64)))
+    assert isinstance(made.edges[0], Edge)
+    assert made.nodes[1].law is Law.GAUSSIAN
+    assert plan.decode(*plan.encode(made)) == made
