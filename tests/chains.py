@@ -41,6 +41,11 @@ FUNCTIONS = {
     "hardtanh": (lambda x, p: F.hardtanh(x, -p, p), 0.5),
     "selu": (lambda x, _: F.selu(x), 0.0),
 }
+# what the laws that go element by element make of distances d = z - mu and rates p, per sample
+DEVIATIONS = {
+    Law.GAUSSIAN: lambda d, p: 0.5 * (p * d.square()).sum(1),
+    Law.LAPLACE: lambda d, p: (p * d.abs()).sum(1),
+}
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (
     [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)],
@@ -301,17 +306,19 @@ def energies(a):
         w, b = scale * (w.mT if transposed else w), None if b is None else bias_scale * b
         predictions.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
     result = []
-    for z, mu, precision, predicted, scale, of_samples in zip(
-        states, predictions, a["precisions"], a["predicted"], a["scales"],
-        a.get("sample_weights", [None] * len(states)), strict=True
+    for z, mu, law, precision, predicted, scale, of_samples in zip(
+        states, predictions, a.get("laws") or map(law_of, a["precisions"]), a["precisions"], a["predicted"],
+        a["scales"], a.get("sample_weights", [None] * len(states)), strict=True
     ):  # fmt: skip
         if not predicted:
             result.append(z.new_zeros(z.shape[0]))
             continue
         d = z - mu
-        p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if precision is None else precision
-        matrix = p.expand(z.shape[1]).diag() if p.dim() == 1 else p
-        energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, matrix, d)
+        p = d.new_ones(()) if precision is None else precision
+        if law is Law.FULL_GAUSSIAN:
+            energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, p, d)
+        else:
+            energy = scale * DEVIATIONS[law](d, p)
         result.append(energy if of_samples is None else of_samples * energy)
     return result
 

@@ -24,8 +24,9 @@ __all__ = ["Serving", "available", "describe", "report", "use"]
 
 BACKENDS = ("native", "triton", "reference")
 _DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA"}
-# the laws that a backend's kernels of plans on a device do not know yet
-_UNKNOWN_LAWS = dict.fromkeys((("native", "cuda"), ("triton", "cuda"), ("triton", "cpu")), frozenset((Law.LAPLACE,)))
+# what a backend's kernels of plans on a device do not know yet: laws, and weights per sample
+_UNKNOWN_LAWS = {("native", "cuda"): frozenset((Law.LAPLACE,))}
+_WITHOUT_SAMPLE_WEIGHTS = frozenset((("native", "cuda"),))
 _lock = threading.RLock()  # for the two below, and held while kernels are registered
 # the operators and devices that have a compiled kernel: what the dispatcher knows before anything else is chosen
 _NATIVE = frozenset(
@@ -166,8 +167,19 @@ def multiplies_bfloat16() -> bool:
 
 def without_law(law: Law, device: str) -> str:
     """The backend that serves plans on a device, where it does not know a law; "" where it does."""
-    backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
+    backend = _of_plans(device)
     return backend if law in _UNKNOWN_LAWS.get((backend, device), ()) else ""
+
+
+def without_sample_weights(device: str) -> str:
+    """The backend that serves plans on a device, where it takes no weights per sample; "" where it does."""
+    backend = _of_plans(device)
+    return backend if (backend, device) in _WITHOUT_SAMPLE_WEIGHTS else ""
+
+
+def _of_plans(device: str) -> str:
+    """The backend that serves plans on a device."""
+    return _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
 
 
 def _instruction_set() -> str:

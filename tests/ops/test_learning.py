@@ -26,7 +26,8 @@ INTERPRETED = "triton" in KERNELS
 COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
 # Where one kernel takes all steps, it adds up products as that suits their number, or its plans that do not sweep.
 ONE_KERNEL = INTERPRETED or (EMULATED and os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
-LAWS = (Law.GAUSSIAN,) if EMULATED or INTERPRETED else (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
+LAWS = (Law.GAUSSIAN,) if EMULATED else (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
+NORMALIZERS = {Law.GAUSSIAN: 0.5, Law.LAPLACE: 1.0}  # what energies have of theta beside their deviation
 SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
 # of five predictions; the first network fits a cache
 DEEP = [(40, 129, 65, 33, 17, 3)] if EMULATED or INTERPRETED else [(40, 129, 65, 33, 17, 3), (40, 700, 500, 33, 17, 3)]
@@ -99,7 +100,7 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     kinds = [lambda n: None, lambda n: 0.3 * torch.randn(n), lambda n: 0.3 * torch.randn(1), covariance_of]
     a["thetas"] = [draw.choice(kinds)(n) for n in widths]
     batch = len(a["states"][0])
-    weighted = not (EMULATED or INTERPRETED) and draw.random() < 0.4
+    weighted = not EMULATED and draw.random() < 0.4
     a["sample_weights"] = [
         maybe(torch.rand(batch) + 0.1, torch.rand(1).expand(batch)) if weighted and made else None
         for made in a["predicted"]
@@ -184,7 +185,7 @@ def learning_problem(batch=17):
     a["thetas"] = [0.3 * torch.randn(n, dtype=torch.float64) for n in (5, 1, 7, 3)]
     a["precisions"] = a["thetas"]
     a = with_weights_and_scales(a) | {"steps": 5}
-    if EMULATED or INTERPRETED:  # which have no kernels for the former
+    if EMULATED:  # which has no kernels for the former
         a["sample_weights"] = [None] * 4
     return a
 
@@ -205,12 +206,13 @@ def with_slots(a, optimizer):
 
 
 def free_energies(a):
-    """Of every sample, with log-determinants: differentiable."""
+    """Of every sample, with normalizers: differentiable."""
     total = torch.stack(energies(a | {"precisions": [torch.exp(-t) for t in a["thetas"]]})).sum(0)
     by_sample = a.get("sample_weights", [None] * len(a["states"]))
-    for z, theta, scale, weights in zip(a["states"], a["thetas"], a["scales"], by_sample, strict=True):
-        logdet = 0.5 * scale * theta.expand(z.shape[1]).sum()
-        total = total + (logdet if weights is None else weights * logdet)
+    laws = a.get("laws", [Law.GAUSSIAN] * len(by_sample))
+    for z, law, theta, scale, weights in zip(a["states"], laws, a["thetas"], a["scales"], by_sample, strict=True):
+        normalizer = NORMALIZERS[law] * scale * theta.expand(z.shape[1]).sum()
+        total = total + (normalizer if weights is None else weights * normalizer)
     return total
 
 
@@ -290,6 +292,15 @@ class TestRules:
         targets, rule = with_slots(a, optimizer_of("Adam", "plain", a))
         call(*planned(a, targets, learning=Learning.AT_THE_END, rules=(rule,)))
         self.compare(a, b, targets, trained("Adam", "plain", b, Learning.AT_THE_END))
+
+    @pytest.mark.parametrize("law", sorted({*LAWS}), ids=lambda x: x.name.lower())
+    @pytest.mark.parametrize("learning", [*Learning][1:], ids=lambda x: x.name.lower())
+    def test_what_nodes_of_a_law_teach(self, learning, law):
+        a = learning_problem() | {"laws": [law] * 4}
+        b = copied(a)
+        targets, rule = with_slots(a, optimizer_of("SGD", "nesterov", a))
+        call(*planned(a, targets, learning=learning, rules=(rule,)))
+        self.compare(a, b, targets, trained("SGD", "nesterov", b, learning))
 
     def test_a_rule_for_each_target(self):
         """Some learn at a rate of their own, and the gradients of others are written."""
