@@ -26,7 +26,7 @@ INTERPRETED = "triton" in KERNELS
 COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
 # Where one kernel takes all steps, it adds up products as that suits their number, or its plans that do not sweep.
 ONE_KERNEL = INTERPRETED or (EMULATED and os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
-LAWS = (Law.GAUSSIAN,) if EMULATED else (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
+LAWS = (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
 NORMALIZERS = {Law.GAUSSIAN: 0.5, Law.LAPLACE: 1.0}  # what energies have of theta beside their deviation
 SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
 # of five predictions; the first network fits a cache
@@ -100,7 +100,7 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     kinds = [lambda n: None, lambda n: 0.3 * torch.randn(n), lambda n: 0.3 * torch.randn(1), covariance_of]
     a["thetas"] = [draw.choice(kinds)(n) for n in widths]
     batch = len(a["states"][0])
-    weighted = not EMULATED and draw.random() < 0.4
+    weighted = draw.random() < 0.4
     a["sample_weights"] = [
         maybe(torch.rand(batch) + 0.1, torch.rand(1).expand(batch)) if weighted and made else None
         for made in a["predicted"]
@@ -184,10 +184,7 @@ def learning_problem(batch=17):
     a = problem((5, 33, 7, 3), batch, "tanh", prior="one", scales=True, clamped=(0, -1))
     a["thetas"] = [0.3 * torch.randn(n, dtype=torch.float64) for n in (5, 1, 7, 3)]
     a["precisions"] = a["thetas"]
-    a = with_weights_and_scales(a) | {"steps": 5}
-    if EMULATED:  # which has no kernels for the former
-        a["sample_weights"] = [None] * 4
-    return a
+    return with_weights_and_scales(a) | {"steps": 5}
 
 
 def optimizer_of(kind, option, a):
