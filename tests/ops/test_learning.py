@@ -13,7 +13,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chains import FUNCTIONS, call, energies, joined, planned, problem, run_plan_, to, with_weights_and_scales
+from chains import (
+    FUNCTIONS,
+    call,
+    energies,
+    exact_problem,
+    joined,
+    planned,
+    problem,
+    run_plan_,
+    to,
+    with_weights_and_scales,
+)
 from networks import covariance_of
 from numerics import FLOATS, assert_near, name, same_bits, saying
 from pyromancy import backends, plan
@@ -148,6 +159,36 @@ def test_random_plans_do_what_the_reference_does(first, dtype):
             definition.run_plan_(operands.written, operands.read, *encoded)
             for f, e in zip(found, operands.written, strict=True):
                 torch.testing.assert_close(f.to(e.dtype), e, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("first", range(10))
+def test_float32_is_exact_where_nothing_is_rounded(first):
+    """On either side of every kink, and on it; energies and gradients have more digits than states."""
+    for seed in range(first, SEEDS, 10):
+        draw = random.Random(seed)
+        torch.manual_seed(seed)
+        widths = [draw.choice([1, 3, 5, 17, 33, 40]) for _ in range(draw.randint(2, 6))]
+        a = exact_problem(
+            draw, widths, draw.choice([1, 2, 4, 16, 32, 64]),
+            prior=draw.choice([None, "one", "batch"]), clamped=draw.choice([(0, -1), (0,), (), (0, 2, -1)]),
+            record=draw.random() < 0.3,
+            momentum=draw.choice([None, {"momentum": 0.5}, {"momentum": 0.5, "nesterov": True}]),
+        )  # fmt: skip
+        a["swept"] = [
+            draw.random() < 0.5 and free and made for free, made in zip(a["free"], a["predicted"], strict=True)
+        ]
+        made, operands = planned(a, everything_learned(a, Rule()), learning=Learning.AT_THE_END, rules=(Rule(),))
+        encoded = plan.encode(made)
+        found, read = to(operands.written, torch.float32), to(operands.read, torch.float32)
+        run_plan_(found, read, *encoded)
+        definition.run_plan_(operands.written, operands.read, *encoded)
+        with saying(f"seed {seed}"):
+            for f, e in zip(found, operands.written, strict=True):
+                if any(e is z for z in (*a["states"], *a["velocities"])):
+                    assert torch.equal(f.double(), e)
+                else:
+                    torch.testing.assert_close(f.double(), e, rtol=1e-5, atol=1e-5)
 
 
 SGD = {
