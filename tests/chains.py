@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from networks import covariance_of
 from numerics import assert_near, moved, same_bits
 from pyromancy import plan
+from pyromancy.ops import run_plan as definition
 from pyromancy.plan import (
     Activation,
     Descent,
@@ -21,6 +22,7 @@ from pyromancy.plan import (
     Node,
     Plan,
     Rule,
+    RuleKind,
     Target,
     activations,
 )
@@ -41,6 +43,11 @@ FUNCTIONS = {
     "clipped_relu": (lambda x, p: F.hardtanh(x, 0.0, p), 0.75),
     "hardtanh": (lambda x, p: F.hardtanh(x, -p, p), 0.5),
     "selu": (lambda x, _: F.selu(x), 0.0),
+}
+# what the laws that go element by element make of distances d = z - mu and rates p, per sample
+DEVIATIONS = {
+    Law.GAUSSIAN: lambda d, p: 0.5 * (p * d.square()).sum(1),
+    Law.LAPLACE: lambda d, p: (p * d.abs()).sum(1),
 }
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (
@@ -136,6 +143,57 @@ def with_weights_and_scales(a):
     return a
 
 
+# what rounds nothing of small numbers
+EXACT_FUNCTIONS = ("identity", "relu", "clipped_relu", "hardtanh")
+EXACT_LAWS = (Law.GAUSSIAN, Law.FULL_GAUSSIAN, Law.LAPLACE)
+
+
+def exact_problem(draw, widths, batch, functions=EXACT_FUNCTIONS, **options):
+    """A chain of several laws, with weights per sample, in numbers of few binary digits: float32 rounds no state.
+
+    Whatever the order of its sums. So states are on the same side of a kink in every dtype, and some are on it.
+
+    Args:
+        draw: a `random.Random`.
+        functions: to draw from for before and after an edge.
+        options: of `problem`.
+    """
+    a = problem(widths, batch, draw.choice(functions), draw.choice(functions), **options)
+    numbers = {"dtype": a["states"][0].dtype}
+
+    def whole(shape, most):
+        return torch.randint(-most, most + 1, shape, **numbers)
+
+    def sparse(rows, columns):
+        some = torch.rand(rows, columns) < 1 / columns
+        each = torch.arange(max(rows, columns))
+        some[each % rows, each % columns] = True  # no row and no column without any
+        return some * (2 * torch.randint(2, some.shape, **numbers) - 1)
+
+    def matrix(n):
+        beside = torch.ones(n - 1, **numbers).diag(1)
+        return 2 * torch.eye(n, **numbers) - beside - beside.mT
+
+    for key in ("states", "biases"):
+        a[key] = [x if x is None else whole(x.shape, 4) / 4 for x in a[key]]
+    a["prior"] = None if a["prior"] is None else whole(a["prior"].shape, 4) / 4
+    a["weights"] = [sparse(*w.shape) for w in a["weights"]]
+    a["laws"] = [draw.choice(EXACT_LAWS) for _ in widths]
+    full = [law is Law.FULL_GAUSSIAN for law in a["laws"]]
+    a["precisions"] = [matrix(n) if is_full else None for n, is_full in zip(widths, full, strict=True)]
+    a["thetas"] = [
+        draw.choice([None, torch.zeros(n, **numbers), torch.zeros(1, **numbers)]) if p is None else p
+        for n, p in zip(widths, a["precisions"], strict=True)
+    ]
+    a["scales"] = [1.0 if is_full else draw.choice([1.0, 2.0]) for is_full in full]
+    a["sample_weights"] = [
+        torch.randint(3, (batch,), **numbers) if made and draw.random() < 0.6 else None for made in a["predicted"]
+    ]
+    a["lr"], a["steps"] = 0.0625, 2
+    a["energies"] = None if a["energies"] is None else a["energies"][:2].clone()
+    return a
+
+
 class Operands:
     """The two lists of tensors of `run_plan_`, and the number of each tensor."""
 
@@ -219,6 +277,26 @@ def thetas(a):
         p if p is None or (p.dim() == 2 and scale == 1) else p * scale if p.dim() == 2 else -torch.log(p)
         for p, scale in zip(a["precisions"], a["scales"], strict=True)
     ]
+
+
+def everything_learned(a, rule):
+    """Every weight, bias and log-variance as a target of the one rule, with new slots for each."""
+    slots = {RuleKind.GRADIENT: 0, RuleKind.SGD: 1}.get(rule.kind, 4)
+    parameters = [
+        *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
+        *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
+        *((Learned.LOGVAR, i, t) for i, t in enumerate(a["thetas"]) if a["predicted"][i]),
+    ]
+    targets = []
+    for what, i, t in parameters:
+        if t is None or (what is Learned.LOGVAR and t.dim() == 2):
+            continue
+        own = [torch.zeros_like(t) for _ in range(slots)]
+        if rule.kind.counts_steps:
+            own[0] = torch.zeros(())
+        tensor = torch.full_like(t, float("nan")) if rule.kind is RuleKind.GRADIENT else t
+        targets.append((what, i, 0, tensor, tuple(own)))
+    return targets
 
 
 def call(made, operands):
@@ -307,17 +385,19 @@ def energies(a):
         w, b = scale * (w.mT if transposed else w), None if b is None else bias_scale * b
         predictions.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
     result = []
-    for z, mu, precision, predicted, scale, of_samples in zip(
-        states, predictions, a["precisions"], a["predicted"], a["scales"],
-        a.get("sample_weights", [None] * len(states)), strict=True
+    for z, mu, law, precision, predicted, scale, of_samples in zip(
+        states, predictions, a.get("laws") or map(law_of, a["precisions"]), a["precisions"], a["predicted"],
+        a["scales"], a.get("sample_weights", [None] * len(states)), strict=True
     ):  # fmt: skip
         if not predicted:
             result.append(z.new_zeros(z.shape[0]))
             continue
         d = z - mu
-        p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if precision is None else precision
-        matrix = p.expand(z.shape[1]).diag() if p.dim() == 1 else p
-        energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, matrix, d)
+        p = d.new_ones(()) if precision is None else precision
+        if law is Law.FULL_GAUSSIAN:
+            energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, p, d)
+        else:
+            energy = scale * DEVIATIONS[law](d, p)
         result.append(energy if of_samples is None else of_samples * energy)
     return result
 
@@ -377,6 +457,27 @@ def check(arguments, run=operator, unit=0.0):
             assert_near(v, e, length, unit=unit)
     untouched = [z for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
     assert all(same_bits(a, b) for a, b in zip(clamped, untouched, strict=True))
+
+
+def check_exactly(a, run=run_plan_, device="cpu"):
+    """The states and velocities of an `exact_problem` are the reference's in float32, too, and all gradients are near.
+
+    Args:
+        a: the problem, in float64 on the CPU.
+        run: what runs its plan.
+        device: where.
+    """
+    made, operands = planned(a, everything_learned(a, Rule()), learning=Learning.AT_THE_END, rules=(Rule(),))
+    encoded = plan.encode(made)
+    found, read = ([moved(x, device) for x in to(of, torch.float32)] for of in (operands.written, operands.read))
+    run(found, read, *encoded)
+    definition.run_plan_(operands.written, operands.read, *encoded)
+    for f, e in zip(found, operands.written, strict=True):
+        f = f.cpu().double()
+        if any(e is z for z in (*a["states"], *a["velocities"])):
+            assert torch.equal(f, e)
+        else:  # has more digits
+            torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5)
 
 
 def check_resumed(whole, run=operator):

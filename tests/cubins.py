@@ -24,7 +24,7 @@ from pyromancy import plan
 from pyromancy.ops import schema
 from pyromancy.ops import triton as kernels
 from pyromancy.ops.triton import persistent, rule
-from pyromancy.plan import Learned, Learning, Rule, RuleKind
+from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ALIGNED = {"states": ((64, (512,)),), "matrices": ((64, 1, 64),)}  # wide loads
@@ -78,21 +78,36 @@ def chain_call(problem, learn=False):
     return {"written": operands.written, "read": operands.read, "plan": ints, "numbers": numbers}
 
 
+def of_every_law(problem):
+    """The same, its nodes taking turns with the laws that go element by element, and weights per sample for each."""
+    elementwise = [law for law in Law if law.is_elementwise]
+    laws = [elementwise[i % len(elementwise)] for i in range(len(problem["states"]))]
+    for i, precision in enumerate(problem["precisions"]):
+        if precision is not None and precision.dim() == 2:
+            laws[i] = Law.FULL_GAUSSIAN
+    return problem | {"laws": laws, "sample_weights": [z.new_ones(len(z)) for z in problem["states"]]}
+
+
 def chain_calls():
-    """Arguments and types of plans: the steps one by one, and every tile and kind of product of all in one kernel."""
+    """Arguments and types of plans: the steps one by one, and every tile and kind of product of all in one kernel.
+
+    Each of Gaussian nodes, and of every law.
+    """
     options = chains.OPTIONS["everything"] | {"record": True}
     for dtype in FLOATS:
         for f, widths in (("gelu", (64, 256, 16)), ("softplus", (5, 33, 7, 3))):
             problem = chains.problem(widths, 64, dtype=dtype, **options | {"before": f, "after": f})
             persistent.height = lambda *_: 0
-            yield chain_call(problem, learn=True), dtype
+            for some in (problem, of_every_law(problem), of_every_law(problem | {"precisions": [None] * len(widths)})):
+                yield chain_call(some, learn=True), dtype
     options |= {"covariances": False, "before": "gelu_tanh", "after": "gelu"}
     for widths, products in (((64, 256, 256, 16), "highest"), ((5, 33, 7, 3), "highest"), ((5, 33, 7, 3), "medium")):
         for tall in persistent._TILES:
             problem = chains.problem(widths, 64, dtype=torch.float32, **options)
             problem |= {"precisions": [torch.ones(n) for n in widths], "matmul_precision": products}
             persistent.height = lambda *_, tall=tall: tall
-            yield chain_call(problem), torch.float32
+            for some in (problem, of_every_law(problem)):
+                yield chain_call(some), torch.float32
 
 
 def rule_calls():

@@ -17,15 +17,12 @@ import torch
 
 from . import native
 from .ops import SERVED_BY_TRITON, reference, schema, triton
-from .plan import Law
 from .version import __version__
 
 __all__ = ["Serving", "available", "describe", "report", "use"]
 
 BACKENDS = ("native", "triton", "reference")
 _DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA"}
-# the laws that a backend's kernels of plans on a device do not know yet
-_UNKNOWN_LAWS = dict.fromkeys((("native", "cuda"), ("triton", "cuda"), ("triton", "cpu")), frozenset((Law.LAPLACE,)))
 _lock = threading.RLock()  # for the two below, and held while kernels are registered
 # the operators and devices that have a compiled kernel: what the dispatcher knows before anything else is chosen
 _NATIVE = frozenset(
@@ -162,12 +159,6 @@ def multiplies_bfloat16() -> bool:
     """Whether fused chains on the CPU take products of bfloat16 where PyTorch's precision is "medium"."""
     served = _serving("run_plan_", "cpu").backend == "native"
     return served and native.MODULE is not None and native.MODULE.multiplies_bfloat16()
-
-
-def without_law(law: Law, device: str) -> str:
-    """The backend that serves plans on a device, where it does not know a law; "" where it does."""
-    backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
-    return backend if law in _UNKNOWN_LAWS.get((backend, device), ()) else ""
 
 
 def _instruction_set() -> str:

@@ -6,7 +6,7 @@ from torch import nn
 
 import pyromancy as pyro
 from numerics import same_bits
-from pyromancy.nodes import FactorizedGaussianNode, IsotropicGaussianNode
+from pyromancy.nodes import FactorizedGaussianNode, IsotropicGaussianNode, LaplaceNode, StandardGaussianNode
 from twins import UNIT, assert_same, batches, plainly, twins
 
 if not torch.cuda.is_available():
@@ -20,7 +20,12 @@ OPTIMIZERS = {
     "adamw": lambda m: torch.optim.AdamW(m, 1e-2, weight_decay=0.1, amsgrad=True),
     "rmsprop": lambda m: torch.optim.RMSprop(m, 1e-3, momentum=0.8, centered=True, eps=1e-3),
 }
-KINDS = {"unit": UNIT, "variances": (FactorizedGaussianNode, IsotropicGaussianNode, FactorizedGaussianNode)}
+KINDS = {
+    "unit": UNIT,
+    "variances": (FactorizedGaussianNode, IsotropicGaussianNode, FactorizedGaussianNode),
+    "scales": (LaplaceNode,) * 3,
+    "a-hidden-scale": (StandardGaussianNode, LaplaceNode, FactorizedGaussianNode),
+}
 
 pytestmark = pytest.mark.usefixtures("gpu_backend")
 
@@ -56,6 +61,21 @@ def test_equals_the_plain_loop(optimizer, incremental, kinds):
     for one, optimizer_ in ((net, ours), (plain, theirs)):
         plainly(one, optimizer_, x, y, steps=5, lr=0.1)
     assert_same(net.m_params(), plain.m_params())
+
+
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+def test_weights_per_sample(incremental):
+    net, plain = there(kinds=KINDS["a-hidden-scale"])
+    weights = torch.rand(16, dtype=torch.float64, device=DEVICE)
+    for one in (net, plain):
+        one.energy = lambda of=one.energy: weights * of()
+    ours, theirs = (OPTIMIZERS["adam"](n.m_params()) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=5, lr=0.1, incremental=incremental)
+    for x, y in device_batches(4, size=16):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=5, lr=0.1, incremental=incremental)
+    assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+    assert "one call" in em.explain().splitlines()[0]
 
 
 class Scaled(nn.Module):

@@ -6,13 +6,26 @@ import pytest
 import torch
 
 import pyromancy
-from chains import FUNCTIONS, call, check, operator, planned, problem, run_plan_, to
+from chains import (
+    FUNCTIONS,
+    call,
+    check,
+    operator,
+    planned,
+    problem,
+    run_plan_,
+    to,
+    with_weights_and_scales,
+)
 from numerics import assert_near
 from pyromancy import backends, plan
-from pyromancy.nodes import LaplaceNode
+from pyromancy.nodes import FactorizedGaussianNode, LaplaceNode, StandardGaussianNode
 from pyromancy.ops import run_plan as definition
 from pyromancy.ops.triton import chain, persistent, rule
 from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
+from twins import assert_same, batches, plainly, twins
+
+ELEMENTWISE = [law for law in Law if law.is_elementwise]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -127,18 +140,44 @@ def test_chains_that_sweep_go_one_by_one(way):
     assert way["taken"] == [way["one by one"]]
 
 
-@pytest.mark.parametrize("what", ["the Laplace law", "weights per sample"])
-def test_what_there_is_no_kernel_for(what):
-    """It is refused by name, and before anything is done."""
-    a = problem((5, 7, 3), 4, dtype=torch.float32)
-    if what == "the Laplace law":
-        a["laws"] = [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN]
-    else:
-        a["sample_weights"] = [None, torch.ones(4), None]
-    before = to(a["states"])
-    with pytest.raises(RuntimeError, match=f"run_plan_ has no Triton kernel for {what} yet"):
+class TestLaws:
+    """Every law that goes element by element, with and without weights per sample."""
+
+    @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+    @pytest.mark.parametrize("laws", [*([law] for law in ELEMENTWISE), ELEMENTWISE, ELEMENTWISE[::-1]], ids=str)
+    def test_steps_are_autograds(self, way, laws, weighted):
+        for options in ({"prior": "one", "clamped": (-1,)}, {"prior": "batch", "clamped": ()}, {}):
+            a = problem((5, 33, 40, 3), 18, "tanh", "softplus", covariances="one", scales=True,
+                        momentum={"momentum": 0.8}, record=True, dtype=torch.float32, **options)  # fmt: skip
+            a["laws"] = [laws[i % len(laws)] for i in range(4)]
+            if weighted:
+                with_weights_and_scales(a)["sample_weights"][0] = torch.rand(18) if options else None
+            check(a)
+        assert way["taken"] == 3 * [way["expected"]]
+
+    def test_beside_a_gram(self, way):
+        a = problem((5, 7, 9, 70), 17, "tanh", dtype=torch.float32)
+        a["laws"], a["grams"][-1] = [Law.LAPLACE, Law.LAPLACE, Law.LAPLACE, Law.GAUSSIAN], True
+        a["sample_weights"] = [None, torch.rand(17), torch.rand(17), None]
+        check(a)
+        assert way["taken"] == [way["expected"]]
+
+    def test_weights_per_sample_of_a_full_covariance(self):
+        a = problem((5, 33, 40, 3), 18, "tanh", "softplus", covariances=True, prior="one", clamped=(-1,), record=True)
+        a["sample_weights"] = [torch.rand(18, dtype=torch.float64) + 0.5 for _ in range(4)]
+        check(a)
+
+    def test_at_the_kink_and_with_nan(self, way):
+        """A state that is its prediction stays, and NaN does."""
+        a = problem((3, 3), 2, prior="one", clamped=(-1,), dtype=torch.float32) | {"steps": 1, "lr": 0.25}
+        a["laws"] = [Law.LAPLACE, Law.LAPLACE]
+        a["states"][0].copy_(torch.tensor([[2.0, 1.0, -2.0], 3 * [float("nan")]]))
+        a["prior"].fill_(1.0)
+        a["weights"][0].zero_()
         operator(**a)
-    assert all(torch.equal(x, y) for x, y in zip(before, a["states"], strict=True))
+        assert a["states"][0][0].tolist() == [1.75, 1.0, -1.75]
+        assert a["states"][0][1].isnan().all()
+        assert way["taken"] == [way["expected"]]
 
 
 def renumbered(made, after, by):
@@ -177,12 +216,29 @@ def test_less_precise_products(way, precision, unit):
     check(problem((5, 33, 7, 3), 17, "tanh", dtype=torch.float32) | {"matmul_precision": precision}, unit=unit)
 
 
-def test_laws_without_a_kernel_are_left_to_the_graph():
-    node = LaplaceNode(3)
-    node.init(torch.tensor([[1.0, -2.0, 0.5]]))
-    loop = pyromancy.InferenceLoop(lambda: node.energy(torch.zeros(1, 3)), [node.value], lr=0.1)
-    loop.run(2)
-    torch.testing.assert_close(node.value.detach(), torch.tensor([[0.8, -1.8, 0.3]]))
-    explained = loop.explain()
-    assert explained.startswith("executor: graph")
-    assert "not chain: the triton kernels on cpu do not know the law of node.value yet: Laplace" in explained
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+@pytest.mark.parametrize("kinds", [(LaplaceNode,) * 3, (StandardGaussianNode, LaplaceNode, FactorizedGaussianNode)],
+                         ids=["scales", "a-hidden-scale"])  # fmt: skip
+def test_laplace_nodes_learn_in_one_call(kinds, incremental):
+    net, plain = twins((8, 5, 4, 3), kinds=kinds)
+    ours, theirs = (torch.optim.Adam(n.m_params(), 1e-2) for n in (net, plain))
+    em = pyromancy.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, lr=0.1, incremental=incremental)
+    for x, y in batches(3, size=6):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=3, lr=0.1, incremental=incremental)
+    assert_same(net.e_params() + net.m_params(), plain.e_params() + plain.m_params())
+    assert "one call" in em.explain().splitlines()[0]
+
+
+def test_energies_with_weights_per_sample_learn_in_one_call():
+    net, plain = twins((8, 5, 4, 3), kinds=(StandardGaussianNode, FactorizedGaussianNode, LaplaceNode))
+    weights = torch.rand(6).double()
+    for n in (net, plain):
+        n.energy = lambda of=n.energy: weights * of()
+    ours, theirs = (torch.optim.SGD(n.m_params(), 1e-2) for n in (net, plain))
+    em = pyromancy.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, lr=0.1)
+    for x, y in batches(2, size=6):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=3, lr=0.1)
+    assert_same(net.e_params() + net.m_params(), plain.e_params() + plain.m_params())
+    assert "one call" in em.explain().splitlines()[0]

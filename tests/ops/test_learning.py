@@ -13,7 +13,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chains import FUNCTIONS, call, energies, joined, planned, problem, run_plan_, to, with_weights_and_scales
+from chains import (
+    FUNCTIONS,
+    call,
+    check_exactly,
+    energies,
+    everything_learned,
+    exact_problem,
+    joined,
+    planned,
+    problem,
+    run_plan_,
+    to,
+    with_weights_and_scales,
+)
 from networks import covariance_of
 from numerics import FLOATS, assert_near, name, same_bits, saying
 from pyromancy import backends, plan
@@ -26,7 +39,8 @@ INTERPRETED = "triton" in KERNELS
 COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
 # Where one kernel takes all steps, it adds up products as that suits their number, or its plans that do not sweep.
 ONE_KERNEL = INTERPRETED or (EMULATED and os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
-LAWS = (Law.GAUSSIAN,) if EMULATED or INTERPRETED else (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
+LAWS = (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
+NORMALIZERS = {Law.GAUSSIAN: 0.5, Law.LAPLACE: 1.0}  # what energies have of theta beside their deviation
 SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
 # of five predictions; the first network fits a cache
 DEEP = [(40, 129, 65, 33, 17, 3)] if EMULATED or INTERPRETED else [(40, 129, 65, 33, 17, 3), (40, 700, 500, 33, 17, 3)]
@@ -61,26 +75,6 @@ def copied(a):
     return {k: to(x) for k, x in a.items()}
 
 
-def everything_learned(a, rule):
-    """Every weight, bias and log-variance as a target of the one rule, with new slots for each."""
-    slots = {RuleKind.GRADIENT: 0, RuleKind.SGD: 1}.get(rule.kind, 4)
-    parameters = [
-        *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
-        *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
-        *((Learned.LOGVAR, i, t) for i, t in enumerate(a["thetas"]) if a["predicted"][i]),
-    ]
-    targets = []
-    for what, i, t in parameters:
-        if t is None or (what is Learned.LOGVAR and t.dim() == 2):
-            continue
-        own = [torch.zeros_like(t) for _ in range(slots)]
-        if rule.kind.counts_steps:
-            own[0] = torch.zeros(())
-        tensor = torch.full_like(t, float("nan")) if rule.kind is RuleKind.GRADIENT else t
-        targets.append((what, i, 0, tensor, tuple(own)))
-    return targets
-
-
 def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     """A chain with some of these laws and functions, and a plan that does anything to it; `epsilon` is Adam's."""
     draw = random.Random(seed)
@@ -99,7 +93,7 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     kinds = [lambda n: None, lambda n: 0.3 * torch.randn(n), lambda n: 0.3 * torch.randn(1), covariance_of]
     a["thetas"] = [draw.choice(kinds)(n) for n in widths]
     batch = len(a["states"][0])
-    weighted = not (EMULATED or INTERPRETED) and draw.random() < 0.4
+    weighted = draw.random() < 0.4
     a["sample_weights"] = [
         maybe(torch.rand(batch) + 0.1, torch.rand(1).expand(batch)) if weighted and made else None
         for made in a["predicted"]
@@ -149,6 +143,27 @@ def test_random_plans_do_what_the_reference_does(first, dtype):
                 torch.testing.assert_close(f.to(e.dtype), e, rtol=rtol, atol=atol, equal_nan=True)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("first", range(10))
+def test_float32_is_exact_where_nothing_is_rounded(first):
+    """On either side of every kink, and on it; energies and gradients have more digits than states."""
+    for seed in range(first, SEEDS, 10):
+        draw = random.Random(seed)
+        torch.manual_seed(seed)
+        widths = [draw.choice([1, 3, 5, 17, 33, 40]) for _ in range(draw.randint(2, 6))]
+        a = exact_problem(
+            draw, widths, draw.choice([1, 2, 4, 16, 32, 64]),
+            prior=draw.choice([None, "one", "batch"]), clamped=draw.choice([(0, -1), (0,), (), (0, 2, -1)]),
+            record=draw.random() < 0.3,
+            momentum=draw.choice([None, {"momentum": 0.5}, {"momentum": 0.5, "nesterov": True}]),
+        )  # fmt: skip
+        a["swept"] = [
+            draw.random() < 0.5 and free and made for free, made in zip(a["free"], a["predicted"], strict=True)
+        ]
+        with saying(f"seed {seed}"):
+            check_exactly(a)
+
+
 SGD = {
     "plain": {},
     "weight decay": {"weight_decay": 0.1},
@@ -183,10 +198,7 @@ def learning_problem(batch=17):
     a = problem((5, 33, 7, 3), batch, "tanh", prior="one", scales=True, clamped=(0, -1))
     a["thetas"] = [0.3 * torch.randn(n, dtype=torch.float64) for n in (5, 1, 7, 3)]
     a["precisions"] = a["thetas"]
-    a = with_weights_and_scales(a) | {"steps": 5}
-    if EMULATED or INTERPRETED:  # which have no kernels for the former
-        a["sample_weights"] = [None] * 4
-    return a
+    return with_weights_and_scales(a) | {"steps": 5}
 
 
 def optimizer_of(kind, option, a):
@@ -205,12 +217,13 @@ def with_slots(a, optimizer):
 
 
 def free_energies(a):
-    """Of every sample, with log-determinants: differentiable."""
+    """Of every sample, with normalizers: differentiable."""
     total = torch.stack(energies(a | {"precisions": [torch.exp(-t) for t in a["thetas"]]})).sum(0)
     by_sample = a.get("sample_weights", [None] * len(a["states"]))
-    for z, theta, scale, weights in zip(a["states"], a["thetas"], a["scales"], by_sample, strict=True):
-        logdet = 0.5 * scale * theta.expand(z.shape[1]).sum()
-        total = total + (logdet if weights is None else weights * logdet)
+    laws = a.get("laws", [Law.GAUSSIAN] * len(by_sample))
+    for z, law, theta, scale, weights in zip(a["states"], laws, a["thetas"], a["scales"], by_sample, strict=True):
+        normalizer = NORMALIZERS[law] * scale * theta.expand(z.shape[1]).sum()
+        total = total + (normalizer if weights is None else weights * normalizer)
     return total
 
 
@@ -290,6 +303,15 @@ class TestRules:
         targets, rule = with_slots(a, optimizer_of("Adam", "plain", a))
         call(*planned(a, targets, learning=Learning.AT_THE_END, rules=(rule,)))
         self.compare(a, b, targets, trained("Adam", "plain", b, Learning.AT_THE_END))
+
+    @pytest.mark.parametrize("law", sorted({*LAWS}), ids=lambda x: x.name.lower())
+    @pytest.mark.parametrize("learning", [*Learning][1:], ids=lambda x: x.name.lower())
+    def test_what_nodes_of_a_law_teach(self, learning, law):
+        a = learning_problem() | {"laws": [law] * 4}
+        b = copied(a)
+        targets, rule = with_slots(a, optimizer_of("SGD", "nesterov", a))
+        call(*planned(a, targets, learning=learning, rules=(rule,)))
+        self.compare(a, b, targets, trained("SGD", "nesterov", b, learning))
 
     def test_a_rule_for_each_target(self):
         """Some learn at a rate of their own, and the gradients of others are written."""

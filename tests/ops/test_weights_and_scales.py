@@ -3,21 +3,14 @@
 import pytest
 import torch
 
-from chains import check, operator, problem, to, with_weights_and_scales
+from chains import BATCHES, check, operator, problem, to, with_weights_and_scales
 from numerics import FLOATS, name, same_bits
-from pyromancy import backends
 
 
-@pytest.fixture(params=[b for b in ("native", "reference") if backends.available(b)[0]], scope="module")
-def complete_backend(request):
-    with backends.use(request.param):
-        yield
-
-
-@pytest.mark.usefixtures("complete_backend")
+@pytest.mark.usefixtures("backend")
 class TestWeightsPerSampleAndScales:
     @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-    @pytest.mark.parametrize("batch", [0, 1, 3, 17, 129])
+    @pytest.mark.parametrize("batch", BATCHES)
     @pytest.mark.parametrize("covariances", [False, True, "one"])
     def test_steps_are_autograds(self, covariances, batch, dtype):
         a = problem((5, 33, 40, 3), batch, "tanh", "softplus", prior="one", clamped=(-1,), covariances=covariances,

@@ -110,9 +110,6 @@ def lower(program: Program) -> list[Chain]:
             assert first.term is not None
             both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
             raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
-        if term.sample_weights and not program.stand_ins[state].is_cpu:
-            factor = program.told(term.sample_weights[0])
-            raise NotAChain(f"the energy of {name} has a tensor as a factor, {factor}: chains take that on a CPU")
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)

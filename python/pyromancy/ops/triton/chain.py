@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ... import plan
-from ...plan import Learned
+from ...plan import Law, Learned
 from . import persistent
 from .activation import IDENTITY, activate, slope, subtract
 from .launch import blocks, computed_in, elements_of_tile, launch, tile
+from .laws import NodeLaw, of_law
 from .reduce import finish
 
 
@@ -41,14 +42,15 @@ def activate_kernel(
 
 @triton.jit
 def error_kernel(
-    state, product, bias, precision, weighted, error, delta, square, parts, rows, n, tiles, product_row,
-    parameter: tl.float64,
-    AFTER: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    state, product, bias, rate, weighted, samples, error, delta, moment, parts, rows, n, tiles, product_row,
+    parameter: tl.float64, weight: tl.float64,
+    AFTER: tl.constexpr, LAW: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One tile of what follows from a node's prediction mu = after(product + bias), as far as there is room for it.
 
-    With r = state - mu: the error e, which is P r, or `weighted` where that is given; delta = after' e; square = r e;
-    and the sum of that along the tile's rows: parts [B, tiles].
+    The error is what the law pulls by, or `weighted` where that is given, which stands for the product of a matrix and
+    the residuals; delta is after' times its push; there is its moment, and the sum of twice its deviation along the
+    tile's rows: parts [B, tiles]. All of them are times the weights of samples [B].
     """
     program = tl.program_id(0).to(tl.int64)
     row = program // tiles * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -60,20 +62,26 @@ def error_kernel(
         x += tl.load(bias + column, mask=column < n, other=0.0)[None, :]
     p = tl.full([], parameter, ACC)
     mu = activate(x, p, AFTER)
-    r = subtract(tl.load(state + at, mask=inside, other=0.0), mu)
-    e = r
+    z = tl.load(state + at, mask=inside, other=0.0)
     if weighted is not None:
-        e = tl.load(weighted + at, mask=inside, other=0.0)
-    elif precision is not None:
-        e *= tl.load(precision + column, mask=column < n, other=0.0)[None, :]
+        pull = tl.load(weighted + at, mask=inside, other=0.0)
+        push, twice, grown = pull, subtract(z, mu) * pull, None
+    else:
+        by = tl.full([1, BLOCK_N], 1.0, ACC)
+        if rate is not None:
+            by = tl.load(rate + column, mask=column < n, other=0.0)[None, :]
+        pull, push, twice, grown = of_law(z, mu, by, tl.full([], weight, ACC), LAW)
+    s = tl.full([BLOCK_B, 1], 1.0, ACC)
+    if samples is not None:
+        s = tl.load(samples + row, mask=row < rows, other=0.0)[:, None]
     if error is not None:
-        tl.store(error + at, e, mask=inside)
+        tl.store(error + at, pull * s, mask=inside)
     if delta is not None:
-        tl.store(delta + at, slope(x, mu, p, AFTER) * e, mask=inside)
-    if square is not None:
-        tl.store(square + at, r * e, mask=inside)
+        tl.store(delta + at, slope(x, mu, p, AFTER) * (push * s), mask=inside)
+    if moment is not None:
+        tl.store(moment + at, grown * s, mask=inside)
     if parts is not None:
-        total = tl.sum(tl.where(inside, r * e, 0.0), 1)  # beyond the edge after(0) is left of r
+        total = tl.sum(tl.where(inside, twice * s, 0.0), 1)  # beyond the edge mu is after(0)
         tl.store(parts + row * tiles + program % tiles, total, mask=row < rows)
 
 
@@ -122,7 +130,7 @@ class Errors(NamedTuple):
 
     error: Tensor | None
     delta: Tensor | None
-    square: Tensor | None
+    moment: Tensor | None
     parts: Tensor | None
     residual: Tensor | None
 
@@ -141,7 +149,7 @@ class Chain:
         states: of the nodes.
         weights: of the edges, each from one node to the next.
         biases: likewise.
-        precisions: of the nodes: None for 1, a diagonal, or a matrix.
+        laws: of the nodes.
         prior: constant prediction of the first node.
         activations: before and after of every edge, with their parameters.
     """
@@ -151,23 +159,22 @@ class Chain:
         states: list[Tensor],
         weights: list[Tensor],
         biases: list[Tensor | None],
-        precisions: list[Tensor | None],
+        laws: list[NodeLaw],
         prior: Tensor | None,
         activations: list[tuple[tuple[int, float], tuple[int, float]]],
     ) -> None:
         self.states, self.weights = states, weights
         self.predicted = [prior is not None, *[True] * len(weights)]
-        self.biases = [None if b is None else b.contiguous() for b in biases]
-        self.precisions = [None if p is None else p.contiguous() for p in precisions]
-        self.prior = None if prior is None else prior.contiguous()
+        self.biases = [_contiguous(b) for b in biases]
+        self.laws = [law._replace(rate=_contiguous(law.rate), samples=_contiguous(law.samples)) for law in laws]
+        self.prior = _contiguous(prior)
         self.before, self.after = [before for before, _ in activations], [after for _, after in activations]
         self.batch = states[0].shape[0]
         self.acc = computed_in("states", states[0])
 
     def full(self, node: int) -> bool:
         """Whether the precision is a matrix."""
-        precision = self.precisions[node]
-        return precision is not None and precision.dim() == 2
+        return self.laws[node].law is Law.FULL_GAUSSIAN
 
     def tiling(self, node: int) -> tuple[int, int, int]:
         """Tiles along a row, and a tile's height and width: they depend on the node's width alone."""
@@ -207,41 +214,46 @@ class Chain:
         return product
 
     def room(
-        self, node: int, *, error: bool = False, delta: bool = False, square: bool = False, parts: bool = False
+        self, node: int, *, error: bool = False, delta: bool = False, moment: bool = False, parts: bool = False
     ) -> Errors:
         state, full = self.states[node], self.full(node)
         apart = delta and self.after[node - 1][0] != IDENTITY
         return Errors(
             torch.empty_like(state) if error or full or (delta and not apart) else None,
             torch.empty_like(state) if apart else None,
-            torch.empty_like(state) if square else None,
+            torch.empty_like(state) if moment else None,
             state.new_empty(self.batch, self.tiling(node)[0]) if parts else None,
             torch.empty_like(state) if full else None,
         )
 
     def errors(self, node: int, forward: Forward, room: Errors) -> None:
         """Fill the room; a full precision is a library product, and what needs it is done after that."""
-        error, delta, square, parts, residual = room
-        precision = self.precisions[node]
+        error, delta, moment, parts, residual = room
+        law, rate, weight, samples = self.laws[node]
         if residual is None:
-            self._errors(node, forward, precision, None, error, delta, square, parts)
+            self._errors(node, forward, law, weight, rate, None, samples, error, delta, moment, parts)
             return
-        assert precision is not None
+        assert rate is not None
         assert error is not None
-        self._errors(node, forward, None, None, residual, None, None, None)
-        torch.mm(residual, precision, out=error)
-        if delta is not None or square is not None or parts is not None:
-            self._errors(node, forward, None, error, None, delta, square, parts)
+        unit = Law.GAUSSIAN, 1.0
+        self._errors(node, forward, *unit, None, None, samples, residual, None, None, None)
+        torch.mm(residual, rate, out=error)
+        if delta is not None or parts is not None:
+            self._errors(node, forward, *unit, None, error, None, None, delta, None, parts)
 
-    def _errors(self, node: int, forward: Forward, *operands: Tensor | None) -> None:
+    def _errors(self, node: int, forward: Forward, law: Law, weight: float, *operands: Tensor | None) -> None:
         product, bias, after, parameter = forward
         state = self.states[node]
         tiles, tall, width = self.tiling(node)
         launch(
             error_kernel, blocks(self.batch, tall) * tiles, state, product, bias, *operands,
-            self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter,
-            after, self.acc, tall, width, num_warps=8 if self.acc == tl.float64 else 4,  # four would spill
+            self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter, weight,
+            after, int(law), self.acc, tall, width, num_warps=8 if self.acc == tl.float64 else 4,  # four would spill
         )  # fmt: skip
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
 
 
 @dataclass(frozen=True)
@@ -338,14 +350,14 @@ def infer(
 
 def _drive(chain: Chain, edge: int) -> Tensor:
     """W^T P (z - b) of the clamped node that an edge leads to."""
-    bias, precision = chain.biases[edge], chain.precisions[edge + 1]
+    bias, precision = chain.biases[edge], chain.laws[edge + 1].rate
     target = chain.states[edge + 1] if bias is None else chain.states[edge + 1] - bias
     return torch.mm(target if precision is None else target * precision, chain.weights[edge])
 
 
 def _gram(chain: Chain, edge: int) -> Tensor:
     """W^T P W."""
-    weight, precision = chain.weights[edge], chain.precisions[edge + 1]
+    weight, precision = chain.weights[edge], chain.laws[edge + 1].rate
     return torch.mm(weight.mT, weight if precision is None else precision.unsqueeze(1) * weight)
 
 
@@ -397,11 +409,11 @@ def _descend(chain: Chain, descent: Descent) -> None:
 
 
 def mstep(chain: Chain, wanted: list[tuple[Learned, int, Tensor]]) -> None:
-    """Write gradients of the mean energy into tensors: of an edge's weight or bias, or the mean of P (z - mu)^2.
+    """Write gradients of the mean energy into tensors: for an edge's weight or bias, or a node's theta.
 
     Args:
         chain: its states are where the gradients are taken.
-        wanted: what, of which edge or node, and where it goes; a mean into [1] is summed over the node.
+        wanted: what, of which edge or node, and where it goes; that for a theta of [1] is summed over the node.
     """
     mean = 1 / max(1, chain.batch)
     for i in range(len(chain.states)):
@@ -416,11 +428,11 @@ def mstep(chain: Chain, wanted: list[tuple[Learned, int, Tensor]]) -> None:
         else:
             assert chain.prior is not None
             forward = Forward(chain.prior)
-        room = chain.room(i, delta=bool(weights or biases), square=bool(moments))
+        room = chain.room(i, delta=bool(weights or biases), moment=bool(moments))
         chain.errors(i, forward, room)
         for out in moments:
-            assert room.square is not None
-            torch.sum(room.square.sum_to_size(chain.batch, out.shape[0]), 0, out=out).mul_(mean)
+            assert room.moment is not None
+            torch.sum(room.moment.sum_to_size(chain.batch, out.shape[0]), 0, out=out).mul_(mean)
         for out in weights:
             torch.addmm(out, room.to_feed_back.mT, panel, beta=0, alpha=-mean, out=out)  # the library scales it
         for out in biases:

@@ -13,8 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import IDENTITY, activate, slope, subtract
+from ...plan import Law
+from .activation import IDENTITY, activate, slope
 from .launch import INTERPRETED, blocks, launch
+from .laws import NodeLaw, of_law
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +38,8 @@ _REGISTERS = 255  # all that there are: there is a program for each multiprocess
 # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
 PRODUCTS = {"highest": "tf32x3", "high": "tf32", "medium": "as bf16" if INTERPRETED else "bf16"}
 # numbers that are not worth a kernel of their own where they are 1 or a multiple of 16
-_ANY = ["steps", "biased", "weighted", "apart", "known", "known_weighted", "varying", "direct", "paneled"]
+_ANY = ["steps", "biased", "rated", "weighted", "apart", "known", "known_rated", "known_weighted", "varying", "direct",
+        "paneled"]  # fmt: skip
 
 
 @triton.jit
@@ -88,20 +91,31 @@ def _activate(x, parameter, which, KINDS: tl.constexpr):
     return y, d
 
 
+@triton.jit
+def _of_law(z, mu, p, which, LAWS: tl.constexpr):
+    """The pull, the push and twice the deviation of the law whose place among the chain's is given."""
+    pull, push, twice, _ = of_law(z, mu, p, 1.0, LAWS[0])
+    for j in tl.static_range(1, len(LAWS)):
+        if which == j:
+            pull, push, twice, _ = of_law(z, mu, p, 1.0, LAWS[j])
+    return pull, push, twice
+
+
 @triton.jit(do_not_specialize=_ANY)
 def descend_chain_kernel(
-    panels, depths, weights, sizes, biases, targets, precisions, errors, deltas, afters, after_parameters, edge_nodes,
-    biased, weighted, apart,
-    states, widths, own_errors, constants, constant_rows, own_precisions, fed_deltas, fed_depths, fed_weights,
-    befores, before_parameters, own_panels, velocities, nodes,
-    varying, known, known_weighted, direct, paneled,
+    panels, depths, weights, sizes, biases, targets, laws, rates, samples, errors, deltas, afters, after_parameters,
+    edge_nodes, biased, rated, weighted, apart,
+    states, widths, own_errors, constants, constant_rows, own_laws, own_rates, own_samples, fed_deltas, fed_depths,
+    fed_weights, befores, before_parameters, own_panels, velocities, nodes,
+    varying, known, known_rated, known_weighted, direct, paneled,
     energies, node_count, batch, steps, lr, momentum, first_kept, kept,
-    KINDS: tl.constexpr, NESTEROV: tl.constexpr,
+    KINDS: tl.constexpr, LAWS: tl.constexpr, NESTEROV: tl.constexpr,
     PRODUCTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Tuples have an entry for every edge between free nodes and what they predict, or for every free node.
 
-    Flags say in a bit for each entry whether an operand is there: where it is not, any address stands for it.
+    Flags say in a bit for each entry whether an operand is there: where it is not, any address stands for it. Weights
+    of samples are None where no entry has them.
 
     A step has two phases. The first reads states and panels, and writes errors and deltas, along the edges. The second
     reads those, and writes states, velocities and panels, of the nodes. What a phase writes, other threads of the
@@ -119,7 +133,7 @@ def descend_chain_kernel(
         for i in range(len(panels)):
             n, depth, which, p = _pick(sizes, i), _pick(depths, i), _pick(afters, i), _pick(after_parameters, i)
             panel, weight, bias = _pick(panels, i) + first * depth, _pick(weights, i), _pick(biases, i)
-            target, precision = _pick(targets, i) + first * n, _pick(precisions, i)
+            target, rate = _pick(targets, i) + first * n, _pick(rates, i)
             error, delta = _pick(errors, i) + first * n, _pick(deltas, i) + first * n
             total = tl.zeros([ROWS], tl.float32)
             for start in range(0, n, WIDTH):
@@ -130,11 +144,15 @@ def descend_chain_kernel(
                 x = _multiply(panel, row, inside, weight, n, depth, column, depth, 1, PRODUCTS, ROWS, WIDTH, DEPTH)
                 x += tl.load(bias + column, mask=here & _has(biased, i), other=0.0)[None, :]
                 mu, d = _activate(x, p, which, KINDS)
-                r = tl.where(mask, subtract(tl.load(target + at, mask=mask, other=0.0), mu), 0.0)
-                e = r * tl.load(precision + column, mask=here & _has(weighted, i), other=1.0)[None, :]
-                tl.store(error + at, e, mask=mask & _has(apart, i))
-                tl.store(delta + at, d * e, mask=mask)
-                total += tl.sum(r * e, 1)
+                z = tl.load(target + at, mask=mask, other=0.0)
+                by = tl.load(rate + column, mask=here & _has(rated, i), other=1.0)[None, :]
+                pull, push, twice = _of_law(z, mu, by, _pick(laws, i), LAWS)
+                if samples is not None:
+                    s = tl.load(_pick(samples, i) + first + row, mask=inside & _has(weighted, i), other=1.0)[:, None]
+                    pull, push, twice = pull * s, push * s, twice * s
+                tl.store(error + at, pull, mask=mask & _has(apart, i))
+                tl.store(delta + at, d * push, mask=mask)
+                total += tl.sum(tl.where(mask, twice, 0.0), 1)
             if energies is not None:
                 energies_at = energies + tl.full([], step * node_count + _pick(edge_nodes, i), tl.int64) * batch
                 tl.store(energies_at + first + row, 0.5 * total, mask=inside)
@@ -142,7 +160,7 @@ def descend_chain_kernel(
         for i in range(len(states)):
             n, depth, which, p = _pick(widths, i), _pick(fed_depths, i), _pick(befores, i), _pick(before_parameters, i)
             state, error = _pick(states, i) + first * n, _pick(own_errors, i) + first * n
-            own_panel, precision = _pick(own_panels, i) + first * n, _pick(own_precisions, i)
+            own_panel, rate = _pick(own_panels, i) + first * n, _pick(own_rates, i)
             constant_row = _pick(constant_rows, i)
             constant = _pick(constants, i) + first * constant_row
             delta, weight = _pick(fed_deltas, i), _pick(fed_weights, i)
@@ -159,10 +177,15 @@ def descend_chain_kernel(
                 _, d = _activate(z, p, which, KINDS)
                 predicted = mask & _has(known, i)
                 mu = tl.load(constant + (row * constant_row)[:, None] + column[None, :], mask=predicted, other=0.0)
-                r = tl.where(predicted, subtract(z, mu), 0.0)
-                e = r * tl.load(precision + column, mask=here & _has(known_weighted, i), other=1.0)[None, :]
-                total += tl.sum(r * e, 1)
-                g = e - d * back  # before the rest of the error is loaded: in the other order registers run out
+                by = tl.load(rate + column, mask=here & _has(known_rated, i), other=1.0)[None, :]
+                pull, _, twice = _of_law(z, mu, by, _pick(own_laws, i), LAWS)
+                if own_samples is not None:
+                    has = inside & _has(known_weighted, i)
+                    s = tl.load(_pick(own_samples, i) + first + row, mask=has, other=1.0)[:, None]
+                    pull, twice = pull * s, twice * s
+                total += tl.sum(tl.where(predicted, twice, 0.0), 1)
+                g = tl.where(predicted, pull, 0.0)
+                g -= d * back  # before the rest of the error is loaded: in the other order registers run out
                 g += tl.load(error + at, mask=mask & _has(varying, i), other=0.0)
                 if velocities is not None:
                     velocity = _pick(velocities, i) + first * n
@@ -243,6 +266,7 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
         i: w.contiguous() for i, w in enumerate(chain.weights) if free[i] and chain.predicted[i + 1]
     }  # of the edges whose prediction varies
     kinds = sorted({IDENTITY, *(side[i][0] for i in weights for side in (chain.before, chain.after))})
+    laws = sorted({*(law.law for law in chain.laws if law.law), *(Law.GAUSSIAN for _ in drives)})
     edges, nodes = _Operands(states[0]), _Operands(states[0])
     errors: dict[int, Tensor] = {}  # of nodes
     deltas: dict[int, Tensor] = {}  # of edges, as the panels are
@@ -254,29 +278,33 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
             drive, gram = drives[i]
             deltas[i] = torch.empty_like(drive)
             edges.add(
-                **operands, weights=gram.mT.contiguous(), sizes=len(gram), biases=None, targets=drive, precisions=None,
-                errors=None, deltas=deltas[i], afters=kinds.index(IDENTITY), after_parameters=0.0, edge_nodes=i + 1,
+                **operands, weights=gram.mT.contiguous(), sizes=len(gram), biases=None, targets=drive,
+                laws=laws.index(Law.GAUSSIAN), rates=None, samples=None, errors=None, deltas=deltas[i],
+                afters=kinds.index(IDENTITY), after_parameters=0.0, edge_nodes=i + 1,
             )  # fmt: skip
             continue
         kind, parameter = chain.after[i]
-        target = states[i + 1]
+        target, law = states[i + 1], chain.laws[i + 1]
         deltas[i] = errors[i + 1] = torch.empty_like(target)
         if free[i + 1] and kind != IDENTITY:
             errors[i + 1] = torch.empty_like(target)
         edges.add(
             **operands, weights=weight, sizes=len(weight), biases=chain.biases[i], targets=target,
-            precisions=chain.precisions[i + 1], errors=None if errors[i + 1] is deltas[i] else errors[i + 1],
-            deltas=deltas[i], afters=kinds.index(kind), after_parameters=parameter, edge_nodes=i + 1,
+            laws=laws.index(law.law), rates=law.rate, samples=law.samples,
+            errors=None if errors[i + 1] is deltas[i] else errors[i + 1], deltas=deltas[i],
+            afters=kinds.index(kind), after_parameters=parameter, edge_nodes=i + 1,
         )  # fmt: skip
     for i, state in enumerate(states):
         if not free[i]:
             continue
         mu, product = constant.get(i), i in deltas and i not in drives
+        law = NodeLaw() if mu is None else chain.laws[i]
         kind, parameter = chain.before[i] if i in deltas else (IDENTITY, 0.0)
         nodes.add(
             states=state, widths=state.shape[1], own_errors=errors.get(i), constants=mu,
             constant_rows=0 if mu is None or len(mu) == 1 else mu.shape[1],
-            own_precisions=None if mu is None else chain.precisions[i], fed_deltas=deltas.get(i),
+            own_laws=0 if mu is None else laws.index(law.law), own_rates=law.rate, own_samples=law.samples,
+            fed_deltas=deltas.get(i),
             fed_depths=len(weights[i]) if product else 0, fed_weights=weights[i] if product else None,
             befores=kinds.index(kind), before_parameters=parameter,
             own_panels=None if kind == IDENTITY else panels[i],
@@ -285,15 +313,20 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
         if descent.velocities[i] is not None:
             nodes.add(velocities=descent.velocities[i])
     width, warps = _TILES[tall]
-    by_node = {"velocities": None, **nodes.tuples()}
-    del by_node["direct"]
+    given: dict[str, Any] = {"velocities": None, **edges.tuples(), **nodes.tuples()}
+    del given["direct"]
+    for column, name in ((edges, "samples"), (nodes, "own_samples")):
+        if not column.flags(name):
+            given[name] = None
     launch(
-        descend_chain_kernel, blocks(chain.batch, tall), **edges.tuples(), **by_node,
-        biased=edges.flags("biases"), weighted=edges.flags("precisions"), apart=edges.flags("errors"),
-        varying=nodes.flags("own_errors"), known=nodes.flags("constants"),
-        known_weighted=nodes.flags("own_precisions"), direct=nodes.flags("direct"), paneled=nodes.flags("own_panels"),
+        descend_chain_kernel, blocks(chain.batch, tall), **given,
+        biased=edges.flags("biases"), rated=edges.flags("rates"), weighted=edges.flags("samples"),
+        apart=edges.flags("errors"), varying=nodes.flags("own_errors"), known=nodes.flags("constants"),
+        known_rated=nodes.flags("own_rates"), known_weighted=nodes.flags("own_samples"),
+        direct=nodes.flags("direct"), paneled=nodes.flags("own_panels"),
         energies=descent.energies, node_count=len(states), batch=chain.batch, steps=descent.steps, lr=descent.lr,
         momentum=descent.momentum, first_kept=descent.kept[0], kept=descent.kept[1],
-        KINDS=tuple(kinds), NESTEROV=descent.nesterov, PRODUCTS=PRODUCTS[descent.matmul_precision], ROWS=tall,
-        WIDTH=width, DEPTH=_DEPTH, num_warps=warps, maxnreg=_REGISTERS,
+        KINDS=tuple(kinds), LAWS=tuple(map(int, laws)), NESTEROV=descent.nesterov,
+        PRODUCTS=PRODUCTS[descent.matmul_precision], ROWS=tall, WIDTH=width, DEPTH=_DEPTH, num_warps=warps,
+        maxnreg=_REGISTERS,
     )  # fmt: skip

@@ -8,34 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...plan import Edge, Law, Learned, Learning, Node, Plan, RuleKind, Target, decode
+from ...plan import Edge, Learned, Learning, Node, Plan, RuleKind, Target, decode
 from ..run_plan import batches, learned
 from . import rule
 from .chain import Chain, infer, mstep, sweep
+from .laws import NodeLaw
 
 
 @torch.no_grad()
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
-    decoded, operands = decode(plan, numbers), [*written, *read]
-    _refuse(decoded)
-    for batch in batches(decoded, operands):
+    operands = [*written, *read]
+    for batch in batches(decode(plan, numbers), operands):
         for first, some in _passes(batch):
             for nodes in _chains(batch):
                 _run(some, operands, nodes, first)
-
-
-def _refuse(plan: Plan) -> None:
-    """Refuse what there are no kernels for yet."""
-    missing = {
-        "the Laplace law": any(node.law is Law.LAPLACE for node in plan.nodes),
-        "weights per sample": any(node.sample_weights is not None for node in plan.nodes),
-    }
-    for what, wanted in missing.items():
-        if wanted:
-            raise RuntimeError(
-                f"run_plan_ has no Triton kernel for {what} yet; take them out of the plan, or choose another backend: "
-                "pyromancy.backends.use('reference') has everything"
-            )
 
 
 def _passes(plan: Plan) -> Iterator[tuple[int, Plan]]:
@@ -74,7 +60,7 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int], first: int) -> N
         [operands[node.state] for node in nodes],
         [_scaled(_turned(edge, operands[edge.weight]), edge.scale) for edge in edges],
         [None if edge.bias is None else _scaled(operands[edge.bias], edge.bias_scale) for edge in edges],
-        [_precision(node, operands) for node in nodes],
+        [_law(node, operands) for node in nodes],
         None if prior is None else operands[prior],
         [((e.before.number, e.before.parameter), (e.after.number, e.after.parameter)) for e in edges],
     )
@@ -126,16 +112,13 @@ def _gradients(plan: Plan, operands: list[Tensor], chain: Chain, own: list[tuple
         to = _turned(plan.edges[target.owner], gradient) if is_weight else gradient
         wanted.append((target.what, i, to if to.dim() else to.view(1)))
     mstep(chain, wanted)
-    for (target, i), (what, _, moment) in zip(own, wanted, strict=True):
-        if what is Learned.LOGVAR:  # of weight / 2 log variance, for each that it serves, and of the energy
-            served = chain.states[i].shape[1] / max(1, moment.shape[0])
-            weight = plan.nodes[target.owner].weight
-            moment.neg_().add_(served * weight if chain.batch else 0.0).mul_(0.5)
+    for (target, _), gradient in zip(own, gradients, strict=True):
+        if target.what is Learned.LOGVAR:
             continue
         edge = plan.edges[target.owner]
-        scale = edge.scale if what is Learned.WEIGHT else edge.bias_scale
+        scale = edge.scale if target.what is Learned.WEIGHT else edge.bias_scale
         if scale != 1:
-            moment.mul_(scale)
+            gradient.mul_(scale)
     return gradients
 
 
@@ -147,12 +130,11 @@ def _scaled(t: Tensor, scale: float) -> Tensor:
     return t if scale == 1 else t * scale
 
 
-def _precision(node: Node, operands: list[Tensor]) -> Tensor | None:
-    """None for 1, a diagonal, or a matrix; the node's weight is part of it."""
-    if node.law is Law.NONE:
-        return None
-    state = operands[node.state]
-    if node.theta is None:
-        return None if node.weight == 1 else state.new_full(state.shape[1:], node.weight)
-    theta = operands[node.theta]
-    return theta if node.law is Law.FULL_GAUSSIAN else (torch.exp(-theta) * node.weight).expand(state.shape[1])
+def _law(node: Node, operands: list[Tensor]) -> NodeLaw:
+    state, rate = operands[node.state], None if node.theta is None else operands[node.theta]
+    if rate is not None and node.law.is_elementwise:
+        rate = (torch.exp(-rate) * node.weight).expand(state.shape[1])
+    elif rate is None and node.weight != 1:
+        rate = state.new_full(state.shape[1:], node.weight)
+    samples = None if node.sample_weights is None else operands[node.sample_weights]
+    return NodeLaw(node.law, rate, node.weight, samples)
