@@ -641,7 +641,7 @@ class TestRefusals:
         assert not value.any()
 
 
-def test_a_small_energy_under_one_transform_after_another():
+def test_an_energy_under_one_transform_after_another():
     value, pred = randn(4, 11), randn(4, 11)
 
     def energy(value):
@@ -653,12 +653,12 @@ def test_a_small_energy_under_one_transform_after_another():
         assert_near(jvp(energy, (value,), (pred,))[1], ((value - pred) * pred).sum(), 44)
 
 
-def test_a_small_energy_of_infinite_and_huge_differences():
+def test_an_energy_of_infinite_and_huge_differences():
     value = torch.tensor([[float("inf"), 1.0], [1e30, -1e30], [float("nan"), 2.0]], requires_grad=True)
     energy = functional.gaussian_energy(value, torch.zeros(3, 2))
     energy.sum().backward()
     assert energy[:2].tolist() == [float("inf")] * 2
     assert energy[2].isnan()
-    assert value.grad[0].tolist() == [torch.finfo(torch.float32).max, 1]
+    assert value.grad[0].tolist() == [float("inf"), 1]
     assert value.grad[1].equal(value[1])
     assert value.grad[2, 0].isnan()

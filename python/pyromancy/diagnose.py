@@ -350,7 +350,7 @@ class _Problem:
 
     def has_kinks(self) -> bool:
         """Whether a function of the energy is known to have kinks."""
-        return any(_KINKED.match(f.name()) and not _is_squared_error(f) for f in _functions([self._root]))
+        return any(_KINKED.match(f.name()) for f in _functions([self._root]))
 
     def _check_samples(self) -> None:
         """Raise where samples interact: a sample's share in the Hessian is then no block of its own."""
@@ -419,11 +419,6 @@ def _functions(roots: Iterable[Any]) -> Iterator[Any]:
             found.add(node)
             ahead.extend(n for n, _ in node.next_functions)
             yield node
-
-
-def _is_squared_error(node: Any) -> bool:
-    """Whether this is the loss by which `functional` computes a small energy: its kink is at no finite error."""
-    return node.name().startswith("HuberLoss") and node._saved_delta in functional._LINEAR_FROM.values()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but t
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +41,6 @@ __all__ = [
 ]
 
 _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-# With so few elements Python costs more than arithmetic: a unit-variance energy is two of PyTorch's own operators,
-# whose backward passes run without it.
-_SMALL = 1 << 14
-_huber: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
-# The |d| from which Huber's loss is no longer 1/2 d^2: none that is finite.
-_LINEAR_FROM = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 _is_compiling = torch.compiler.is_compiling
 _transforming_functions = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
@@ -61,9 +54,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """Energy of a Gaussian node with independent components, one number per sample.
 
     Computes ``1/2 sum_i [ (value_i - pred_i)^2 / exp(logvar_i) + logvar_i ]`` over all node positions i; a
-    log-variance that several positions share counts at each of them. A small float32 or float64 state of unit variance
-    on the CPU is served by two of PyTorch's operators, which no choice of a backend changes; there the gradient of an
-    infinite ``value - pred`` is the largest finite number.
+    log-variance that several positions share counts at each of them.
 
     Args:
         value: states, ``[B, *node]``.
@@ -79,11 +70,8 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
-    compiling = _is_compiling()
-    if logvar is None and not compiling and forward_ad._current_level < 0 and _is_small(value, pred):
-        return _huber(value, pred, 0, _LINEAR_FROM[value.dtype]).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
-    if compiling:
+    if _is_compiling():
         return ops.gaussian_energy(value, pred, logvar)
     if _transforming():
         return reference.gaussian_energy(value, pred, logvar)
@@ -305,19 +293,6 @@ def estep_(
 def _transforming() -> bool:
     """Whether something is under way that sees through PyTorch's own operators only."""
     return forward_ad._current_level >= 0 or _transforming_functions()
-
-
-def _is_small(value: Tensor, pred: Tensor) -> bool:
-    dtype, shape = value.dtype, value.shape
-    return (
-        dtype in _LINEAR_FROM
-        and dtype is pred.dtype
-        and len(shape) == 2
-        and shape == pred.shape
-        and value.numel() < _SMALL
-        and value.is_cpu
-        and pred.is_cpu
-    )
 
 
 def _describe(t: Tensor) -> str:
