@@ -662,3 +662,25 @@ def test_an_energy_of_infinite_and_huge_differences():
     assert value.grad[0].tolist() == [float("inf"), 1]
     assert value.grad[1].equal(value[1])
     assert value.grad[2, 0].isnan()
+
+
+@pytest.mark.parametrize("size", [3, 200])
+def test_what_was_made_in_inference_mode_is_taken_there_with_gradients_on(size):
+    """There is no graph to save anything for, whatever asks for one."""
+    value, pred, logvar = randn(100, size), randn(100, size), randn(size)
+    whole, factor = operators.factor(3), randn(4, 3)
+    calls = {
+        "gaussian_energy": (value, pred, logvar),
+        "gaussian_error": (value, pred, logvar),
+        "laplace_energy": (value, pred, logvar),
+        "laplace_error": (value, pred, logvar),
+        "cholesky_factor": (randn(3), randn(3, 3)),
+        "multivariate_energy": (factor, randn(4, 3), whole),
+        "multivariate_error": (factor, randn(4, 3), whole),
+    }
+    for function, given in calls.items():
+        expected = getattr(functional, function)(*given)
+        with torch.inference_mode(), torch.enable_grad():
+            found = getattr(functional, function)(*(torch.nn.Parameter(t.clone()) for t in given))
+        assert found.is_inference()
+        assert torch.equal(found, expected)

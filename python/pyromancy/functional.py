@@ -71,7 +71,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
     value, pred, logvar = _operands(value, pred, logvar)
-    if _is_compiling():
+    if _calls_operators():
         return ops.gaussian_energy(value, pred, logvar)
     if _transforming():
         return reference.gaussian_energy(value, pred, logvar)
@@ -101,7 +101,7 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
         if weight.shape != value.shape[:1]:
             raise ValueError(f"weight must have shape ({value.shape[0]},), got {tuple(weight.shape)}")
         weight = weight.to(value.dtype)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         return ops.gaussian_error(value, pred, logvar, weight)
     if _transforming():
         return reference.gaussian_error(value, pred, logvar, weight)
@@ -178,7 +178,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     if logdiag.dtype != offtril.dtype:
         dtype = torch.promote_types(logdiag.dtype, offtril.dtype)
         logdiag, offtril = logdiag.to(dtype), offtril.to(dtype)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         return ops.cholesky_factor(logdiag, offtril)
     if _transforming():
         return reference.cholesky_factor(logdiag, offtril)
@@ -206,10 +206,10 @@ def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     if has_torch_function_variadic(value, pred, factor):
         return handle_torch_function(multivariate_energy, (value, pred, factor), value, pred, factor)
     value, pred, factor, shape = _multivariate_operands(value, pred, factor)
-    if len(shape) == 2 and not (torch.compiler.is_compiling() or _transforming()):
+    if len(shape) == 2 and not (_calls_operators() or _transforming()):
         return _MultivariateEnergy(value, pred, factor)[0]
     value, pred = _as_positions(value, shape), _as_positions(pred, shape)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         return ops.multivariate_energy(value, pred, factor)[0]
     if _transforming():
         return reference.multivariate_energy(value, pred, factor)[0]
@@ -235,7 +235,7 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
         return handle_torch_function(multivariate_error, (value, pred, factor), value, pred, factor)
     value, pred, factor, shape = _multivariate_operands(value, pred, factor)
     value, pred = _as_positions(value, shape), _as_positions(pred, shape)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         error = ops.multivariate_error(value, pred, factor)
     elif _transforming():
         error = reference.multivariate_error(value, pred, factor)
@@ -288,6 +288,11 @@ def estep_(
         raise ValueError(f"momentum={momentum} needs buffer, a tensor like value that keeps the velocity")
     ops.estep_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
     return value
+
+
+def _calls_operators() -> bool:
+    """Whether the operators are called as they are: compilers trace them, and inference mode makes no graph."""
+    return _is_compiling() or (torch.is_inference_mode_enabled() and not _transforming())
 
 
 def _transforming() -> bool:
