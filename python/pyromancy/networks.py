@@ -90,11 +90,12 @@ class PCN(nn.Module):
             z = self._entered(x)
             if y is not None:
                 if isinstance(y, Tensor) and y.dim() == 1 and nodes[-1].shape:
+                    # no f-strings here: they call what they do not name, and then this could not be watched
                     raise ValueError(
                         "y must have a row per sample, which torch.nn.functional.one_hot(y, classes).float() makes of "
                         "class indices, got shape " + str(tuple(y.shape))
                     )
-                _check_fits("y", y, nodes[-1])
+                nodes[-1]._check_fits("y", y)
                 if len(y) != len(z):
                     raise ValueError("y must have as many rows as x, " + str(len(z)) + ", got " + str(len(y)))
             z = nodes[0].init(z)
@@ -144,8 +145,10 @@ class PCN(nn.Module):
 
     def _entered(self, x: Tensor) -> Tensor:
         """An input as the first node takes it."""
+        node: Any = self.nodes[0]
+        node._check_is_tensor("x", x)
         z: Tensor = self.entry(x)
-        _check_fits("x", z, self.nodes[0])
+        node._check_fits("x", z)
         return z
 
 
@@ -224,7 +227,8 @@ def mlp(
     last, and between hidden nodes ``1/sqrt(N L)`` with skips and ``1/sqrt(N)`` without.
 
     Args:
-        sizes: widths of the nodes from the input to the output, at least 2; with `scaling` at least 3.
+        sizes: widths of the nodes from the input to the output, at least 2; with `scaling` at least 3. Of 2 there is
+            no free state, so that `EM` and `InferenceLoop` refuse it: learn from its energy by backpropagation.
         activation: f, by name: one of `ACTIVATIONS`.
         output: kind of the last node, by name: one of `OUTPUTS`.
         scaling: None, or "mupc".
@@ -328,16 +332,6 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
     for node in nodes:
         node.to(like.device, like.dtype)
     return PCN(nodes, edges, _in_a_row(layers[:first]) if first else None)
-
-
-def _check_fits(name: str, value: Tensor, node: Any) -> None:
-    # no f-strings here and in `PCN.start`: they call what they do not name, and then a start could not be watched
-    if not isinstance(value, Tensor):
-        raise TypeError(name + " must be a tensor, got " + str(value))
-    if not node.shapeobj.compat(*value.shape):
-        raise ValueError(
-            name + " must fit the shape " + str(node.shapeobj.rshape) + " of its node, got " + str(tuple(value.shape))
-        )
 
 
 def _known(name: str, value: object, among: Iterable[str], more: str = "") -> None:

@@ -23,7 +23,8 @@ from .start import Setting, Start
 if TYPE_CHECKING:
     from .em import EM, Whole
 
-_SETTERS = ("_hold", "_check", "_name_if_empty")  # of a node, in whose place states are set here
+# of a node, in whose place states are set here
+_SETTERS = ("_hold", "_check_fits", "_check_is_tensor", "_name_if_empty")
 _OPTIONS = ("capturable", "differentiable", "decoupled_weight_decay")  # of an optimizer, which may be missing
 _uses: Any = getattr(torch._C, "_storage_Use_Count", None)
 
