@@ -263,7 +263,7 @@ def test_a_network_without_hidden_nodes_is_refused():
         pyro.InferenceLoop(net.energy, net.e_params(), lr=0.1)
 
 
-@pytest.mark.parametrize("rate", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), torch.tensor(float("nan"))], ids=str)
 @pytest.mark.parametrize("before", [0, 1, 12])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad])
 def test_a_rate_that_is_not_finite_is_named_by_its_group(rate, before, kind):
@@ -275,7 +275,7 @@ def test_a_rate_that_is_not_finite_is_named_by_its_group(rate, before, kind):
         em.step(*batch())
     em.optimizer.param_groups[1]["lr"] = rate
     learned = [p.detach().clone() for p in net.learned()]
-    with pytest.raises(ValueError, match=rf"optimizer\.param_groups\[1\]\['lr'\] must be finite, got {rate}"):
+    with pytest.raises(ValueError, match=rf"optimizer\.param_groups\[1\]\['lr'\] must be finite, got {float(rate)}"):
         em.step(*batch())
     with pytest.raises(ValueError, match=r"optimizer\.param_groups\[1\]\['lr'\] must be finite"):
         list(em.epoch(*batch(), batch_size=2))

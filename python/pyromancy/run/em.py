@@ -285,7 +285,8 @@ class EM:
         if self.incremental not in INCREMENTAL:
             raise ValueError(f"incremental must be False, True or 'joint', got {self.incremental!r}")
         for i, group in enumerate(self.optimizer.param_groups):
-            for name, value in group.items():
+            for name, given in group.items():
+                value = given.item() if isinstance(given, Tensor) and given.is_cpu and given.dim() == 0 else given
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(f"optimizer.param_groups[{i}][{name!r}] must be finite, got {value}")
         self._check_learned()
