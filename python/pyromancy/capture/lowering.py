@@ -110,8 +110,9 @@ def lower(program: Program) -> list[Chain]:
             assert first.term is not None
             both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
             raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
-        if term.sample_weights and not program.stand_ins[state].is_cpu:
-            factor = program.told(term.sample_weights[0])
+        weights = term.sample_weights + of.sample_weights
+        if weights and not program.stand_ins[state].is_cpu:
+            factor = program.told(weights[0])
             raise NotAChain(f"the energy of {name} has a tensor as a factor, {factor}: chains take that on a CPU")
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
@@ -128,7 +129,7 @@ def lower(program: Program) -> list[Chain]:
             of.law,
             of.theta,
             of.prediction if edge is None else None,
-            term.sample_weights,
+            weights,
         )
         if source is not None and edge is not None:
             outgoing[source], incoming[state] = state, (source, edge)
