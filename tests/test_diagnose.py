@@ -1,6 +1,7 @@
 """Curvature, rates and certificates against dense float64 Hessians and closed forms."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -429,12 +430,42 @@ def test_laplace_nodes_have_kinks_and_no_curvature():
     below.init(torch.randn(BATCH, 3)), above.init(torch.randn(BATCH, 5))
     origin = torch.zeros(BATCH, 3, dtype=torch.float64)
     found = pyro.diagnose(lambda: below.energy(origin) + above.energy(edge(below.value)), [below.value], products=1)
-    whole = pyro.max_rate(lambda: below.energy(origin) + above.energy(edge(below.value)), [below.value])
+    told = "The Laplace energies of params[0] pull as much at any distance: curvature, rates and the share say nothing"
+    with pytest.warns(UserWarning, match=re.escape(told)) as caught:
+        whole = pyro.max_rate(lambda: below.energy(origin) + above.energy(edge(below.value)), [below.value])
+    assert caught[0].filename == __file__
     highest = torch.linalg.matrix_norm(edge.weight.detach(), 2).square().item()
     assert whole == pytest.approx(2 / highest, rel=1e-9)
     assert found.kinks
     assert found.gap.isinf().all()
     assert "params[0] has no energy of a Gaussian node" in found.certificate
+    assert found.unseen.startswith(told)
+    assert found.unseen + "." in str(found)
+
+
+def test_laplace_nodes_that_curvature_does_not_see_are_told():
+    """Free ones, and those that free states predict, with the least of their scales; clamped data's are not meant."""
+    kinds = nodes.LaplaceNode, nodes.StandardGaussianNode, nodes.LaplaceNode
+    (low, middle, high), scale = (kind(3).double() for kind in kinds), torch.tensor([0.5, 0.25, 2.0])
+    high.scale = scale
+    edges = [nn.Linear(3, 3, dtype=torch.float64) for _ in range(2)]
+    for node in (low, middle, high):
+        node.init(torch.randn(BATCH, 3))
+    origin = torch.zeros(BATCH, 3, dtype=torch.float64)
+
+    def energy():
+        return low.energy(origin) + middle.energy(edges[0](low.value)) + high.energy(edges[1](middle.value))
+
+    for free, told in (
+        ([low.value, middle.value], "of params[0], what params[1] predicts pull.*, the least of which is 0.25"),
+        ([middle.value], "of what params[0] predicts pull.*, the least of which is 0.25"),
+        ([low.value], "of params[0] pull.*, the least of which is 1"),
+    ):
+        found = pyro.diagnose(energy, free)
+        assert re.search(told.replace("[", r"\["), found.unseen)
+    silent = pyro.diagnose(lambda: middle.energy(edges[0](origin)), [middle.value])
+    assert silent.unseen == ""
+    assert "Laplace" not in str(silent)
 
 
 def test_smooth_energies_have_no_kinks():

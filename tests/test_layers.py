@@ -10,7 +10,7 @@ import pyromancy
 
 ROOT = Path(pyromancy.__file__).parent
 LAYERS = (
-    {"distributions", "native", "registration", "shape", "version"},
+    {"arguments", "distributions", "native", "registration", "shape", "version"},
     {"plan"},
     {"laws", "rules"},
     {"ops"},

@@ -117,6 +117,68 @@ class TestPerceptron:
         assert torch.equal(net.nodes[3].value.argmax(1), labels)
 
 
+class TestLaplaceOutput:
+    """Absolute errors of the output, at a scale of 1; all else is as with a Gaussian one."""
+
+    MADE = {  # noqa: RUF012
+        "mlp": lambda output: networks.mlp(SIZES, "tanh", output=output),
+        "sequential": lambda output: networks.from_sequential(classifier(), output=output),
+    }
+
+    @pytest.fixture(params=MADE)
+    def pair(self, request):
+        made = self.MADE[request.param]
+        net, gaussian = made("laplace").double(), made("gaussian").double()
+        net.edges.load_state_dict(gaussian.edges.state_dict())
+        return net, gaussian
+
+    def test_states_and_predictions(self, pair):
+        x, y = data()
+        for net in pair:
+            net.start(x, y)
+        net, gaussian = pair
+        assert torch.equal(net.predict(x), gaussian.predict(x))
+        assert [type(n) for n in net.nodes[:-1]] == [type(n) for n in gaussian.nodes[:-1]]
+        for a, b in zip(net.nodes, gaussian.nodes, strict=True):
+            assert torch.equal(a.value, b.value)
+        expected = (y - net.predict(x)).abs().sum(1)
+        torch.testing.assert_close(net.energy(), expected)
+        perturbed(net)
+        torch.testing.assert_close(net.node_energies()[:-1], torch.stack([
+            0.5 * (node.value - edge(below.value)).square().sum(1)
+            for below, node, edge in zip(net.nodes[:-2], net.nodes[1:-1], net.edges[:-1], strict=True)
+        ]))  # fmt: skip
+
+    def test_em_is_one_call_and_plain_autograd(self, pair):
+        net = pair[0]
+        plain = copy.deepcopy(net)
+        em, m_opt = em_of(net), torch.optim.Adam(plain.edges.parameters(), lr=0.01)
+        for _ in range(4):
+            x, y = data()
+            em.step(x, y)
+            twins.plainly(plain, m_opt, x, y, steps=8, lr=0.1)
+        assert em.explain().startswith("a batch: one call of an operator\nexecutor: chain")
+        twins.assert_same(net.edges.parameters(), plain.edges.parameters())
+        assert (net.nodes[-1].scale == 1).all()
+
+    def test_a_scale_learns_where_it_is_asked_to(self):
+        net = networks.mlp(SIZES, "tanh", output="laplace").double()
+        net.nodes[-1].logscale.requires_grad_()
+        em, (x, y) = em_of(net, steps=0), data()
+        em.optimizer = torch.optim.SGD([net.nodes[-1].logscale], 0.1)
+        for _ in range(300):
+            em.step(x, y)
+        expected = (y - net.predict(x)).abs().mean(0).detach()  # which the likelihood is greatest at
+        torch.testing.assert_close(net.nodes[-1].scale.detach(), expected, rtol=1e-6, atol=0)
+
+    def test_positions_share_the_scales(self):
+        module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
+        net, x = networks.from_sequential(module, output="laplace"), torch.randn(3, 1, 6, 6).double()
+        net.start(x, torch.zeros(3, 2, 2, 2))
+        torch.testing.assert_close(net.energy(), module(x).abs().sum((1, 2, 3)))
+        assert torch.equal(net.predict(x), module(x))
+
+
 class TestTraining:
     def twin(self, activation="tanh"):
         """A network of the tests, written by hand, and the same by `mlp`."""
@@ -506,7 +568,7 @@ class TestMessages:
             ({"sizes": [3, True]}, TypeError, "every width in sizes must be an int, got True"),
             ({"activation": "rely"}, ValueError, "activation must be one of 'identity', 'relu', .*, got 'rely'"),
             ({"activation": nn.ReLU}, ValueError, "activation must be one of 'identity', 'relu'"),
-            ({"output": "categorical"}, ValueError, "output must be one of 'gaussian', got 'categorical'"),
+            ({"output": "categorical"}, ValueError, "one of 'gaussian', 'laplace', got 'categorical'"),
             ({"scaling": "mup"}, ValueError, "scaling must be one of 'mupc' or None, got 'mup'"),
             ({"scaling": "mupc", "bias": True}, ValueError, "bias must be False or None with scaling='mupc'"),
             ({"scaling": "mupc", "sizes": [3, 2]}, ValueError, r"at least 3 widths, with scaling, got \[3, 2\]"),
@@ -534,7 +596,7 @@ class TestMessages:
             (classifier(), {"cut": 2}, TypeError, "cut must be None or indices, got 2"),
             (classifier(), {"cut": [2.0]}, TypeError, r"every index in cut must be an int, got 2\.0"),
             (nn.Sequential(nn.Flatten(), *classifier()), {"cut": [1]}, ValueError, "from 2 to 5: .* layer 1 is the"),
-            (classifier(), {"output": "bernoulli"}, ValueError, "output must be one of 'gaussian', got 'bernoulli'"),
+            (classifier(), {"output": "bernoulli"}, ValueError, "one of 'gaussian', 'laplace', got 'bernoulli'"),
         ],
     )  # fmt: skip
     def test_from_sequential(self, module, options, kind, message):
@@ -544,10 +606,10 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("x", "y", "kind", "message"),
         [
-            (torch.zeros(4, 6), None, ValueError, r"x must fit the shape \(None, 5\) of its node, got \(4, 6\)"),
-            (torch.zeros(5), None, ValueError, r"x must fit the shape \(None, 5\) of its node, got \(5,\)"),
+            (torch.zeros(4, 6), None, ValueError, r"x must fit the node's shape \(None, 5\), got \(4, 6\)"),
+            (torch.zeros(5), None, ValueError, r"x must fit the node's shape \(None, 5\), got \(5,\)"),
             ([[0.0] * 5], None, TypeError, "x must be a tensor, got "),
-            (torch.zeros(4, 5), torch.zeros(4, 2), ValueError, r"y must fit the shape \(None, 3\).*got \(4, 2\)"),
+            (torch.zeros(4, 5), torch.zeros(4, 2), ValueError, r"y must fit the node's shape \(None, 3\), got \(4"),
             (torch.zeros(4, 5), torch.zeros(1, 3), ValueError, "y must have as many rows as x, 4, got 1"),
             (
                 torch.zeros(4, 5),
@@ -569,7 +631,7 @@ class TestMessages:
         assert all(torch.equal(n.value, b) for n, b in zip(net.nodes, before, strict=True))
 
     def test_predict(self):
-        with pytest.raises(ValueError, match=r"x must fit the shape \(None, 5\) of its node, got \(4, 6\)"):
+        with pytest.raises(ValueError, match=r"x must fit the node's shape \(None, 5\), got \(4, 6\)"):
             networks.mlp(SIZES).predict(torch.zeros(4, 6))
 
     def test_a_batch_of_em(self):

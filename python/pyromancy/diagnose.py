@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -61,6 +62,8 @@ class Diagnosis:
             rate is not stable, None where none were asked for.
         kinks: whether the energy has functions with kinks, such as ReLU. The Hessian is that of the piece then that
             the states are on, and what follows from it holds on that piece.
+        unseen: what curvature, rates and the share say nothing of, in words: states that a Laplace node pulls at, as
+            much at any distance; empty where there are none.
         steps: the E-steps asked for.
         lr: their rate.
     """
@@ -77,6 +80,7 @@ class Diagnosis:
     equilibrium: Tensor | None
     share: Tensor | None
     kinks: bool
+    unseen: str = ""
     steps: int | None = None
     lr: float | None = None
 
@@ -112,6 +116,8 @@ class Diagnosis:
             lines.append(f"{self.steps} E-steps at rate {self.lr:g}: {_regime(self.share)}.")
         if self.kinks:
             lines.append("The energy has kinks; this holds on the piece where the states are.")
+        if self.unseen:
+            lines.append(f"{self.unseen}.")
         return "\n".join(lines)
 
 
@@ -137,9 +143,10 @@ def max_rate(
 ) -> float | Tensor:
     """Largest rate at which descent on the states is stable, ``2 / lambda_max``, of the energy summed over the batch.
 
-    A few products with the Hessian, each of them about two E-steps on autograd. ``lambda_max`` is taken at the upper
-    end of its error bar. It is the curvature at the states as they are: that of a nonlinear network changes along the
-    way and as it learns. At ``reduction="mean"`` the rate is B times this one.
+    Of Laplace nodes it says nothing, and warns: their pull does not grow with the distance. A few products with the
+    Hessian, each of them about two E-steps on autograd. ``lambda_max`` is taken at the upper end of its error bar. It
+    is the curvature at the states as they are: that of a nonlinear network changes along the way and as it learns. At
+    ``reduction="mean"`` the rate is B times this one.
 
     Args:
         energy: zero-argument callable returning per-sample energies, ``[B]``; called once.
@@ -155,6 +162,8 @@ def max_rate(
         TypeError, ValueError, RuntimeError: as `diagnose`.
     """
     problem = _Problem(energy, params, products, tol)
+    if unseen := problem.unseen():
+        warnings.warn(unseen, stacklevel=4)  # past the decorators
     spectrum = _lanczos(problem.product, problem.random_start(), products, tol, (-1,), problem.eps)
     rates = _rates(spectrum.values[:, -1] + spectrum.errors[:, -1])
     return rates if per_sample else rates.min().item()
@@ -257,6 +266,7 @@ def diagnose(
         equilibrium=equilibrium,
         share=share,
         kinks=kinks,
+        unseen=problem.unseen(),
         steps=steps,
         lr=lr,
     )
@@ -282,7 +292,7 @@ class _Problem:
         with torch.random.fork_rng(devices=devices), _Watch() as watch:
             energies = energy()
         _check_energies(energies, self.count)
-        self.total, self.terms = energies.sum(), watch.terms
+        self.total, self.terms, self._absolute = energies.sum(), watch.terms, watch.absolute
         # what cannot be differentiated twice says so, but only where its factor requires a gradient, and if it is asked
         one = torch.ones_like(self.total, requires_grad=True)
         slopes = torch.autograd.grad(self.total, self.params, one, create_graph=True, allow_unused=True)
@@ -350,7 +360,24 @@ class _Problem:
 
     def has_kinks(self) -> bool:
         """Whether a function of the energy is known to have kinks."""
-        return any(_KINKED.match(f.name()) and not _is_squared_error(f) for f in _functions([self._root]))
+        return any(_KINKED.match(f.name()) for f in _functions([self._root]))
+
+    def unseen(self) -> str:
+        """What pulls at states without curvature, and which rates suit it, in words; empty where nothing does."""
+        of, least = [], math.inf
+        for value, scale, energy in self._absolute:
+            own = [f"params[{i}]" for i, p in enumerate(self.params) if _is_whole(value, p)]
+            slopes = torch.autograd.grad(energy.sum(), self.params, retain_graph=True, allow_unused=True)
+            reached = [f"what params[{i}] predicts" for i, s in enumerate(slopes) if s is not None]
+            if own or reached:
+                of += own or reached[-1:]
+                least = min(least, scale)
+        if not of:
+            return ""
+        return (
+            f"The Laplace energies of {', '.join(of)} pull as much at any distance: curvature, rates and the share say "
+            f"nothing of them. Take rates well below their scales, the least of which is {least:.3g}"
+        )
 
     def _check_samples(self) -> None:
         """Raise where samples interact: a sample's share in the Hessian is then no block of its own."""
@@ -419,11 +446,6 @@ def _functions(roots: Iterable[Any]) -> Iterator[Any]:
             found.add(node)
             ahead.extend(n for n, _ in node.next_functions)
             yield node
-
-
-def _is_squared_error(node: Any) -> bool:
-    """Whether this is the loss by which `functional` computes a small energy: its kink is at no finite error."""
-    return node.name().startswith("HuberLoss") and node._saved_delta in functional._LINEAR_FROM.values()
 
 
 @dataclass(frozen=True)
@@ -520,11 +542,12 @@ class _Edge:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the energies of Gaussian nodes while an energy is evaluated."""
+    """Notes the energies of Gaussian nodes while an energy is evaluated, and of Laplace nodes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.terms: list[_Term] = []
+        self.absolute: list[tuple[Tensor, float, Tensor]] = []  # states, the least scale, and the energies
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs or {})
@@ -536,6 +559,11 @@ class _Watch(TorchFunctionMode):
             value, pred, factor = args
             factor = factor.detach().tril()
             self.terms.append(_Term(value, pred, lambda d, flip: d @ (factor if flip else factor.mT), result))
+        elif func is functional.laplace_energy:
+            value, _, logscale = args
+            scale = 1.0 if logscale is None else logscale.detach().exp().min().item()
+            if result.requires_grad:
+                self.absolute.append((value, scale, result))
         return result
 
 

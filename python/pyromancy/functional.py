@@ -20,7 +20,6 @@ Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but t
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +41,6 @@ __all__ = [
 ]
 
 _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-# With so few elements Python costs more than arithmetic: a unit-variance energy is two of PyTorch's own operators,
-# whose backward passes run without it.
-_SMALL = 1 << 14
-_huber: Any = torch._C._nn.huber_loss  # type: ignore[attr-defined, unused-ignore]
-# The |d| from which Huber's loss is no longer 1/2 d^2: none that is finite.
-_LINEAR_FROM = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 _is_compiling = torch.compiler.is_compiling
 _transforming_functions = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
@@ -61,9 +54,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """Energy of a Gaussian node with independent components, one number per sample.
 
     Computes ``1/2 sum_i [ (value_i - pred_i)^2 / exp(logvar_i) + logvar_i ]`` over all node positions i; a
-    log-variance that several positions share counts at each of them. A small float32 or float64 state of unit variance
-    on the CPU is served by two of PyTorch's operators, which no choice of a backend changes; there the gradient of an
-    infinite ``value - pred`` is the largest finite number.
+    log-variance that several positions share counts at each of them.
 
     Args:
         value: states, ``[B, *node]``.
@@ -79,11 +70,8 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
-    compiling = _is_compiling()
-    if logvar is None and not compiling and forward_ad._current_level < 0 and _is_small(value, pred):
-        return _huber(value, pred, 0, _LINEAR_FROM[value.dtype]).sum(1)
     value, pred, logvar = _operands(value, pred, logvar)
-    if compiling:
+    if _calls_operators():
         return ops.gaussian_energy(value, pred, logvar)
     if _transforming():
         return reference.gaussian_energy(value, pred, logvar)
@@ -113,7 +101,7 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
         if weight.shape != value.shape[:1]:
             raise ValueError(f"weight must have shape ({value.shape[0]},), got {tuple(weight.shape)}")
         weight = weight.to(value.dtype)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         return ops.gaussian_error(value, pred, logvar, weight)
     if _transforming():
         return reference.gaussian_error(value, pred, logvar, weight)
@@ -190,7 +178,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     if logdiag.dtype != offtril.dtype:
         dtype = torch.promote_types(logdiag.dtype, offtril.dtype)
         logdiag, offtril = logdiag.to(dtype), offtril.to(dtype)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         return ops.cholesky_factor(logdiag, offtril)
     if _transforming():
         return reference.cholesky_factor(logdiag, offtril)
@@ -218,10 +206,10 @@ def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     if has_torch_function_variadic(value, pred, factor):
         return handle_torch_function(multivariate_energy, (value, pred, factor), value, pred, factor)
     value, pred, factor, shape = _multivariate_operands(value, pred, factor)
-    if len(shape) == 2 and not (torch.compiler.is_compiling() or _transforming()):
+    if len(shape) == 2 and not (_calls_operators() or _transforming()):
         return _MultivariateEnergy(value, pred, factor)[0]
     value, pred = _as_positions(value, shape), _as_positions(pred, shape)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         return ops.multivariate_energy(value, pred, factor)[0]
     if _transforming():
         return reference.multivariate_energy(value, pred, factor)[0]
@@ -247,7 +235,7 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
         return handle_torch_function(multivariate_error, (value, pred, factor), value, pred, factor)
     value, pred, factor, shape = _multivariate_operands(value, pred, factor)
     value, pred = _as_positions(value, shape), _as_positions(pred, shape)
-    if torch.compiler.is_compiling():
+    if _calls_operators():
         error = ops.multivariate_error(value, pred, factor)
     elif _transforming():
         error = reference.multivariate_error(value, pred, factor)
@@ -302,22 +290,14 @@ def estep_(
     return value
 
 
+def _calls_operators() -> bool:
+    """Whether the operators are called as they are: compilers trace them, and inference mode makes no graph."""
+    return _is_compiling() or (torch.is_inference_mode_enabled() and not _transforming())
+
+
 def _transforming() -> bool:
     """Whether something is under way that sees through PyTorch's own operators only."""
     return forward_ad._current_level >= 0 or _transforming_functions()
-
-
-def _is_small(value: Tensor, pred: Tensor) -> bool:
-    dtype, shape = value.dtype, value.shape
-    return (
-        dtype in _LINEAR_FROM
-        and dtype is pred.dtype
-        and len(shape) == 2
-        and shape == pred.shape
-        and value.numel() < _SMALL
-        and value.is_cpu
-        and pred.is_cpu
-    )
 
 
 def _describe(t: Tensor) -> str:

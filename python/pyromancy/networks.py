@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nodes import FixedNode, PredictiveNode, StandardGaussianNode
+from .nodes import FixedNode, LaplaceNode, PredictiveNode, StandardGaussianNode
 from .nodes.base import StateNode
 from .registration import get_estep_params, get_mstep_params
 
@@ -30,7 +30,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
 }
-OUTPUTS: dict[str, type[PredictiveNode]] = {"gaussian": StandardGaussianNode}
+
+
+def _unit_laplace(*shape: int | None) -> LaplaceNode:
+    """A Laplace node of scale 1, which does not learn."""
+    node = LaplaceNode(*shape)
+    node.logscale.requires_grad_(False)
+    return node
+
+
+OUTPUTS: dict[str, Callable[..., PredictiveNode]] = {"gaussian": StandardGaussianNode, "laplace": _unit_laplace}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)  # after which there is a node
 # whose modules, but for these, give what is of the shape of what they take
@@ -90,11 +99,12 @@ class PCN(nn.Module):
             z = self._entered(x)
             if y is not None:
                 if isinstance(y, Tensor) and y.dim() == 1 and nodes[-1].shape:
+                    # no f-strings here: they call what they do not name, and then this could not be watched
                     raise ValueError(
                         "y must have a row per sample, which torch.nn.functional.one_hot(y, classes).float() makes of "
                         "class indices, got shape " + str(tuple(y.shape))
                     )
-                _check_fits("y", y, nodes[-1])
+                nodes[-1]._check_fits("y", y)
                 if len(y) != len(z):
                     raise ValueError("y must have as many rows as x, " + str(len(z)) + ", got " + str(len(y)))
             z = nodes[0].init(z)
@@ -144,8 +154,10 @@ class PCN(nn.Module):
 
     def _entered(self, x: Tensor) -> Tensor:
         """An input as the first node takes it."""
+        node: Any = self.nodes[0]
+        node._check_is_tensor("x", x)
         z: Tensor = self.entry(x)
-        _check_fits("x", z, self.nodes[0])
+        node._check_fits("x", z)
         return z
 
 
@@ -214,9 +226,10 @@ def mlp(
 ) -> PCN:
     """A multilayer perceptron as a predictive coding network: activation first, and none before the first edge.
 
-    The predictions are ``mu_1 = W_1 z_0 + b_1`` and ``mu_l = W_l f(z_{l-1}) + b_l``, and with skips
-    ``mu_l = z_{l-1} + W_l f(z_{l-1}) + b_l`` from one hidden node to the next. Every node but the input is Gaussian
-    with unit variance, and weights and biases start as those of `torch.nn.Linear`.
+    The predictions are ``mu_1 = W_1 z_0 + b_1`` and ``mu_l = W_l f(z_{l-1}) + b_l``, and with skips ``mu_l = z_{l-1} +
+    W_l f(z_{l-1}) + b_l`` from one hidden node to the next. Every node but the input is Gaussian with unit variance, or
+    the last with ``output="laplace"`` a `LaplaceNode` of scale 1, and weights and biases start as those of
+    `torch.nn.Linear`.
 
     ``scaling="mupc"``, with skips, keeps hidden states of order one at any width and depth, so that rates carry over
     from small networks to deep ones (arXiv:2505.13124): weights are drawn from N(0, 1), there are no biases, and
@@ -224,7 +237,8 @@ def mlp(
     last, and between hidden nodes ``1/sqrt(N L)`` with skips and ``1/sqrt(N)`` without.
 
     Args:
-        sizes: widths of the nodes from the input to the output, at least 2; with `scaling` at least 3.
+        sizes: widths of the nodes from the input to the output, at least 2; with `scaling` at least 3. Of 2 there is
+            no free state, so that `EM` and `InferenceLoop` refuse it: learn from its energy by backpropagation.
         activation: f, by name: one of `ACTIVATIONS`.
         output: kind of the last node, by name: one of `OUTPUTS`.
         scaling: None, or "mupc".
@@ -280,10 +294,10 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
     ``predict(x)`` is ``module(x)`` to the last bit. Nothing is copied: what either of the two learns or loads, the
     other has.
 
-    Nodes are Gaussian with unit variance. Without `cut` there is one after every Linear and every convolution, before
-    the activation that follows, as predictive coding has it: ``mu = W f(z) + b``. What stands before the first layer
-    with parameters, as a Flatten may, is applied to the input, which the first node holds as it is after that. What
-    stands after the last Linear or convolution belongs to the last edge.
+    Nodes are Gaussian with unit variance, or the last as `mlp` has it. Without `cut` there is one after every Linear
+    and every convolution, before the activation that follows, as predictive coding has it: ``mu = W f(z) + b``. What
+    stands before the first layer with parameters, as a Flatten may, is applied to the input, which the first node holds
+    as it is after that. What stands after the last Linear or convolution belongs to the last edge.
 
     A Dropout draws anew at every evaluation, and a BatchNorm in training mode makes samples depend on one another:
     train such networks in evaluation mode.
@@ -328,16 +342,6 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
     for node in nodes:
         node.to(like.device, like.dtype)
     return PCN(nodes, edges, _in_a_row(layers[:first]) if first else None)
-
-
-def _check_fits(name: str, value: Tensor, node: Any) -> None:
-    # no f-strings here and in `PCN.start`: they call what they do not name, and then a start could not be watched
-    if not isinstance(value, Tensor):
-        raise TypeError(name + " must be a tensor, got " + str(value))
-    if not node.shapeobj.compat(*value.shape):
-        raise ValueError(
-            name + " must fit the shape " + str(node.shapeobj.rshape) + " of its node, got " + str(tuple(value.shape))
-        )
 
 
 def _known(name: str, value: object, among: Iterable[str], more: str = "") -> None:

@@ -85,6 +85,11 @@ def is_learned(module: nn.Module, name: str) -> bool:
     return home.startswith("torch.nn.modules.") and not home.endswith((".container", ".sparse"))
 
 
+def is_state(module: nn.Module, name: str) -> bool:
+    """Whether a module's own parameter is declared for the E-step alone."""
+    return name in _declared(type(module), _E) and name not in _declared(type(module), _M)
+
+
 def get_named_estep_params(
     module: nn.Module,
     default: bool = False,

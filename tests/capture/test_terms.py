@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import pyromancy as pyro
-from descent import free
+from descent import assert_as_autograd, free
 from pyromancy.functional import gaussian_energy, gaussian_error, laplace_energy
 from pyromancy.nodes import FactorizedGaussianNode, FixedNode, MultivariateGaussianNode, StandardGaussianNode
 
@@ -275,6 +275,21 @@ WEIGHTED = {
     "column-in-a-sum-of-all": lambda n: n.first().sum() + (n.weights[:, None] * n.error() ** 2).sum(),
     "stack-in-a-sum-of-all": lambda n: (torch.stack([n.first(), n.second()], 1) * n.weights[:, None]).sum(),
     "one-for-all-of-a-sum": lambda n: n.first().sum() + n.weights[0] * n.second().mean(),
+    "of-errors": lambda n: n.first() + 0.5 * ((n.weights[:, None] * n.error()) ** 2).sum(1),
+    "of-errors-after": lambda n: n.first() + 0.5 * (2 * n.error() * n.weights.unsqueeze(1)).square().mean(1),
+    "of-one-error-of-two": lambda n: n.first() + (n.error() * (n.weights[:, None] * n.error())).sum(1),
+    "of-errors-in-a-sum-of-all": lambda n: n.first().sum() + (n.weights[:, None] * n.error()).square().sum(),
+    "of-errors-one-for-all": lambda n: n.first() + (n.weights[0] * -n.error()).square().sum(1),
+    "of-errors-and-energies": lambda n: n.weights * (n.first() + (n.weights[:, None] * n.error()).square().sum(1)),
+    "divisor": lambda n: n.first() + n.second() / n.weights,
+    "divisor-of-all": lambda n: (n.first() + n.second()) / n.weights + n.weights.log(),
+    "divisor-of-columns": lambda n: n.first() + (n.error().square() / n.weights[:, None]).sum(1),
+    "divisor-of-errors": lambda n: n.first() + 0.5 * ((n.error() / n.weights[:, None]) ** 2).sum(1),
+    "number-as-divisor": lambda n: n.first() + n.second() / n.weights[1] - n.weights[1].log(),
+    "number-as-divisor-of-errors": lambda n: n.first() + 0.5 * ((n.error() / n.weights[1]) ** 2).sum(1),
+    "variance": lambda n: n.first() + (n.error() ** 2 / (2 * n.weights[1] ** 2)).sum(1),
+    "scale": lambda n: n.first() + n.error().abs().sum(1) / n.weights[1],
+    "norm-as-divisor": lambda n: n.first() + n.second() / n.below.value.norm(),
 }  # fmt: skip
 
 
@@ -317,6 +332,36 @@ def test_weights_per_sample_that_are_learned_have_their_gradients_from_autograd(
     explained = loop.explain()
     assert explained.startswith("executor: chain")
     assert "autograd" in explained or "used outside the chain's edges" in explained
+
+
+# How a scale that learns enters: the energy, and what takes it there
+SCALES = {
+    "factor": (lambda n, s: s * n.second(), "a node's energy is multiplied by it"),
+    "divisor": (lambda n, s: n.second() / s, "div takes it, not an edge"),
+    "of-errors": (lambda n, s: (n.error() / s).square().sum(1), "div takes it, not an edge"),
+    "factor-of-errors": (lambda n, s: (n.error() * s).square().sum(1), "mul takes it, not an edge"),
+    "log-scale": (lambda n, s: n.error().abs().sum(1) / s.exp() + 3 * s, "exp takes it, not an edge"),
+}
+
+
+@pytest.mark.parametrize("learns", [True, False], ids=["learned", "fixed"])
+@pytest.mark.parametrize("name", SCALES)
+def test_a_scale_of_one_number(name, learns):
+    """E-steps are a chain's all the same; the gradient of one that learns is autograd's."""
+    scaled, told = SCALES[name]
+    n, scale = Net(), nn.Parameter(torch.tensor(0.7).double(), learns)
+    energy = lambda: n.first() + scaled(n, scale)  # noqa: E731
+    explained = assert_as_autograd(energy, [n.z], [*n.top.parameters(), *([scale] if learns else [])])
+    assert explained.startswith("executor: chain")
+    assert (f"not fused M-step gradients: the gradient of scale is autograd's: {told}" in explained) == learns
+    loop = pyro.InferenceLoop(energy, [n.z], lr=0.1)
+    loop.run(1)
+    with torch.no_grad():
+        scale.mul_(2)
+    (gradient,) = torch.autograd.grad(energy().sum(), n.z)
+    expected = n.z.detach() - 0.1 * gradient
+    loop.run(1)
+    torch.testing.assert_close(n.z.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch", [2, 4])
@@ -423,16 +468,21 @@ NONE = {
     "in-parts": (lambda n: (n.error().square() + n.mu().cos()).sum(1), "sum of cos of n.hidden.value"),
     "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
     "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),
-    "weighted-errors": (
-        lambda n: (n.weights[:, None] * n.error()).square().sum(1), "sum of square of n.hidden.value",
+    "weighted-elements-of-errors": (
+        lambda n: (n.top.bias * n.error()).square().sum(1), "sum of square of n.hidden.value",
+    ),
+    "weighted-absolute-errors": (
+        lambda n: (n.weights[:, None] * n.error()).abs().sum(1), "sum of abs of n.hidden.value",
+    ),
+    "weights-of-different-errors": (
+        lambda n: ((n.weights[:, None] * n.error()) * (n.y - 2 * n.mu())).sum(1), "sum of mul of n.hidden.value",
+    ),
+    "divided-elements-of-errors": (
+        lambda n: (n.error() / n.out.logvar.exp()).square().sum(1), "sum of square of n.hidden.value",
     ),
     "weighted-elements": (
         lambda n: (torch.stack([n.weights] * 3, 1) * n.error().square()).sum(1),
         "mul of n.hidden.value, has a tensor as a factor, stack of n.weights",
-    ),
-    "divided-by-a-norm": (
-        lambda n: n.second() / n.top.bias.norm(),
-        "div of n.hidden.value, has a tensor as a factor, norm of n.top.bias",
     ),
     "precision": (
         lambda n: (n.error() ** 2 / n.out.logvar.exp()).sum(1),

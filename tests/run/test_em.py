@@ -650,7 +650,7 @@ class TestBadInput:
 
     def test_an_optimizer_of_states(self):
         net = Net()
-        with pytest.raises(ValueError, match="optimizer must not move a free state"):
+        with pytest.raises(ValueError, match=r"must not move states, got nodes\.0\.value"):
             self.em(net, optimizer=torch.optim.Adam(net.parameters()))
 
     @pytest.mark.parametrize("way", ["one call", "chain", "graph", "autograd"])
@@ -667,7 +667,7 @@ class TestBadInput:
         kind = torch.optim.Adam if way == "one call" else torch.optim.Adagrad
         em = self.em(net, optimizer=kind(learned), incremental=incremental)
         before = [p.detach().clone() for p in learned]
-        with pytest.raises(ValueError, match=r"optimizer must hold parameters that the energy uses, got .* \(5,\)"):
+        with pytest.raises(ValueError, match=r"must hold parameters that the energy uses, got one of shape \(5,\)"):
             em.step(torch.rand(4, 8), torch.rand(4, 3))
         assert f"executor: {'chain' if way == 'one call' else way}" in em.loop.explain()
         assert all(map(same_bits, learned, before))
@@ -724,7 +724,7 @@ class TestBadInput:
                 node.init(value)
 
         em = self.em(net, start=start)
-        with pytest.raises(ValueError, match=r"pred must broadcast with value, of shape \([34], .*got shape \([34], "):
+        with pytest.raises(ValueError, match=r"start must set states of as many samples each, got [34] for Fixed"):
             em.step(*(torch.rand(4 - (i == other), node.size) for i, node in enumerate(nodes)))
         assert all(map(same_bits, net.m_params(), before))
 

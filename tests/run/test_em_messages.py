@@ -10,6 +10,7 @@ import pyromancy as pyro
 from pyromancy import native
 from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FixedNode, MultivariateGaussianNode, StandardGaussianNode
+from twins import assert_same, batches, plainly, twins
 
 
 class Net(nn.Module):
@@ -182,3 +183,162 @@ def test_energies_that_are_done_by_parts_or_could_be(name):
     gradients = torch.autograd.grad(energy(twin).mean(), twin.learned())
     for mine, other, gradient in zip(net.learned(), twin.learned(), gradients, strict=True):
         torch.testing.assert_close(mine.detach(), other.detach() - 0.1 * gradient, rtol=1e-12, atol=1e-12)
+
+
+def em_of(net, learned=None, energy=None, **options):
+    optimizer = torch.optim.SGD(net.learned() if learned is None else learned, 0.1)
+    states = [*pyro.get_estep_params(net, exclude=[net.out])]
+    return pyro.EM(energy or net.energy, states, optimizer, **({"start": net.start, "steps": 2, "lr": 0.1} | options))
+
+
+def batch(size=4):
+    return torch.rand(size, 6).double(), torch.rand(size, 3).double()
+
+
+@pytest.mark.parametrize("way", ["step", "epoch"])
+def test_explain_before_the_first_batch_says_what_to_call(way):
+    net = Net()
+    em = em_of(net)
+    told = "no batch so far: call step(*batch), or go through epoch(*data), and explain() tells what runs it"
+    assert em.explain() == told
+    net.start(*batch())
+    assert em.explain() == told
+    if way == "step":
+        em.step(*batch())
+    else:
+        list(em.epoch(*batch(), batch_size=2))
+    assert em.explain().startswith("a batch: one call of an operator\nexecutor: chain")
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["before-init", "after-init"])
+@pytest.mark.parametrize("later", [False, True], ids=["at-once", "later"])
+def test_an_optimizer_of_all_parameters_is_told_the_states_names(started, later):
+    """The clamped target's among them."""
+    net = Net()
+    if started:
+        net.start(*batch())
+    em = em_of(net)
+    told = r"must not move states, got hidden\.value, out\.value; pyromancy\.get_mstep_params\(net\) gives what is lear"
+    if later:
+        em.step(*batch())
+        em.optimizer = torch.optim.Adam(net.parameters())
+        with pytest.raises(ValueError, match=told):
+            em.step(*batch())
+    else:
+        with pytest.raises(ValueError, match=told):
+            em_of(net, net.parameters())
+
+
+def test_an_optimizer_of_what_the_energy_lacks_is_told_the_names():
+    net = Net()
+    net.spare = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"that the energy uses, got spare\.weight, spare\.bias, which it does not"):
+        em_of(net, net.learned()).step(*batch())
+
+
+@pytest.mark.parametrize("given", [(0, 1), (0,), (1,)], ids=["both", "x", "y"])
+@pytest.mark.parametrize("way", ["step", "epoch", "start", "node"])
+def test_arrays_are_told_how_to_become_tensors(given, way):
+    net = pyro.networks.mlp([6, 5, 3]).double()
+    data = [t.numpy() if i in given else t for i, t in enumerate(batch())]
+    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1)
+    call, name = {
+        "step": (em.step, "xy"[given[0]]),
+        "epoch": (lambda *data: list(em.epoch(*data, batch_size=2)), "data"),
+        "start": (net.start, "xy"[given[0]]),
+        "node": (lambda *data: net.nodes[-given[0]].init(data[given[0]]), "value"),
+    }[way]
+    with pytest.raises(TypeError, match=rf"{name} must be (a )?tensors?.*, got ndarray, of which torch\.from_numpy"):
+        call(*data)
+    with pytest.raises(TypeError, match=r"x must be a tensor, got ndarray, of which torch\.from_numpy makes one"):
+        pyro.networks.from_sequential(nn.Sequential(nn.Flatten(), nn.Linear(6, 3))).predict(batch()[0].numpy())
+
+
+def test_a_network_without_hidden_nodes_is_refused():
+    net = pyro.networks.mlp([5, 3])
+    told = "params must hold at least one tensor, got none; .*a network without hidden nodes has no free state"
+    with pytest.raises(ValueError, match=told):
+        pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1)
+    with pytest.raises(ValueError, match=told):
+        pyro.InferenceLoop(net.energy, net.e_params(), lr=0.1)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), torch.tensor(float("nan"))], ids=str)
+@pytest.mark.parametrize("before", [0, 1, 12])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad])
+def test_a_rate_that_is_not_finite_is_named_by_its_group(rate, before, kind):
+    """Whenever it becomes that, and nothing is learned by it."""
+    net = Net()
+    em = em_of(net)
+    em.optimizer = kind([{"params": net.up.parameters()}, {"params": net.top.parameters(), "lr": 1e-3}], lr=0.01)
+    for _ in range(before):
+        em.step(*batch())
+    em.optimizer.param_groups[1]["lr"] = rate
+    learned = [p.detach().clone() for p in net.learned()]
+    with pytest.raises(ValueError, match=rf"optimizer\.param_groups\[1\]\['lr'\] must be finite, got {float(rate)}"):
+        em.step(*batch())
+    with pytest.raises(ValueError, match=r"optimizer\.param_groups\[1\]\['lr'\] must be finite"):
+        list(em.epoch(*batch(), batch_size=2))
+    assert all(torch.equal(p, b) for p, b in zip(net.learned(), learned, strict=True))
+
+
+# Weights of the samples that are read as a parameter learns
+SHARED = {
+    "bias": lambda layer: layer.bias.detach(),
+    "column": lambda layer: layer.weight.detach()[:, 0],
+}
+
+
+def weighted(net, name):
+    shared = SHARED[name](net.edges[0][1])
+
+    def energy():
+        (first, second, third), (up, on, top) = net.nodes, net.edges
+        others = second.energy(on(first.value)) + third.energy(top(second.value))
+        return shared * first.energy(up(net.below.value)) + others
+
+    return energy
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+def test_sample_weights_in_the_memory_of_what_learns(name, incremental):
+    """To the same weights as by hand, step after step."""
+    net, plain = twins(sizes=(8, 20, 16, 3))
+    for n in (net, plain):
+        with torch.no_grad():
+            for p in n.edges[0][1].parameters():
+                p.abs_()
+        n.energy = weighted(n, name)
+    ours, theirs = (torch.optim.SGD(n.m_params(), 0.1) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=2, lr=0.1, incremental=incremental)
+    for x, y in batches(3, 20):
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=2, lr=0.1, incremental=incremental)
+        assert_same(net.m_params(), plain.m_params())
+        told = {"bias": "bias", "column": "weight"}[name]
+        assert f"  not one call: shared shares its memory with net.edges.0.1.{told}, which learns" in em.explain()
+
+
+def test_a_batch_that_the_energy_is_not_of_is_told():
+    net, weights = Net(), torch.rand(4).double()
+    em = em_of(net, energy=lambda: weights * net.energy())
+    em.step(*batch(4))
+    with pytest.raises(RuntimeError, match="size of tensor a") as caught:
+        em.step(*batch(3))
+    told = "start has set states of 3 samples: what the energy takes beside them, such as weights or targets, must be"
+    assert any(note.startswith(told) for note in caught.value.__notes__)
+    told = r"energy must return one value per sample, \[1\] for the states that start has set, got \[4\]"
+    with pytest.raises(ValueError, match=told):  # it broadcasts
+        em.step(*batch(1))
+    em.step(*batch(4))
+    assert em.explain().startswith("a batch: one call of an operator")
+
+
+def test_states_of_different_batches_are_told():
+    net = Net()
+    em = em_of(net)
+    em.start = lambda x, y: (net.hidden.init(net.up(net.below.init(x))), net.out.init(y))
+    told = r"as many samples each, got 4 for FixedNode\(6\), 4 for StandardGaussianNode\(5\), 3 for StandardGaussian"
+    with pytest.raises(ValueError, match=told):
+        em.step(batch(4)[0], batch(3)[1])

@@ -12,6 +12,7 @@ from torch import nn
 import pyromancy as pyro
 from numerics import same_bits
 from pyromancy import native
+from pyromancy.run import repeat
 from twins import assert_same, batches, plainly, twins
 
 pytestmark = pytest.mark.skipif(native.MODULE is None, reason="objects are compared in the compiled module")
@@ -233,6 +234,29 @@ def test_what_changes_is_followed(change):
     change(case)
     for _ in range(3):
         case.batch()
+
+
+@pytest.mark.parametrize("learning", [False, True, "joint"])
+def test_an_error_in_the_middle_is_raised_and_nothing_learned_twice(monkeypatch, learning):
+    """As of memory that runs out when some of the batch's steps have learned."""
+    case = Both()
+    case.em.incremental = case.how["incremental"] = learning
+    case.settle()
+    operator, called = repeat.ops.run_plan_, []
+
+    def failing(*call):
+        operator(*call)
+        called.append(call)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(repeat.ops, "run_plan_", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        case.em.step(case.x, case.y)
+    monkeypatch.undo()
+    assert len(called) == 1
+    plainly(case.plain, case.theirs, case.x, case.y, **case.how)
+    assert_same(case.net.m_params(), case.plain.m_params())
+    case.batch()
 
 
 def test_a_patched_base_is_followed(monkeypatch):

@@ -28,7 +28,7 @@ class Call:
     Attributes:
         inputs: slots of the tensors it took, in order.
         outputs: slots of those it returned.
-        written: the call in place, of the same slots, that the energy makes where this one is computed instead.
+        written: the call that the energy makes where this one is computed instead, such as one in place.
     """
 
     function: Callable[..., Any]
@@ -41,8 +41,8 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The function's name without its module, to be shown: ``linear``, ``relu``, ``add``."""
-        return name_of(self.function).rpartition(".")[2].removeprefix("__").removesuffix("__")
+        """The function's name as the energy has it, without its module, to be shown: ``linear``, ``relu``, ``add``."""
+        return name_of((self.written or self).function).rpartition(".")[2].removeprefix("__").removesuffix("__")
 
     @property
     def meaning(self) -> str | None:

@@ -164,6 +164,9 @@ def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
     for slot, (leaf, form) in enumerate(zip(program.leaves, program.forms, strict=True)):
         if form_of(leaf) != form and slot not in program.gone:
             return Change(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
+    for slot, learns in program.learns.items():
+        if program.leaves[slot].requires_grad != learns:
+            return Change(f"{program.told(slot)} requires {'no' if learns else 'a'} gradient now")
     if program.guard is None:
         program.guard = Guard(energy)
     if program.guard.holds():

@@ -110,6 +110,7 @@ def lower(program: Program) -> list[Chain]:
             assert first.term is not None
             both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
             raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
+        weights = term.sample_weights + of.sample_weights
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
@@ -125,7 +126,7 @@ def lower(program: Program) -> list[Chain]:
             of.law,
             of.theta,
             of.prediction if edge is None else None,
-            term.sample_weights,
+            weights,
         )
         if source is not None and edge is not None:
             outgoing[source], incoming[state] = state, (source, edge)

@@ -31,7 +31,8 @@ def normal(program: Program, batch: int, roots: Collection[int] = ()) -> Program
     """The same program, on the same leaves and with the same slots, and more of them, for what it calls otherwise.
 
     Products with a matrix, numbers times them and sums with a vector become Linears of a weight and a bias that are
-    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over.
+    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over. What is divided by a
+    tensor of one element, or of one for every sample, is multiplied by its reciprocal.
 
     Args:
         program: as it was captured.
@@ -62,7 +63,7 @@ class _Writer:
         call = call.renamed(lambda slot: self._same.get(slot, slot))
         output, *more = call.outputs
         if more or self._stand_ins[output].dim() != 2:
-            self._calls.append(call)
+            self._calls.append(self._undivided(call))
             return
         if output in call.inputs:  # what it takes is what it returns
             return
@@ -94,7 +95,22 @@ class _Writer:
             parts = (linear.source, linear.weight, *(() if linear.bias is None else (linear.bias,)))
             call = Call(F.linear, tuple(map(Slot, parts)), {}, Slot(output), parts, (output,))
         if output not in self._same:
-            self._calls.append(self._made.setdefault(output, call))
+            self._calls.append(self._made.setdefault(output, self._undivided(call)))
+
+    def _undivided(self, call: Call) -> Call:
+        """A product in the place of what free states change over what they do not, of all or of every sample."""
+        match call.meaning, call.args:
+            case "div", (Slot(of), Slot(by)) if not call.kwargs:
+                pass
+            case _:
+                return call
+        whole, divisor, varying = self._stand_ins[call.outputs[0]], self._stand_ins[by], self._program.varying
+        rows = whole.dim() > 0 and divisor.shape == (self._batch, *[1] * (whole.dim() - 1))
+        if of not in varying or by in varying or divisor.dtype != whole.dtype or not (rows or divisor.numel() == 1):
+            return call
+        inverse = self._computed(torch.reciprocal, by)
+        self._calls[-1] = replace(self._calls[-1], written=call)
+        return Call(torch.mul, (Slot(of), Slot(inverse)), {}, call.result, (of, inverse), call.outputs, call)
 
     def _pass(self, output: int, of: int) -> None:
         """Take one slot for another that holds the same; or compute it as that is, if it must keep its name."""

@@ -14,6 +14,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .calls import Call, filled, tensors
 from .terms import Term, Terms
+from .vocabulary import arguments
 
 if TYPE_CHECKING:
     from .watch import Guard
@@ -92,6 +93,10 @@ class Program:
         self._resting: list[tuple[TensorWeakRef, bool]] = []  # its leaves, and whether each is data
         self.gone: set[int] = set()  # slots of data that went while the program rested
         self.guard: Guard | None = None  # tells where no dry run is needed
+        slopes = [arguments(c.function, c.args, c.kwargs)["weight"].index for c in self.calls if c.meaning == "prelu"]
+        of_slopes = set[int]().union(*map(self.ancestors, slopes))
+        # leaves that chains take only where nothing learns them
+        self.learns = {i: t.requires_grad for i, t in enumerate(self.leaves) if i in of_slopes}
         self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free).found
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:

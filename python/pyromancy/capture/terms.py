@@ -27,6 +27,7 @@ _ENERGIES = {
 }
 _LOSSES = {"mse_loss": Law.GAUSSIAN, "l1_loss": Law.LAPLACE}
 _TIMES = {Law.GAUSSIAN: 2.0, Law.LAPLACE: 1.0}  # how many energies a square or an absolute value is
+_Weighted = tuple[tuple[float, int | float, int | float], tuple[int, ...]]  # c, a and b, and the slots of more factors
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
 
 
@@ -40,6 +41,7 @@ class NodeEnergy:
         prediction: mu; a float where it is that number everywhere.
         theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
         scale: how many such energies one value of the term is.
+        sample_weights: slots of more factors of that, of one element per sample or one for all.
     """
 
     law: Law
@@ -47,11 +49,12 @@ class NodeEnergy:
     prediction: int | float
     theta: int | None = None
     scale: float = 1.0
+    sample_weights: tuple[int, ...] = ()
 
     @property
     def operands(self) -> list[int]:
         """All slots."""
-        return [s for s in (self.state, self.prediction, self.theta) if type(s) is int]
+        return [s for s in (self.state, self.prediction, self.theta, *self.sample_weights) if type(s) is int]
 
 
 @dataclass(frozen=True)
@@ -278,23 +281,23 @@ class Terms:
         found = self._loss(call) if call.meaning in _LOSSES else self._distance(call) or self._square(call)
         if found is None or (summed is None) != (self._forms[slot].dim() == 0):
             return None
-        of, a, b = found
+        (of, a, b), weights = found
         states = [s for s in (a, b) if type(s) is int and (s not in self._producer or s not in self._varying)]
         if not states:
             return None
         state = min(states, key=lambda s: (s not in self._free, s in self._producer))
-        return NodeEnergy(law, state, b if state == a else a, scale=_TIMES[law] * of)
+        return NodeEnergy(law, state, b if state == a else a, None, _TIMES[law] * of, weights)
 
-    def _distance(self, call: Call) -> tuple[float, int | float, int | float] | None:
-        """``c |a - b|`` element by element, as c, a and b."""
+    def _distance(self, call: Call) -> _Weighted | None:
+        """``c |a - b|`` element by element."""
         match call.meaning, [*call.args, *call.kwargs.values()]:
             case "abs", [Slot(x)]:
-                c, a, b = self._difference(x)
-                return abs(c), a, b
+                (c, a, b), weights = self._difference(x)
+                return None if weights else ((abs(c), a, b), ())  # whose signs are not known
         return None
 
-    def _square(self, call: Call) -> tuple[float, int | float, int | float] | None:
-        """``c (a - b)^2`` element by element, as c, a and b."""
+    def _square(self, call: Call) -> _Weighted | None:
+        """``c (a - b)^2`` element by element."""
         match call.meaning, [*call.args, *call.kwargs.values()]:
             case ("square", [Slot(x)]) | ("pow", [Slot(x), 2]):
                 y = x
@@ -302,12 +305,12 @@ class Terms:
                 pass
             case _:
                 return None
-        (c, a, b), (d, e, f) = self._difference(x), self._difference(y)
+        ((c, a, b), one), ((d, e, f), other) = self._difference(x), self._difference(y)
         if self._same(a, e) and self._same(b, f):
-            return c * d, a, b
-        return (-c * d, a, b) if self._same(a, f) and self._same(b, e) else None
+            return (c * d, a, b), one + other
+        return ((-c * d, a, b), one + other) if self._same(a, f) and self._same(b, e) else None
 
-    def _loss(self, call: Call) -> tuple[float, int | float, int | float] | None:
+    def _loss(self, call: Call) -> _Weighted | None:
         """The same of a loss, element by element or, where that is the energy, as one number."""
         given = arguments(call.function, call.args, call.kwargs)
         a, b, *_ = given.values()
@@ -316,27 +319,30 @@ class Terms:
         count = torch.broadcast_shapes(*(self._forms[s].shape for s in call.inputs)).numel()
         if others or not count or (reduction == "none") != (self._forms[call.outputs[0]].dim() > 0):
             return None
-        return 1 / count if reduction == "mean" else 1.0, a.index, b.index
+        return (1 / count if reduction == "mean" else 1.0, a.index, b.index), ()
 
-    def _difference(self, slot: int) -> tuple[float, int | float, int | float]:
-        """``c (a - b)`` as c, a and b; b is 0.0 where nothing is subtracted."""
+    def _difference(self, slot: int) -> _Weighted:
+        """``c (a - b)``, b being 0.0 where nothing is subtracted."""
         factor = 1.0
+        weights: tuple[int, ...] = ()
         while True:
             call = self._producer.get(slot)
             if call is None:
-                return factor, slot, 0.0
+                return (factor, slot, 0.0), weights
             if call.function is functional.gaussian_error and call.args[2:] in ((), (None,), (None, None)):
-                return factor, call.args[0].index, call.args[1].index
+                return (factor, call.args[0].index, call.args[1].index), weights
             parts = None if call.meaning is None else self._linear(call)
+            if parts is None and call.meaning == "mul":
+                parts = self._weighted(call)
             match parts:
-                case [Term(int(inner), weight)]:
-                    slot, factor = inner, factor * weight
+                case [Term(int(inner), weight, sample_weights=more)]:
+                    slot, factor, weights = inner, factor * weight, weights + more
                 case [Term(int(a), c), Term(int(b), d)] if c == -d:
-                    return factor * c, a, b
+                    return (factor * c, a, b), weights
                 case [Term(int(a), c), Term(None, d)] | [Term(None, d), Term(int(a), c)] if c:
-                    return factor * c, a, -d / c
+                    return (factor * c, a, -d / c), weights
                 case _:
-                    return factor, slot, 0.0
+                    return (factor, slot, 0.0), weights
 
     def _same(self, a: int | float, b: int | float) -> bool:
         """Whether two slots, or numbers, are the same, or computed in the same way."""

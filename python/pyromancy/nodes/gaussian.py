@@ -52,7 +52,7 @@ class AbstractGaussianNode(VariationalNode):
             TypeError: `value` is not a tensor.
             ValueError: its shape does not fit the node.
         """
-        self._check("value", value)
+        self._check_fits("value", value)
         rows, pragma = self._shape.coalesce(value)
         noise = torch.empty_like(rows).normal_(generator=generator)
         return value + self._shape.disperse(self._colour(noise), pragma)

@@ -71,7 +71,7 @@ class LaplaceNode(VariationalNode):
             TypeError: `value` is not a tensor.
             ValueError: its shape does not fit the node.
         """
-        self._check("value", value)
+        self._check_fits("value", value)
         rows, pragma = self._shape.coalesce(value)
         up, down = (torch.empty_like(rows).exponential_(generator=generator) for _ in range(2))
         return value + self._shape.disperse((up - down) * self.logscale.exp(), pragma)

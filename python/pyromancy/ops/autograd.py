@@ -70,12 +70,12 @@ class GaussianEnergy(Function):
                 return reference.gaussian_energy_backward_logvar(grad, value, pred, logvar)
             return *reference.gaussian_energy_backward(grad, value, pred, logvar), None
         both = value.numel() < _WORTH_ASKING
-        if logvar is not None and ctx.needs_input_grad[2] and (both or _runs(ctx, 2)):
-            return _energy_backward_logvar(grad, value, pred, logvar)
-        for_value, for_pred = both or _runs(ctx, 0), both or _runs(ctx, 1)
-        if for_value and for_pred:
-            return *_energy_backward(grad, value, pred, logvar), None
         with below_autograd():
+            if logvar is not None and ctx.needs_input_grad[2] and (both or _runs(ctx, 2)):
+                return _energy_backward_logvar(grad, value, pred, logvar)
+            for_value, for_pred = both or _runs(ctx, 0), both or _runs(ctx, 1)
+            if for_value and for_pred:
+                return *_energy_backward(grad, value, pred, logvar), None
             if for_value:
                 return _error(value, pred, logvar, grad), None, None
             if for_pred:  # the gradient for pred is the error with the two exchanged

@@ -312,7 +312,8 @@ class ChainExecutor(ReplayingExecutor):
         if missing := (needed & reaches) - chain_uses.keys():
             slot = min(missing)
             user = self._users(slot, reaches)
-            return f"the gradient of {program.told(slot)} is autograd's: {user} takes it, not an edge"
+            taken = f"{user} takes it, not an edge" if user else "a node's energy is multiplied by it"
+            return f"the gradient of {program.told(slot)} is autograd's: {taken}"
         paths = program.paths()
         if shared := [s for s in needed if paths.get(s, 0) > chain_uses.get(s, 0)]:
             slot = min(shared)

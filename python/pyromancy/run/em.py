@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import ops, plan
+from ..arguments import kind_of
 from ..capture.capture import NotCapturable, has_hooks
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace
+from .loop import InferenceLoop, Trace, names_of, states_of
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
@@ -85,7 +87,7 @@ class EM:
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or the optimizer moves a free state; the message says which.
+        ValueError: an argument is out of range, or the optimizer moves a state; the message says which.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class EM:
             energy, params, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov, check_finite=check_finite
         )
         self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
+        self._learned: list[int] = []  # the ids of the optimizer's parameters, which are known to be no states
         self._check()
         self._starts: list[Start] = []
         self._whole: Whole | None = None
@@ -230,7 +233,9 @@ class EM:
         return len(batches)
 
     def explain(self) -> str:
-        """What runs a batch, and why nothing faster does; of the last one."""
+        """What runs a batch, and why nothing faster does; of the last one, so that there has to be one."""
+        if self._whole is None and not self._reason:
+            return "no batch so far: call step(*batch), or go through epoch(*data), and explain() tells what runs it"
         whole = self._whole is not None
         lines = ["a batch: one call of an operator" if whole else "a batch: start, E-steps, gradients, optimizer"]
         if self._reason:
@@ -279,11 +284,27 @@ class EM:
             raise ValueError(f"steps must not be negative, got {self.steps}")
         if self.incremental not in INCREMENTAL:
             raise ValueError(f"incremental must be False, True or 'joint', got {self.incremental!r}")
-        states = {id(p) for p in self.loop.params}
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) in states:
-                    raise ValueError(f"optimizer must not move a free state, got one of shape {tuple(p.shape)}")
+        for i, group in enumerate(self.optimizer.param_groups):
+            for name, given in group.items():
+                value = given.item() if isinstance(given, Tensor) and given.is_cpu and given.dim() == 0 else given
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"optimizer.param_groups[{i}][{name!r}] must be finite, got {value}")
+        self._check_learned()
+
+    def _check_learned(self) -> None:
+        """Refuse to learn a state, be it clamped: `start` sets it anew for every batch."""
+        ids = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
+        if ids == self._learned:
+            return
+        named = names_of(self.loop._energy)
+        states = {id(p): f"a state of shape {tuple(p.shape)}" for p in self.loop.params}
+        states |= {i: named[i] for i in states if i in named} | states_of(self.loop._energy)
+        if moved := [states[i] for i in ids if i in states]:
+            raise ValueError(
+                f"optimizer must not move states, got {', '.join(moved)}; pyromancy.get_mstep_params(net) gives what "
+                "is learned"
+            )
+        self._learned = ids
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_starts": [], "_whole": None, "_repeat": None}  # captures are made anew
@@ -301,7 +322,7 @@ class EM:
                 raise _ByParts("check_finite looks at all states after every E-step")
             if self.loop.reduction != "sum":
                 raise _ByParts("the loop descends the mean over the batch")
-            executor = self.loop.prepared()
+            executor = self._executor(start)
             self._whole = self._fitting(start, executor)
         except _ByParts as reason:
             self._reason, self._whole = str(reason), None
@@ -309,6 +330,29 @@ class EM:
         if set_:
             self._whole.set_states(batch)
         return self._whole
+
+    def _executor(self, start: Start) -> Executor:
+        """Of the energy, for the states as `start` has set them."""
+        sizes = [len(s.node.value) for s in start.settings]
+        if len({*sizes} - {1}) > 1:
+            told = [f"{n} for {s.node._described}" for n, s in zip(sizes, start.settings, strict=True)]
+            raise ValueError(f"start must set states of as many samples each, got {', '.join(told)}")
+        samples = max(sizes)
+        try:
+            executor = self.loop.prepared()
+        except (RuntimeError, ValueError) as error:
+            error.add_note(
+                f"start has set states of {samples} samples: what the energy takes beside them, such as weights or "
+                "targets, must be of as many."
+            )
+            raise
+        shape = executor.shape
+        if shape is not None and len(shape) == 1 and shape[0] != samples:
+            raise ValueError(
+                f"energy must return one value per sample, [{samples}] for the states that start has set, got "
+                f"{[*shape]}"
+            )
+        return executor
 
     def _started(self, batch: tuple[Any, ...]) -> Start:
         """The capture of `start` that fits a batch."""
@@ -355,17 +399,18 @@ class EM:
     def _check_uses(self) -> None:
         """Refuse parameters that have no part in the energy, whose gradients have just been computed."""
         program, learned = self.loop.program, self._parameters
-        _refuse_unused(learned, [p for p in learned if p.grad is not None] if program is None else program.leaves)
+        used = [p for p in learned if p.grad is not None] if program is None else program.leaves
+        _refuse_unused(learned, used, self.loop)
 
 
-def _refuse_unused(parameters: Sequence[Tensor], used: Sequence[Tensor]) -> None:
+def _refuse_unused(parameters: Sequence[Tensor], used: Sequence[Tensor], loop: InferenceLoop) -> None:
     ids = {id(t) for t in used}
-    for p in parameters:
-        if id(p) not in ids:
-            raise ValueError(
-                f"optimizer must hold parameters that the energy uses, got one of shape {tuple(p.shape)} "
-                "that it does not use"
-            )
+    if unused := [p for p in parameters if id(p) not in ids]:
+        named = names_of(loop._energy)
+        told = [named.get(id(p), f"one of shape {tuple(p.shape)}") for p in unused]
+        raise ValueError(
+            f"optimizer must hold parameters that the energy uses, got {', '.join(told)}, which it does not use"
+        )
 
 
 def _no_order(order: Any) -> str | None:
@@ -387,7 +432,7 @@ def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
         raise ValueError("data must hold at least one tensor, got none")
     for t in data:
         if not isinstance(t, Tensor) or t.dim() == 0:
-            raise TypeError(f"data must be tensors with a row per sample, got {type(t).__name__}")
+            raise TypeError(f"data must be tensors with a row per sample, got {kind_of(t)}")
     lengths = [len(t) for t in data]
     if len(set(lengths)) > 1:
         raise ValueError(f"data must have the same length, got {', '.join(map(str, lengths))}")
@@ -425,6 +470,9 @@ class Whole:
         self.start_, self.executor = start, executor
         self.nodes = executor.planner.nodes
         self.parameters = em._parameters
+        _refuse_unused(self.parameters, executor.program.leaves, em.loop)
+        if shared := self._shared():
+            raise _ByParts(shared)
         self.learned = _learned(executor, self.parameters)
         self._last: _Last | None = None  # where the next call may be the same
         self._same = 0  # of the calls before, in a row
@@ -475,8 +523,21 @@ class Whole:
             start is self.start_ and executor is self.executor and rules.obstacle(em.optimizer) is None
             and len(now) == len(self.parameters) and all(a is b for a, b in zip(now, self.parameters, strict=True))
             and not any(map(has_hooks, now)) and all(s is None or s.is_contiguous() for s in self.states)
-            and len({p.untyped_storage().data_ptr() for p in now}) == len(now)
+            and not self._shared()
         )  # fmt: skip
+
+    def _shared(self) -> str | None:
+        """Which parameter has its memory in common with what is learned beside it, or is read as it learns."""
+        program = self.executor.program
+        owners = {p.untyped_storage().data_ptr(): p for p in self.parameters}
+        if len(owners) < len(self.parameters):
+            return "parameters share their memory"
+        for slot, t in enumerate(program.leaves):
+            owner = owners.get(t.untyped_storage().data_ptr(), t)
+            if owner is not t and owner.numel():
+                learned = next(i for i, leaf in enumerate(program.leaves) if leaf is owner)
+                return f"{program.told(slot)} shares its memory with {program.told(learned)}, which learns"
+        return None
 
     def set_states(self, batch: tuple[Any, ...]) -> None:
         """Set what the plan does not: clamped states, and free ones that start elsewhere than at their prediction."""
@@ -600,9 +661,6 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     """What each of the parameters is in the chain, if a plan can learn them all."""
     program, planner = executor.program, executor.planner
     slot_of = {id(t): i for i, t in enumerate(program.leaves)}
-    _refuse_unused(parameters, program.leaves)
-    if len({p.untyped_storage().data_ptr() for p in parameters}) < len(parameters):
-        raise _ByParts("parameters share their memory")
     if reason := executor.obstacle_inside(parameters):
         raise _ByParts(reason)
     found: dict[int, list[Learned]] = {}

@@ -10,7 +10,7 @@ import numbers
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -26,7 +26,7 @@ from ..capture.lowering import NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
-from ..registration import is_learned
+from ..registration import is_learned, is_state
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor
 from .executor import Executor, Run, check_energy
@@ -150,7 +150,9 @@ class InferenceLoop:
     ) -> None:
         if not callable(energy):
             raise TypeError(f"energy must be callable, got {type(energy).__name__}")
-        self._params = _listed(params, "pyromancy.get_estep_params")
+        self._params = _listed(
+            params, "pyromancy.get_estep_params", ", and a network without hidden nodes has no free state"
+        )
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params must hold every state once, got one of them twice")
         self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
@@ -231,7 +233,7 @@ class InferenceLoop:
             wrong = ~p.detach().isfinite()
             if wrong.any():
                 place = wrong.nonzero()[0].tolist()
-                name = _names(self._energy).get(id(p), "a state")
+                name = names_of(self._energy).get(id(p), "a state")
                 when = f"after E-step {self._taken}" if self._taken else "before the first E-step"
                 raise FloatingPointError(f"{name}{place} is {p.detach()[tuple(place)].item()} {when}")
 
@@ -321,7 +323,7 @@ class InferenceLoop:
             if self._wanted == "autograd":
                 self.energy()
             self.restore()
-        named = _names(self._energy)
+        named = names_of(self._energy)
         moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
         notes = [f"E-steps move {moved}", *self._doubts(executor, named), *executor.notes(), *self._history()]
         lines = [f"executor: {executor.name}", *(f"  {note}" for note in notes)]
@@ -497,7 +499,7 @@ class InferenceLoop:
             self._retreat(_PATIENCE)
             return self._instead(AutogradExecutor(self._energy, self._params, refusal.evaluated))
         self._program = program
-        named = _names(self._energy)
+        named = names_of(self._energy)
         program.names = {i: named[id(t)] for i, t in enumerate(program.leaves) if id(t) in named}
         return self._executor_of(program)
 
@@ -562,13 +564,13 @@ def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def _listed(params: Iterable[Tensor], source: str) -> list[Tensor]:
-    """Parameters, as a list of tensors that is not empty."""
+def _listed(params: Iterable[Tensor], source: str, more: str = "") -> list[Tensor]:
+    """Parameters, as a list of tensors that is not empty; `more` is what else may have made it so."""
     if isinstance(params, Tensor) or not isinstance(params, Iterable):
         raise TypeError(f"params must be an iterable of tensors, as {source} gives them, got {type(params).__name__}")
     listed = list(params)
     if not listed:
-        raise ValueError("params must hold at least one tensor, got none; an iterator gives its tensors only once")
+        raise ValueError(f"params must hold at least one tensor, got none; an iterator gives its tensors once{more}")
     for p in listed:
         if not isinstance(p, Tensor):
             raise TypeError(f"params must hold tensors, as {source} gives them, got {type(p).__name__}")
@@ -600,16 +602,24 @@ def _variables(energy: Callable[[], Tensor]) -> dict[str, Any]:
 def _learned(energy: Callable[[], Tensor], params: Sequence[Tensor]) -> list[str]:
     """The names of those of these parameters that can only be meant for the M-step."""
     given = {id(p) for p in params}
-    return [
-        f"{path}.{name}" if path else name
-        for prefix, root in _reached(energy).items()
-        for path, module in root.named_modules(prefix=prefix)
-        for name, p in module._parameters.items()
-        if id(p) in given and is_learned(module, name)
-    ]
+    return [called for called, module, name, p in _parameters(energy) if id(p) in given and is_learned(module, name)]
 
 
-def _names(energy: Callable[[], Tensor]) -> dict[int, str]:
+def states_of(energy: Callable[[], Tensor]) -> dict[int, str]:
+    """The names of the states that an energy can reach by name, clamped ones among them, by their ids."""
+    return {id(p): called for called, module, name, p in _parameters(energy) if is_state(module, name)}
+
+
+def _parameters(energy: Callable[[], Tensor]) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """The parameters that an energy can reach by name, with their modules and what these call them."""
+    for prefix, root in _reached(energy).items():
+        for path, module in root.named_modules(prefix=prefix):
+            for name, p in module._parameters.items():
+                if p is not None:
+                    yield f"{path}.{name}" if path else name, module, name, p
+
+
+def names_of(energy: Callable[[], Tensor]) -> dict[int, str]:
     """What to call the tensors that an energy can reach by name, by their ids: where one has several, the first."""
     names: dict[int, str] = {}
     variables = _variables(energy)

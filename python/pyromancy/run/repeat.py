@@ -23,7 +23,8 @@ from .start import Setting, Start
 if TYPE_CHECKING:
     from .em import EM, Whole
 
-_SETTERS = ("_hold", "_check", "_name_if_empty")  # of a node, in whose place states are set here
+# of a node, in whose place states are set here
+_SETTERS = ("_hold", "_check_fits", "_check_is_tensor", "_name_if_empty")
 _OPTIONS = ("capturable", "differentiable", "decoupled_weight_decay")  # of an optimizer, which may be missing
 _uses: Any = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -96,7 +97,9 @@ class Repeat:
                 state.copy_(batch[place])
             try:
                 ops.run_plan_(*self._call)
-            except RuntimeError:  # of a tensor that does not fit, which who looks closer will tell
+            except RuntimeError:
+                if _fits(self._call):  # then it may have learned already
+                    raise
                 return False
         for state in self._states:
             state.grad = None
@@ -138,6 +141,15 @@ _ALONE = None if _uses is None else _holders(torch.empty(1, device="cpu"))
 def _is_held(state: Tensor) -> bool:
     """Whether somebody else may hold the memory of a state, which then is not written again."""
     return _ALONE is None or _holders(state) != _ALONE
+
+
+def _fits(call: Call) -> bool:
+    """Whether the operator takes the tensors of a call; what it refuses, it refuses before it writes anything."""
+    try:
+        ops.checks.check("run_plan_", call)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _settings(em: EM) -> list[Entry]:

@@ -17,6 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ...arguments import kind_of
 from ...distributions import warn_if_shadowed
 from ...registration import eparameters, mparameters
 from ...shape import Shape
@@ -74,12 +75,16 @@ class Node(nn.Module, ABC):
         """Product of the concrete dimensions."""
         return self._shape.size
 
-    def _check(self, name: str, value: Tensor) -> None:
+    def _check_fits(self, name: str, value: Tensor) -> None:
         """Raise where an argument is no tensor of the node's shape."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        self._check_is_tensor(name, value)
         if not self._shape.compat(*value.shape):
             raise ValueError(f"{name} must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
+
+    @staticmethod
+    def _check_is_tensor(name: str, value: object) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {kind_of(value)}")
 
     @abstractmethod
     def reset(self) -> None:
@@ -178,7 +183,7 @@ class StateNode(Node):
             TypeError: `value` is not a tensor.
             ValueError: the shape does not fit the node, or the batch is empty.
         """
-        self._check("value", value)
+        self._check_fits("value", value)
         if watched.setter is not None:
             return watched.setter(self, value)
         if self.value.is_meta and not value.is_meta:
