@@ -12,7 +12,7 @@ ROOT = Path(pyromancy.__file__).parent
 LAYERS = (
     {"arguments", "distributions", "native", "registration", "shape", "version"},
     {"plan"},
-    {"laws", "rules"},
+    {"laws", "methods", "rules"},
     {"ops"},
     {"backends", "functional"},
     {"diagnose", "nodes"},

@@ -1,6 +1,6 @@
 """Predictive coding networks trained by expectation-maximization."""
 
-from . import backends, functional, networks, nodes
+from . import backends, functional, methods, networks, nodes
 from . import infra as infra  # not needed here, but `pyromancy.infra` and `pyromancy.utils` are there in pyromancy-ai
 from . import utils as utils
 from .diagnose import Diagnosis, diagnose, max_rate
@@ -31,6 +31,7 @@ __all__ = [
     "get_named_estep_params",
     "get_named_mstep_params",
     "max_rate",
+    "methods",
     "mparameters",
     "networks",
     "nodes",

@@ -153,7 +153,9 @@ def nesterov(a, method):
             p if free else z for p, z, free in zip(point, a["states"], a["free"], strict=True)
         ]  # fmt: skip
         grads = torch.autograd.grad(torch.stack(energies(a | {"states": states})).sum(), point, allow_unused=True)
-        grads = [torch.zeros_like(z) if g is None or not free else g for g, z, free in zip(grads, v, a["free"], strict=True)]
+        grads = [
+            torch.zeros_like(z) if g is None or not free else g for g, z, free in zip(grads, v, a["free"], strict=True)
+        ]
         new = [z - method.lr * g / p for z, g, p in zip(v, grads, precision, strict=True)]
         blend = method.momentum
         if blend is None:

@@ -21,7 +21,11 @@ aten = torch.ops.aten
 _tracing = threading.Lock()  # make_fx changes the process's modules while it runs
 
 
-def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -> tuple[fx.GraphModule, fx.GraphModule]:
+Parts = tuple[fx.GraphModule, fx.GraphModule]
+Energy = Callable[[Sequence[Tensor]], Tensor]  # of the leaves, or of what stands in the places of the free ones
+
+
+def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -> Parts:
     """The gradient of the energy, summed over the batch, for the free states.
 
     Args:
@@ -38,23 +42,62 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     """
 
     def gradient(*leaves: Tensor) -> list[Tensor]:
-        with torch.enable_grad():
-            values = [t.detach() for t in leaves]
-            for i in free:
-                values[i].requires_grad_()
-            (energy,) = program.evaluate([program.result], values)
-            # ones made from the shape alone, so that the gradient does not depend on the energy's value
-            ones = torch.ones(energy.shape, dtype=energy.dtype, device=energy.device)
-            gradients = torch.autograd.grad(energy, [values[i] for i in free], ones, allow_unused=True)
-        pairs = [*zip(gradients, free, strict=True)]
-        for g, i in pairs:
-            if g is not None and g.layout is not torch.strided:
-                raise NotCapturable(f"the gradient of {program.told(i)} is sparse")
-        return [torch.zeros_like(values[i]) if g is None else g for g, i in pairs]
+        return _evaluated(program, free, _energy_of(program), leaves)[1:]
 
+    return _partitioned(gradient, free, leaves)
+
+
+def evaluation(
+    program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy | None = None
+) -> tuple[Parts, Parts]:
+    """The energy per sample with the gradient of its sum, and the energy alone, each as `partition` gives it.
+
+    Args:
+        program: the energy.
+        free: slots of the variables, in the order of the gradients.
+        leaves: as for `partition`.
+        energy: of the leaves, with variables in the places of the free ones; None takes the states themselves.
+
+    Raises:
+        NotCapturable: it cannot be traced.
+    """
+    energy = energy or _energy_of(program)
+
+    def both(*leaves: Tensor) -> list[Tensor]:
+        return _evaluated(program, free, energy, leaves)
+
+    def value(*leaves: Tensor) -> list[Tensor]:
+        return [energy([t.detach() for t in leaves])]
+
+    return _partitioned(both, free, leaves), _partitioned(value, free, leaves)
+
+
+def _energy_of(program: Program) -> Energy:
+    return lambda leaves: program.evaluate([program.result], leaves)[0]
+
+
+def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The energy and its gradients."""
+    with torch.enable_grad():
+        values = [t.detach() for t in leaves]
+        for i in free:
+            values[i].requires_grad_()
+        found = energy(values)
+        # ones made from the shape alone, so that the gradient does not depend on the energy's value
+        ones = torch.ones(found.shape, dtype=found.dtype, device=found.device)
+        gradients = torch.autograd.grad(found, [values[i] for i in free], ones, allow_unused=True)
+    pairs = [*zip(gradients, free, strict=True)]
+    for g, i in pairs:
+        if g is not None and g.layout is not torch.strided:
+            raise NotCapturable(f"the gradient of {program.told(i)} is sparse")
+    return [found.detach(), *(torch.zeros_like(values[i]) if g is None else g for g, i in pairs)]
+
+
+def _partitioned(function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor]) -> Parts:
+    """A function of the leaves, split into what no variable changes and the rest."""
     try:
         with torch.inference_mode(False):
-            traced = _traced(gradient, [t.clone() if t.is_inference() else t for t in leaves])
+            traced = _traced(function, [t.clone() if t.is_inference() else t for t in leaves])
     except NotCapturable:
         raise
     except Exception as error:  # of its many ways to fail, each with its own type

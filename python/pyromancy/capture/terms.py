@@ -20,7 +20,7 @@ from ..plan import Law
 from .calls import Call, Slot, is_number, replaced
 from .vocabulary import arguments
 
-_ENERGIES = {
+ENERGIES = {
     functional.gaussian_energy: Law.GAUSSIAN,
     functional.multivariate_energy: Law.FULL_GAUSSIAN,
     functional.laplace_energy: Law.LAPLACE,
@@ -271,7 +271,7 @@ class Terms:
         call = self._producer.get(slot)
         if call is None:
             return None
-        law = _ENERGIES.get(call.function)
+        law = ENERGIES.get(call.function)
         if law is not None:
             state, prediction, theta = (a.index if isinstance(a, Slot) else None for a in (*call.args, None)[:3])
             assert state is not None

@@ -94,7 +94,11 @@ def _of_method(method: Descent | Accelerated) -> tuple[list[int], list[float]]:
         ints = [0, method.nesterov, method.resume, method.settle]
         return [int(i) for i in ints], [method.lr, method.momentum, method.dampening]
     momentum = method.momentum
-    return [1, int(method.errors), int(momentum is None), _maybe(method.outcome)], [method.lr, momentum or 0.0, method.tol]
+    return [1, int(method.errors), int(momentum is None), _maybe(method.outcome)], [
+        method.lr,
+        momentum or 0.0,
+        method.tol,
+    ]
 
 
 def _method(read: _Reader) -> Descent | Accelerated:

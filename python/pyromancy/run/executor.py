@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch import Tensor
 from ..capture.program import Program
 from ..plan import Accelerated
 from .replay import Replay, replayed
+
+if TYPE_CHECKING:
+    from .objective import Problem
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class Executor(ABC):
 
     name: str
     shape: torch.Size | None = None  # of the energy; None where no run has shown it yet
+
+    @functools.cached_property
+    def problems(self) -> dict[str, Problem]:
+        """The energy as methods see it that are run stepwise, by their coordinates."""
+        return {}
 
     @abstractmethod
     def run(self, run: Run, velocities: list[Tensor] | None) -> Tensor | None:

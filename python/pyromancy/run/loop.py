@@ -22,16 +22,23 @@ from torch._compile import _disable_dynamo  # as torch.compiler.disable, without
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
+from ..capture.errors import NoErrors
 from ..capture.lowering import NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
+from ..diagnose import max_rate
+from ..methods import Descent, Method, Stop
+from ..methods.base import rows
 from ..registration import is_learned, is_state
+from . import stepwise
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor
 from .executor import Executor, Run, check_energy
 from .graph import GraphExecutor
+from .objective import OnAutograd, OnErrors, OnStates, Problem
 from .replay import Replay
+from .stepwise import Resumed
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 EXECUTORS = ("chain", "graph", "autograd")
@@ -63,10 +70,14 @@ class Trace:
         steps: number of E-steps.
         energies: with ``record=True``, the energy of every term (node) before every step, reduced over the batch as
             the loop's `reduction` says, ``[steps, terms]``; else None. Autograd records the total as one term.
+        taken: E-steps of every sample, int64 ``[B]``; None where all samples took all steps.
+        converged: with `tol`, whether a sample stopped by itself, ``[B]``; else None.
     """
 
     steps: int
     energies: Tensor | None = None
+    taken: Tensor | None = None
+    converged: Tensor | None = None
 
 
 def _normally(method: _M) -> _M:
@@ -115,35 +126,39 @@ class InferenceLoop:
     its kind, replayed from then on. Another number of steps or rate, moved parameters or another choice of kernels
     make it another kind; new states and data do not.
 
-    A momentum's velocity starts anew when a state was set since the last run, as by `init`.
+    What a momentum or another method remembers starts anew when a state was set since the last run, as by `init`.
 
     Args:
         energy: zero-argument callable returning per-sample energies, ``[B]``; one number for states of several samples
             counts as one sample, with a warning.
         params: the free states, as `pyromancy.get_estep_params` gives them.
-        lr: E-step rate.
+        lr: E-step rate; this and the next three are the short form of `pyromancy.methods.Descent` on states.
         momentum: as in `torch.optim.SGD`.
         dampening: as in `torch.optim.SGD`.
         nesterov: as in `torch.optim.SGD`.
+        method: how E-steps move, of `pyromancy.methods`, in the place of these four.
         reduction: "sum" descends the energy summed over the batch, "mean" its mean.
         executor: "chain", "graph" or "autograd" to insist on one; None takes the fastest that can.
         check_finite: whether to look at all states after every E-step, and raise where one is NaN or infinite. The
             steps then are as many runs, which takes longer.
 
     Raises:
-        TypeError: `energy` is not callable, a parameter is not a tensor, or a rate is not a number.
-        ValueError: no parameters, one given twice or frozen, or another argument out of range; the message says which.
+        TypeError: `energy` is not callable, a parameter is not a tensor, a rate is not a number, or neither a rate nor
+            a method is given.
+        ValueError: no parameters, one given twice or frozen, a rate beside a method, or another argument out of range;
+            the message says which.
     """
 
     def __init__(
         self,
         energy: Callable[[], Tensor],
         params: Iterable[nn.Parameter],
-        lr: float,
+        lr: float | None = None,
         *,
         momentum: float = 0.0,
         dampening: float = 0.0,
         nesterov: bool = False,
+        method: Method | None = None,
         reduction: str = "sum",
         executor: str | None = None,
         check_finite: bool = False,
@@ -155,12 +170,18 @@ class InferenceLoop:
         )
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params must hold every state once, got one of them twice")
-        self.lr, self.momentum, self.dampening, self.nesterov = lr, momentum, dampening, nesterov
+        self.lr: Any = lr
+        self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
+        self._method = self._taken_apart(method)
         self.check_options()
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         if executor is not None and executor not in EXECUTORS:
             raise ValueError(f"executor must be one of {', '.join(EXECUTORS)} or None, got {executor!r}")
+        if reduction != "sum" and self._method is not None:
+            raise ValueError(
+                f"reduction must be 'sum' with {type(method).__name__}, which descends samples by themselves"
+            )
         self.reduction, self.check_finite = reduction, check_finite
         if learned := _learned(energy, self._params):
             _warn(
@@ -178,6 +199,8 @@ class InferenceLoop:
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
+        self._resumed: tuple[tuple[Any, ...], Resumed] | None = None  # whose, and what another run goes on from
+        self._runner: list[str] = []  # how the last run was run, where it was not the executor's
         self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run with a momentum
         self._begun: list[tuple[Any, ...]] = []  # and in the last that was begun
         self._taken = 0  # E-steps since the states were set
@@ -187,22 +210,46 @@ class InferenceLoop:
         """What was captured; None before the first run, and where the energy cannot be captured."""
         return self._program
 
+    @property
+    def method(self) -> Method:
+        """How E-steps move."""
+        return self._method or Descent(self.lr, self.momentum, self.dampening, self.nesterov)
+
+    def _taken_apart(self, method: Method | None) -> Method | None:
+        """A method, but None for descent on states, whose rates become the loop's."""
+        if method is None:
+            if self.lr is None:
+                raise TypeError("lr or method must be given, got neither")
+            return None
+        if not isinstance(method, Method):
+            raise TypeError(f"method must be of pyromancy.methods, got {method!r}")
+        if (self.lr, self.momentum, self.dampening, self.nesterov) != (None, 0.0, 0.0, False):
+            raise ValueError("method must be given without lr, momentum, dampening and nesterov, which are its own")
+        if not (isinstance(method, Descent) and method.coordinates == "states"):
+            return method
+        self.lr, self.momentum = method.lr, method.momentum
+        self.dampening, self.nesterov = method.dampening, method.nesterov
+        return None
+
     @_normally
-    def run(self, steps: int, record: bool = False) -> Trace:
+    def run(self, steps: int, record: bool = False, tol: float | None = None) -> Trace:
         """Run E-steps in place on the states.
 
         Args:
-            steps: how many.
+            steps: how many; with `tol` at most.
             record: whether to return the energies before every step.
+            tol: where what a sample's energy can still fall is at most this share of what it has fallen, or looks like
+                that, the sample stops; see `pyromancy.methods.Stop`. None runs all steps.
 
         Returns:
             What was done.
 
         Raises:
-            TypeError: `steps` is not an integer.
-            ValueError: `steps` is negative; an option set since, or a state, is not what the constructor takes; the
-                energy does not depend on a state; or there is none per sample to record.
-            RuntimeError: the executor that was insisted on cannot run this energy.
+            TypeError: `steps` is not an integer, or `tol` no number.
+            ValueError: `steps` is negative, or 0 with `tol`; an option set since, or a state, is not what the
+                constructor takes; the energy does not depend on a state; there is none per sample to record or to
+                decide by; `tol` is not above 0; or the method cannot run this energy, or not to a tolerance.
+            RuntimeError: the executor that was insisted on cannot run this energy, or this method.
             FloatingPointError: a state is not finite, where `check_finite` asks for that.
         """
         try:
@@ -212,7 +259,14 @@ class InferenceLoop:
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
         self.check_options()
+        stop = None if tol is None else Stop(tol)
+        if stop is not None and steps == 0:
+            raise ValueError("steps must be above 0 with tol, which is looked at in every step, got 0")
+        if stop is not None and not self.method.converges:
+            raise ValueError(f"tol must be None with {type(self.method).__name__}, which does not converge")
         try:
+            if self._method is not None or stop is not None:
+                return self._run_stepwise(steps, record, stop)
             return self._run_checked(steps, record) if self.check_finite else self._run(steps, record)
         finally:
             self.restore()
@@ -263,6 +317,93 @@ class InferenceLoop:
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
+
+    def _run_stepwise(self, steps: int, record: bool, stop: Stop | None) -> Trace:
+        """By a method that no executor runs itself."""
+        method, executor, memory = self.method, self.prepared(), self._memory()
+        if self._begun != memory:
+            self._taken = 0
+        problem, self._runner = self._problem(method, stop, executor)
+        whose = problem, method, self._versions() if method.remembers_energy else ()
+        resumed = None
+        if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
+            resumed = self._resumed[1]
+        self._begun, taken = memory, self._taken
+
+        def watch(count: int) -> None:
+            self._taken = taken + count
+            self._check_finite()
+
+        starts = [p.detach().clone() for p in self._params]
+        outcome = stepwise.run(method, problem, steps, stop, record, resumed, watch if self.check_finite else None)
+        self._taken = taken + outcome.steps
+        whose = problem, method, self._versions() if method.remembers_energy else ()
+        self._resumed, self._seen = (whose, outcome.resumed), self._memory()
+        if stop is not None:
+            self._runner = [*self._runner, f"tol by a bound from {problem.bound}, or by what sweeps gain"]
+        if not all(bool(p.isfinite().all()) for p in self._params):
+            _warn(self._diverged(method, starts))
+        energies = None if outcome.energies is None else outcome.energies.sum(2)
+        return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
+
+    def _versions(self) -> list[int | None]:
+        """How often what the energy reads has been written to, as far as is known."""
+        read: Sequence[Tensor] = self._params
+        if self._program is not None:
+            read = self._program.leaves
+        else:
+            read = [*read, *(p for module in _reached(self._energy).values() for p in module.parameters())]
+        return [None if t.is_inference() else t._version for t in read]
+
+    def _problem(self, method: Method, stop: Stop | None, executor: Executor) -> tuple[Problem, list[str]]:
+        """What a method runs on, and how it is run."""
+        runner, reason = _runner_of(method, stop)
+        if self._wanted == "chain":
+            raise RuntimeError(f"executor 'chain' cannot run {method!r}: {reason}")
+        known = executor.problems
+        if method.moves not in known:
+            known[method.moves] = self._posed(method, executor)
+        how = "on autograd" if isinstance(known[method.moves], OnAutograd) else "on what was captured"
+        return known[method.moves], [f"{runner}, {how}", f"not fused: {reason}"]
+
+    def _posed(self, method: Method, executor: Executor) -> Problem:
+        program, on_errors = self._program, method.moves == "errors"
+        reason = "; ".join(self._reasons.values()) or "executor 'autograd' was asked for"
+        if program is not None and not isinstance(executor, AutogradExecutor):
+            if program.addresses_memory:
+                reason = "it takes elements by their places in memory"
+            else:
+                try:
+                    return _on_errors(program, self._params) if on_errors else OnStates(program, self._params)
+                except NoErrors as refusal:
+                    raise ValueError(f"coordinates='errors' cannot be used: {refusal}") from None
+                except NotCapturable as refusal:
+                    reason = str(refusal)
+        if on_errors:
+            raise ValueError(
+                f"coordinates='errors' need an energy that is captured, and this one is not: {reason}; "
+                "coordinates='states' can be used"
+            )
+        return OnAutograd(self._energy, self._params)
+
+    def _diverged(self, method: Method, starts: list[Tensor]) -> str:
+        """That states are not finite, and at which rate they might be."""
+        with torch.no_grad():
+            wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in self._params]).any(0)
+            told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {method!r}"
+            if method.moves == "errors" or getattr(method, "lr", None) is None:
+                return f"{told}; pyromancy.methods.Accelerated() needs no rate"
+            ends = [p.detach().clone() for p in self._params]
+            try:
+                for p, start in zip(self._params, starts, strict=True):
+                    p.copy_(start)
+                rate = max_rate(self._energy, self._params)
+            except Exception:  # what is told stays true without it
+                return told
+            finally:
+                for p, end in zip(self._params, ends, strict=True):
+                    p.copy_(end)
+        return f"{told}; where they began, descent is stable at rates up to {rate:.3g} (pyromancy.max_rate)"
 
     def energy(self) -> Tensor:
         """Energies of the states at hand, per sample, ``[B]``, without gradient."""
@@ -325,10 +466,14 @@ class InferenceLoop:
             self.restore()
         named = names_of(self._energy)
         moved = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in self._params)
-        notes = [f"E-steps move {moved}", *self._doubts(executor, named), *executor.notes(), *self._history()]
+        how = [] if self._method is None and not self._runner else [f"method: {self.method!r}", *self._how(executor)]
+        notes = [f"E-steps move {moved}", *how, *self._doubts(executor, named), *executor.notes(), *self._history()]
         lines = [f"executor: {executor.name}", *(f"  {note}" for note in notes)]
         lines += [f"not {name}: {reason}" for name, reason in self._reasons.items()]
         return "\n".join(lines)
+
+    def _how(self, executor: Executor) -> list[str]:
+        return self._runner or self._problem(self.method, None, executor)[1]
 
     def _doubts(self, executor: Executor, named: dict[int, str]) -> list[str]:
         """What may not be meant."""
@@ -373,14 +518,11 @@ class InferenceLoop:
 
     def check_options(self) -> None:
         """Of what may change between runs; for all of it `torch.optim.SGD` has the same bounds, infinity aside."""
-        for name, value in (("lr", self.lr), ("momentum", self.momentum), ("dampening", self.dampening)):
-            if not isinstance(value, float | numbers.Real):  # of an abstract class alone the answer takes longer
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or (value < 0 and name != "dampening"):
-                least = "" if name == "dampening" else " and not negative"
-                raise ValueError(f"{name} must be finite{least}, got {value}")
-        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
-            raise ValueError("nesterov needs a momentum above 0 and no dampening")
+        if self._method is not None:
+            if (self.lr, self.momentum, self.dampening, self.nesterov) != (None, 0.0, 0.0, False):
+                raise ValueError(f"lr, momentum, dampening and nesterov must be left to {type(self._method).__name__}")
+        else:
+            self._check_rates()
         for p in self._params:
             if p.is_meta:
                 raise ValueError(
@@ -389,14 +531,24 @@ class InferenceLoop:
             if not p.requires_grad:
                 raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
 
+    def _check_rates(self) -> None:
+        for name, value in (("lr", self.lr), ("momentum", self.momentum), ("dampening", self.dampening)):
+            if not isinstance(value, float | numbers.Real):  # of an abstract class alone the answer takes longer
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or (value < 0 and name != "dampening"):
+                least = "" if name == "dampening" else " and not negative"
+                raise ValueError(f"{name} must be finite{least}, got {value}")
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and no dampening")
+
     @property
     def params(self) -> list[Tensor]:
         """The free states."""
         return [*self._params]
 
     def forget_velocities(self) -> None:
-        """Start the velocity anew at the next run: the states have been moved by others."""
-        self._velocities, self._begun = None, []
+        """Start what a method remembers anew at the next run: the states have been moved by others."""
+        self._velocities, self._resumed, self._begun = None, None, []
 
     def restore(self) -> None:
         """Complete what the energy's code has stored in a dry run, and let go of an evaluation: states may change."""
@@ -545,10 +697,29 @@ class InferenceLoop:
             "_patience": 0,
             "_replay": Replay(),
             "_velocities": None,
+            "_resumed": None,
+            "_runner": [],
             "_seen": [],
             "_begun": [],
         }
         return state | anew
+
+
+def _runner_of(method: Method, stop: Stop | None) -> tuple[str, str]:
+    """What runs a method, where it is not the executor of descent on states, and why nothing faster does."""
+    what = f"{type(method).__name__} on {method.moves}" + (" to a tolerance" if stop is not None else "")
+    return "stepwise", f"no operator runs {what}"
+
+
+def _on_errors(program: Program, states: Sequence[Tensor]) -> OnErrors:
+    """Of a program, or where it tells no errors of the same in its normal form."""
+    try:
+        return OnErrors(program, states)
+    except NoErrors:
+        written = normal(program, program.batch[0] if program.batch else 1)
+        if [t.node for t in written.terms] == [t.node for t in program.terms]:
+            raise
+        return OnErrors(written, states)
 
 
 def settles(device: torch.device) -> bool:

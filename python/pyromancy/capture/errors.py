@@ -1,0 +1,155 @@
+"""Errors as the variables of inference: z = mu + e for every free state that a node's energy predicts.
+
+The predictions mu are computed from states before, in an order that the graph allows, so that a change of one error
+reaches all states above at once (error-based predictive coding, arXiv:2505.20137). What nothing predicts stays itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .bounds import curvature
+from .calls import Call, filled, tensors
+from .program import Program
+from .terms import NodeEnergy, Term
+
+_INSTEAD = "coordinates='states' can be used"
+
+
+class NoErrors(Exception):
+    """A program has no error coordinates; the message says why, and what can be used."""
+
+
+class Errors:
+    """The states of a program as functions of errors.
+
+    Args:
+        program: whose free states are to be written as errors.
+
+    Attributes:
+        terms: those that predict a free state, by its slot.
+
+    Raises:
+        NoErrors: a state is predicted twice or by itself, or its energy is not recognised.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.terms: dict[int, Term] = {}
+        unknown: list[Term] = []
+        for term in program.terms:
+            if term.slot is None or term.slot not in program.varying:
+                continue
+            if term.node is None:
+                unknown.append(term)
+            elif (state := term.node.state) in program.free:
+                if state in self.terms:
+                    raise NoErrors(
+                        f"{program.told(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
+                    )
+                self._check(term.node)
+                self.terms[state] = term
+        for state in sorted(program.free - self.terms.keys()):
+            for term in unknown:
+                assert term.slot is not None
+                if state in program.ancestors(term.slot):
+                    raise NoErrors(
+                        f"{program.told(state)} has no error that is known: the term {program.told(term.slot)} is not "
+                        f"the energy of a Gaussian or Laplace node; {_INSTEAD}"
+                    )
+        if not self.terms:
+            raise NoErrors(f"no free state is predicted, and so none has an error; {_INSTEAD}")
+        self._to_energy = self._schedule([program.result])
+        self._to_states = self._schedule(sorted(program.free))
+
+    def _check(self, node: NodeEnergy) -> None:
+        """That a state is its prediction and an error of its own shape."""
+        forms, told = self.program.stand_ins, self.program.told(node.state)
+        if type(node.prediction) is int:
+            state, prediction = forms[node.state], forms[node.prediction]
+            whole = torch.broadcast_shapes(state.shape, prediction.shape)
+            if whole != state.shape or prediction.dtype != state.dtype:
+                raise NoErrors(
+                    f"{told} is {[*state.shape]} {state.dtype}, but its prediction {[*prediction.shape]} "
+                    f"{prediction.dtype}; {_INSTEAD}"
+                )
+
+    def _schedule(self, wanted: Sequence[int]) -> list[int | Call]:
+        """What to compute in order: calls, and states by their slots, of a prediction and an error."""
+        program, schedule = self.program, list[int | Call]()
+        open_, done = set[int](), set[int]()
+        stack = [(slot, False) for slot in reversed(wanted)]
+        while stack:
+            slot, ready = stack.pop()
+            if slot in done:
+                continue
+            call, term = program.producer.get(slot), self.terms.get(slot)
+            if ready:
+                open_.discard(slot)
+                done.add(slot)
+                if term is not None:
+                    schedule.append(slot)
+                elif call is not None:
+                    schedule.append(call)
+                    done.update(call.outputs)
+                continue
+            if slot in open_:
+                raise NoErrors(f"states predict one another in a circle, {self._circle(open_)}; {_INSTEAD}")
+            open_.add(slot)
+            stack.append((slot, True))
+            if term is not None:
+                assert term.node is not None
+                needed: Sequence[int] = [term.node.prediction] if type(term.node.prediction) is int else []
+            else:
+                needed = call.inputs if call is not None else []
+            stack.extend((s, False) for s in reversed(needed) if s not in done)
+        return schedule
+
+    def _circle(self, slots: set[int]) -> str:
+        return ", ".join(self.program.told(s) for s in sorted(slots & self.terms.keys()))
+
+    def _evaluated(self, schedule: list[int | Call], leaves: Sequence[Tensor]) -> dict[int, Tensor]:
+        values = dict(enumerate(leaves))
+        for item in schedule:
+            if isinstance(item, int):
+                values[item] = self._prediction(item, values) + leaves[item]
+            else:
+                result = item.function(*filled(item.args, values), **filled(item.kwargs, values))
+                for slot, value in zip(item.outputs, tensors(result), strict=True):
+                    if slot >= len(leaves):
+                        values[slot] = value
+        return values
+
+    def _prediction(self, state: int, values: dict[int, Tensor]) -> Tensor | float:
+        node = self.terms[state].node
+        assert node is not None
+        return values[node.prediction] if type(node.prediction) is int else node.prediction
+
+    def energy(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Per sample, of leaves with errors in the places of states."""
+        return self._evaluated(self._to_energy, leaves)[self.program.result]
+
+    def states(self, leaves: Sequence[Tensor], free: Sequence[int]) -> list[Tensor]:
+        """Those of some slots, of leaves with errors in the places of states."""
+        values = self._evaluated(self._to_states, leaves)
+        return [values[i] for i in free]
+
+    def errors(self, leaves: Sequence[Tensor], free: Sequence[int]) -> list[Tensor]:
+        """The errors of states: where nothing predicts one, itself."""
+        slots = [s for i in free if i in self.terms and type(s := self._slot(i)) is int]
+        values = dict(zip(slots, self.program.evaluate(slots, leaves), strict=True))
+        return [leaves[i] - self._prediction(i, values) if i in self.terms else leaves[i] for i in free]
+
+    def _slot(self, state: int) -> int | float:
+        node = self.terms[state].node
+        assert node is not None
+        return node.prediction
+
+    def curvature(self, leaves: Sequence[Tensor]) -> Tensor | None:
+        """As `bounds.curvature`; None where a state has no error."""
+        if self.program.free != self.terms.keys():
+            return None
+        return curvature(self.program, self.terms.values(), leaves)

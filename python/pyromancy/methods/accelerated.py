@@ -1,0 +1,141 @@
+"""Acceleration, at a rate that is given or at none: then by quasi-Newton steps whose memory is one step.
+
+Without a rate a sweep evaluates the energy F and its gradient g at one point e + d, for every sample, and never one
+that has to be thrown away for the sake of another sample. From it and the sweep before, s = d and y = g(e + d) - g(e),
+the next d is minus the gradient times the inverse Hessian that BFGS makes of h I by that one pair (Nocedal & Wright,
+"Numerical Optimization", equations 6.17 and 7.20), with h = s.y / y.y. Where the energy has risen the sample stays at
+e, goes by the same pair, which knows of the curvature that it met, and at most half as far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import nesterov
+from .base import Evaluation, Method, Objective, Point, check_number, chosen, column, inner, moved, zeros
+
+MOMENTA = ("restart", "depth")
+_CURVED = 1e-2  # of s.y over s.s: below that a pair tells of no curvature to go by
+_SHORTER = 0.5  # the most that a step may be of one that has failed
+_FIRST = 0.2  # of the gradient, for the first step where nothing bounds the energy from below
+
+
+class Trial(NamedTuple):
+    """Of every sample.
+
+    Attributes:
+        point: e, the best so far.
+        step: d, which is on trial; 0 before the first sweep.
+        gradient: g(e).
+        energy: F(e), [B]; infinite before the first sweep.
+        scale: h, [B].
+    """
+
+    point: Point
+    step: Point
+    gradient: Point
+    energy: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Accelerated(Method):
+    """The method to begin with: one evaluation a step, and without `lr` nothing to tune.
+
+    Without a rate samples go by quasi-Newton steps with a memory of one step, and never end above where they began.
+    With one they go by Nesterov's, ``x <- v - lr g(v)``, ``v <- x + b (x - x_before)``.
+
+    Args:
+        lr: the rate; None needs none.
+        momentum: b, with a rate: "restart" for ``(t - 1) / t'`` with ``t' = (1 + sqrt(1 + 4 t^2)) / 2``, and t = 1
+            again where a step goes up along the gradient (O'Donoghue & Candes, 2015); "depth" for what is best for
+            descent on the states of so many layers in a row; or a number.
+        coordinates: "errors" or "states".
+
+    Raises:
+        TypeError: `lr` or a number for `momentum` is not one.
+        ValueError: an argument is out of range; the message says which.
+    """
+
+    lr: float | None = None
+    momentum: str | float = "restart"
+    coordinates: str = "errors"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr is None:
+            if self.momentum != "restart":
+                raise ValueError(f"momentum must be left out without lr, got {self.momentum!r}")
+            return
+        check_number("lr", self.lr)
+        if not isinstance(self.momentum, str):
+            check_number("momentum", self.momentum, below=1.0)
+        elif self.momentum not in MOMENTA:
+            raise ValueError(f"momentum must be 'restart', 'depth' or a number, got {self.momentum!r}")
+
+    @property
+    def remembers_energy(self) -> bool:
+        return self.lr is None
+
+    def begin(self, objective: Objective) -> Trial | nesterov.Run:
+        if self.lr is not None:
+            return nesterov.begin(objective)
+        x = objective.point
+        never = torch.full((len(x[0]),), torch.inf, dtype=x[0].dtype, device=x[0].device)
+        return Trial(x, zeros(x), zeros(x), never, torch.ones_like(never))
+
+    def look(self, objective: Objective, state: Trial | nesterov.Run) -> tuple[Evaluation, Trial | nesterov.Run]:
+        if isinstance(state, nesterov.Run):
+            return nesterov.look(objective, state)
+        objective.point = moved(state.point, 1.0, state.step)
+        after = _judged(state, objective.point, objective.evaluate(), objective.floor)
+        objective.point = after.point
+        return Evaluation(after.energy, after.gradient), after
+
+    def move(self, objective: Objective, state: Trial | nesterov.Run, found: Evaluation) -> Trial | nesterov.Run:
+        if isinstance(state, nesterov.Run):
+            assert self.lr is not None
+            return nesterov.move(objective, state, found, self.lr, self.momentum)
+        return state
+
+    def end(self, objective: Objective, state: Trial | nesterov.Run) -> None:
+        """Take the step that is on trial, where the energy, of half a sweep, falls by it."""
+        if isinstance(state, Trial):
+            objective.point = moved(state.point, 1.0, state.step)
+            objective.point = chosen(objective.value() <= state.energy, objective.point, state.point)
+
+
+def _judged(state: Trial, trial: Point, found: Evaluation, floor: Tensor | float) -> Trial:
+    """What comes of a trial: where the sample is then, and what it tries next."""
+    energy, scale = state.energy, state.scale
+    fresh = energy == torch.inf
+    squares = inner(found.gradient, found.gradient)
+    fell = (found.energy <= energy) & squares.isfinite()
+
+    s, y = state.step, moved(found.gradient, -1.0, state.gradient)
+    ss, sy, yy = inner(s, s), inner(s, y), inner(y, y)
+    curved = ~fresh & (sy > _CURVED * ss) & yy.isfinite()
+    scale = torch.where(curved, sy / yy, torch.where(fell, scale, _SHORTER * scale))
+    # the residuals r of linear predictions of one target have r.r = 2 F at e = 0, and a curvature of 1 + g.g / r.r
+    above = found.energy - floor
+    first = torch.where((above > 0) & above.isfinite(), 1 / (1 + squares / (2 * above)), _FIRST)
+    scale = torch.where(fresh, first.nan_to_num(_FIRST), scale)
+
+    point, g, energy = chosen(
+        fell | fresh, (trial, found.gradient, found.energy), (state.point, state.gradient, energy)
+    )
+    rho = sy.reciprocal().where(curved, 0.0)
+    sg, yg = inner(s, g), inner(y, g).where(curved, 0.0)
+    along = rho * (sg + scale * (rho * yy.where(curved, 0.0) * sg - yg))
+    across = (scale * rho * sg).where(curved, 0.0)
+    step = [
+        -column(scale, d) * d - column(along, d) * a + column(across, d) * torch.where(column(curved, d), b, 0.0)
+        for d, a, b in zip(g, s, y, strict=True)
+    ]
+    limit = (_SHORTER * _SHORTER * ss / inner(step, step)).sqrt().clamp(max=1.0)
+    factor = torch.where(fell, 1.0, limit.nan_to_num(0.0))
+    return Trial(point, [column(factor, d) * d for d in step], g, energy, scale)

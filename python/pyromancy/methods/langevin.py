@@ -1,0 +1,58 @@
+"""Langevin dynamics: states are drawn from the posterior (Monte Carlo predictive coding)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from .base import Evaluation, Method, Objective, check_number
+
+
+@dataclass(frozen=True)
+class Langevin(Method):
+    """``x <- x - lr g + sqrt(2 lr temperature) noise``, with noise from N(0, 1).
+
+    In the limit of small rates its states are drawn from ``exp(-F / temperature)``: at 1 from the posterior. On a
+    quadratic energy of Hessian H their mean is the posterior's at any stable rate, and their covariance
+    ``temperature H^-1 (I - lr H / 2)^-1``.
+
+    Args:
+        lr: rate.
+        temperature: of the noise; 0 is descent.
+        generator: of the noise, on the states' device; None is PyTorch's own. One seed gives the same bits, whatever
+            the number of threads.
+        coordinates: "states" or "errors".
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: it is out of range; the message says which.
+    """
+
+    converges: ClassVar[bool] = False
+
+    lr: float
+    temperature: float = 1.0
+    generator: torch.Generator | None = field(default=None, repr=False)
+    coordinates: str = "states"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("lr", self.lr)
+        check_number("temperature", self.temperature)
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")
+
+    def begin(self, objective: Objective) -> tuple[()]:
+        return ()
+
+    def move(self, objective: Objective, state: tuple[()], found: Evaluation) -> tuple[()]:
+        scale = math.sqrt(2 * self.lr * self.temperature)
+        objective.point = [
+            x - self.lr * g
+            + scale * torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
+            for x, g in zip(objective.point, found.gradient, strict=True)
+        ]  # fmt: skip
+        return state

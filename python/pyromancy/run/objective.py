@@ -1,0 +1,262 @@
+"""Energies as methods see them: functions of states or of errors, by autograd or captured."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..capture.bounds import floor
+from ..capture.capture import NotCapturable
+from ..capture.errors import Errors, NoErrors
+from ..capture.partition import Energy, evaluation
+from ..capture.program import Program
+from ..methods.base import Evaluation, Point, inner
+from .executor import check_energy
+
+
+class Problem(ABC):
+    """An objective of methods, and the states that it is of.
+
+    Attributes:
+        point: the variables.
+        floor: what the energy is above anywhere.
+        bound: what `gap` rests on, or why it is infinite.
+        costly: whether `gap` takes an evaluation of its own.
+    """
+
+    point: Point
+    floor: Tensor | float = -math.inf
+    bound = "none: the energy is not captured"
+    costly = False
+
+    @abstractmethod
+    def begin(self) -> None:
+        """For a run, take the variables from the states as they are, and all else that is read."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Set the states by the variables."""
+
+    def release(self) -> None:
+        """Let go of what `begin` took."""
+        self.point = []
+
+    @abstractmethod
+    def evaluate(self) -> Evaluation:
+        """Energies and gradients at the point."""
+
+    @abstractmethod
+    def value(self) -> Tensor:
+        """Energies at the point, ``[B]``."""
+
+    @abstractmethod
+    def terms(self) -> Tensor:
+        """Energies of every term at the point, ``[terms, B]``."""
+
+    def gap(self, found: Evaluation) -> Tensor:
+        """A bound on F - F* at the point, where `found` was found, ``[B]``; infinite where none is known."""
+        return torch.full_like(found.energy, math.inf)
+
+
+class OnAutograd(Problem):
+    """The states of any energy that is one number per sample."""
+
+    def __init__(self, energy: Callable[[], Tensor], states: Sequence[Tensor]) -> None:
+        self._energy, self._states = energy, list(states)
+
+    def begin(self) -> None:
+        self.point = [p.detach().clone() for p in self._states]
+
+    @torch.no_grad()
+    def end(self) -> None:
+        for p, x in zip(self._states, self.point, strict=True):
+            p.copy_(x)
+
+    def _found(self) -> Tensor:
+        self.end()
+        energy = self._energy()
+        check_energy(energy, record=False)
+        check_samples(energy, self._states)
+        return energy
+
+    @torch.enable_grad()
+    def evaluate(self) -> Evaluation:
+        energy = self._found()
+        gradients = torch.autograd.grad(energy.sum(), self._states, allow_unused=True)
+        return Evaluation(
+            energy.detach(),
+            [torch.zeros_like(p) if g is None else g for p, g in zip(self._states, gradients, strict=True)],
+        )
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        return self._found().detach()
+
+    def terms(self) -> Tensor:
+        return self.value().unsqueeze(0)
+
+
+class Captured(Problem):
+    """A captured energy of variables in the places of states, as traced graphs.
+
+    Args:
+        program: what was captured.
+        states: the free ones, in the order of the variables.
+        energy: of leaves with variables in the places of states; None where these are the states themselves.
+
+    Raises:
+        NotCapturable: it cannot be traced.
+        ValueError: it is not one number per sample.
+    """
+
+    def __init__(self, program: Program, states: Sequence[Tensor], energy: Energy | None = None) -> None:
+        slots = {id(t): i for i, t in enumerate(program.leaves)}
+        self.program, self._free = program, [slots[id(s)] for s in states]
+        check_samples(program.stand_ins[program.result], states)
+        with torch.no_grad():
+            leaves = [t.detach() for t in program.leaves]
+            (self._once, self._both), (self._value_once, self._value) = evaluation(program, self._free, leaves, energy)
+            try:  # some operators can be traced and then not be run without autograd
+                self._both(*leaves, *self._once(*leaves))
+            except Exception as error:
+                raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
+        self._leaves: list[Tensor] = []
+        self._invariant: tuple[Tensor, ...] = ()
+        self._value_invariant: tuple[Tensor, ...] = ()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        self._leaves = [t.detach() for t in self.program.leaves]
+        self._invariant, self._value_invariant = self._once(*self._leaves), self._value_once(*self._leaves)
+        self.point = [t.clone() for t in self._variables(self._leaves)]
+        self.floor = floor(self.program, self._leaves)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        for i, z in zip(self._free, self._states(self._placed()), strict=True):
+            self._leaves[i].copy_(z)
+
+    def release(self) -> None:
+        super().release()
+        self._leaves, self._invariant, self._value_invariant = [], (), ()
+
+    def _placed(self) -> list[Tensor]:
+        """The leaves with the variables in the places of states."""
+        leaves = self._leaves.copy()
+        for i, x in zip(self._free, self.point, strict=True):
+            leaves[i] = x
+        return leaves
+
+    def _variables(self, leaves: list[Tensor]) -> list[Tensor]:
+        """Of states."""
+        return [leaves[i] for i in self._free]
+
+    def _states(self, leaves: list[Tensor]) -> list[Tensor]:
+        """Of variables in their places."""
+        return [leaves[i] for i in self._free]
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        energy, *gradient = self._both(*self._placed(), *self._invariant)
+        return Evaluation(energy, gradient)
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        (energy,) = self._value(*self._placed(), *self._value_invariant)
+        return energy
+
+    @torch.no_grad()
+    def terms(self) -> Tensor:
+        leaves = self._placed()
+        for i, z in zip(self._free, self._states(leaves), strict=True):
+            leaves[i] = z
+        return torch.stack(torch.broadcast_tensors(*self.program.energies(self.program.terms, leaves)))
+
+
+class OnErrors(Captured):
+    """A captured energy of errors: every state that is predicted is its prediction and an error.
+
+    Raises:
+        NoErrors: it cannot be written so; the message says why.
+        NotCapturable: it cannot be traced.
+        ValueError: it is not one number per sample.
+    """
+
+    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
+        self._of = Errors(program)
+        super().__init__(program, states, self._of.energy)
+        self._least: Tensor | None = None
+
+    def begin(self) -> None:
+        super().begin()
+        self._least = self._of.curvature(self._leaves)
+        self.bound = (
+            "none: a state has no error, or its law no precision"
+            if self._least is None
+            else "errors' gradients, by the smallest precision"
+        )
+
+    def _variables(self, leaves: list[Tensor]) -> list[Tensor]:
+        return self._of.errors(leaves, self._free)
+
+    def _states(self, leaves: list[Tensor]) -> list[Tensor]:
+        return self._of.states(leaves, self._free)
+
+    def gap(self, found: Evaluation) -> Tensor:
+        if self._least is None:
+            return super().gap(found)
+        return inner(found.gradient, found.gradient) / (2 * self._least)
+
+
+class OnStates(Captured):
+    """The states of a captured energy."""
+
+    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
+        super().__init__(program, states)
+        self._given = list(states)
+        self._errors: OnErrors | None = None
+        self._asked = False
+
+    def begin(self) -> None:
+        super().begin()
+        if self._errors is not None:
+            self._errors.begin()
+
+    def release(self) -> None:
+        super().release()
+        if self._errors is not None:
+            self._errors.release()
+
+    def gap(self, found: Evaluation) -> Tensor:
+        """By the errors of these states, and the energy's gradient for those: an evaluation of its own."""
+        if not self._asked:
+            self._asked = True
+            try:
+                self._errors = OnErrors(self.program, self._given)
+                self._errors.begin()
+                self.bound, self.costly = self._errors.bound, True
+            except (NoErrors, NotCapturable) as reason:
+                self.bound = f"none: {reason}"
+        if self._errors is None:
+            return super().gap(found)
+        self._errors.point = self._errors._variables(self._placed())
+        return self._errors.gap(self._errors.evaluate())
+
+
+def check_samples(energy: Tensor, states: Sequence[Tensor]) -> None:
+    """Raise where an energy is not one number per sample, or a state not one row for each."""
+    if energy.dim() != 1:
+        raise ValueError(
+            f"energy must return one value per sample, [B], for a method that decides by sample, got shape "
+            f"{tuple(energy.shape)}; Descent on states without tol takes any"
+        )
+    for p in states:
+        if p.dim() == 0 or len(p) != len(energy):
+            raise ValueError(
+                f"params must have one row per sample, {len(energy)}, for a method that decides by sample, got shape "
+                f"{tuple(p.shape)}; Descent on states without tol takes any"
+            )

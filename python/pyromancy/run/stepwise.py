@@ -1,0 +1,122 @@
+"""Runs any method on any objective, step by step, until every sample is at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods import Method, Stop
+from ..methods.base import chosen
+from ..methods.stop import Progress
+from .objective import Problem
+
+_RARELY = 5  # steps between two looks at a bound that takes an evaluation of its own
+
+
+@dataclass
+class Resumed:
+    """What goes on from run to run, as long as no state is set.
+
+    Attributes:
+        state: the method's.
+        progress: towards a tolerance, where there was one.
+    """
+
+    state: Any
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        steps: sweeps that were made.
+        energies: of every term before every step, ``[steps, terms, B]``, where they are recorded.
+        taken: sweeps of every sample until it was found to be at its end, int64 ``[B]``.
+        converged: whether it is at its end, ``[B]``; None without a tolerance.
+        resumed: what goes on.
+    """
+
+    steps: int
+    energies: Tensor | None
+    taken: Tensor
+    converged: Tensor | None
+    resumed: Resumed
+
+
+@torch.no_grad()
+def run(
+    method: Method,
+    problem: Problem,
+    steps: int,
+    stop: Stop | None = None,
+    record: bool = False,
+    resumed: Resumed | None = None,
+    watch: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Move a problem's states.
+
+    Args:
+        method: how.
+        problem: the objective, and its states.
+        steps: at most how many.
+        stop: when a sample is at its end, and stays where it was looked at; None runs all steps.
+        record: whether the energies before every step are wanted.
+        resumed: what goes on from an earlier run; None starts anew.
+        watch: called before the first step and after each, with the number of steps taken and the states set.
+    """
+    problem.begin()
+    x = problem.point[0]
+    taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    recorded: list[Tensor] = []
+    count, progress = 0, None
+    try:
+        if resumed is None:
+            state = method.begin(problem)
+        else:
+            state, progress = resumed.state, resumed.progress
+        if progress is not None:
+            progress = progress._replace(done=torch.zeros_like(progress.done))
+        if watch is not None:
+            watch(0)
+        while count < steps:
+            if record:
+                recorded.append(problem.terms())
+            before = problem.point, state
+            found, state = method.look(problem, state)
+            count += 1
+            if stop is None:
+                taken += 1
+                state = method.move(problem, state, found)
+            else:
+                progress = progress or stop.begin(found.energy)
+                problem.point, state = chosen(progress.done, before, (problem.point, state))
+                taken += ~progress.done
+                rests = problem.costly and count % _RARELY != 1
+                gap = torch.full_like(found.energy, torch.inf) if rests else problem.gap(found)
+                progress = stop.look(progress, found.energy, gap)
+                stays = problem.point, state
+                state = method.move(problem, state, found)
+                problem.point, state = chosen(progress.done, stays, (problem.point, state))
+                if bool(progress.done.all()):
+                    break
+            if watch is not None:
+                problem.end()
+                watch(count)
+        rest = problem.point
+        method.end(problem, state)
+        if progress is not None:
+            problem.point = chosen(progress.done, rest, problem.point)
+        energies = None
+        if record:
+            energies = torch.stack(recorded) if recorded else problem.terms().unsqueeze(0)[:0]
+    finally:  # what was done before an interruption stays
+        problem.end()
+        problem.release()
+    converged = None if stop is None or progress is None else progress.done
+    return Outcome(count, energies, taken, converged, Resumed(state, progress))
