@@ -197,6 +197,8 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
+  STD_TORCH_CHECK(!plan.method.accelerated,
+                  "accelerated E-steps in a plan are the compiled CPU kernels' alone");
   const NoGrad no_grad;
   const Tensor& first_state = operands[plan.nodes.front().state];
   // An order is looked at here, which waits for a device that has it, and goes by rows there.

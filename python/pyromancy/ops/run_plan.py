@@ -92,7 +92,7 @@ class _Batch:
             if plan.energies is not None:
                 self.record(step, errors)
             before = [z.clone() for z in self.states] if plan.learning is Learning.WITH_EACH_STEP else []
-            self.descend(errors, fresh=step == 0 and not plan.method.resume)
+            self.descend(errors, fresh=step == 0 and not plan.descent.resume)
             if each:
                 self.learn(*((errors, before) if before else (self.errors(), self.states)))
         if plan.learning is Learning.AT_THE_END:
@@ -150,7 +150,7 @@ class _Batch:
                 energies[step, i] = self.per_sample(i, deviation[:, None])[:, 0]
 
     def descend(self, errors: _Errors, fresh: bool) -> None:
-        method = self.plan.method
+        method = self.plan.descent
         for i, (node, state) in enumerate(zip(self.plan.nodes, self.states, strict=True)):
             if not node.free:
                 continue

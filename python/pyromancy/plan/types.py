@@ -235,3 +235,14 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     targets: tuple[Target, ...] = ()
     precision: MatmulPrecision = MatmulPrecision.HIGHEST
+
+    @property
+    def descent(self) -> Descent:
+        """The method, for backends that know no other.
+
+        Raises:
+            NotImplementedError: it is another.
+        """
+        if not isinstance(self.method, Descent):
+            raise NotImplementedError("accelerated E-steps in a plan are the compiled CPU kernels' alone")
+        return self.method

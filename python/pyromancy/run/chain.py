@@ -18,12 +18,29 @@ from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
+from ..methods import Accelerated, Descent, Method, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
 
 _PART = 0.1  # seconds after which Ctrl-C is noticed
 _SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew
+
+
+def fused(method: Method, stop: Stop | None, depth: int, device: torch.device) -> plan.Accelerated | str:
+    """What a plan of a chain with so many free states has for a method; or why it has none."""
+    tol = 0.0 if stop is None else stop.tol
+    errors = method.moves == "errors"
+    if reason := backends.without_acceleration(device.type):
+        return reason
+    if isinstance(method, Accelerated):
+        if method.lr is None:
+            return plan.Accelerated(errors=errors, tol=tol)
+        momentum = None if method.momentum == "restart" else method.blend(depth)
+        return plan.Accelerated(float(method.lr), momentum, errors, tol)
+    if isinstance(method, Descent) and not method.momentum:
+        return plan.Accelerated(float(method.lr), 0.0, errors, tol)
+    return f"no operator runs {method!r}"
 
 
 @dataclass(frozen=True)
@@ -70,19 +87,40 @@ class ChainExecutor(ReplayingExecutor):
         self._plain = 0 if run.record else run.steps
         return super().run(run, velocities)
 
-    def _infer(self, leaves: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
+    def accelerated(self, method: Method, stop: Stop | None, steps: int, record: bool) -> tuple[Tensor | None, Tensor]:
+        """Run a method for which `fused` gives a plan's, in one operator.
+
+        Returns:
+            Energies as `run` gives them, and of every sample the sweeps it took, and 1 where it stopped by itself,
+            ``[B, 2]``.
+        """
+        leaves = self.program.leaves
+        state = leaves[self._free[0]]
+        outcome = state.new_empty(state.shape[0], 2)
+        found = fused(method, stop, len(self._free), state.device)
+        assert isinstance(found, plan.Accelerated)
+        run = Run(steps, 0.0, 0.0, 0.0, False, False, record, method=found)
+        with torch.no_grad():
+            recorded = self._infer(leaves, [], run, outcome)
+        return recorded[0] if record else None, outcome
+
+    def _infer(
+        self, leaves: list[Tensor], velocities: list[Tensor], run: Run, outcome: Tensor | None = None
+    ) -> list[Tensor]:
         planner, steps = self.planner, run.steps
         values = planner.values(leaves)
         states = [values[n.state].contiguous() for n in planner.nodes]
         energies = states[0].new_empty(steps, len(states), states[0].shape[0]) if run.record else None
         of_free = [velocities[self._velocity[n.state]] for n in planner.nodes if n.free] if velocities else []
         try:
-            for first, part in self._parts(steps):
+            # samples decide for themselves how many steps they take
+            for first, part in self._parts(steps) if run.method is None else [(0, steps)]:
                 call = planner.call(
                     values, states, replace(
                         run, steps=part, resume=run.resume or first > 0, settle=run.settle and first == 0
                     ), of=steps,
                     velocities=of_free, energies=None if energies is None else energies[first : first + part],
+                    outcome=outcome,
                 )  # fmt: skip
                 ops.run_plan_(*call)
         finally:  # what was done before an interruption stays

@@ -35,7 +35,7 @@ def _passes(plan: Plan) -> Iterator[tuple[int, Plan]]:
     steps, plan = plan.steps, replace(plan, steps=1)
     for step in range(steps):
         yield step, plan
-        plan = learned(replace(plan, method=replace(plan.method, resume=True)))
+        plan = learned(replace(plan, method=replace(plan.descent, resume=True)))
 
 
 def _chains(plan: Plan) -> list[list[int]]:
@@ -81,7 +81,7 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int], first: int) -> N
         chain,
         [node.free for node in nodes],
         [edge.gram for edge in edges],
-        plan.method,
+        plan.descent,
         plan.steps,
         [None if node.velocity is None else operands[node.velocity] for node in nodes],
         energies,
