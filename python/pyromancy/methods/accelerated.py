@@ -78,6 +78,10 @@ class Accelerated(Method):
             raise ValueError(f"momentum must be 'restart', 'depth' or a number, got {self.momentum!r}")
 
     @property
+    def measures(self) -> bool:
+        return self.lr is None
+
+    @property
     def remembers_energy(self) -> bool:
         return self.lr is None
 

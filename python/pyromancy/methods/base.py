@@ -75,6 +75,11 @@ class Method(ABC):
         return str(getattr(self, "coordinates", "states"))
 
     @property
+    def measures(self) -> bool:
+        """Whether it takes errors in standard deviations, as one may whose rates nobody gives."""
+        return False
+
+    @property
     def remembers_energy(self) -> bool:
         """Whether its state is of no use once weights, or states, have been changed by others."""
         return False

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..capture.bounds import floor
+from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
-from ..capture.errors import Errors, NoErrors
+from ..capture.errors import Errors, NoErrors, Spread
 from ..capture.partition import Energy, evaluation
 from ..capture.program import Program
 from ..methods.base import Evaluation, Point, inner
@@ -180,25 +180,32 @@ class Captured(Problem):
 class OnErrors(Captured):
     """A captured energy of errors: every state that is predicted is its prediction and an error.
 
+    Args:
+        program: what was captured.
+        states: the free ones, in the order of the variables.
+        measured: whether errors are measured in standard deviations.
+
     Raises:
         NoErrors: it cannot be written so; the message says why.
         NotCapturable: it cannot be traced.
         ValueError: it is not one number per sample.
     """
 
-    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
-        self._of = Errors(program)
+    def __init__(self, program: Program, states: Sequence[Tensor], measured: bool = False) -> None:
+        self._of = Errors(program, measured)
         super().__init__(program, states, self._of.energy)
-        self._least: Tensor | None = None
+        self._measured, self._gaussian = measured, is_gaussian(program)
+        self._spreads: dict[int, Spread] = {}
+        self._certain: Tensor | bool = False  # whether every error has a precision, or for which samples
 
+    @torch.no_grad()
     def begin(self) -> None:
         super().begin()
-        self._least = self._of.curvature(self._leaves)
-        self.bound = (
-            "none: a state has no error, or its law no precision"
-            if self._least is None
-            else "errors' gradients, by the smallest precision"
-        )
+        self._spreads = self._of.spreads(self._leaves)
+        self._certain = set(self._free) == self._spreads.keys() and all(s.known for s in self._spreads.values())
+        for slot in {s for t in self._of.terms.values() for s in t.sample_weights} if self._certain else ():
+            self._certain = (self.program.evaluate([slot], self._leaves)[0].reshape(-1) > 0) & self._certain
+        self.bound = "none: a state has no error, or no precision" if self._certain is False else "errors and gradients"
 
     def _variables(self, leaves: list[Tensor]) -> list[Tensor]:
         return self._of.errors(leaves, self._free)
@@ -206,10 +213,30 @@ class OnErrors(Captured):
     def _states(self, leaves: list[Tensor]) -> list[Tensor]:
         return self._of.states(leaves, self._free)
 
+    @torch.no_grad()
     def gap(self, found: Evaluation) -> Tensor:
-        if self._least is None:
+        """Exact bounds where networks are linear, as docs/methods.md derives: ``|g|^2 / 2``, and one that is tighter.
+
+        The latter takes all residuals r to be Gaussian: it is F less the best of the dual problem on the line of r.
+        """
+        if self._certain is False:
             return super().gap(found)
-        return inner(found.gradient, found.gradient) / (2 * self._least)
+        gradient = found.gradient
+        if not self._measured:
+            gradient = [self._spreads[i].transposed_times(g) for i, g in zip(self._free, gradient, strict=True)]
+        squares = inner(gradient, gradient)
+        gap = 0.5 * squares
+        above = found.energy - self.floor
+        if self._gaussian:
+            along = inner(self.point, found.gradient)
+            whole = 2 * above - 2 * along + squares
+            tighter = 0.5 * (2 * above * squares - along.square()) / whole
+            gap = torch.minimum(gap, tighter.clamp(min=0).where(whole > 0, math.inf))
+        return gap.where(torch.as_tensor(self._certain, device=gap.device), math.inf)
+
+    def release(self) -> None:
+        super().release()
+        self._spreads = {}
 
 
 class OnStates(Captured):
@@ -231,12 +258,13 @@ class OnStates(Captured):
         if self._errors is not None:
             self._errors.release()
 
+    @torch.no_grad()
     def gap(self, found: Evaluation) -> Tensor:
         """By the errors of these states, and the energy's gradient for those: an evaluation of its own."""
         if not self._asked:
             self._asked = True
             try:
-                self._errors = OnErrors(self.program, self._given)
+                self._errors = OnErrors(self.program, self._given, measured=True)
                 self._errors.begin()
                 self.bound, self.costly = self._errors.bound, True
             except (NoErrors, NotCapturable) as reason:
