@@ -12,7 +12,7 @@ from torch import Tensor
 from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread
-from ..capture.partition import Energy, evaluation
+from ..capture.partition import Energy, Parts, evaluation, value
 from ..capture.program import Program
 from ..methods.base import Evaluation, Point, inner
 from .executor import check_energy
@@ -119,19 +119,21 @@ class Captured(Problem):
         check_samples(program.stand_ins[program.result], states)
         with torch.no_grad():
             leaves = [t.detach() for t in program.leaves]
-            (self._once, self._both), (self._value_once, self._value) = evaluation(program, self._free, leaves, energy)
+            self._once, self._both = evaluation(program, self._free, leaves, energy)
             try:  # some operators can be traced and then not be run without autograd
                 self._both(*leaves, *self._once(*leaves))
             except Exception as error:
                 raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
+        self._energy = energy
+        self._value: Parts | None = None  # where a method has asked for it
         self._leaves: list[Tensor] = []
         self._invariant: tuple[Tensor, ...] = ()
-        self._value_invariant: tuple[Tensor, ...] = ()
+        self._value_invariant: tuple[Tensor, ...] | None = None
 
     @torch.no_grad()
     def begin(self) -> None:
         self._leaves = [t.detach() for t in self.program.leaves]
-        self._invariant, self._value_invariant = self._once(*self._leaves), self._value_once(*self._leaves)
+        self._invariant = self._once(*self._leaves)
         self.point = [t.clone() for t in self._variables(self._leaves)]
         self.floor = floor(self.program, self._leaves)
 
@@ -142,7 +144,7 @@ class Captured(Problem):
 
     def release(self) -> None:
         super().release()
-        self._leaves, self._invariant, self._value_invariant = [], (), ()
+        self._leaves, self._invariant, self._value_invariant = [], (), None
 
     def _placed(self) -> list[Tensor]:
         """The leaves with the variables in the places of states."""
@@ -166,7 +168,12 @@ class Captured(Problem):
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        (energy,) = self._value(*self._placed(), *self._value_invariant)
+        if self._value is None:
+            self._value = value(self.program, self._free, self._leaves, self._energy)
+        once, every = self._value
+        if self._value_invariant is None:
+            self._value_invariant = once(*self._leaves)
+        (energy,) = every(*self._placed(), *self._value_invariant)
         return energy
 
     @torch.no_grad()
