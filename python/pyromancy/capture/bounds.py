@@ -1,17 +1,16 @@
-"""What an energy is above anywhere, and how curved it is in errors at least."""
+"""What an energy is above anywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..plan import Law
 from .calls import Slot
 from .program import Program
-from .terms import ENERGIES, Term
+from .terms import ENERGIES
 
 
 def floor(program: Program, leaves: Sequence[Tensor]) -> Tensor | float:
@@ -36,35 +35,7 @@ def floor(program: Program, leaves: Sequence[Tensor]) -> Tensor | float:
     return found
 
 
-def curvature(program: Program, terms: Iterable[Term], leaves: Sequence[Tensor]) -> Tensor | None:
-    """What the energy's curvature in errors is at least, where networks are linear: the smallest precision.
-
-    Per sample or of all.
-
-    Args:
-        program: the energy.
-        terms: those that predict the free states.
-        leaves: of the program.
-
-    Returns:
-        The precision; None where it is not known, as a law is no Gaussian.
-    """
-    least: Tensor | None = None
-    for term in terms:
-        node = term.node
-        assert node is not None
-        if node.law is Law.LAPLACE or not term.weight * node.scale > 0 or node.theta in program.varying:
-            return None
-        slots = [*(() if node.theta is None else (node.theta,)), *term.sample_weights]
-        values = program.evaluate(slots, leaves)
-        of = leaves[node.state].new_tensor(term.weight * node.scale)
-        if node.theta is not None:
-            theta = values.pop(0)
-            if node.law is Law.GAUSSIAN:
-                of = of * torch.exp(-theta.amax()) if theta.numel() else of
-            else:  # the largest variance is the square of the largest singular value of the Cholesky factor
-                of = of / torch.linalg.matrix_norm(theta, 2).square()
-        for weights in values:
-            of = of * weights.reshape(-1).to(of)
-        least = of if least is None else torch.minimum(least, of)
-    return least
+def is_gaussian(program: Program) -> bool:
+    """Whether all that free states change is energies of Gaussian nodes."""
+    nodes = [t.node for t in program.terms if t.slot in program.varying]
+    return all(node is not None and node.law in (Law.GAUSSIAN, Law.FULL_GAUSSIAN) for node in nodes)

@@ -2,16 +2,20 @@
 
 The predictions mu are computed from states before, in an order that the graph allows, so that a change of one error
 reaches all states above at once (error-based predictive coding, arXiv:2505.20137). What nothing predicts stays itself.
+
+An error can be measured in standard deviations: z = mu + S e, with S S^T the covariance of a Gaussian node over what
+weighs its energy. The energy of all such nodes then is |e|^2 / 2, whatever their precisions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .bounds import curvature
+from ..plan import Law
 from .calls import Call, filled, tensors
 from .program import Program
 from .terms import NodeEnergy, Term
@@ -23,11 +27,51 @@ class NoErrors(Exception):
     """A program has no error coordinates; the message says why, and what can be used."""
 
 
+class Spread:
+    """S of one node."""
+
+    def __init__(self, program: Program, term: Term, values: Mapping[int, Tensor]) -> None:
+        node = term.node
+        assert node is not None
+        shape = program.stand_ins[node.state].shape
+        self.known = node.law in (Law.GAUSSIAN, Law.FULL_GAUSSIAN) and term.weight * node.scale > 0
+        self.factor: Tensor | None = None  # [n, n], lower triangular
+        self.scale: Tensor | float = 1.0
+        if not self.known:
+            return
+        theta = None if node.theta is None else values[node.theta]
+        if node.law is Law.FULL_GAUSSIAN:
+            self.factor = theta
+        elif theta is not None:
+            self.scale = torch.exp(0.5 * theta)
+        self.scale = self.scale / math.sqrt(term.weight * node.scale)
+        for slot in term.sample_weights:  # where one is 0 nothing holds the error, and any measure will do
+            weight = values[slot].reshape(-1, *[1] * (len(shape) - 1))
+            self.scale = self.scale * torch.where(weight > 0, weight, 1.0).rsqrt()
+
+    def times(self, e: Tensor) -> Tensor:
+        """S e."""
+        return (e if self.factor is None else e @ self.factor.mT) * self.scale
+
+    def transposed_times(self, g: Tensor) -> Tensor:
+        """S^T g."""
+        return (g if self.factor is None else g @ self.factor) * self.scale
+
+    def divides(self, d: Tensor) -> Tensor:
+        """S^-1 d."""
+        d = d / self.scale
+        if self.factor is None:
+            return d
+        n = d.shape[-1]
+        return torch.linalg.solve_triangular(self.factor, d.reshape(-1, n).mT, upper=False).mT.reshape(d.shape)
+
+
 class Errors:
     """The states of a program as functions of errors.
 
     Args:
         program: whose free states are to be written as errors.
+        measured: whether errors are measured in standard deviations.
 
     Attributes:
         terms: those that predict a free state, by its slot.
@@ -36,8 +80,8 @@ class Errors:
         NoErrors: a state is predicted twice or by itself, or its energy is not recognised.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, measured: bool = False) -> None:
+        self.program, self._measured = program, measured
         self.terms: dict[int, Term] = {}
         unknown: list[Term] = []
         for term in program.terms:
@@ -66,8 +110,10 @@ class Errors:
         self._to_states = self._schedule(sorted(program.free))
 
     def _check(self, node: NodeEnergy) -> None:
-        """That a state is its prediction and an error of its own shape."""
+        """That a state is its prediction and an error of its own shape, and of a spread that is given."""
         forms, told = self.program.stand_ins, self.program.told(node.state)
+        if node.theta in self.program.varying:
+            raise NoErrors(f"the covariance of {told} depends on a free state; {_INSTEAD}")
         if type(node.prediction) is int:
             state, prediction = forms[node.state], forms[node.prediction]
             whole = torch.broadcast_shapes(state.shape, prediction.shape)
@@ -111,11 +157,23 @@ class Errors:
     def _circle(self, slots: set[int]) -> str:
         return ", ".join(self.program.told(s) for s in sorted(slots & self.terms.keys()))
 
+    def spreads(self, leaves: Sequence[Tensor]) -> dict[int, Spread]:
+        """S of every state that is predicted."""
+        slots = [s for t in self.terms.values() for s in self._of_spread(t)]
+        values = dict(zip(slots, self.program.evaluate(slots, leaves), strict=True))
+        return {state: Spread(self.program, term, values) for state, term in self.terms.items()}
+
+    def _of_spread(self, term: Term) -> list[int]:
+        assert term.node is not None
+        return [*(() if term.node.theta is None else (term.node.theta,)), *term.sample_weights]
+
     def _evaluated(self, schedule: list[int | Call], leaves: Sequence[Tensor]) -> dict[int, Tensor]:
         values = dict(enumerate(leaves))
+        spreads = self.spreads(leaves) if self._measured else {}
         for item in schedule:
             if isinstance(item, int):
-                values[item] = self._prediction(item, values) + leaves[item]
+                e = spreads[item].times(leaves[item]) if self._measured else leaves[item]
+                values[item] = self._prediction(item, values) + e
             else:
                 result = item.function(*filled(item.args, values), **filled(item.kwargs, values))
                 for slot, value in zip(item.outputs, tensors(result), strict=True):
@@ -123,10 +181,14 @@ class Errors:
                         values[slot] = value
         return values
 
-    def _prediction(self, state: int, values: dict[int, Tensor]) -> Tensor | float:
+    def _prediction(self, state: int, values: Mapping[int, Tensor]) -> Tensor | float:
+        mu = self._slot(state)
+        return values[mu] if type(mu) is int else mu
+
+    def _slot(self, state: int) -> int | float:
         node = self.terms[state].node
         assert node is not None
-        return values[node.prediction] if type(node.prediction) is int else node.prediction
+        return node.prediction
 
     def energy(self, leaves: Sequence[Tensor]) -> Tensor:
         """Per sample, of leaves with errors in the places of states."""
@@ -141,15 +203,8 @@ class Errors:
         """The errors of states: where nothing predicts one, itself."""
         slots = [s for i in free if i in self.terms and type(s := self._slot(i)) is int]
         values = dict(zip(slots, self.program.evaluate(slots, leaves), strict=True))
-        return [leaves[i] - self._prediction(i, values) if i in self.terms else leaves[i] for i in free]
-
-    def _slot(self, state: int) -> int | float:
-        node = self.terms[state].node
-        assert node is not None
-        return node.prediction
-
-    def curvature(self, leaves: Sequence[Tensor]) -> Tensor | None:
-        """As `bounds.curvature`; None where a state has no error."""
-        if self.program.free != self.terms.keys():
-            return None
-        return curvature(self.program, self.terms.values(), leaves)
+        found = {i: leaves[i] - self._prediction(i, values) for i in free if i in self.terms}
+        if self._measured:
+            spreads = self.spreads(leaves)
+            found = {i: spreads[i].divides(d) for i, d in found.items()}
+        return [found.get(i, leaves[i]) for i in free]

@@ -47,10 +47,8 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     return _partitioned(gradient, free, leaves)
 
 
-def evaluation(
-    program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy | None = None
-) -> tuple[Parts, Parts]:
-    """The energy per sample with the gradient of its sum, and the energy alone, each as `partition` gives it.
+def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy | None = None) -> Parts:
+    """The energy per sample and the gradient of its sum, as `partition` gives the latter.
 
     Args:
         program: the energy.
@@ -61,15 +59,20 @@ def evaluation(
     Raises:
         NotCapturable: it cannot be traced.
     """
-    energy = energy or _energy_of(program)
 
     def both(*leaves: Tensor) -> list[Tensor]:
-        return _evaluated(program, free, energy, leaves)
+        return _evaluated(program, free, energy or _energy_of(program), leaves)
 
-    def value(*leaves: Tensor) -> list[Tensor]:
-        return [energy([t.detach() for t in leaves])]
+    return _partitioned(both, free, leaves)
 
-    return _partitioned(both, free, leaves), _partitioned(value, free, leaves)
+
+def value(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy | None = None) -> Parts:
+    """The energy per sample, with arguments, results and errors as of `evaluation`."""
+
+    def alone(*leaves: Tensor) -> list[Tensor]:
+        return [(energy or _energy_of(program))([t.detach() for t in leaves])]
+
+    return _partitioned(alone, free, leaves)
 
 
 def _energy_of(program: Program) -> Energy:

@@ -9,6 +9,7 @@ e, goes by the same pair, which knows of the curvature that it met, and at most 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from .base import Evaluation, Method, Objective, Point, check_number, chosen, co
 MOMENTA = ("restart", "depth")
 _CURVED = 1e-2  # of s.y over s.s: below that a pair tells of no curvature to go by
 _SHORTER = 0.5  # the most that a step may be of one that has failed
-_FIRST = 0.2  # of the gradient, for the first step where nothing bounds the energy from below
+_FIRST = 0.2  # of the gradient, for the first step on states, or where nothing bounds the energy from below
 
 
 class Trial(NamedTuple):
@@ -78,6 +79,10 @@ class Accelerated(Method):
             raise ValueError(f"momentum must be 'restart', 'depth' or a number, got {self.momentum!r}")
 
     @property
+    def measures(self) -> bool:
+        return self.lr is None
+
+    @property
     def remembers_energy(self) -> bool:
         return self.lr is None
 
@@ -92,7 +97,8 @@ class Accelerated(Method):
         if isinstance(state, nesterov.Run):
             return nesterov.look(objective, state)
         objective.point = moved(state.point, 1.0, state.step)
-        after = _judged(state, objective.point, objective.evaluate(), objective.floor)
+        floor = objective.floor if self.coordinates == "errors" else -math.inf
+        after = _judged(state, objective.point, objective.evaluate(), floor)
         objective.point = after.point
         return Evaluation(after.energy, after.gradient), after
 
@@ -119,7 +125,10 @@ def _judged(state: Trial, trial: Point, found: Evaluation, floor: Tensor | float
     s, y = state.step, moved(found.gradient, -1.0, state.gradient)
     ss, sy, yy = inner(s, s), inner(s, y), inner(y, y)
     curved = ~fresh & (sy > _CURVED * ss) & yy.isfinite()
-    scale = torch.where(curved, sy / yy, torch.where(fell, scale, _SHORTER * scale))
+    of_pair = sy / yy
+    # at a kink, as by rounding, y does not shrink with s: a trial that failed there may not lower h
+    of_pair = torch.where(fell, of_pair, torch.maximum(of_pair, scale))
+    scale = torch.where(curved, of_pair, torch.where(fell, scale, _SHORTER * scale))
     # the residuals r of linear predictions of one target have r.r = 2 F at e = 0, and a curvature of 1 + g.g / r.r
     above = found.energy - floor
     first = torch.where((above > 0) & above.isfinite(), 1 / (1 + squares / (2 * above)), _FIRST)

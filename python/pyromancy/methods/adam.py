@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Evaluation, Method, Objective, Point, check_number, column, zeros
+from .base import Evaluation, Method, Objective, Point, check_number, column, moved, zeros
 
 
 class _Moments(NamedTuple):
@@ -54,11 +54,9 @@ class Adam(Method):
         first, second = self.betas
         taken = state.taken + 1
         unbiased, root = 1 - first**taken, (1 - second**taken).sqrt()
-        mean = [torch.lerp(m, g, 1 - first) for m, g in zip(state.mean, found.gradient, strict=True)]
-        square = [
-            torch.addcmul(second * s, g, g, value=1 - second)
-            for s, g in zip(state.square, found.gradient, strict=True)
-        ]  # fmt: skip
+        # by operators that do one thing: others round once or twice by where in the batch an element lies
+        mean = moved([first * m for m in state.mean], 1 - first, found.gradient)
+        square = moved([second * s for s in state.square], 1 - second, [g * g for g in found.gradient])
         objective.point = [
             x - self.lr / column(unbiased, x) * m / (s.sqrt() / column(root, x) + self.eps)
             for x, m, s in zip(objective.point, mean, square, strict=True)

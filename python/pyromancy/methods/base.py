@@ -75,6 +75,11 @@ class Method(ABC):
         return str(getattr(self, "coordinates", "states"))
 
     @property
+    def measures(self) -> bool:
+        """Whether it takes errors in standard deviations, as one may whose rates nobody gives."""
+        return False
+
+    @property
     def remembers_energy(self) -> bool:
         """Whether its state is of no use once weights, or states, have been changed by others."""
         return False
@@ -122,10 +127,13 @@ def inner(a: Point, b: Point) -> Tensor:
 
 
 def moved(a: Point, by: Tensor | float, along: Point) -> Point:
-    """``a + by * along``, where `by` is a number or one per sample."""
+    """``a + by * along``, where `by` is a number or one per sample.
+
+    By two operators: one that does both rounds once or twice by where in the batch an element lies.
+    """
     if isinstance(by, Tensor):
-        return [torch.addcmul(x, column(by, x).to(x), d) for x, d in zip(a, along, strict=True)]
-    return [torch.add(x, d, alpha=by) for x, d in zip(a, along, strict=True)]
+        return [x + column(by, x).to(x) * d for x, d in zip(a, along, strict=True)]
+    return [x + d if by == 1.0 else x - d if by == -1.0 else x + by * d for x, d in zip(a, along, strict=True)]
 
 
 def zeros(point: Point) -> Point:

@@ -51,6 +51,10 @@ class LBFGS(Method):
             raise ValueError(f"memory must be at least 1, got {self.memory}")
 
     @property
+    def measures(self) -> bool:
+        return True
+
+    @property
     def remembers_energy(self) -> bool:
         return True
 

@@ -62,8 +62,8 @@ class Executor(ABC):
     shape: torch.Size | None = None  # of the energy; None where no run has shown it yet
 
     @functools.cached_property
-    def problems(self) -> dict[str, Problem]:
-        """The energy as methods see it that are run stepwise, by their coordinates."""
+    def problems(self) -> dict[tuple[str, bool], Problem]:
+        """The energy as methods see it that are run stepwise, by their coordinates, and whether errors are measured."""
         return {}
 
     @abstractmethod

@@ -360,11 +360,12 @@ class InferenceLoop:
         runner, reason = _runner_of(method, stop)
         if self._wanted == "chain":
             raise RuntimeError(f"executor 'chain' cannot run {method!r}: {reason}")
-        known = executor.problems
-        if method.moves not in known:
-            known[method.moves] = self._posed(method, executor)
-        how = "on autograd" if isinstance(known[method.moves], OnAutograd) else "on what was captured"
-        return known[method.moves], [f"{runner}, {how}", f"not fused: {reason}"]
+        kind = method.moves, method.moves == "errors" and method.measures
+        if kind not in executor.problems:
+            executor.problems[kind] = self._posed(method, executor)
+        problem = executor.problems[kind]
+        how = "on autograd" if isinstance(problem, OnAutograd) else "on what was captured"
+        return problem, [f"{runner}, {how}", f"not fused: {reason}"]
 
     def _posed(self, method: Method, executor: Executor) -> Problem:
         program, on_errors = self._program, method.moves == "errors"
@@ -374,7 +375,9 @@ class InferenceLoop:
                 reason = "it takes elements by their places in memory"
             else:
                 try:
-                    return _on_errors(program, self._params) if on_errors else OnStates(program, self._params)
+                    if not on_errors:
+                        return OnStates(program, self._params)
+                    return _on_errors(program, self._params, method.measures)
                 except NoErrors as refusal:
                     raise ValueError(f"coordinates='errors' cannot be used: {refusal}") from None
                 except NotCapturable as refusal:
@@ -711,15 +714,15 @@ def _runner_of(method: Method, stop: Stop | None) -> tuple[str, str]:
     return "stepwise", f"no operator runs {what}"
 
 
-def _on_errors(program: Program, states: Sequence[Tensor]) -> OnErrors:
+def _on_errors(program: Program, states: Sequence[Tensor], measured: bool) -> OnErrors:
     """Of a program, or where it tells no errors of the same in its normal form."""
     try:
-        return OnErrors(program, states)
+        return OnErrors(program, states, measured)
     except NoErrors:
         written = normal(program, program.batch[0] if program.batch else 1)
         if [t.node for t in written.terms] == [t.node for t in program.terms]:
             raise
-        return OnErrors(written, states)
+        return OnErrors(written, states, measured)
 
 
 def settles(device: torch.device) -> bool:

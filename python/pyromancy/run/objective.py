@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..capture.bounds import floor
+from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
-from ..capture.errors import Errors, NoErrors
-from ..capture.partition import Energy, evaluation
+from ..capture.errors import Errors, NoErrors, Spread
+from ..capture.partition import Energy, Parts, evaluation, value
 from ..capture.program import Program
 from ..methods.base import Evaluation, Point, inner
 from .executor import check_energy
@@ -119,19 +119,21 @@ class Captured(Problem):
         check_samples(program.stand_ins[program.result], states)
         with torch.no_grad():
             leaves = [t.detach() for t in program.leaves]
-            (self._once, self._both), (self._value_once, self._value) = evaluation(program, self._free, leaves, energy)
+            self._once, self._both = evaluation(program, self._free, leaves, energy)
             try:  # some operators can be traced and then not be run without autograd
                 self._both(*leaves, *self._once(*leaves))
             except Exception as error:
                 raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
+        self._energy = energy
+        self._value: Parts | None = None  # where a method has asked for it
         self._leaves: list[Tensor] = []
         self._invariant: tuple[Tensor, ...] = ()
-        self._value_invariant: tuple[Tensor, ...] = ()
+        self._value_invariant: tuple[Tensor, ...] | None = None
 
     @torch.no_grad()
     def begin(self) -> None:
         self._leaves = [t.detach() for t in self.program.leaves]
-        self._invariant, self._value_invariant = self._once(*self._leaves), self._value_once(*self._leaves)
+        self._invariant = self._once(*self._leaves)
         self.point = [t.clone() for t in self._variables(self._leaves)]
         self.floor = floor(self.program, self._leaves)
 
@@ -142,7 +144,7 @@ class Captured(Problem):
 
     def release(self) -> None:
         super().release()
-        self._leaves, self._invariant, self._value_invariant = [], (), ()
+        self._leaves, self._invariant, self._value_invariant = [], (), None
 
     def _placed(self) -> list[Tensor]:
         """The leaves with the variables in the places of states."""
@@ -166,7 +168,12 @@ class Captured(Problem):
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        (energy,) = self._value(*self._placed(), *self._value_invariant)
+        if self._value is None:
+            self._value = value(self.program, self._free, self._leaves, self._energy)
+        once, every = self._value
+        if self._value_invariant is None:
+            self._value_invariant = once(*self._leaves)
+        (energy,) = every(*self._placed(), *self._value_invariant)
         return energy
 
     @torch.no_grad()
@@ -180,25 +187,32 @@ class Captured(Problem):
 class OnErrors(Captured):
     """A captured energy of errors: every state that is predicted is its prediction and an error.
 
+    Args:
+        program: what was captured.
+        states: the free ones, in the order of the variables.
+        measured: whether errors are measured in standard deviations.
+
     Raises:
         NoErrors: it cannot be written so; the message says why.
         NotCapturable: it cannot be traced.
         ValueError: it is not one number per sample.
     """
 
-    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
-        self._of = Errors(program)
+    def __init__(self, program: Program, states: Sequence[Tensor], measured: bool = False) -> None:
+        self._of = Errors(program, measured)
         super().__init__(program, states, self._of.energy)
-        self._least: Tensor | None = None
+        self._measured, self._gaussian = measured, is_gaussian(program)
+        self._spreads: dict[int, Spread] = {}
+        self._certain: Tensor | bool = False  # whether every error has a precision, or for which samples
 
+    @torch.no_grad()
     def begin(self) -> None:
         super().begin()
-        self._least = self._of.curvature(self._leaves)
-        self.bound = (
-            "none: a state has no error, or its law no precision"
-            if self._least is None
-            else "errors' gradients, by the smallest precision"
-        )
+        self._spreads = self._of.spreads(self._leaves)
+        self._certain = set(self._free) == self._spreads.keys() and all(s.known for s in self._spreads.values())
+        for slot in {s for t in self._of.terms.values() for s in t.sample_weights} if self._certain else ():
+            self._certain = (self.program.evaluate([slot], self._leaves)[0].reshape(-1) > 0) & self._certain
+        self.bound = "none: a state has no error, or no precision" if self._certain is False else "errors and gradients"
 
     def _variables(self, leaves: list[Tensor]) -> list[Tensor]:
         return self._of.errors(leaves, self._free)
@@ -206,10 +220,30 @@ class OnErrors(Captured):
     def _states(self, leaves: list[Tensor]) -> list[Tensor]:
         return self._of.states(leaves, self._free)
 
+    @torch.no_grad()
     def gap(self, found: Evaluation) -> Tensor:
-        if self._least is None:
+        """Exact bounds where networks are linear, as docs/methods.md derives: ``|g|^2 / 2``, and one that is tighter.
+
+        The latter takes all residuals r to be Gaussian: it is F less the best of the dual problem on the line of r.
+        """
+        if self._certain is False:
             return super().gap(found)
-        return inner(found.gradient, found.gradient) / (2 * self._least)
+        gradient = found.gradient
+        if not self._measured:
+            gradient = [self._spreads[i].transposed_times(g) for i, g in zip(self._free, gradient, strict=True)]
+        squares = inner(gradient, gradient)
+        gap = 0.5 * squares
+        above = found.energy - self.floor
+        if self._gaussian:
+            along = inner(self.point, found.gradient)
+            whole = 2 * above - 2 * along + squares
+            tighter = 0.5 * (2 * above * squares - along.square()) / whole
+            gap = torch.minimum(gap, tighter.clamp(min=0).where(whole > 0, math.inf))
+        return gap.where(torch.as_tensor(self._certain, device=gap.device), math.inf)
+
+    def release(self) -> None:
+        super().release()
+        self._spreads = {}
 
 
 class OnStates(Captured):
@@ -231,12 +265,13 @@ class OnStates(Captured):
         if self._errors is not None:
             self._errors.release()
 
+    @torch.no_grad()
     def gap(self, found: Evaluation) -> Tensor:
         """By the errors of these states, and the energy's gradient for those: an evaluation of its own."""
         if not self._asked:
             self._asked = True
             try:
-                self._errors = OnErrors(self.program, self._given)
+                self._errors = OnErrors(self.program, self._given, measured=True)
                 self._errors.begin()
                 self.bound, self.costly = self._errors.bound, True
             except (NoErrors, NotCapturable) as reason:

@@ -1,0 +1,499 @@
+"""`InferenceLoop` by a method: on states and on errors, captured and not, and what it says of it."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import pyromancy as pyro
+from inference import ALL, CONVERGENT
+from networks import Chain, Program, convolutional, covariance_of, randomize, standard, states_of
+from pyromancy import methods, nodes
+
+KINDS = ("StandardGaussianNode", "FactorizedGaussianNode", "MultivariateGaussianNode", "IsotropicGaussianNode")
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def chain(batch=4, kinds=KINDS):
+    """A network with covariances of every kind, its free states, and the function that starts them."""
+    network = Chain(kinds, (5, 6, 4, 3))
+    randomize(network, batch)
+    return network, states_of(network, (0, 3))
+
+
+def loop_of(network, states, method, **options):
+    return pyro.InferenceLoop(network.energy, states, method=method, **options)
+
+
+def values(states):
+    return [z.detach().clone() for z in states]
+
+
+def put(states, of):
+    with torch.no_grad():
+        for z, value in zip(states, of, strict=True):
+            z.copy_(value)
+
+
+@pytest.mark.parametrize("method", [m for m in ALL if m.moves == "states"], ids=repr)
+def test_captured_as_on_autograd(method):
+    network, states = chain()
+    starts = values(states)
+    loop_of(network, states, method).run(6)
+    captured = values(states)
+    put(states, starts)
+    loop = loop_of(network, states, method, executor="autograd")
+    loop.run(6)
+    assert "stepwise, on autograd" in loop.explain()
+    for a, b in zip(captured, states, strict=True):
+        torch.testing.assert_close(a, b.detach(), **TIGHT)
+
+
+@pytest.mark.parametrize("method", CONVERGENT, ids=repr)
+def test_all_end_at_one_equilibrium(method):
+    """Of an energy with one minimum: nothing pulls there, whatever the coordinates."""
+    network, states = chain()
+    with torch.no_grad():
+        for edge in network.edges:
+            edge.weight.mul_(0.3)
+    loop = loop_of(network, states, method)
+    for _ in range(40):
+        loop.run(50)
+        gradients = torch.autograd.grad(network.energy().sum(), states)
+        if max(g.abs().max() for g in gradients) < 1e-8:
+            break
+    assert max(g.abs().max() for g in gradients) < 1e-8
+
+
+@pytest.mark.parametrize("method", ALL, ids=repr)
+def test_runs_go_on(method):
+    network, states = chain()
+    starts = values(states)
+    loop_of(network, states, method).run(7)
+    whole = values(states)
+    put(states, starts)
+    loop = loop_of(network, states, method)
+    loop.run(3)
+    loop.run(4)
+    for a, b in zip(whole, states, strict=True):
+        torch.testing.assert_close(a, b.detach(), **TIGHT)
+
+
+@pytest.mark.parametrize("method", [methods.Accelerated(), methods.LBFGS(), methods.Adam(0.1)], ids=repr)
+def test_a_batch_begins_anew(method):
+    network, states = chain()
+    starts = [z.detach().clone() for z in states]
+    loop = loop_of(network, states, method)
+    found = []
+    for _ in range(2):
+        for node, start in zip(network.nodes[1:3], starts, strict=True):
+            node.init(start)
+        loop.run(3)
+        found.append(values(states))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_remembers_energies_begins_anew_where_weights_have_changed():
+    network, states = chain()
+    loop = loop_of(network, states, methods.Accelerated())
+    loop.run(5)
+    with torch.no_grad():
+        for edge in network.edges:
+            edge.weight.mul_(3.0)
+    before = network.energy().detach()
+    twin = copy.deepcopy(network)
+    loop.run(3)
+    loop_of(twin, states_of(twin, (0, 3)), methods.Accelerated()).run(3)
+    for a, b in zip(states, states_of(twin, (0, 3)), strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), **TIGHT)
+    assert (network.energy() <= before).all()
+
+
+@pytest.mark.parametrize("method", CONVERGENT, ids=repr)
+def test_samples_do_not_depend_on_those_around_them(method):
+    """To the last bit: the others of the batch are replaced."""
+    network, states = chain(5)
+    data = network.nodes[0].value.clone(), network.nodes[3].value.clone()
+    starts = values(states)
+    first = loop_of(network, states, method).run(30, tol=1e-2)
+    mine = [z[2].clone() for z in values(states)]
+    others = torch.arange(5) != 2
+    put(states, [torch.where(others[:, None], torch.randn_like(s), s) for s in starts])
+    with torch.no_grad():
+        network.nodes[0].value[others] = torch.randn_like(data[0])[others]
+        network.nodes[3].value[others] = torch.randn_like(data[1])[others]
+    second = loop_of(network, states, method).run(30, tol=1e-2)
+    assert all(torch.equal(a, z[2]) for a, z in zip(mine, states, strict=True))
+    assert first.taken[2] == second.taken[2]
+    assert first.converged[2] == second.converged[2]
+
+
+class TestErrors:
+    """Steps on errors are those of an energy that is written with them."""
+
+    def descended(self, energy, errors, steps, lr):
+        for _ in range(steps):
+            gradients = torch.autograd.grad(energy(errors).sum(), errors)
+            errors = [(e - lr * g).detach().requires_grad_() for e, g in zip(errors, gradients, strict=True)]
+        return errors
+
+    def test_of_a_chain(self):
+        network, states = chain()
+        x, y = network.nodes[0].value.detach(), network.nodes[3].value.detach()
+
+        def written(errors):
+            total, z = 0.0, x
+            for node, edge, e in zip(network.nodes[1:3], network.edges, errors, strict=False):
+                mu = network.predict(z, edge)
+                z = mu + e
+                total = total + functional_energy(node, z, mu)
+            found.append(z)
+            return total + functional_energy(network.nodes[3], y, network.predict(z, network.edges[2]))
+
+        found = []
+        mus, z = [], x
+        for edge, state in zip(network.edges, states, strict=False):
+            mus.append(network.predict(z, edge).detach())
+            z = state.detach()
+        errors = [(z.detach() - mu).requires_grad_() for z, mu in zip(states, mus, strict=True)]
+        errors = self.descended(written, errors, 5, 0.05)
+        written(errors)
+        loop_of(network, states, methods.Descent(0.05, coordinates="errors")).run(5)
+        torch.testing.assert_close(states[-1].detach(), found[-1].detach(), **TIGHT)
+
+    def test_of_convolutions(self):
+        network, clamped, _ = convolutional()
+        randomize(network, 3)
+        x, a, b, y = network.nodes
+        a.init(torch.randn(3, 4, 8, 8, dtype=torch.float64))
+        states = states_of(network, clamped)
+        edges = [
+            lambda z: network.first(F.relu(z)),
+            lambda z: F.avg_pool2d(network.second(F.relu(z)), 2),
+            lambda z: network.third(z.flatten(1)),
+        ]
+        below = [x.value.detach(), a.value.detach(), b.value.detach()]
+        errors = [(z.detach() - edge(s)).detach() for z, edge, s in zip(states, edges[:2], below[:2], strict=True)]
+
+        def written(errors):
+            total, z = 0.0, below[0]
+            for node, edge, e in zip((a, b), edges, errors, strict=False):
+                mu = edge(z)
+                z = mu + e
+                total = total + functional_energy(node, z, mu)
+            found.append(z)
+            return total + functional_energy(y, y.value.detach(), edges[2](z))
+
+        found = []
+        written(self.descended(written, [e.requires_grad_() for e in errors], 4, 0.05))
+        loop = loop_of(network, states, methods.Descent(0.05, coordinates="errors"))
+        loop.run(4)
+        torch.testing.assert_close(b.value.detach(), found[-1].detach(), **TIGHT)
+        assert "stepwise, on what was captured" in loop.explain()
+
+    def test_of_several_parents_and_a_skip(self):
+        class Graph(Program):
+            def energy(self):
+                x, a, b, c, y = self.nodes
+                return (
+                    a.energy(self.up(x.value)) + b.energy(self.side(x.value))
+                    + c.energy(torch.tanh(self.left(a.value)) * b.value + a.value)
+                    + y.energy(self.top(c.value) + self.skip(a.value))
+                )  # fmt: skip
+
+        widths = {"up": (3, 4), "side": (3, 4), "left": (4, 4), "top": (4, 2), "skip": (4, 2)}
+        network = Graph(*standard(3, 4, 4, 4, 2), **{name: nn.Linear(*w) for name, w in widths.items()})
+        randomize(network, 5)
+        states = states_of(network, (0, 4))
+        starts = values(states)
+        loop_of(network, states, methods.LBFGS(coordinates="errors")).run(200)
+        on_errors = values(states)
+        gradients = torch.autograd.grad(network.energy().sum(), states)
+        assert max(g.abs().max() for g in gradients) < 1e-8
+        put(states, starts)
+        loop_of(network, states, methods.LBFGS(coordinates="states")).run(400)
+        again = torch.autograd.grad(network.energy().sum(), states)
+        assert max(g.abs().max() for g in again) < 1e-6
+        for a, b in zip(on_errors, states, strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-5)
+
+    def test_a_sweep_leaves_none(self):
+        """Without a target they are at their equilibrium, to the last bit, and nothing moves."""
+        network = pyro.networks.mlp([5, 8, 8, 3], activation="tanh")
+        network.start(torch.randn(7, 5))
+        states = network.e_params()
+        starts = values(states)
+        trace = loop_of(network, states, methods.Descent(0.1, coordinates="errors")).run(20, tol=1e-3)
+        assert trace.steps == 1
+        assert trace.converged.all()
+        assert all(torch.equal(a, b) for a, b in zip(starts, states, strict=True))
+
+    def test_that_nothing_predicts_are_states(self):
+        """A state at the bottom of a generative model has no error: it moves itself."""
+        w = torch.randn(4, 3, dtype=torch.float64)
+        top, middle, data = nodes.FloatNode(3).double(), *standard(4, 2)
+        net = nn.ModuleList([top, middle, data]).double()
+        down = nn.Linear(4, 2).double()
+        top.init(torch.randn(5, 3, dtype=torch.float64))
+        middle.init(torch.randn(5, 4, dtype=torch.float64))
+        data.init(torch.randn(5, 2, dtype=torch.float64))
+        states = list(pyro.get_estep_params(net, exclude=[data]))
+
+        def energy():
+            return middle.energy(top.value @ w.T) + data.energy(down(middle.value))
+
+        loop = pyro.InferenceLoop(energy, states, method=methods.LBFGS())
+        loop.run(100)
+        assert max(g.abs().max() for g in torch.autograd.grad(energy().sum(), states)) < 1e-8
+
+
+def functional_energy(node, z, mu):
+    """The energy of a node of its own parameters at a state that is given."""
+    d = z - mu
+    if hasattr(node, "covar_cf_logdiag"):
+        return torch.distributions.MultivariateNormal(mu, node.covariance).log_prob(z).neg() - 0.5 * d.shape[
+            1
+        ] * math.log(2 * math.pi)
+    logvar = getattr(node, "logvar", None)
+    if logvar is None:
+        return 0.5 * d.square().flatten(1).sum(1)
+    if d.dim() == 4:
+        logvar = logvar.reshape(-1, 1, 1)
+    return 0.5 * (d.square() * torch.exp(-logvar) + logvar).flatten(1).sum(1)
+
+
+class TestTolerance:
+    def network(self, depth=6, activation="tanh"):
+        network = pyro.networks.mlp([16, *[32] * depth, 5], activation=activation).double()
+        network.start(
+            torch.randn(8, 16, dtype=torch.float64), torch.eye(5, dtype=torch.float64)[torch.randint(0, 5, (8,))]
+        )
+        return network
+
+    @pytest.mark.parametrize("activation", ["tanh", "relu"])
+    @pytest.mark.parametrize("method", [methods.Accelerated(), methods.LBFGS(), methods.Descent(0.3)], ids=repr)
+    def test_is_kept(self, method, activation):
+        network = self.network(activation=activation)
+        states = network.e_params()
+        starts, first = values(states), network.energy().detach()
+        loop_of(network, states, methods.LBFGS()).run(400)
+        least = network.energy().detach()
+        put(states, starts)
+        trace = loop_of(network, states, method).run(4000, tol=1e-2)
+        assert trace.converged.all()
+        assert trace.taken.max() == trace.steps
+        now = network.energy().detach()
+        # gains, which alone stop an energy with kinks, do not certify anything
+        assert (now - least <= (1.25e-2 if activation == "tanh" else 2e-2) * (first - now)).all()
+
+    def test_takes_few_sweeps_without_a_rate(self):
+        """In errors; on states plain descent takes hundreds."""
+        network = self.network(depth=10)
+        trace = loop_of(network, network.e_params(), methods.Accelerated()).run(100, tol=1e-2)
+        assert trace.converged.all()
+        assert trace.steps <= 15
+
+    def test_ends_a_run_and_its_record(self):
+        network = self.network()
+        trace = loop_of(network, network.e_params(), methods.Accelerated()).run(100, record=True, tol=1e-2)
+        assert trace.steps < 100
+        assert trace.energies.shape == (trace.steps, 7)
+        total = trace.energies.sum(1)
+        assert (total.diff() <= 1e-12).all()
+        assert network.energy().sum() <= total[-1]
+
+    def test_cannot_be_met_in_time(self):
+        network = self.network()
+        trace = loop_of(network, network.e_params(), methods.Accelerated()).run(1, tol=1e-6)
+        assert trace.steps == 1
+        assert not trace.converged.any()
+        assert (trace.taken == 1).all()
+
+    def test_without_one_all_steps_are_taken(self):
+        network = self.network()
+        trace = loop_of(network, network.e_params(), methods.Accelerated()).run(5)
+        assert (trace.taken == 5).all()
+        assert trace.converged is None
+
+
+class TestWords:
+    def test_of_what_runs(self):
+        network, states = chain()
+        loop = loop_of(network, states, methods.Accelerated())
+        told = loop.explain()
+        assert "method: Accelerated(lr=None, momentum='restart', coordinates='errors')" in told
+        assert "stepwise, on what was captured" in told
+        assert "not fused: no operator runs Accelerated on errors" in told
+        loop.run(2, tol=0.1)
+        assert "tol by a bound from errors and gradients" in loop.explain()
+
+    def test_of_plain_descent_are_as_they_were(self):
+        network, states = chain()
+        short = pyro.InferenceLoop(network.energy, states, lr=0.1, momentum=0.5)
+        long = loop_of(network, states, methods.Descent(0.1, momentum=0.5))
+        assert short.method == long.method == methods.Descent(0.1, momentum=0.5)
+        assert short.explain() == long.explain()
+        assert "method" not in short.explain()
+        starts = values(states)
+        short.run(4)
+        found = values(states)
+        put(states, starts)
+        assert long.run(4).taken is None
+        assert all(torch.equal(a, b) for a, b in zip(found, states, strict=True))
+
+    def test_of_states_that_are_not_finite(self):
+        network, states = chain()
+        rate = pyro.max_rate(network.energy, states)
+        loop = loop_of(network, states, methods.Accelerated(lr=1e3, coordinates="states"))
+        with pytest.warns(UserWarning, match=rf"states of 4 of 4 samples are not finite .*at rates up to {rate:.3g}"):
+            loop.run(400)
+
+    def test_of_a_state_that_is_not_finite_at_once(self):
+        network, states = chain()
+        loop = loop_of(network, states, methods.Accelerated(lr=1e3, coordinates="states"), check_finite=True)
+        with pytest.raises(FloatingPointError, match="after E-step"):
+            loop.run(400)
+
+
+def cyclic():
+    a, b = standard(3, 3)
+    network = nn.ModuleList([a, b]).double()
+    randomize(Program(a, b), 4)
+    return lambda: a.energy(torch.tanh(b.value)) + b.energy(torch.tanh(a.value)), network
+
+
+def twice():
+    a, y = standard(3, 3)
+    network = nn.ModuleList([a, y]).double()
+    randomize(Program(a, y), 4)
+    return lambda: a.energy(0.5 * y.value) + a.energy(2.0 * y.value) + y.energy(a.value), network
+
+
+def unknown():
+    a, y = standard(3, 3)
+    network = nn.ModuleList([a, y]).double()
+    randomize(Program(a, y), 4)
+    return lambda: torch.log(torch.cosh(a.value - 1)).sum(1) + y.energy(a.value), network
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (cyclic, "predict one another in a circle"),
+        (twice, "is predicted by two energies"),
+        (unknown, "has no error that is known"),
+    ],
+)
+def test_errors_that_cannot_be(make, message):
+    energy, network = make()
+    states = list(pyro.get_estep_params(network, exclude=[network[1]] if make is not cyclic else []))
+    loop = pyro.InferenceLoop(energy, states, method=methods.Accelerated())
+    with pytest.raises(ValueError, match=rf"{message}.*coordinates='states' can be used"):
+        loop.run(3)
+    before = energy().detach()
+    pyro.InferenceLoop(energy, states, method=methods.Accelerated(coordinates="states")).run(10)
+    assert (energy() <= before).all()
+
+
+def test_errors_need_a_capture():
+    network, states = chain()
+    loop = loop_of(network, states, methods.Accelerated(), executor="autograd")
+    with pytest.raises(ValueError, match=r"need an energy that is captured.*coordinates='states' can be used"):
+        loop.run(3)
+
+
+def one_number():
+    network, states = chain()
+    return lambda: network.energy().sum(), states
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, TypeError, "lr or method must be given, got neither"),
+        ({"lr": 0.1, "method": methods.Descent(0.1)}, ValueError, "method must be given without lr"),
+        ({"momentum": 0.1, "method": methods.Accelerated()}, ValueError, "method must be given without lr"),
+        ({"method": "adam"}, TypeError, "method must be of pyromancy.methods, got 'adam'"),
+        ({"method": methods.Accelerated(), "reduction": "mean"}, ValueError, "reduction must be 'sum' with"),
+    ],
+)  # fmt: skip
+def test_bad_input_of_a_loop_is_refused(options, error, message):
+    network, states = chain()
+    with pytest.raises(error, match=message):
+        pyro.InferenceLoop(network.energy, states, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "tol", "error", "message"),
+    [
+        (methods.Accelerated(), 5, 0.0, ValueError, "tol must be finite and above 0"),
+        (methods.Accelerated(), 5, float("nan"), ValueError, "tol must be finite and above 0"),
+        (methods.Accelerated(), 5, "1e-2", TypeError, "tol must be a number"),
+        (methods.Accelerated(), 0, 1e-2, ValueError, "steps must be above 0 with tol"),
+        (methods.Langevin(0.1), 5, 1e-2, ValueError, "tol must be None with Langevin, which does not converge"),
+        (methods.ZIL(), 5, 1e-2, ValueError, "tol must be None with ZIL"),
+    ],
+)
+def test_bad_input_of_a_run_is_refused(method, steps, tol, error, message):
+    network, states = chain()
+    with pytest.raises(error, match=message):
+        loop_of(network, states, method).run(steps, tol=tol)
+
+
+def test_energies_must_be_per_sample():
+    energy, states = one_number()
+    with pytest.raises(ValueError, match=r"energy must return one value per sample, \[B\]"):
+        pyro.InferenceLoop(energy, states, method=methods.Accelerated(coordinates="states")).run(1)
+    network, states = chain()
+    with pytest.raises(RuntimeError, match="executor 'chain' cannot run Accelerated"):
+        loop_of(network, states, methods.Accelerated(), executor="chain").run(1)
+    loop = loop_of(network, states, methods.Accelerated())
+    loop.lr = 0.1
+    with pytest.raises(ValueError, match="must be left to Accelerated"):
+        loop.run(1)
+
+
+def test_zil_is_backpropagation():
+    """Weights that learn layer by layer from the errors of that moment learn what backpropagation has them learn."""
+    network = Chain(["StandardGaussianNode"] * 5, (5, 7, 6, 4, 3))
+    x, y = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    prediction = x
+    for edge in network.edges:
+        prediction = network.predict(prediction, edge)
+    expected = torch.autograd.grad((0.5 * (y - prediction).square().sum(1)).mean(), list(network.edges.parameters()))
+    network.init(x, y)
+    loop = loop_of(network, states_of(network, (0, 4)), methods.ZIL())
+    found = []
+    for edge in reversed(network.edges):
+        for p in edge.parameters():
+            p.grad = None
+        loop.backward(edge.parameters())
+        found = [*(p.grad for p in edge.parameters()), *found]
+        loop.run(1)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_samples_and_covariances_are_measured():
+    """Without a rate what is measured in standard deviations does not depend on units: a network in others."""
+    found = []
+    for unit in (1.0, 1e3):
+        torch.manual_seed(20)
+        network = Chain(["StandardGaussianNode", "FactorizedGaussianNode", "MultivariateGaussianNode"] * 1, (4, 5, 3))
+        covariance = covariance_of(3)
+        network.init(torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64))
+        network.activation = lambda z: z
+        with torch.no_grad():
+            network.nodes[1].logvar.normal_(std=0.5).add_(2 * math.log(unit))
+            network.nodes[2].covariance = covariance
+            network.edges[0].weight.mul_(unit)
+            network.edges[0].bias.mul_(unit)
+            network.edges[1].weight.div_(unit)
+            network.nodes[1].value.mul_(unit)
+        states = states_of(network, (0, 2))
+        loop_of(network, states, methods.Accelerated()).run(4)
+        found.append(states[0].detach() / unit)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
