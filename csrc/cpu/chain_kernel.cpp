@@ -480,6 +480,9 @@ struct Tile {
   bool has_metric(const ChainNode& node) const {
     return args.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
   }
+  bool moves_by_metric(const ChainNode& node) const {
+    return args.method.lr == 0 && has_metric(node);
+  }
 
   // Nothing has led to where what moves of a node begins.
   void stay(const Buffers<P>& b, int64_t at) const {
@@ -502,9 +505,9 @@ struct Tile {
   }
 
   // Rows i to i + rows of node l's error and state, given those of the product that predicts it.
-  void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, int64_t t) {
+  void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm, int64_t t) {
     with_kind(c ? args.edge[args.node[l].in].after.kind : Activation::identity,
-              [&](auto kind) { rise_as<kind>(l, i, rows, c, t); });
+              [&](auto kind) { rise_as<kind>(l, i, rows, c, norm, t); });
     if (args.node[l].full_precision)
       round(l, Input::residual, i, rows);
     activate_source(l, i, rows);
@@ -512,7 +515,7 @@ struct Tile {
 
   template <Activation kind>
   __attribute__((noinline)) void rise_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
-                                         int64_t t) {
+                                         const Norms* norm, int64_t t) {
     const ChainNode& node = args.node[l];
     const Nonlinearity after{kind, c ? args.edge[node.in].after.parameter : 0};
     const Buffers<P> b = buffers[l];
@@ -529,10 +532,15 @@ struct Tile {
           mu = load(b.mu + at);
         }
         Vec<C> error{};
-        if (t > 0)
+        if (t > 0) {
           error = moved(b, at, v);
-        else if (!node.swept)
-          error = load(b.z + at) - mu;
+        } else if (!node.swept) {
+          Vec<C> z = load(b.z + at);
+          if (norm)
+            z = settled(z, mu, Layout::constant(node.rounding, r) * norm->of[v]);
+          error = z - mu;
+          store(b.z + at, z);
+        }
         store(b.v + at, error);
         if (t == 0)
           stay(b, at);
@@ -562,7 +570,7 @@ struct Tile {
     const ChainNode& node = args.node[l];
     const Nonlinearity before{kind, feedback ? args.edge[node.out].before.parameter : 0};
     const Buffers<P> b = buffers[l];
-    const bool has_metric = this->has_metric(node);
+    const bool by_metric = moves_by_metric(node);
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
@@ -579,7 +587,7 @@ struct Tile {
             g = law.pull(load(b.v + at), Vec<C>{}, rate(node, r, v));
           });
         g -= back;
-        store(b.g + at, has_metric ? g / metric(node, r, v) : g);
+        store(b.g + at, by_metric ? g / metric(node, r, v) : g);
         if (args.errors && b.delta)
           store(b.delta + at, b.slope ? back * load(b.slope + at) : back);
       }
@@ -598,30 +606,28 @@ struct Tile {
       if (!node.free)
         continue;
       const bool has_metric = this->has_metric(node), adds = node.predicted && !b.energy;
-      const auto of = [&](auto knows_change) {
-        constexpr int kSums = knows_change ? 6 : 4;
-        Layout::template sums<kSums>(node.n, sums, [&](int64_t i, int v, int64_t at) {
-          const Vec<C> at_v = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
-          const Vec<C> p = has_metric ? metric(node, i, v) : splat(C(1)), pg = p * g;
-          std::array<Vec<C>, kSums> x{{Vec<C>{}, pg * g, pg * s, pg * at_v}};
-          if (adds)
-            x[0] = Gaussian::deviation(at_v, Vec<C>{}, has_metric ? rate(node, i, v) : p);
-          if constexpr (knows_change) {
-            const Vec<C> y = g - load(b.h + at), py = p * y;
-            x[4] = py * s;
-            x[5] = py * y;
-          }
-          return x;
-        });
-      };
-      if (b.h)
-        of(std::true_type{});
-      else
-        of(std::false_type{});
+      Layout::template sums<6>(node.n, sums, [&](int64_t i, int v, int64_t at) {
+        std::array<Vec<C>, 6> x{};
+        const Vec<C> to = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
+        const Vec<C> p = has_metric ? metric(node, i, v) : splat(C(1));
+        const Vec<C> raw = b.h ? p * g : g;
+        x[0] = adds ? Gaussian::deviation(to, Vec<C>{}, has_metric ? rate(node, i, v) : p) : Vec<C>{};
+        x[1] = b.h || !has_metric ? raw * g : raw * g / p;
+        x[2] = raw * s;
+        x[3] = raw * to;
+        x[4] = raw * g;
+        if (b.h) {
+          const Vec<C> y = g - load(b.h + at), py = p * y;
+          x[4] = py * s;
+          x[5] = py * y;
+        }
+        return x;
+      });
     }
     for (int64_t i = 0; i < Layout::samples; ++i)
       pyromancy::judge(sway->of[i], args.method,
-                       {sums[0][i], sums[1][i], sums[2][i], sums[4][i], sums[5][i], sums[3][i]},
+                       {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i],
+                        sums[4][i]},
                        step + 1 == args.steps);
     prepare_motion();
   }
@@ -843,11 +849,15 @@ struct Tiles {
         tile(t).move(l, wanted, s.step);
       return;
     case Work::rise: {
-      const auto rise = [&](auto it, auto... c) { it.rise(l, c..., s.step); };
-      if (in && node.prediction_varies)
-        return multiply(in->weight, in->source, Input::activation, rise);
+      if (in && node.prediction_varies) {
+        const bool settles = node.rounding && s.step == 0;
+        NormsOf norms{l, -1, {}};
+        return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
+          it.rise(l, c..., settles ? norms.in(it) : nullptr, s.step);
+        });
+      }
       for (int64_t t = 0; t < count; ++t)
-        rise(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
+        tile(t).rise(l, wanted.begin, wanted.end - wanted.begin, nullptr, nullptr, s.step);
       return;
     }
     case Work::fall: {

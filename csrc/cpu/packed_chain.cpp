@@ -91,7 +91,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.dampening = method.dampening;
   args.nesterov = method.nesterov;
   args.errors = method.errors;
-  args.method = {method.lr, method.momentum, method.restarts, method.tol, method.errors};
+  args.method = {method.lr,  method.momentum, method.restarts,
+                 method.tol, method.errors,   method.errors};
   for (const PlanNode& node : plan.nodes) {
     const bool bounded =
         node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
@@ -147,7 +148,8 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.moves = steps > 0;
   for (const ChainNode& node : nodes_)
     args.moves |= node.swept;
-  if (sweeps && plan_.method.settle && !args.resume)
+  const Method& method = plan_.method;
+  if (sweeps && (method.settle || (args.accelerated && method.errors)) && !args.resume)
     find_what_settles();
   std::vector<Product> products;
   const auto has_gram = [&](size_t e) {

@@ -1,8 +1,8 @@
 #pragma once
 
 // Accelerated descent of one sample: what is decided after each of its sweeps, which have found the
-// energy and its gradient g at a point v. Gradients are those of the metric of precisions: times
-// their inverses, and products of two times the precisions.
+// energy and its gradient g at a point v. Without a rate errors are measured in standard deviations:
+// gradients are divided by precisions, and products of them, or of ways, multiplied.
 // python/pyromancy/methods/accelerated.py is the other half, and says why.
 
 #include <algorithm>
@@ -17,14 +17,15 @@ struct Accelerated {
   double lr;       // 0: none
   double momentum; // where it does not restart
   bool restarts;
-  double tol; // of the decrease, what may be left of it; 0: nothing ends a sample
+  double tol;  // of the decrease, what may be left of it; 0: nothing ends a sample
+  bool errors; // what moves
   bool bounds; // whether what is left is bounded by the gradient: of errors of Gaussian nodes
 };
 
 // What a sweep has found, s being the way to v from the point x before it and y = g - h the change of
-// the gradient along it.
+// the gradient along it. gg is that of errors in standard deviations, `square` of those as they are.
 struct Found {
-  double energy, gg, gs, sy, yy, gv;
+  double energy, gg, gs, gv, sy, yy, square;
 };
 
 // How a sample moves: s' = s.g g + s.s s + s.h h, v' = v + v.g g + v.s s + v.h h, and h' = g where
@@ -43,7 +44,7 @@ struct Progress {
   Motion motion;
   double t; // of Nesterov's momentum
 
-  double first, energy; // at the start, and at the point x
+  double first, energy, least; // at the start, at the point x, and of all
   double hh, ss;        // products
   double length;        // of a step, over the gradient's
   double bound;         // what the energy is never below
@@ -63,7 +64,7 @@ inline Progress begin() {
 inline void follow(Progress& p, const Accelerated& method, const Found& f, bool last) {
   double blend = method.momentum;
   if (method.restarts) {
-    if (f.gs > method.lr * f.gg) // g . (x' - x) > 0
+    if (f.gs > method.lr * f.square) // g . (x' - x) > 0
       p.t = 1;
     const double next = (1 + std::sqrt(1 + 4 * p.t * p.t)) / 2;
     blend = (p.t - 1) / next;
@@ -78,17 +79,17 @@ inline void follow(Progress& p, const Accelerated& method, const Found& f, bool 
 
 // Without one: a step of the BFGS method that knows the last change of the gradient alone.
 inline bool find(Progress& p, const Accelerated& method, const Found& f) {
-  constexpr double kShorter = 0.5, tiny = 1e-300;
+  constexpr double kFirst = 0.2, kShorter = 0.5, tiny = 1e-300;
   const bool fresh = p.taken == 1;
   const bool finite = std::isfinite(f.energy) && std::isfinite(f.gg);
   const bool takes = fresh || (finite && f.energy <= p.energy);
-  // Of errors of Gaussian nodes every curvature is 1 or more, but for what is not linear.
-  const double least = method.bounds ? 1e-2 * p.ss : 1e-3 * std::sqrt(p.ss * f.yy);
+  // Of errors every curvature is 1 or more, but for what is not linear.
+  const double least = method.errors ? 1e-2 * p.ss : 1e-3 * std::sqrt(p.ss * f.yy);
   const bool curved = !fresh && finite && f.yy > tiny && f.sy > std::max(least, tiny);
   // g and h at the point that is kept
   const double gy = (f.gg - p.hh + f.yy) / 2, gh = f.gg - gy;
   if (fresh)
-    p.length = 2 * f.energy / std::max(2 * f.energy + f.gg, tiny);
+    p.length = method.errors ? 2 * f.energy / std::max(2 * f.energy + f.gg, tiny) : kFirst;
   else if (curved)
     p.length = takes ? f.sy / f.yy : std::max(f.sy / f.yy, p.length);
   else if (!takes)
@@ -136,7 +137,7 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
     return;
   const int64_t k = p.taken++;
   if (k == 0) {
-    p.first = f.energy;
+    p.first = p.least = f.energy;
     if (!std::isfinite(f.energy)) {
       p.done = true;
       return;
@@ -151,14 +152,16 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
     taken = find(p, method, f);
   if (taken && method.bounds)
     p.bound = bound(f);
-  p.history[k % kLongestWindow] = p.energy;
+  p.least = std::min(p.least, p.energy);
+  p.history[k % kLongestWindow] = p.least;
   if (method.tol == 0)
     return;
-  const double enough = method.tol * (p.first - p.energy);
+  const double enough = method.tol * (p.first - p.least);
   const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
-  const bool bounded = method.bounds ? p.energy - p.bound <= enough : f.gg == 0;
-  const double gained = k < window ? -1 : p.history[(k - window) % kLongestWindow] - p.energy;
-  const bool idle = gained >= 0 && gained <= enough;
+  const bool bounded = method.bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy)
+                                     : f.gg == 0;
+  const bool idle = k >= window && p.energy - p.least <= enough &&
+                    p.history[(k - window) % kLongestWindow] - p.least <= enough;
   if (!bounded && !idle)
     return;
   p.done = p.converged = true;

@@ -140,9 +140,7 @@ def test_rates_are_those_of_nesterov(method, batch):
 
 
 def nesterov(a, method):
-    """In errors by the metric of precisions, in states by none."""
-    count = len(a["states"])
-    precision = [1.0 if p is None or not method.errors else p for p in a["precisions"]]
+    """Take the steps, and set the states."""
     x = [z.clone() for z in a["states"]]
     if method.errors:
         x = [z - mu for z, mu in zip(a["states"], predictions(a, a["states"]), strict=True)]
@@ -156,7 +154,7 @@ def nesterov(a, method):
         grads = [
             torch.zeros_like(z) if g is None or not free else g for g, z, free in zip(grads, v, a["free"], strict=True)
         ]
-        new = [z - method.lr * g / p for z, g, p in zip(v, grads, precision, strict=True)]
+        new = [z - method.lr * g for z, g in zip(v, grads, strict=True)]
         blend = method.momentum
         if blend is None:
             up = sum((g * (n - o)).sum(1, keepdim=True) for g, n, o in zip(grads, new, x, strict=True)) > 0
@@ -167,7 +165,6 @@ def nesterov(a, method):
         x = new
     last = risen(a, x) if method.errors else x
     a["states"] = [z if free else s for z, s, free in zip(last, a["states"], a["free"], strict=True)]
-    assert count == len(a["states"])
 
 
 def predictions(a, states):

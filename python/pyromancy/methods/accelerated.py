@@ -20,7 +20,9 @@ from . import nesterov
 from .base import Evaluation, Method, Objective, Point, check_number, chosen, column, inner, moved, zeros
 
 MOMENTA = ("restart", "depth")
-_CURVED = 1e-2  # of s.y over s.s: below that a pair tells of no curvature to go by
+# below these a pair tells of no curvature to go by: of errors s.y over s.s, where it is 1 or more but for what is not
+# linear, and of states s.y over the norms of s and y
+_CURVED, _ALIGNED = 1e-2, 1e-3
 _SHORTER = 0.5  # the most that a step may be of one that has failed
 _FIRST = 0.2  # of the gradient, for the first step on states, or where nothing bounds the energy from below
 
@@ -86,6 +88,12 @@ class Accelerated(Method):
     def remembers_energy(self) -> bool:
         return self.lr is None
 
+    def blend(self, count: int) -> float | None:
+        """Momentum of a rate, for so many free states; None where it restarts."""
+        if isinstance(self.momentum, str):
+            return None if self.momentum == "restart" else nesterov.by_depth(count)
+        return float(self.momentum)
+
     def begin(self, objective: Objective) -> Trial | nesterov.Run:
         if self.lr is not None:
             return nesterov.begin(objective)
@@ -97,8 +105,7 @@ class Accelerated(Method):
         if isinstance(state, nesterov.Run):
             return nesterov.look(objective, state)
         objective.point = moved(state.point, 1.0, state.step)
-        floor = objective.floor if self.coordinates == "errors" else -math.inf
-        after = _judged(state, objective.point, objective.evaluate(), floor)
+        after = _judged(state, objective, self.coordinates == "errors")
         objective.point = after.point
         return Evaluation(after.energy, after.gradient), after
 
@@ -115,22 +122,24 @@ class Accelerated(Method):
             objective.point = chosen(objective.value() <= state.energy, objective.point, state.point)
 
 
-def _judged(state: Trial, trial: Point, found: Evaluation, floor: Tensor | float) -> Trial:
-    """What comes of a trial: where the sample is then, and what it tries next."""
+def _judged(state: Trial, objective: Objective, errors: bool) -> Trial:
+    """What comes of a trial, which is the objective's point: where the sample is then, and what it tries next."""
     energy, scale = state.energy, state.scale
+    trial, found = objective.point, objective.evaluate()
     fresh = energy == torch.inf
     squares = inner(found.gradient, found.gradient)
     fell = (found.energy <= energy) & squares.isfinite()
 
     s, y = state.step, moved(found.gradient, -1.0, state.gradient)
     ss, sy, yy = inner(s, s), inner(s, y), inner(y, y)
-    curved = ~fresh & (sy > _CURVED * ss) & yy.isfinite()
+    least = _CURVED * ss if errors else _ALIGNED * (ss * yy).sqrt()
+    curved = ~fresh & (sy > least) & yy.isfinite()
     of_pair = sy / yy
     # at a kink, as by rounding, y does not shrink with s: a trial that failed there may not lower h
     of_pair = torch.where(fell, of_pair, torch.maximum(of_pair, scale))
     scale = torch.where(curved, of_pair, torch.where(fell, scale, _SHORTER * scale))
     # the residuals r of linear predictions of one target have r.r = 2 F at e = 0, and a curvature of 1 + g.g / r.r
-    above = found.energy - floor
+    above = found.energy - (objective.floor if errors else -math.inf)
     first = torch.where((above > 0) & above.isfinite(), 1 / (1 + squares / (2 * above)), _FIRST)
     scale = torch.where(fresh, first.nan_to_num(_FIRST), scale)
 

@@ -48,11 +48,11 @@ def move(objective: Objective, state: Run, found: Evaluation, lr: float, momentu
         later = 0.5 * (1 + (1 + 4 * time * time).sqrt())
         factor = (time - 1) / later
         return Run([column(factor, d) * d for d in change], later, state.last)
-    by = _by_depth(len(x)) if isinstance(momentum, str) else momentum
+    by = by_depth(len(x)) if isinstance(momentum, str) else momentum
     return Run([by * d for d in change], state.time, state.last)
 
 
-def _by_depth(count: int) -> float:
+def by_depth(count: int) -> float:
     """What is best for the Hessian of a row of so many free states and unit weights."""
     condition = (math.cos(math.pi / (2 * count + 1)) / math.sin(math.pi / (4 * count + 2))) ** 2
     return (math.sqrt(condition) - 1) / (math.sqrt(condition) + 1)

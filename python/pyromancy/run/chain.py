@@ -33,14 +33,15 @@ def fused(method: Method, stop: Stop | None, depth: int, device: torch.device) -
     errors = method.moves == "errors"
     if reason := backends.without_acceleration(device.type):
         return reason
-    if isinstance(method, Accelerated):
-        if method.lr is None:
-            return plan.Accelerated(errors=errors, tol=tol)
-        momentum = None if method.momentum == "restart" else method.blend(depth)
-        return plan.Accelerated(float(method.lr), momentum, errors, tol)
-    if isinstance(method, Descent) and not method.momentum:
+    if tol and not errors:
+        return "no operator tells what is left to be gained on states"
+    if isinstance(method, Accelerated) and method.lr is None:
+        return plan.Accelerated(errors=errors, tol=tol)
+    if isinstance(method, Accelerated) and method.lr:
+        return plan.Accelerated(float(method.lr), method.blend(depth), errors, tol)
+    if isinstance(method, Descent) and method.lr and not method.momentum:
         return plan.Accelerated(float(method.lr), 0.0, errors, tol)
-    return f"no operator runs {method!r}"
+    return f"no operator runs {type(method).__name__} on {method.moves} with these options"
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class ChainExecutor(ReplayingExecutor):
         self._plain = 0 if run.record else run.steps
         return super().run(run, velocities)
 
-    def accelerated(self, method: Method, stop: Stop | None, steps: int, record: bool) -> tuple[Tensor | None, Tensor]:
-        """Run a method for which `fused` gives a plan's, in one operator.
+    def accelerated(self, method: plan.Accelerated, steps: int, record: bool) -> tuple[Tensor | None, Tensor]:
+        """Run a method that plans have, in one operator.
 
         Returns:
             Energies as `run` gives them, and of every sample the sweeps it took, and 1 where it stopped by itself,
@@ -97,9 +98,7 @@ class ChainExecutor(ReplayingExecutor):
         leaves = self.program.leaves
         state = leaves[self._free[0]]
         outcome = state.new_empty(state.shape[0], 2)
-        found = fused(method, stop, len(self._free), state.device)
-        assert isinstance(found, plan.Accelerated)
-        run = Run(steps, 0.0, 0.0, 0.0, False, False, record, method=found)
+        run = Run(steps, 0.0, 0.0, 0.0, False, False, record, method=method)
         with torch.no_grad():
             recorded = self._infer(leaves, [], run, outcome)
         return recorded[0] if record else None, outcome

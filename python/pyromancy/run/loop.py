@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .. import plan
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
 from ..capture.lowering import NotAChain, idle, lower
@@ -33,7 +34,7 @@ from ..methods.base import rows
 from ..registration import is_learned, is_state
 from . import stepwise
 from .autograd import AutogradExecutor
-from .chain import ChainExecutor
+from .chain import ChainExecutor, fused
 from .executor import Executor, Run, check_energy
 from .graph import GraphExecutor
 from .objective import OnAutograd, OnErrors, OnStates, Problem
@@ -126,7 +127,8 @@ class InferenceLoop:
     its kind, replayed from then on. Another number of steps or rate, moved parameters or another choice of kernels
     make it another kind; new states and data do not.
 
-    What a momentum or another method remembers starts anew when a state was set since the last run, as by `init`.
+    What a momentum or another method remembers starts anew when a state was set since the last run, as by `init`; and
+    with every run, where all of its sweeps are one operator's.
 
     Args:
         energy: zero-argument callable returning per-sample energies, ``[B]``; one number for states of several samples
@@ -323,6 +325,8 @@ class InferenceLoop:
         method, executor, memory = self.method, self.prepared(), self._memory()
         if self._begun != memory:
             self._taken = 0
+        if isinstance(executor, ChainExecutor) and self.fused(stop) is not None:
+            return self._run_fused(executor, steps, record, stop)
         problem, self._runner = self._problem(method, stop, executor)
         whose = problem, method, self._versions() if method.remembers_energy else ()
         resumed = None
@@ -339,12 +343,37 @@ class InferenceLoop:
         self._taken = taken + outcome.steps
         whose = problem, method, self._versions() if method.remembers_energy else ()
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
-        if stop is not None:
-            self._runner = [*self._runner, f"tol by a bound from {problem.bound}, or by what sweeps gain"]
+        self._runner += self._told_of(stop, problem.bound)
         if not all(bool(p.isfinite().all()) for p in self._params):
             _warn(self._diverged(method, starts))
         energies = None if outcome.energies is None else outcome.energies.sum(2)
         return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
+
+    def fused(self, stop: Stop | None) -> plan.Accelerated | None:
+        """The method as plans of chains have it, if they do."""
+        found = fused(self.method, stop, len(self._params), self._params[0].device)
+        return None if isinstance(found, str) or self.check_finite else found
+
+    def _run_fused(self, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None) -> Trace:
+        method = self.fused(stop)
+        assert method is not None
+        check_samples(executor.program.stand_ins[executor.program.result], self._params)
+        starts = [p.detach().clone() for p in self._params] if method.lr else []
+        energies, outcome = executor.accelerated(method, steps, record)
+        self._begun, self._resumed, self._seen = self._memory(), None, []
+        self._taken += steps
+        self._runner = ["fused: all sweeps in one operator", *self._told_of(stop, "errors' gradients")]
+        if not all(bool(p.isfinite().all()) for p in self._params):
+            _warn(self._diverged(self.method, starts))
+        taken, stopped = outcome.unbind(1)
+        count = int(taken.max()) if len(taken) else 0
+        if energies is not None:
+            energies = energies[:count].sum(2)
+        return Trace(count, energies, taken.long(), None if stop is None else stopped.bool())
+
+    @staticmethod
+    def _told_of(stop: Stop | None, bound: str) -> list[str]:
+        return [] if stop is None else [f"tol by a bound from {bound}, or by what sweeps gain"]
 
     def _versions(self) -> list[int | None]:
         """How often what the energy reads has been written to, as far as is known."""
@@ -357,7 +386,11 @@ class InferenceLoop:
 
     def _problem(self, method: Method, stop: Stop | None, executor: Executor) -> tuple[Problem, list[str]]:
         """What a method runs on, and how it is run."""
-        runner, reason = _runner_of(method, stop)
+        reason = fused(method, stop, len(self._params), self._params[0].device)
+        if not isinstance(reason, str):
+            reason = "check_finite looks at every step" if self.check_finite else "the energy is no chain"
+            if self._wanted not in (None, "chain"):
+                reason = f"executor {self._wanted!r} was asked for"
         if self._wanted == "chain":
             raise RuntimeError(f"executor 'chain' cannot run {method!r}: {reason}")
         kind = method.moves, method.moves == "errors" and method.measures
@@ -365,7 +398,7 @@ class InferenceLoop:
             executor.problems[kind] = self._posed(method, executor)
         problem = executor.problems[kind]
         how = "on autograd" if isinstance(problem, OnAutograd) else "on what was captured"
-        return problem, [f"{runner}, {how}", f"not fused: {reason}"]
+        return problem, [f"stepwise, {how}", f"not fused: {reason}"]
 
     def _posed(self, method: Method, executor: Executor) -> Problem:
         program, on_errors = self._program, method.moves == "errors"
@@ -706,12 +739,6 @@ class InferenceLoop:
             "_begun": [],
         }
         return state | anew
-
-
-def _runner_of(method: Method, stop: Stop | None) -> tuple[str, str]:
-    """What runs a method, where it is not the executor of descent on states, and why nothing faster does."""
-    what = f"{type(method).__name__} on {method.moves}" + (" to a tolerance" if stop is not None else "")
-    return "stepwise", f"no operator runs {what}"
 
 
 def _on_errors(program: Program, states: Sequence[Tensor], measured: bool) -> OnErrors:
