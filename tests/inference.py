@@ -1,7 +1,5 @@
 """Methods for the tests, and objectives whose rows are computed one by one."""
 
-import math
-
 import torch
 
 from pyromancy import methods
@@ -75,8 +73,3 @@ def rows(batch, scale=1.0):
     """Random states and centers of two variables."""
     shapes = [(batch, 3), (batch, 2)]
     return [[scale * torch.randn(*s, dtype=torch.float64) for s in shapes] for _ in range(2)]
-
-
-def chi(dof):
-    """Four standard deviations of a mean of squares, relative to it."""
-    return 4 * math.sqrt(2 / dof)
