@@ -7,13 +7,14 @@
 
 namespace pyromancy {
 
-// A matrix in the form that a tile's products read: for thin tiles columns `stride` apart, for wide
-// ones contiguous rows `stride` apart, or panels, where that is 0. Panels may lie beyond the
-// second-level cache, `far`.
+// A matrix in the form that a tile's products read: for thin tiles columns `stride` apart, or rows
+// where it says so, for wide ones contiguous rows `stride` apart, or panels, where that is 0.
+// Panels may lie beyond the second-level cache, `far`.
 struct PackedMatrix {
   const void* data = nullptr;
   int64_t stride = 0;
   bool far = false;
+  bool by_rows = false; // for thin tiles, which turn them
   explicit operator bool() const {
     return data != nullptr;
   }
