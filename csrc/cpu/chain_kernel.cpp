@@ -1007,14 +1007,14 @@ constexpr int64_t kDepth = 256; // samples of a panel, which stays in the first-
 // (Adds) rows i to i + rows of scale a^T b to `out`: a [batch, R] and the panel of b's columns
 // [batch, 2 vectors], both contiguous.
 template <class P, int R, class C = typename P::Number, class O = typename P::Operand>
-void outer_rows(const O* a, const O* panel, int64_t batch, int64_t rows, C scale, C* out, int64_t n,
-                int64_t columns, bool add) {
+void outer_rows(const O* a, const O* panel, int64_t batch, int64_t rows, C scale, C* out,
+                int64_t stride, int64_t columns, bool add) {
   constexpr int w = kLanes<C>;
   Vec<C> sums[R * 2];
   Wide<P, 2>::template multiply<R>(a, 1, R, operands<P>(batch), panel, false, sums);
   for (int r = 0; r < smaller(R, rows); ++r)
     for (int v = 0; v < 2 && v * w < columns; ++v) {
-      C* const to = out + r * n + v * w;
+      C* const to = out + r * stride + v * w;
       const Vec<C> sum = sums[r * 2 + v];
       const auto finish = [&](auto extent) {
         store(to, add ? fma(splat(scale), sum, load(to, extent)) : scale * sum, extent);
@@ -1028,7 +1028,7 @@ void outer_rows(const O* a, const O* panel, int64_t batch, int64_t rows, C scale
 
 template <class P>
 void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
-           double scale, int64_t begin, int64_t end, void* panel, void* out) {
+           double scale, int64_t begin, int64_t end, void* panel, void* out, int64_t stride) {
   using C = typename P::Number;
   using O = typename P::Operand;
   constexpr int w = kLanes<C>;
@@ -1048,13 +1048,13 @@ void outer(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t 
         const int64_t height = smaller(kRows, round_up(m - i, kStep));
         const O* const rows =
             static_cast<const O*>(a) + i * operands<P>(batch) + operands<P>(k) * height;
-        C* const to = static_cast<C*>(out) + i * n + j;
+        C* const to = static_cast<C*>(out) + i * stride + j - begin;
         if (height == kRows)
-          outer_rows<P, kRows>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+          outer_rows<P, kRows>(rows, packed, depth, m - i, s, to, stride, columns, k > 0);
         else if (height == 2 * kStep)
-          outer_rows<P, 2 * kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+          outer_rows<P, 2 * kStep>(rows, packed, depth, m - i, s, to, stride, columns, k > 0);
         else
-          outer_rows<P, kStep>(rows, packed, depth, m - i, s, to, n, columns, k > 0);
+          outer_rows<P, kStep>(rows, packed, depth, m - i, s, to, stride, columns, k > 0);
       }
     }
   }
@@ -1098,28 +1098,34 @@ void sum_rows(const void* a, int64_t batch, int64_t n, double scale, void* out) 
 }
 
 template <class C>
-void learn(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
-           const void* gradient, void* parameter, void* const* kept) {
-  with_rule(step.rule.kind, [&](auto rule) {
+void learn(const LearnStep& given, int64_t rows, int64_t columns, const void* gradient,
+           void* parameter, void* const* kept, int64_t stride) {
+  with_rule(given.rule.kind, [&](auto rule) {
+    // Copies: for all that the compiler knows, what is stored might change the originals, which it
+    // would read and convert again for every vector.
+    const LearnStep step = given;
+    C* slot[kSlots] = {};
+    for (int64_t s = rule.kFirstSlot; s < rule.kEndSlot; ++s)
+      slot[s] = static_cast<C*>(kept[s]);
     for (int64_t r = 0; r < rows; ++r)
       for_vectors<C>(columns, [&](int64_t j, auto extent) {
         const int64_t i = r * stride + j;
-        C* const to = static_cast<C*>(parameter) + i;
-        Slots<C> slots;
         const auto each = [&](auto f) {
 #pragma GCC unroll 4
           for (int64_t s = rule.kFirstSlot; s < rule.kEndSlot; ++s)
-            if (kept[s])
-              f(static_cast<C*>(kept[s]) + i, slots.of[s], slots.has[s]);
+            if (slot[s])
+              f(slot[s] + i, s);
         };
-        each([&](C* from, Vec<C>& slot, bool& has) {
-          slot = load(from, extent);
-          has = true;
+        Slots<C> slots;
+        each([&](const C* from, int64_t s) {
+          slots.of[s] = load(from, extent), slots.has[s] = true;
         });
+        C* const to = static_cast<C*>(parameter) + i;
         Vec<C> p = load(to, extent);
-        rule.template apply<C>(step, load(static_cast<const C*>(gradient) + i, extent), p, slots);
+        rule.template apply<C>(
+            step, load(static_cast<const C*>(gradient) + r * columns + j, extent), p, slots);
         store(to, p, extent);
-        each([&](C* from, Vec<C>& slot, bool&) { store(from, slot, extent); });
+        each([&](C* to, int64_t s) { store(to, slots.of[s], extent); });
       });
   });
 }

@@ -8,13 +8,14 @@
 
 namespace pyromancy {
 
-// A matrix in the form that a tile's products read: for thin tiles columns `stride` apart, for wide
-// ones contiguous rows `stride` apart, or panels, where that is 0. Panels may lie beyond the
-// second-level cache, `far`.
+// A matrix in the form that a tile's products read: for thin tiles columns `stride` apart, or rows
+// where it says so, for wide ones contiguous rows `stride` apart, or panels, where that is 0.
+// Panels may lie beyond the second-level cache, `far`.
 struct PackedMatrix {
   const void* data = nullptr;
   int64_t stride = 0;
   bool far = false;
+  bool by_rows = false; // for thin tiles, which turn them
   explicit operator bool() const {
     return data != nullptr;
   }
@@ -262,19 +263,19 @@ struct ChainKernels {
   int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory
-  // out[m, n] = scale a^T f(b) for columns [begin, end) of b [batch, n], contiguous; a^T [m, batch]
-  // packed for wide tiles.
+  // out[m, end - begin] = scale a^T f(b) for columns [begin, end) of b [batch, n], contiguous; a^T
+  // [m, batch] packed for wide tiles. Rows of `out` are `stride` apart.
   void (*outer)(const void* a, const void* b, Nonlinearity f, int64_t batch, int64_t m, int64_t n,
-                double scale, int64_t begin, int64_t end, void* panel, void* out);
+                double scale, int64_t begin, int64_t end, void* panel, void* out, int64_t stride);
   // out[i] = scale * the norm of a matrix's row i
   void (*row_norms)(const void* w, int64_t rows, int64_t depth, int64_t row_stride,
                     int64_t depth_stride, double scale, void* out);
   // out[n] = scale * the sum of the rows of a [batch, n]
   void (*sum_rows)(const void* a, int64_t batch, int64_t n, double scale, void* out);
-  // Moves `rows` runs of `columns` elements of a parameter, `stride` apart, by their gradients, as
-  // a rule does; the slots lie as the parameter does.
-  void (*learn)(const LearnStep& step, int64_t rows, int64_t stride, int64_t columns,
-                const void* gradient, void* parameter, void* const* slots);
+  // Moves `rows` runs of `columns` elements of a parameter, `stride` apart, by their gradients
+  // [rows, columns], as a rule does; the slots lie as the parameter does.
+  void (*learn)(const LearnStep& step, int64_t rows, int64_t columns, const void* gradient,
+                void* parameter, void* const* slots, int64_t stride);
 };
 
 // float32 and float64 only

@@ -294,12 +294,12 @@ PackedMatrix PackedChain::gram(const Tensor& of, const ChainEdge& out) {
   void* const product = scratch(n * n);
   const void* const packed = pack_wide(weight.data_ptr(), n, rows, 1, n);
   pack_all();
-  share_out(ceil_div(n, kernels.columns), kernels.panel * element_size_,
-            [&](void* panel, int64_t task) {
-              const int64_t j = task * kernels.columns;
-              kernels.outer(packed, weighted, {}, rows, n, n, 1, j,
-                            std::min(n, j + kernels.columns), panel, product);
-            });
+  share_out(
+      ceil_div(n, kernels.columns), kernels.panel * element_size_, [&](void* panel, int64_t task) {
+        const int64_t j = task * kernels.columns;
+        kernels.outer(packed, weighted, {}, rows, n, n, 1, j, std::min(n, j + kernels.columns),
+                      panel, static_cast<char*>(product) + j * element_size_, n);
+      });
   return {pack(tiling_.kind, product, n, n, n, 1), kernels.packed_stride(tiling_.kind, n),
           tiling_.far};
 }

@@ -40,11 +40,12 @@ public:
     for (const Target& target : plan_.targets)
       add(target);
     chain_.pack_all();
-    const ChainKernels& kernels = chain_.kernels;
-    const int64_t bytes = kernels.panel * operands_[plan_.nodes.front().state].element_size();
+    int64_t most = 0;
+    for (const Task& t : tasks_)
+      most = std::max(most, t.m * (t.end - t.begin));
     share_out(
-        static_cast<int64_t>(tasks_.size()), bytes,
-        [&](void* panel, int64_t i) { run(tasks_[i], panel); },
+        static_cast<int64_t>(tasks_.size()), (chain_.kernels.panel + most) * element_size_,
+        [&](void* memory, int64_t i) { run(tasks_[i], static_cast<char*>(memory)); },
         [&](int64_t i) { // an element's rule takes as long as a product of about 32 samples
           const Task& t = tasks_[i];
           const double elements = static_cast<double>(t.m * (t.end - t.begin));
@@ -56,11 +57,11 @@ private:
   struct Parameter {
     const Target* target;
     LearnStep step;
-    void *parameter, *gradient;
-    void* slots[kSlots];
+    char* tensor; // the parameter, or where its gradient goes
+    char* slots[kSlots];
   };
-  // Columns [begin, end) of a weight's gradient, -1/B a^T f(b), or the sum of rows that a
-  // bias or log-variances take (of a alone), and what is done with it.
+  // Columns [begin, end) of a weight's gradient [m, n], -1/B a^T f(b), or the sum of rows that a
+  // bias or log-variances take (of a alone, [B, n]), and what is done with it.
   struct Task {
     size_t parameter;
     const void *a, *b;
@@ -81,17 +82,16 @@ private:
       with_computed(dtype_of("step", operands_[target.slots[0]]), [&](auto zero) {
         steps = *static_cast<decltype(zero)*>(operands_[target.slots[0]].data_ptr()) += 1;
       });
-    Parameter p{&target, {rule, steps}, tensor.data_ptr(), nullptr, {}};
-    p.gradient = rule.kind == RuleKind::gradient ? p.parameter : chain_.scratch(tensor.numel());
+    Parameter p{&target, {rule, steps}, static_cast<char*>(tensor.data_ptr()), {}};
     for (int64_t s = 0; s < kSlots; ++s)
       if (const Tensor* slot = operands_.find(target.slots[s]))
-        p.slots[s] = slot->data_ptr();
+        p.slots[s] = static_cast<char*>(slot->data_ptr());
     const size_t at = parameters_.size();
     parameters_.push_back(p);
     const ChainNode& node = args.node[node_of(target)];
     if (target.what != Learned::weight) {
       const void* rows = target.what == Learned::bias ? node.delta : node.moment;
-      tasks_.push_back({at, rows, nullptr, {}, 1, node.n, 0, node.n});
+      tasks_.push_back({at, rows, nullptr, {}, 1, node.n, 0, tensor.numel()});
       return;
     }
     const ChainEdge& edge = args.edge[target.owner];
@@ -112,32 +112,31 @@ private:
       tasks_.push_back({at, a, b, f, m, n, j, std::min(n, j + columns)});
   }
 
-  void run(const Task& task, void* panel) const {
+  // The gradient goes through the thread's own memory, where it is still near when a rule takes it.
+  void run(const Task& task, char* memory) const {
     const ChainKernels& kernels = chain_.kernels;
     const Parameter& p = parameters_[task.parameter];
-    const int64_t batch = chain_.args.batch;
+    const int64_t batch = chain_.args.batch, columns = task.end - task.begin;
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
-    const bool matrix = p.target->what == Learned::weight;
-    if (matrix) {
+    const bool moves = p.step.rule.kind != RuleKind::gradient;
+    char* const to = p.tensor + task.begin * element_size_;
+    char* const gradient = moves ? memory + kernels.panel * element_size_ : to;
+    if (p.target->what == Learned::weight) {
       const double scale = -mean * plan_.edges[p.target->owner].scale;
       kernels.outer(task.a, task.b, task.f, batch, task.m, task.n, scale, task.begin, task.end,
-                    panel, p.gradient);
+                    memory, gradient, moves ? columns : task.n);
     } else if (p.target->what == Learned::bias) {
       const double scale = -mean * plan_.edges[p.target->owner].bias_scale;
-      kernels.sum_rows(task.a, batch, task.n, scale, p.gradient);
+      kernels.sum_rows(task.a, batch, task.n, scale, gradient);
     } else {
-      of_theta(task, p);
+      of_theta(task, p, gradient);
     }
-    if (p.step.rule.kind == RuleKind::gradient)
+    if (!moves)
       return;
-    const int64_t count = operands_[p.target->tensor].numel();
-    const int64_t offset = matrix ? task.begin * element_size() : 0;
     void* slots[kSlots];
     for (int64_t s = 0; s < kSlots; ++s)
-      slots[s] = p.slots[s] ? static_cast<char*>(p.slots[s]) + offset : nullptr;
-    kernels.learn(p.step, matrix ? task.m : 1, task.n, matrix ? task.end - task.begin : count,
-                  static_cast<char*>(p.gradient) + offset, static_cast<char*>(p.parameter) + offset,
-                  slots);
+      slots[s] = p.slots[s] ? p.slots[s] + task.begin * element_size_ : nullptr;
+    kernels.learn(p.step, task.m, columns, gradient, to, slots, task.n);
   }
 
   // What the mean energy has of a node's theta beside the deviation: this times theta.
@@ -155,18 +154,18 @@ private:
   }
 
   // Of E[deviation] + constant * theta, summed where one theta serves all.
-  void of_theta(const Task& task, const Parameter& p) const {
+  void of_theta(const Task& task, const Parameter& p, void* gradient) const {
     const Tensor& tensor = operands_[p.target->tensor];
     const PlanNode& node = plan_.nodes[p.target->owner];
     const double constant = this->constant(node);
     const int64_t batch = chain_.args.batch, n = task.n;
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
-    const Scratch moments(n * element_size());
+    const Scratch moments(n * element_size_);
     chain_.kernels.sum_rows(task.a, batch, n, mean, moments.as<void>());
     with_computed(dtype_of("logvar", tensor), [&](auto zero) {
       using C = decltype(zero);
       const C* moment = moments.as<C>();
-      C* const to = static_cast<C*>(p.gradient);
+      C* const to = static_cast<C*>(gradient);
       const bool one = tensor.numel() == 1 && n != 1;
       double total = 0;
       for (int64_t i = 0; i < n; ++i) {
@@ -180,16 +179,13 @@ private:
     });
   }
 
-  int64_t element_size() const {
-    return operands_[plan_.nodes.front().state].element_size();
-  }
-
   static constexpr int64_t kMostPanels = 8;
 
   const Plan& plan_;
   const Operands& operands_;
   PackedChain& chain_;
   const int64_t threads_ = torch::stable::get_num_threads();
+  const int64_t element_size_ = operands_[plan_.nodes.front().state].element_size();
   std::vector<Parameter> parameters_;
   std::vector<Task> tasks_;
 };

@@ -43,20 +43,26 @@ void pack_rows(Exact<C>, Strided<C> m, int64_t i, int64_t filled, int64_t height
       for (; k < depth; ++k)
         store(out + k * stride + r, load(top + k * m.depth_stride, First{from}), First{rows});
     else if (m.depth_stride == 1) {
-      const auto columns = [&](auto extent) {
-        Vec<C> square[w] = {};
-        for (int q = 0; q < from; ++q)
-          square[q] = load(top + q * m.row_stride + k);
+      // w columns of the first `filled` rows; a constant of the compiler's where all are
+      const auto columns = [=](int64_t k, auto filled, auto extent) __attribute__((always_inline)) {
+        Vec<C> square[w];
+#pragma GCC unroll 16
+        for (int q = 0; q < w; ++q)
+          square[q] = q < filled ? load(top + q * m.row_stride + k) : Vec<C>{};
         transpose<C>(square);
+#pragma GCC unroll 16
         for (int q = 0; q < w; ++q)
           store(out + (k + q) * stride + r, square[q], extent);
       };
       // Whole vectors are faster: what they write too much the columns to come write over.
-      if (rows == w || height <= w)
+      if (from == w)
+        for (; k + w <= depth; k += w)
+          columns(k, std::integral_constant<int, w>{}, Whole{});
+      else if (rows == w || height <= w)
         for (; k + w <= depth && (rows == w || (k + w - 1 - depth) * stride + w <= 0); k += w)
-          columns(Whole{});
+          columns(k, from, Whole{});
       for (; k + w <= depth; k += w)
-        columns(First{rows});
+        columns(k, from, First{rows});
     }
     for (; k < depth; ++k)
       for (int q = 0; q < rows; ++q)
@@ -392,10 +398,15 @@ struct Thin {
     return round_up(rows, w) * operands<P>(depth);
   }
 
-  static PackedMatrix as_it_is(Strided<C> m, int64_t rows, int64_t) {
-    return P::kColumns == 1 && m.row_stride == 1 && rows % w == 0
-               ? PackedMatrix{m.w, m.depth_stride}
-               : PackedMatrix{};
+  // Columns of whole vectors lie as they would when packed. To turn rows takes longer than to read
+  // columns, so that it pays for those that are read once.
+  static PackedMatrix as_it_is(Strided<C> m, int64_t rows, int64_t passes) {
+    if (P::kColumns > 1)
+      return {};
+    if (m.row_stride == 1 && rows % w == 0)
+      return {m.w, m.depth_stride};
+    return m.depth_stride == 1 && passes == 1 ? PackedMatrix{m.w, m.row_stride, false, true}
+                                              : PackedMatrix{};
   }
   static int64_t packed_stride(int64_t rows) {
     return round_up(rows, w);
@@ -419,11 +430,18 @@ struct Thin {
 
   // As for wide tiles; the rows wanted are counted in vectors.
   template <class X, class F>
-  static void product(PackedMatrix matrix, int64_t, int64_t depth, Rows wanted, int64_t tiles,
+  static void product(PackedMatrix matrix, int64_t n, int64_t depth, Rows wanted, int64_t tiles,
                       Vec<C>*, X x, F f) {
     const O* const a = static_cast<const O*>(matrix.data);
     Vec<C> sums[block * S];
     int64_t i = wanted.begin;
+    if constexpr (P::kColumns == 1)
+      for (; matrix.by_rows && i < wanted.end; ++i)
+        for (int64_t t = 0; t < tiles; ++t) {
+          multiply_rows(a + i * w * matrix.stride, smaller(w, n - i * w), matrix.stride, depth,
+                        x(t), sums);
+          f(t, i, int64_t{1}, sums);
+        }
     const auto rows = [&](auto count) { // which all tiles read while they are near
       for (; i + count <= wanted.end; i += count)
         for (int64_t t = 0; t < tiles; ++t) {
@@ -461,6 +479,32 @@ struct Thin {
 #pragma GCC unroll 4
       for (int s = 0; s < S; ++s)
         sums[r * S + s] = c[r][s];
+  }
+
+  // The same of up to w rows, `stride` apart: squares of them become columns on the way.
+  static void multiply_rows(const C* a, int64_t rows, int64_t stride, int64_t depth, const C* x,
+                            Vec<C>* sums) {
+    Vec<C> c[S] = {};
+    const auto add = [&](int64_t k, auto columns, auto extent) __attribute__((always_inline)) {
+      Vec<C> square[w];
+#pragma GCC unroll 16
+      for (int q = 0; q < w; ++q)
+        square[q] = q < rows ? load(a + q * stride + k, extent) : Vec<C>{};
+      transpose<C>(square);
+#pragma GCC unroll 16
+      for (int q = 0; q < w; ++q)
+        if (q < columns)
+#pragma GCC unroll 4
+          for (int s = 0; s < S; ++s)
+            c[s] = fma(square[q], splat(x[k * S + s * w + q]), c[s]);
+    };
+    int64_t k = 0;
+    for (; k + w <= depth; k += w)
+      add(k, std::integral_constant<int, w>{}, Whole{});
+    if (k < depth)
+      add(k, static_cast<int>(depth - k), First{static_cast<int>(depth - k)});
+    for (int s = 0; s < S; ++s)
+      sums[s] = c[s];
   }
 
   static void load_samples(const C* from, int64_t stride, int64_t n, int64_t count, C* to) {

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kThreads, 4) rule_kernel(const RuleArgs a) {
   LearnStep step = a.step;
   if (a.counted) {
     step.step_size = a.counted->step_size;
-    step.root_of_correction = a.counted->root_of_correction;
+    step.root_factor = a.counted->root_factor;
   }
   with_rule(a.step.rule.kind, [&](auto rule) {
     using R = decltype(rule);

@@ -20,8 +20,8 @@ struct Adam {
                  splat(static_cast<C>(rule.second)) * square);
     if (slots.has[3])
       greatest = greatest > square ? greatest : square;
-    const Vec<C> root = divide(square_root<C>(slots.has[3] ? greatest : square),
-                               splat(static_cast<C>(step.root_of_correction)));
+    const Vec<C> root =
+        square_root<C>(slots.has[3] ? greatest : square) * splat(static_cast<C>(step.root_factor));
     parameter = fnma(splat(static_cast<C>(step.step_size)),
                      divide(mean, root + static_cast<C>(rule.epsilon)), parameter);
   }

@@ -61,13 +61,13 @@ inline int64_t slots_needed(const Rule& rule) {
 struct LearnStep {
   Rule rule;
   double step_size = rule.lr;
-  double root_of_correction = 1;
+  double root_factor = 1;
 
   PYROMANCY_ANYWHERE LearnStep(const Rule& r, double step) : rule(r) {
     if (rule.kind != RuleKind::adam)
       return;
     step_size /= 1 - std::pow(rule.first, step);
-    root_of_correction = std::sqrt(1 - std::pow(rule.second, step));
+    root_factor = 1 / std::sqrt(1 - std::pow(rule.second, step));
   }
 };
 
