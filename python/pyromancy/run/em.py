@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 from .. import ops, plan
 from ..arguments import kind_of
 from ..capture.capture import NotCapturable, has_hooks
+from ..methods import Method, Stop
+from ..plan import Accelerated
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
@@ -76,11 +78,13 @@ class EM:
         optimizer: of the learned parameters. SGD, Adam, AdamW and RMSprop of `torch.optim` run inside, with
             their options and on their own state; others are called.
         start: sets all states for a batch, by `init`; takes what `step` takes.
-        steps: E-steps of a batch.
-        lr: E-step rate.
+        steps: E-steps of a batch; with `tol` at most.
+        lr: E-step rate; this and the next three are the short form of `pyromancy.methods.Descent` on states.
         momentum: as in `torch.optim.SGD`; the velocity starts anew with every batch.
         dampening: as in `torch.optim.SGD`.
         nesterov: as in `torch.optim.SGD`.
+        method: how E-steps move, of `pyromancy.methods`, in the place of these four.
+        tol: as in `InferenceLoop.run`: where every sample stops by itself.
         incremental: False learns once after all E-steps; True after every E-step, from the states it has made; "joint"
             with every E-step, weights and states moving from the same errors.
         check_finite: as in `InferenceLoop`; no batch is one call then.
@@ -98,10 +102,12 @@ class EM:
         *,
         start: Callable[..., Any],
         steps: int,
-        lr: float,
+        lr: float | None = None,
         momentum: float = 0.0,
         dampening: float = 0.0,
         nesterov: bool = False,
+        method: Method | None = None,
+        tol: float | None = None,
         incremental: bool | str = False,
         check_finite: bool = False,
     ) -> None:
@@ -110,9 +116,11 @@ class EM:
         if not callable(start):
             raise TypeError(f"start must be callable, got {type(start).__name__}")
         self.loop = InferenceLoop(
-            energy, params, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov, check_finite=check_finite
-        )
+            energy, params, lr, momentum=momentum, dampening=dampening, nesterov=nesterov, method=method,
+            check_finite=check_finite,
+        )  # fmt: skip
         self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
+        self.tol = tol
         self._learned: list[int] = []  # the ids of the optimizer's parameters, which are known to be no states
         self._check()
         self._starts: list[Start] = []
@@ -141,17 +149,16 @@ class EM:
         if self._repeat is not None:
             if self._repeat.run(self, batch):
                 self._whole, self._reason = self._repeat.whole, ""
-                return Trace(self.steps)
+                return self._repeat.whole.trace(self)
             # the next will have to prove itself, and for longer where this one has not been of use
             self._wait = _FIRST if self._repeat.ended() > _MOST else min(2 * self._wait, _MOST)
             self._repeat = None
         self._check()
         whole = self._prepared(batch)
         if whole is None or not whole.run(self):
-            self._by_parts(batch)
-        else:
-            self._repeat = whole.repeat(self)
-        return Trace(self.steps)
+            return self._by_parts(batch)
+        self._repeat = whole.repeat(self)
+        return whole.trace(self)
 
     def epoch(
         self,
@@ -282,6 +289,12 @@ class EM:
             raise TypeError(f"steps must be an integer, got {self.steps!r}") from None
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, got {self.steps}")
+        self._stop = None if self.tol is None else Stop(self.tol)
+        if self.tol is not None and (self.incremental or self.steps == 0 or not self.loop.method.converges):
+            raise ValueError(
+                f"tol must be None with incremental, without steps, and with a method that does not converge, got "
+                f"{self.tol}"
+            )
         if self.incremental not in INCREMENTAL:
             raise ValueError(f"incremental must be False, True or 'joint', got {self.incremental!r}")
         for i, group in enumerate(self.optimizer.param_groups):
@@ -322,6 +335,11 @@ class EM:
                 raise _ByParts("check_finite looks at all states after every E-step")
             if self.loop.reduction != "sum":
                 raise _ByParts("the loop descends the mean over the batch")
+            if self._stop is not None or self.loop.has_method:
+                if self.incremental:
+                    raise _ByParts("no operator learns between the sweeps of a method")
+                if isinstance(found := self.loop.fused(self._stop), str):
+                    raise _ByParts(found)
             executor = self._executor(start)
             self._whole = self._fitting(start, executor)
         except _ByParts as reason:
@@ -379,10 +397,10 @@ class EM:
             return whole
         return Whole(self, start, executor)
 
-    def _by_parts(self, batch: tuple[Any, ...]) -> None:
+    def _by_parts(self, batch: tuple[Any, ...]) -> Trace:
         with torch.no_grad():
             self.start(*batch)
-        loop, optimizer = self.loop, self.optimizer
+        loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
         loop.forget_velocities()
         for _ in range(self.steps if self.incremental else 1):
             if self.incremental == "joint":
@@ -390,11 +408,12 @@ class EM:
                 loop.backward(self._parameters)
                 loop.run(1)
             else:
-                loop.run(1 if self.incremental else self.steps)
+                trace = loop.run(1 if self.incremental else self.steps, tol=self.tol)
                 optimizer.zero_grad()
                 loop.backward(self._parameters)
             self._check_uses()
             optimizer.step()
+        return Trace(self.steps) if self.incremental else trace
 
     def _check_uses(self) -> None:
         """Refuse parameters that have no part in the energy, whose gradients have just been computed."""
@@ -474,6 +493,7 @@ class Whole:
         if shared := self._shared():
             raise _ByParts(shared)
         self.learned = _learned(executor, self.parameters)
+        self._outcome: Tensor | None = None  # of a batch whose samples stop by themselves
         self._last: _Last | None = None  # where the next call may be the same
         self._same = 0  # of the calls before, in a row
         self._sort_settings()
@@ -599,6 +619,10 @@ class Whole:
         em.loop.restore()
         return True
 
+    def trace(self, em: EM) -> Trace:
+        """Of the batch that was run last."""
+        return Trace(em.steps) if self._outcome is None else Trace.of(self._outcome)
+
     def repeat(self, em: EM) -> Repeat | None:
         """What does a batch like the last, where that was done as those before it."""
         last = self._last
@@ -621,7 +645,7 @@ class Whole:
         """What a call depends on beside the optimizer."""
         loop = em.loop
         leaves = map(id, self.executor.program.leaves)  # all of which the last call keeps
-        return em.steps, em.incremental, float(loop.lr), loop.momentum, self.swept, product_precision(), *leaves
+        return em.steps, em.incremental, loop.method, em.tol, self.swept, product_precision(), *leaves
 
     def _made(self, em: EM, learner: rules.Learner, rows: dict[int, Tensor], order: Tensor | None) -> Call:
         learning = (
@@ -635,10 +659,11 @@ class Whole:
             if self._learns(em)
             else Learn()
         )
-        loop, planner = em.loop, self.executor.planner
+        loop, planner, method = em.loop, self.executor.planner, em.loop.fused(em._stop)
         run = Run(
-            em.steps, float(loop.lr), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
+            em.steps, float(loop.lr or 0.0), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
             settle=True,  # of what start set, and the plan does not
+            method=method if isinstance(method, Accelerated) else None,
         )  # fmt: skip
         with torch.no_grad():
             values = planner.values(self.executor.program.leaves)
@@ -646,8 +671,9 @@ class Whole:
             velocities = [
                 torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum
             ]
+            self._outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
             return planner.call(
-                values, states, run, of=em.steps,
+                values, states, run, of=em.steps, outcome=self._outcome,
                 velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
             )  # fmt: skip
 

@@ -11,7 +11,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -37,12 +37,13 @@ from .autograd import AutogradExecutor
 from .chain import ChainExecutor, fused
 from .executor import Executor, Run, check_energy
 from .graph import GraphExecutor
-from .objective import OnAutograd, OnErrors, OnStates, Problem
+from .objective import OnAutograd, OnErrors, OnStates, Problem, check_samples
 from .replay import Replay
 from .stepwise import Resumed
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 EXECUTORS = ("chain", "graph", "autograd")
+_FUSED = "fused: all sweeps in one operator"
 # Runs on autograd after which something faster is tried again, at most: after a capture, which takes about as long
 # as a few steps; and after a trace, which takes a hundred times as long, and fails again unless its cause has passed.
 _PATIENCE = 31
@@ -79,6 +80,12 @@ class Trace:
     energies: Tensor | None = None
     taken: Tensor | None = None
     converged: Tensor | None = None
+
+    @classmethod
+    def of(cls, outcome: Tensor) -> Trace:
+        """Of what an operator tells of every sample, ``[B, 2]``: the sweeps it took, and 1 where it stopped."""
+        taken, stopped = outcome.unbind(1)
+        return cls(int(taken.max()) if len(taken) else 0, None, taken.long(), stopped.bool())
 
 
 def _normally(method: _M) -> _M:
@@ -325,8 +332,8 @@ class InferenceLoop:
         method, executor, memory = self.method, self.prepared(), self._memory()
         if self._begun != memory:
             self._taken = 0
-        if isinstance(executor, ChainExecutor) and self.fused(stop) is not None:
-            return self._run_fused(executor, steps, record, stop)
+        if isinstance(executor, ChainExecutor) and not isinstance(found := self.fused(stop), str):
+            return self._run_fused(found, executor, steps, record, stop)
         problem, self._runner = self._problem(method, stop, executor)
         whose = problem, method, self._versions() if method.remembers_energy else ()
         resumed = None
@@ -349,27 +356,35 @@ class InferenceLoop:
         energies = None if outcome.energies is None else outcome.energies.sum(2)
         return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
 
-    def fused(self, stop: Stop | None) -> plan.Accelerated | None:
-        """The method as plans of chains have it, if they do."""
-        found = fused(self.method, stop, len(self._params), self._params[0].device)
-        return None if isinstance(found, str) or self.check_finite else found
+    @property
+    def has_method(self) -> bool:
+        """Whether E-steps are other than descent on states."""
+        return self._method is not None
 
-    def _run_fused(self, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None) -> Trace:
-        method = self.fused(stop)
-        assert method is not None
+    def fused(self, stop: Stop | None) -> plan.Accelerated | str:
+        """The method as plans of chains have it; or why they have none."""
+        if self.check_finite:
+            return "check_finite looks at every step"
+        if self._wanted not in (None, "chain"):
+            return f"executor {self._wanted!r} was asked for"
+        if self._method is None and stop is None:
+            return "plain descent of so many steps is the executor's"
+        return fused(self.method, stop, len(self._params), self._params[0].device)
+
+    def _run_fused(
+        self, method: plan.Accelerated, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
+    ) -> Trace:
         check_samples(executor.program.stand_ins[executor.program.result], self._params)
         starts = [p.detach().clone() for p in self._params] if method.lr else []
         energies, outcome = executor.accelerated(method, steps, record)
         self._begun, self._resumed, self._seen = self._memory(), None, []
         self._taken += steps
-        self._runner = ["fused: all sweeps in one operator", *self._told_of(stop, "errors' gradients")]
+        self._runner = [_FUSED, *self._told_of(stop, "errors and gradients")]
         if not all(bool(p.isfinite().all()) for p in self._params):
             _warn(self._diverged(self.method, starts))
-        taken, stopped = outcome.unbind(1)
-        count = int(taken.max()) if len(taken) else 0
-        if energies is not None:
-            energies = energies[:count].sum(2)
-        return Trace(count, energies, taken.long(), None if stop is None else stopped.bool())
+        trace = Trace.of(outcome)
+        energies = None if energies is None else energies[: trace.steps].sum(2)
+        return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
 
     @staticmethod
     def _told_of(stop: Stop | None, bound: str) -> list[str]:
@@ -386,11 +401,9 @@ class InferenceLoop:
 
     def _problem(self, method: Method, stop: Stop | None, executor: Executor) -> tuple[Problem, list[str]]:
         """What a method runs on, and how it is run."""
-        reason = fused(method, stop, len(self._params), self._params[0].device)
+        reason = self.fused(stop)
         if not isinstance(reason, str):
-            reason = "check_finite looks at every step" if self.check_finite else "the energy is no chain"
-            if self._wanted not in (None, "chain"):
-                reason = f"executor {self._wanted!r} was asked for"
+            reason = "the energy is no chain"
         if self._wanted == "chain":
             raise RuntimeError(f"executor 'chain' cannot run {method!r}: {reason}")
         kind = method.moves, method.moves == "errors" and method.measures
@@ -509,6 +522,8 @@ class InferenceLoop:
         return "\n".join(lines)
 
     def _how(self, executor: Executor) -> list[str]:
+        if not self._runner and isinstance(executor, ChainExecutor) and not isinstance(self.fused(None), str):
+            return [_FUSED]
         return self._runner or self._problem(self.method, None, executor)[1]
 
     def _doubts(self, executor: Executor, named: dict[int, str]) -> list[str]:

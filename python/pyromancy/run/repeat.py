@@ -157,7 +157,7 @@ def _settings(em: EM) -> list[Entry]:
     loop, optimizer = em.loop, em.optimizer
     assert loop.program is not None
     entries = [
-        named_in(vars(em), "loop", "optimizer", "start", "steps", "incremental"),
+        named_in(vars(em), "loop", "optimizer", "start", "steps", "incremental", "tol"),
         named_in(
             vars(loop), *(name for name in vars(loop) if name not in ("_velocities", "_seen", "_begun", "_taken"))
         ),
