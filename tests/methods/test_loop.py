@@ -440,6 +440,7 @@ def test_bad_input_of_a_loop_is_refused(options, error, message):
         (methods.Accelerated(), 5, "1e-2", TypeError, "tol must be a number"),
         (methods.Accelerated(), 0, 1e-2, ValueError, "steps must be above 0 with tol"),
         (methods.Langevin(0.1), 5, 1e-2, ValueError, "tol must be None with Langevin, which does not converge"),
+        (methods.FixedPrediction(), 5, 1e-2, ValueError, "tol must be None with FixedPrediction"),
         (methods.ZIL(), 5, 1e-2, ValueError, "tol must be None with ZIL"),
     ],
 )
@@ -481,6 +482,53 @@ def test_zil_is_backpropagation():
         loop.run(1)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_fixed_predictions_are_backpropagation():
+    """After as many steps as there are nodes with an energy: the errors, and what weights learn."""
+    network = Chain(["StandardGaussianNode"] * 5, (5, 7, 6, 4, 3))
+    x, y = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+    parameters = list(network.edges.parameters())
+    mus, z = [], x
+    for edge in network.edges:
+        z = network.predict(z, edge)
+        z.retain_grad()
+        mus.append(z)
+    (0.5 * (y - z).square().sum(1)).mean().backward()
+    expected = [p.grad for p in parameters]
+    network.init(x, y)
+    states = states_of(network, (0, 4))
+    loop = loop_of(network, states, methods.FixedPrediction())
+    loop.run(1)
+    loop.run(3)
+    for state, mu in zip(states, mus, strict=False):
+        torch.testing.assert_close(state.detach() - mu.detach(), -len(x) * mu.grad, rtol=1e-12, atol=1e-12)
+    for p in parameters:
+        p.grad = None
+    loop.backward(parameters)
+    for p, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_fixed_predictions_take_precisions():
+    """Their fixed point is where ``P e`` is what errors send down through the derivatives that are fixed."""
+    network, states = chain()
+    with torch.no_grad():
+        for edge in network.edges:
+            edge.weight.mul_(0.3)
+    network.init(network.nodes[0].value.detach(), network.nodes[3].value.detach())
+    states = states_of(network, (0, 3))
+    swept = [z.detach().clone().requires_grad_() for z in states]
+    last = network.predict(swept[1], network.edges[2])
+    middle = network.predict(swept[0], network.edges[1])
+    y = network.nodes[3].value.detach()
+    (sent,) = torch.autograd.grad(functional_energy(network.nodes[3], y, last).sum(), swept[1])
+    loop_of(network, states, methods.FixedPrediction(lr=0.05)).run(2000)
+    top = network.nodes[2].covariance.detach()
+    torch.testing.assert_close(states[1].detach() - swept[1].detach(), -sent @ top, rtol=1e-8, atol=1e-8)
+    (sent,) = torch.autograd.grad(middle, swept[0], sent)
+    spread = torch.exp(network.nodes[1].logvar.detach())
+    torch.testing.assert_close(states[0].detach() - swept[0].detach(), -sent * spread, rtol=1e-8, atol=1e-8)
 
 
 def test_weights_of_samples_and_covariances_are_measured():

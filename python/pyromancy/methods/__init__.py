@@ -8,6 +8,7 @@ from .accelerated import Accelerated
 from .adam import Adam
 from .base import Evaluation, Method, Objective
 from .descent import Descent
+from .fixed_prediction import FixedPrediction
 from .heun import Heun
 from .langevin import Langevin
 from .lbfgs import LBFGS
@@ -22,6 +23,7 @@ __all__ = [
     "Adam",
     "Descent",
     "Evaluation",
+    "FixedPrediction",
     "Heun",
     "Langevin",
     "Method",

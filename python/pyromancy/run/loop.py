@@ -29,7 +29,7 @@ from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
 from ..diagnose import max_rate
-from ..methods import Descent, Method, Stop
+from ..methods import Descent, FixedPrediction, Method, Stop
 from ..methods.base import rows
 from ..registration import is_learned, is_state
 from . import stepwise
@@ -37,7 +37,7 @@ from .autograd import AutogradExecutor
 from .chain import ChainExecutor, fused
 from .executor import Executor, Run, check_energy
 from .graph import GraphExecutor
-from .objective import OnAutograd, OnErrors, OnStates, Problem, check_samples
+from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem, check_samples
 from .replay import Replay
 from .stepwise import Resumed
 
@@ -421,17 +421,22 @@ class InferenceLoop:
                 reason = "it takes elements by their places in memory"
             else:
                 try:
+                    if isinstance(method, FixedPrediction):
+                        return OnFixedPredictions(program, self._params)
                     if not on_errors:
                         return OnStates(program, self._params)
                     return _on_errors(program, self._params, method.measures)
                 except NoErrors as refusal:
-                    raise ValueError(f"coordinates='errors' cannot be used: {refusal}") from None
+                    what = "coordinates='errors'" if on_errors else type(method).__name__
+                    raise ValueError(f"{what} cannot be used: {refusal}") from None
                 except NotCapturable as refusal:
                     reason = str(refusal)
-        if on_errors:
+        if on_errors or isinstance(method, FixedPrediction):
+            what, instead = (
+                ("coordinates='errors'", "coordinates='states'") if on_errors else ("fixed predictions", "ZIL")
+            )
             raise ValueError(
-                f"coordinates='errors' need an energy that is captured, and this one is not: {reason}; "
-                "coordinates='states' can be used"
+                f"{what} need an energy that is captured, and this one is not: {reason}; {instead} can be used"
             )
         return OnAutograd(self._energy, self._params)
 
@@ -475,7 +480,9 @@ class InferenceLoop:
         wanted = list({id(p): p for p in _listed(params, "pyromancy.get_mstep_params")}.values())
         try:
             executor = self.prepared()
-            found = executor.gradients(wanted, settles(self._params[0].device) and self._begun != self._memory())
+            found: list[Tensor | None] | str | None = self._fixed_gradients(wanted, executor)
+            if found is None:
+                found = executor.gradients(wanted, settles(self._params[0].device) and self._begun != self._memory())
             if isinstance(found, str):
                 self._reasons["fused M-step gradients"] = found
                 learned = [p for p in wanted if p.requires_grad]
@@ -498,6 +505,15 @@ class InferenceLoop:
                         p.grad.add_(gradient)
                     else:
                         p.grad = gradient + p.grad
+
+    def _fixed_gradients(self, wanted: list[Tensor], executor: Executor) -> list[Tensor | None] | None:
+        """Those at fixed predictions, where the states came of them."""
+        if self._resumed is None or self._seen != self._memory():
+            return None
+        (problem, *_), resumed = self._resumed
+        if not isinstance(problem, OnFixedPredictions) or problem not in executor.problems.values():
+            return None
+        return problem.gradients(wanted, resumed.state.states)
 
     @_normally
     def explain(self) -> str:

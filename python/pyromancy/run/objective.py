@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .. import functional
 from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread
 from ..capture.partition import Energy, Parts, evaluation, value
 from ..capture.program import Program
-from ..methods.base import Evaluation, Point, inner
+from ..methods.base import Evaluation, Point, inner, moved
+from ..plan import Law
 from .executor import check_energy
 
 
@@ -280,6 +282,105 @@ class OnStates(Captured):
             return super().gap(found)
         self._errors.point = self._errors._variables(self._placed())
         return self._errors.gap(self._errors.evaluate())
+
+
+class OnFixedPredictions(Problem):
+    """The states of a captured energy whose predictions are taken at other states, by autograd.
+
+    Attributes:
+        base: those other states.
+
+    Raises:
+        NoErrors: a term of the energy is not that of a node.
+        ValueError: the energy is not one number per sample.
+    """
+
+    base: Point
+
+    def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
+        slots = {id(t): i for i, t in enumerate(program.leaves)}
+        self.program, self._free = program, [slots[id(s)] for s in states]
+        check_samples(program.stand_ins[program.result], states)
+        self._terms = [t for t in program.terms if t.slot in program.varying]
+        for term in self._terms:
+            if term.node is None:
+                assert term.slot is not None
+                raise NoErrors(f"the term {program.told(term.slot)} is not the energy of a Gaussian or Laplace node")
+
+    def begin(self) -> None:
+        self.point = [self.program.leaves[i].detach().clone() for i in self._free]
+
+    @torch.no_grad()
+    def end(self) -> None:
+        for i, z in zip(self._free, self.point, strict=True):
+            self.program.leaves[i].copy_(z)
+
+    def _energies(self, states: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
+        """Of nodes of some states, whose predictions come from leaves: ``[B]``."""
+        moving = dict(zip(self._free, states, strict=True))
+        total = states[0].new_zeros(len(states[0]))
+        for term in self._terms:
+            node = term.node
+            assert node is not None
+            wanted = [*(s for s in (node.state, node.prediction, node.theta) if type(s) is int), *term.sample_weights]
+            values = dict(zip(wanted, self.program.evaluate(wanted, leaves), strict=True))
+            z = moving.get(node.state, values[node.state])
+            mu = values[node.prediction] if type(node.prediction) is int else torch.full_like(z, node.prediction)
+            theta = () if node.theta is None else (values[node.theta],)
+            energy = term.weight * node.scale * _NODES[node.law](z, mu, *theta)
+            for slot in term.sample_weights:
+                energy = energy * values[slot].reshape(-1)
+            total = total + energy
+        return total
+
+    def _leaves(self, base: Sequence[Tensor]) -> list[Tensor]:
+        leaves = [t.detach() for t in self.program.leaves]
+        for i, z in zip(self._free, base, strict=True):
+            leaves[i] = z.detach().requires_grad_()
+        return leaves
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def evaluate(self) -> Evaluation:
+        leaves, states = self._leaves(self.base), [z.detach().requires_grad_() for z in self.point]
+        energy = self._energies(states, leaves)
+        count = len(states)
+        found = torch.autograd.grad(energy.sum(), [*states, *(leaves[i] for i in self._free)], materialize_grads=True)
+        return Evaluation(energy.detach(), moved(list(found[:count]), 1.0, list(found[count:])))
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        return self._energies(self.point, self._leaves(self.base))
+
+    @torch.no_grad()
+    def terms(self) -> Tensor:
+        leaves = self._leaves(self.point)
+        return torch.stack(torch.broadcast_tensors(*self.program.energies(self.program.terms, leaves)))
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def gradients(self, wanted: Sequence[Tensor], base: Sequence[Tensor]) -> list[Tensor | None]:
+        """Of the mean energy of the states as they are, at the predictions of others."""
+        program = self.program
+        slot_of = {id(t): i for i, t in enumerate(program.leaves)}
+        leaves, states = self._leaves(base), [program.leaves[i].detach() for i in self._free]
+        slots = [slot_of.get(id(t)) for t in wanted]
+        for i in {s for s in slots if s is not None}:
+            leaves[i] = leaves[i].requires_grad_()
+        constant = [t for t in program.terms if t.slot not in program.varying]
+        energy = sum(program.energies(constant, leaves), self._energies(states, leaves))
+        of = [s for s in slots if s is not None]
+        found = dict(
+            zip(of, torch.autograd.grad(energy.mean(), [leaves[s] for s in of], allow_unused=True), strict=True)
+        )
+        return [None if s is None else found[s] for s in slots]
+
+
+_NODES: dict[Law, Callable[..., Tensor]] = {
+    Law.GAUSSIAN: functional.gaussian_energy,
+    Law.FULL_GAUSSIAN: functional.multivariate_energy,
+    Law.LAPLACE: functional.laplace_energy,
+}
 
 
 def check_samples(energy: Tensor, states: Sequence[Tensor]) -> None:
