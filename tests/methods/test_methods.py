@@ -10,15 +10,12 @@ from pyromancy.methods import Stop
 from pyromancy.run import stepwise
 
 every = pytest.mark.parametrize("method", ALL, ids=repr)
-tolerances = pytest.mark.parametrize("stop", [None, Stop(1e-3)], ids=["all steps", "to a tolerance"])
+WAYS = [(m, stop) for m in ALL for stop in (None, Stop(1e-3)) if m.converges or stop is None]
 
 
-@every
-@tolerances
+@pytest.mark.parametrize(("method", "stop"), WAYS, ids=repr)
 def test_a_sample_does_not_depend_on_its_batch(method, stop):
     """To the last bit, however it is stopped: five samples together, and one by one."""
-    if stop is not None and not method.converges:
-        pytest.skip("it is not stopped")
     states, centers = inference.rows(5)
     starts = [x.clone() for x in states]
     together = stepwise.run(method, Rows(states, centers), 12, stop)
@@ -164,6 +161,58 @@ def test_langevin_without_heat_is_descent():
     stepwise.run(methods.Descent(0.02), Rows(twins, centers), 5)
     for a, b in zip(states, twins, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_sequential_moves_one_after_the_other():
+    """The second variable goes by the gradient where the first has been moved."""
+
+    class Coupled(Rows):
+        """``(a - b)^2 / 2 + b^2``."""
+
+        def value(self):
+            a, b = (x[:, 0] for x in self.point)
+            return 0.5 * (a - b) ** 2 + b**2
+
+        def evaluate(self):
+            a, b = self.point
+            return methods.Evaluation(self.value(), [a - b, b - a + 2 * b])
+
+    states = [torch.full((1, 1), 2.0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)]
+    stepwise.run(methods.Sequential(0.5), Coupled(states, None), 1)
+    assert [x.item() for x in states] == [1.5, 1 - 0.5 * (1 - 1.5 + 2)]
+
+
+class TestStop:
+    """A sample of energies that are given, one after another."""
+
+    def stopped(self, energies, gaps, tol):
+        stop, progress = Stop(tol), None
+        for sweep, (energy, gap) in enumerate(zip(energies, gaps, strict=True)):
+            energy = torch.tensor([energy], dtype=torch.float64)
+            progress = progress or stop.begin(energy)
+            progress = stop.look(progress, energy, torch.tensor([gap], dtype=torch.float64))
+            if progress.done:
+                return sweep
+        return None
+
+    def test_by_a_bound(self):
+        assert self.stopped([10.0, 5.0, 4.0], [9.0, 0.51, 0.59], 0.1) == 2
+        assert self.stopped([10.0, 5.0, 4.0], [9.0, 0.5, 0.5], 0.1) == 1
+        assert self.stopped([10.0], [0.0], 0.1) == 0
+
+    def test_by_gains(self):
+        """In the last four sweeps less than a tenth of what the energy has fallen; it has to be where it is least."""
+        never = [float("inf")] * 8
+        assert self.stopped([10.0, 2.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5], never, 0.1) == 6
+        assert self.stopped([10.0, 2.0, 1.0, 0.9, 0.8, 0.7, 0.8, 0.65], never, 0.1) == 7
+        assert self.stopped([10.0] * 8, never, 0.1) is None
+        assert self.stopped([10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0], never, 0.1) is None
+
+    def test_by_gains_of_a_third_of_all_sweeps(self):
+        """Energies that fall by 1 a sweep from 100 on have gained a third at any sweep: more than 0.3, and not 0.4."""
+        energies = [100.0 - i for i in range(60)]
+        assert self.stopped(energies, [float("inf")] * 60, 0.3) is None
+        assert self.stopped(energies, [float("inf")] * 60, 0.4) == 11
 
 
 def test_an_empty_batch():

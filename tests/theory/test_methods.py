@@ -9,6 +9,8 @@ import torch
 import networks
 from inference import CONVERGENT
 from pyromancy import InferenceLoop, get_estep_params, methods
+from pyromancy.capture.capture import capture
+from pyromancy.run.objective import OnErrors
 
 BATCH = 4
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -102,6 +104,28 @@ def test_what_stops_a_sample_is_true(kinds, method):
     now = pcn.energy().detach()
     assert trace.converged.all()
     assert (now - least <= 1.25e-3 * (first - now)).all()
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_the_bound_on_the_gap(kinds, measured):
+    """It is above the gap anywhere, and the gap itself where the target is one number: then its line is the whole dual.
+
+    In both measures of errors, at states that are nowhere special.
+    """
+    for widths in (WIDTHS, (4, 3, 5, 1)):
+        pcn, free, _, least, _ = chain(kinds, widths)
+        with torch.no_grad():
+            for z in free:
+                z.normal_()
+        problem = OnErrors(capture(pcn.energy, free), free, measured)
+        problem.begin()
+        found = problem.evaluate()
+        gap = found.energy - least
+        torch.testing.assert_close(found.energy, pcn.energy().detach(), **TIGHT)
+        if widths[-1] == 1:
+            torch.testing.assert_close(problem.gap(found), gap, **TIGHT)
+        assert (problem.gap(found) >= gap - 1e-10).all()
 
 
 def flow(free, end, hessian, time):

@@ -42,41 +42,28 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     """
 
     def gradient(*leaves: Tensor) -> list[Tensor]:
-        return _evaluated(program, free, _energy_of(program), leaves)[1:]
+        return _evaluated(program, free, lambda values: program.evaluate([program.result], values)[0], leaves)[1:]
 
     return _partitioned(gradient, free, leaves)
 
 
-def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy | None = None) -> Parts:
+def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy) -> Parts:
     """The energy per sample and the gradient of its sum, as `partition` gives the latter.
 
     Args:
         program: the energy.
         free: slots of the variables, in the order of the gradients.
         leaves: as for `partition`.
-        energy: of the leaves, with variables in the places of the free ones; None takes the states themselves.
+        energy: of the leaves, with variables in the places of the free ones.
 
     Raises:
         NotCapturable: it cannot be traced.
     """
 
     def both(*leaves: Tensor) -> list[Tensor]:
-        return _evaluated(program, free, energy or _energy_of(program), leaves)
+        return _evaluated(program, free, energy, leaves)
 
     return _partitioned(both, free, leaves)
-
-
-def value(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy | None = None) -> Parts:
-    """The energy per sample, with arguments, results and errors as of `evaluation`."""
-
-    def alone(*leaves: Tensor) -> list[Tensor]:
-        return [(energy or _energy_of(program))([t.detach() for t in leaves])]
-
-    return _partitioned(alone, free, leaves)
-
-
-def _energy_of(program: Program) -> Energy:
-    return lambda leaves: program.evaluate([program.result], leaves)[0]
 
 
 def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -80,7 +80,7 @@ class LBFGS(Method):
         length, taken = torch.ones_like(slope), torch.zeros_like(uphill)
         for _ in range(_HALVINGS):
             objective.point = moved(x, length, along)
-            bound = found.energy + _ARMIJO * length * slope + 4 * eps * found.energy.abs()
+            bound = found.energy + _ARMIJO * length * slope + 10 * eps * found.energy.abs()
             taken = taken | (objective.value() <= bound)
             if taken.all():
                 break

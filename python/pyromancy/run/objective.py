@@ -13,7 +13,7 @@ from .. import functional
 from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread
-from ..capture.partition import Energy, Parts, evaluation, value
+from ..capture.partition import Energy, evaluation
 from ..capture.program import Program
 from ..methods.base import Evaluation, Point, inner, moved
 from ..plan import Law
@@ -119,18 +119,16 @@ class Captured(Problem):
         slots = {id(t): i for i, t in enumerate(program.leaves)}
         self.program, self._free = program, [slots[id(s)] for s in states]
         check_samples(program.stand_ins[program.result], states)
+        self._energy = energy or (lambda leaves: program.evaluate([program.result], leaves)[0])
         with torch.no_grad():
             leaves = [t.detach() for t in program.leaves]
-            self._once, self._both = evaluation(program, self._free, leaves, energy)
+            self._once, self._both = evaluation(program, self._free, leaves, self._energy)
             try:  # some operators can be traced and then not be run without autograd
                 self._both(*leaves, *self._once(*leaves))
             except Exception as error:
                 raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
-        self._energy = energy
-        self._value: Parts | None = None  # where a method has asked for it
         self._leaves: list[Tensor] = []
         self._invariant: tuple[Tensor, ...] = ()
-        self._value_invariant: tuple[Tensor, ...] | None = None
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -146,7 +144,7 @@ class Captured(Problem):
 
     def release(self) -> None:
         super().release()
-        self._leaves, self._invariant, self._value_invariant = [], (), None
+        self._leaves, self._invariant = [], ()
 
     def _placed(self) -> list[Tensor]:
         """The leaves with the variables in the places of states."""
@@ -170,13 +168,7 @@ class Captured(Problem):
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        if self._value is None:
-            self._value = value(self.program, self._free, self._leaves, self._energy)
-        once, every = self._value
-        if self._value_invariant is None:
-            self._value_invariant = once(*self._leaves)
-        (energy,) = every(*self._placed(), *self._value_invariant)
-        return energy
+        return self._energy(self._placed())  # as it is: most methods ask once a run, which would not pay for a trace
 
     @torch.no_grad()
     def terms(self) -> Tensor:
