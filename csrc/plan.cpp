@@ -75,8 +75,8 @@ Method read_method(Reader& read) {
   return method;
 }
 
-// What moves in error coordinates is the error of the one prediction that every free node has, whose
-// law must not care where z and mu are, but how far apart.
+// What moves in error coordinates is the error of the one prediction that every free node has,
+// whose law must not care where z and mu are, but how far apart.
 void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
   const Method& method = plan.method;
   if (!method.accelerated)

@@ -53,8 +53,8 @@ struct Buffers {
   C* velocity;
   C* v; // what an accelerated method moves, where the gradient is g: z itself, or the error z - mu
   C* g;
-  C* s; // what led there
-  C* h; // the gradient before that
+  C* s;                                 // what led there
+  C* h;                                 // the gradient before that
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
   const C* input(Input of) const {
@@ -611,7 +611,8 @@ struct Tile {
         const Vec<C> to = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
         const Vec<C> p = has_metric ? metric(node, i, v) : splat(C(1));
         const Vec<C> raw = b.h ? p * g : g;
-        x[0] = adds ? Gaussian::deviation(to, Vec<C>{}, has_metric ? rate(node, i, v) : p) : Vec<C>{};
+        x[0] =
+            adds ? Gaussian::deviation(to, Vec<C>{}, has_metric ? rate(node, i, v) : p) : Vec<C>{};
         x[1] = b.h || !has_metric ? raw * g : raw * g / p;
         x[2] = raw * s;
         x[3] = raw * to;
@@ -625,10 +626,10 @@ struct Tile {
       });
     }
     for (int64_t i = 0; i < Layout::samples; ++i)
-      pyromancy::judge(sway->of[i], args.method,
-                       {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i],
-                        sums[4][i]},
-                       step + 1 == args.steps);
+      pyromancy::judge(
+          sway->of[i], args.method,
+          {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i], sums[4][i]},
+          step + 1 == args.steps);
     prepare_motion();
   }
 

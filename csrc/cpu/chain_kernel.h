@@ -79,7 +79,8 @@ struct ChainArgs {
   Accelerated method;
   Learn learn;
   void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
-  void* outcome;  // [B, 2] of an accelerated method: the sweeps taken, and whether it stopped; or null
+  void*
+      outcome; // [B, 2] of an accelerated method: the sweeps taken, and whether it stopped; or null
 };
 
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
@@ -99,7 +100,7 @@ enum class Work : int {
   fall, // the gradient for what moves of a node
   judge,
   accept, // the last point, or not
-  give,         // what learning wants
+  give,   // what learning wants
 };
 
 struct Stage {

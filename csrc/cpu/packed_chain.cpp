@@ -94,8 +94,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.method = {method.lr,  method.momentum, method.restarts,
                  method.tol, method.errors,   method.errors};
   for (const PlanNode& node : plan.nodes) {
-    const bool bounded =
-        node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
+    const bool bounded = node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
     args.method.bounds &= bounded;
   }
   if (const Tensor* outcome = operands.find(method.outcome))

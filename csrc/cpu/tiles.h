@@ -3,9 +3,9 @@
 // The two ways in which a tile keeps its samples, and the products of matrices with them. In both,
 // every element of a product is one chain of multiply-adds over k, whatever lies around it.
 
-#include <array>
 #include "chain_kernel.h"
 #include "products.h"
+#include <array>
 
 namespace pyromancy::PYROMANCY_ISA {
 
@@ -349,8 +349,8 @@ struct Wide {
         add_to(total + v * w, f(load(a + (i * V + v) * w)));
   }
 
-  // totals[k][sample] += x[k] of all elements, where f(row, vector, place) gives x. In double, and in
-  // an order that thin tiles have too: neurons that are w apart first.
+  // totals[k][sample] += x[k] of all elements, where f(row, vector, place) gives x. In double, and
+  // in an order that thin tiles have too: neurons that are w apart first.
   template <int K, class F>
   static void sums(int64_t n, double (*totals)[samples], F f) {
     for (int v = 0; v < V; ++v)

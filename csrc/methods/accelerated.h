@@ -1,8 +1,8 @@
 #pragma once
 
 // Accelerated descent of one sample: what is decided after each of its sweeps, which have found the
-// energy and its gradient g at a point v. Without a rate errors are measured in standard deviations:
-// gradients are divided by precisions, and products of them, or of ways, multiplied.
+// energy and its gradient g at a point v. Without a rate errors are measured in standard
+// deviations: gradients are divided by precisions, and products of them, or of ways, multiplied.
 // python/pyromancy/methods/accelerated.py is the other half, and says why.
 
 #include <algorithm>
@@ -22,8 +22,9 @@ struct Accelerated {
   bool bounds; // whether what is left is bounded by the gradient: of errors of Gaussian nodes
 };
 
-// What a sweep has found, s being the way to v from the point x before it and y = g - h the change of
-// the gradient along it. gg is that of errors in standard deviations, `square` of those as they are.
+// What a sweep has found, s being the way to v from the point x before it and y = g - h the change
+// of the gradient along it. gg is that of errors in standard deviations, `square` of those as they
+// are.
 struct Found {
   double energy, gg, gs, gv, sy, yy, square;
 };
@@ -45,9 +46,9 @@ struct Progress {
   double t; // of Nesterov's momentum
 
   double first, energy, least; // at the start, at the point x, and of all
-  double hh, ss;        // products
-  double length;        // of a step, over the gradient's
-  double bound;         // what the energy is never below
+  double hh, ss;               // products
+  double length;               // of a step, over the gradient's
+  double bound;                // what the energy is never below
   double history[kLongestWindow];
 
   int64_t taken;
@@ -79,12 +80,11 @@ inline void follow(Progress& p, const Accelerated& method, const Found& f, bool 
 
 // Without one: a step of the BFGS method that knows the last change of the gradient alone.
 inline bool find(Progress& p, const Accelerated& method, const Found& f) {
-  constexpr double kFirst = 0.2, kShorter = 0.5, tiny = 1e-300;
+  constexpr double kFirst = 0.2, kShorter = 0.5, kLonger = 100, tiny = 1e-300;
   const bool fresh = p.taken == 1;
   const bool finite = std::isfinite(f.energy) && std::isfinite(f.gg);
   const bool takes = fresh || (finite && f.energy <= p.energy);
-  // Of errors every curvature is 1 or more, but for what is not linear.
-  const double least = method.errors ? 1e-2 * p.ss : 1e-3 * std::sqrt(p.ss * f.yy);
+  const double least = std::min(1e-2 * p.ss, 1e-3 * std::sqrt(p.ss * f.yy));
   const bool curved = !fresh && finite && f.yy > tiny && f.sy > std::max(least, tiny);
   // g and h at the point that is kept
   const double gy = (f.gg - p.hh + f.yy) / 2, gh = f.gg - gy;
@@ -105,10 +105,13 @@ inline bool find(Progress& p, const Accelerated& method, const Found& f) {
                              2 * (d.g * d.s * f.gs + d.g * d.h * gh + d.s * d.h * sh));
   };
   double ss = square();
-  if (!takes && ss > kShorter * kShorter * p.ss) {
-    const double shorter = kShorter * std::sqrt(p.ss / std::max(ss, tiny));
+  // After a failure, nearer; else no leap, in which a sum of v and s would lose v.
+  const double most =
+      takes ? kLonger * kLonger * std::max(p.ss, a * a * f.gg) : kShorter * kShorter * p.ss;
+  if (ss > most) {
+    const double shorter = std::sqrt(most / ss);
     d = {shorter * d.g, shorter * d.s, shorter * d.h};
-    ss *= shorter * shorter;
+    ss = most;
   }
   if (!std::isfinite(ss)) // lost in rounding: it is at its end
     d = {}, ss = 0;
@@ -158,8 +161,8 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
     return;
   const double enough = method.tol * (p.first - p.least);
   const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
-  const bool bounded = method.bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy)
-                                     : f.gg == 0;
+  const bool bounded =
+      method.bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy) : f.gg == 0;
   const bool idle = k >= window && p.energy - p.least <= enough &&
                     p.history[(k - window) % kLongestWindow] - p.least <= enough;
   if (!bounded && !idle)

@@ -288,7 +288,7 @@ class TestTolerance:
         assert trace.taken.max() == trace.steps
         now = network.energy().detach()
         # gains, which alone stop an energy with kinks, do not certify anything
-        assert (now - least <= (1.25e-2 if activation == "tanh" else 2e-2) * (first - now)).all()
+        assert (now - least <= (1.25e-2 if activation == "tanh" else 3e-2) * (first - now)).all()
 
     def test_takes_few_sweeps_without_a_rate(self):
         """In errors; on states plain descent takes hundreds."""

@@ -20,10 +20,11 @@ from . import nesterov
 from .base import Evaluation, Method, Objective, Point, check_number, chosen, column, inner, moved, zeros
 
 MOMENTA = ("restart", "depth")
-# below these a pair tells of no curvature to go by: of errors s.y over s.s, where it is 1 or more but for what is not
-# linear, and of states s.y over the norms of s and y
+# below both of these a pair tells of no curvature to go by: of s.y over s.s, which in measured errors is 1 or more but
+# for what is not linear, and of s.y over the norms of s and y
 _CURVED, _ALIGNED = 1e-2, 1e-3
 _SHORTER = 0.5  # the most that a step may be of one that has failed
+_LONGER = 100.0  # the most that it may be of the last, or of the gradient times h, where that has not: rounding leaps
 _FIRST = 0.2  # of the gradient, for the first step on states, or where nothing bounds the energy from below
 
 
@@ -132,7 +133,7 @@ def _judged(state: Trial, objective: Objective, errors: bool) -> Trial:
 
     s, y = state.step, moved(found.gradient, -1.0, state.gradient)
     ss, sy, yy = inner(s, s), inner(s, y), inner(y, y)
-    least = _CURVED * ss if errors else _ALIGNED * (ss * yy).sqrt()
+    least = torch.minimum(_CURVED * ss, _ALIGNED * (ss * yy).sqrt())
     curved = ~fresh & (sy > least) & yy.isfinite()
     of_pair = sy / yy
     # at a kink, as by rounding, y does not shrink with s: a trial that failed there may not lower h
@@ -154,6 +155,6 @@ def _judged(state: Trial, objective: Objective, errors: bool) -> Trial:
         -column(scale, d) * d - column(along, d) * a + column(across, d) * torch.where(column(curved, d), b, 0.0)
         for d, a, b in zip(g, s, y, strict=True)
     ]
-    limit = (_SHORTER * _SHORTER * ss / inner(step, step)).sqrt().clamp(max=1.0)
-    factor = torch.where(fell, 1.0, limit.nan_to_num(0.0))
+    most = torch.where(fell | fresh, _LONGER**2 * torch.maximum(ss, scale.square() * inner(g, g)), _SHORTER**2 * ss)
+    factor = (most / inner(step, step)).sqrt().clamp(max=1.0).nan_to_num(0.0)
     return Trial(point, [column(factor, d) * d for d in step], g, energy, scale)

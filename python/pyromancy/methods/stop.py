@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LEAST, _LONGEST, _SHARE = 4, 31, 2  # a window is half of the sweeps, from four to so many
+_LEAST, _SHARE = 4, 2  # a window is half of the sweeps, and no fewer than four
 
 
 class Progress(NamedTuple):
@@ -31,7 +31,8 @@ class Stop:
 
     It is where a bound certifies that (docs/methods.md): a gradient in errors of which every curvature is at least m
     leaves ``|g|^2 / (2 m)``. Where the energy has kinks the gradient never gets small: it looks like that where the
-    energy has fallen by no more than this share within the last half of all sweeps, four to 31 of them.
+    energy has fallen by no more than this share within the last half of all sweeps, at least four of them (and where
+    chains run all sweeps in one operator, at most 31).
 
     Args:
         tol: the share, above 0.
@@ -64,7 +65,7 @@ class Stop:
         least = [*progress.least, torch.minimum(progress.least[-1], energy) if progress.least else energy]
         done = progress.done | (gap <= self.tol * (least[0] - energy))
         sweeps = len(least) - 1
-        window = min(max(_LEAST, -(-sweeps // _SHARE)), _LONGEST)
+        window = max(_LEAST, -(-sweeps // _SHARE))
         if sweeps >= window:
             gained, fallen = least[-1 - window] - least[-1], least[0] - least[-1]
             done |= (gained <= self.tol * fallen) & (energy - least[-1] <= self.tol * fallen)
