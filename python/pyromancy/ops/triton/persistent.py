@@ -318,6 +318,8 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
     for column, name in ((edges, "samples"), (nodes, "own_samples")):
         if not column.flags(name):
             given[name] = None
+    if laws != [Law.GAUSSIAN] or edges.flags("samples") or nodes.flags("own_samples"):
+        warps = 8  # four would be short of registers
     launch(
         descend_chain_kernel, blocks(chain.batch, tall), **given,
         biased=edges.flags("biases"), rated=edges.flags("rates"), weighted=edges.flags("samples"),
