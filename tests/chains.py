@@ -140,6 +140,55 @@ def with_weights_and_scales(a):
     return a
 
 
+KINKED = ("identity", "relu", "clipped_relu", "hardtanh")
+
+
+def exact_problem(draw, widths, batch, functions=KINKED, **options):
+    """A chain of any laws, with weights per sample, in numbers of so few binary digits that float32 rounds no state, whatever the order of its sums.
+
+    Kinks are on the same side in every dtype then, and errors of exactly zero are met.
+
+    Args:
+        draw: a `random.Random`.
+        functions: to draw from for before and after an edge.
+        options: of `problem`.
+    """
+    a = problem(widths, batch, draw.choice(functions), draw.choice(functions), **options)
+    numbers = {"dtype": a["states"][0].dtype}
+
+    def whole(shape, most):
+        return torch.randint(-most, most + 1, shape, **numbers)
+
+    def sparse(rows, columns):
+        some = torch.rand(rows, columns) < 1 / columns
+        each = torch.arange(max(rows, columns))
+        some[each % rows, each % columns] = True  # no row and no column without any
+        return some * (2 * torch.randint(2, some.shape, **numbers) - 1)
+
+    def matrix(n):
+        beside = torch.ones(n - 1, **numbers).diag(1)
+        return 2 * torch.eye(n, **numbers) - beside - beside.mT
+
+    for key in ("states", "biases"):
+        a[key] = [x if x is None else whole(x.shape, 4) / 4 for x in a[key]]
+    a["prior"] = None if a["prior"] is None else whole(a["prior"].shape, 4) / 4
+    a["weights"] = [sparse(*w.shape) for w in a["weights"]]
+    a["laws"] = [draw.choice([*Law][1:]) for _ in widths]
+    full = [law is Law.FULL_GAUSSIAN for law in a["laws"]]
+    a["precisions"] = [matrix(n) if is_full else None for n, is_full in zip(widths, full, strict=True)]
+    a["thetas"] = [
+        draw.choice([None, torch.zeros(n, **numbers), torch.zeros(1, **numbers)]) if p is None else p
+        for n, p in zip(widths, a["precisions"], strict=True)
+    ]
+    a["scales"] = [1.0 if is_full else draw.choice([1.0, 2.0]) for is_full in full]
+    a["sample_weights"] = [
+        torch.randint(3, (batch,), **numbers) if made and draw.random() < 0.6 else None for made in a["predicted"]
+    ]
+    a["lr"], a["steps"] = 0.0625, 2
+    a["energies"] = None if a["energies"] is None else a["energies"][:2].clone()
+    return a
+
+
 class Operands:
     """The two lists of tensors of `run_plan_`, and the number of each tensor."""
 

@@ -16,10 +16,12 @@ using MaybeTensors = std::vector<MaybeTensor>;
 struct ChainOperands {
   Tensors states, weights;
   MaybeTensors biases;
-  MaybeTensors precisions; // by node: a diagonal [n], a matrix [n, n], or 1
+  std::vector<Law> laws;       // by node
+  MaybeTensors rates;          // of laws of elements, [n], or 1
+  MaybeTensors matrices;       // precisions that are one, [n, n]
+  MaybeTensors sample_weights; // by node, [B], or 1
   MaybeTensor prior;
   std::vector<Nonlinearity> before, after; // by edge
-  std::vector<bool> predicted;             // by node
 };
 
 // What inference alone takes.
@@ -38,7 +40,7 @@ struct Inference {
 struct Gradient {
   Learned what;
   int64_t node; // of an edge its target
-  double scale; // of a node's energy, or of what an edge makes of a parameter
+  double scale; // of a node's theta beside the deviation, or of what an edge makes of a parameter
   Tensor to;
 };
 

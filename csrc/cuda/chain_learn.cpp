@@ -1,28 +1,15 @@
 #include "chain_learn.h"
 
 namespace pyromancy::cuda {
-namespace {
-
-// Of scale / 2 (E[P (z - mu)^2] + log-variance), given the first mean: summed where one
-// log-variance serves all neurons.
-void write_logvar(const Gradient& wanted, const Tensor& moment, bool any) {
-  const int64_t n = moment.size(0), first = 0;
-  const bool one = wanted.to.size(0) != n;
-  const Tensor total = one ? torch::stable::sum(moment, Sizes(&first, 1), true) : moment;
-  const double served = one ? static_cast<double>(n) : 1;
-  Tensor to = wanted.to;
-  torch::stable::fill_(to, any ? wanted.scale * served / 2 : 0);
-  torch::stable::copy_(to, torch::stable::subtract(to, total, 0.5));
-}
-
-} // namespace
-
 Learner::Learner(const Chain& chain, const std::vector<Gradient>& wanted)
     : lessons(chain.nodes), chain_(chain), wanted_(wanted),
       mean_(chain.batch ? 1.0 / static_cast<double>(chain.batch) : 0) {
   for (const Gradient& gradient : wanted) {
     Lesson& lesson = lessons[gradient.node];
-    MaybeTensor& room = gradient.what == Learned::logvar ? lesson.square : lesson.delta;
+    const bool of_theta = gradient.what == Learned::logvar;
+    if (of_theta)
+      lesson.normalizer = gradient.scale;
+    MaybeTensor& room = of_theta ? lesson.moment : lesson.delta;
     if (!room)
       room = chain.like_state(gradient.node);
   }
@@ -31,7 +18,7 @@ Learner::Learner(const Chain& chain, const std::vector<Gradient>& wanted)
 void Learner::learn() {
   for (int64_t l = 0; l < chain_.nodes; ++l) {
     const Lesson& lesson = lessons[l];
-    if (!lesson.delta && !lesson.square)
+    if (!lesson.delta && !lesson.moment)
       continue;
     const MaybeTensor source = l > 0 ? MaybeTensor(chain_.activated(l - 1)) : MaybeTensor();
     if (!lesson.given)
@@ -62,7 +49,8 @@ void Learner::study(int64_t l, const MaybeTensor& source) {
   }
   args.scale = -mean_;
   args.delta = pointer(lessons[l].delta);
-  args.square = pointer(lessons[l].square);
+  args.moment = pointer(lessons[l].moment);
+  args.normalizer = lessons[l].normalizer;
   launch_error(args, chain_.stream());
 }
 
@@ -79,10 +67,13 @@ void Learner::write(const Gradient& gradient, const MaybeTensor& source) const {
     }
     return;
   }
-  const int64_t n = chain_.width(gradient.node);
-  const Tensor moment = allocate(Sizes(&n, 1), chain_.states[0]);
-  sum_first(moment, *lesson.square);
-  write_logvar(gradient, moment, chain_.batch > 0);
+  const int64_t n = chain_.width(gradient.node), first = 0;
+  if (gradient.to.size(0) == n)
+    return sum_first(gradient.to, *lesson.moment);
+  const Tensor moment = allocate(Sizes(&n, 1), chain_.states[0]); // one theta serves all neurons
+  sum_first(moment, *lesson.moment);
+  Tensor to = gradient.to;
+  torch::stable::copy_(to, torch::stable::sum(moment, Sizes(&first, 1), true));
 }
 
 } // namespace pyromancy::cuda

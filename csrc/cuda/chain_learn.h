@@ -6,9 +6,10 @@ namespace pyromancy::cuda {
 
 // What weights learn from of a node's error, each [B, n], or null where none does.
 struct Lesson {
-  MaybeTensor delta;  // -1/B after' e
-  MaybeTensor square; // 1/B e (z - mu)
-  bool given = false; // by the steps
+  MaybeTensor delta;     // 1/B after' times what the energy grows by with mu
+  MaybeTensor moment;    // 1/B what it grows by with theta
+  double normalizer = 0; // that it has times theta
+  bool given = false;    // by the steps
 };
 
 // The gradients that are wanted of a chain.

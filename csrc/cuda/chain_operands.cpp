@@ -12,19 +12,17 @@ MaybeTensor dense(const MaybeTensor& t) {
 } // namespace
 
 Chain::Chain(const ChainOperands& operands)
-    : states(operands.states), weights(operands.weights), predicted(operands.predicted),
+    : states(operands.states), weights(operands.weights), laws(operands.laws),
+      matrices(operands.matrices), prior(dense(operands.prior)),
       nodes(static_cast<int64_t>(states.size())), batch(states[0].size(0)),
       dtype(dtype_of("states", states[0])), context_(states[0]), before_(operands.before),
       after_(operands.after) {
-  for (int64_t l = 0; l < nodes; ++l) {
-    const MaybeTensor& p = operands.precisions[l];
-    const bool full = p && p->dim() == 2;
-    diagonals.push_back(full ? MaybeTensor() : dense(p));
-    matrices.push_back(full ? p : MaybeTensor());
-  }
+  for (const MaybeTensor& rate : operands.rates)
+    rates.push_back(dense(rate));
+  for (const MaybeTensor& of_samples : operands.sample_weights)
+    sample_weights.push_back(dense(of_samples));
   for (const MaybeTensor& bias : operands.biases)
     biases.push_back(dense(bias));
-  prior = dense(operands.prior);
 }
 
 Tensor Chain::activated(int64_t edge) const {
@@ -58,7 +56,9 @@ ErrorArgs Chain::state_args(int64_t node) const {
   args.rows = batch;
   args.n = width(node);
   args.state = states[node].data_ptr();
-  args.precision = pointer(diagonals[node]);
+  args.law = laws[node];
+  args.rate = pointer(rates[node]);
+  args.sample_weights = pointer(sample_weights[node]);
   args.scale = 1;
   return args;
 }

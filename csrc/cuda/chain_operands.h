@@ -17,6 +17,9 @@ class Chain {
 public:
   explicit Chain(const ChainOperands& operands);
 
+  bool predicted(int64_t node) const {
+    return laws[node] != Law::none;
+  }
   int64_t width(int64_t node) const {
     return states[node].size(1);
   }
@@ -47,9 +50,10 @@ public:
   }
 
   const Tensors &states, &weights;
-  const std::vector<bool>& predicted;
-  MaybeTensors biases, diagonals, matrices; // the two kinds of precision
-  MaybeTensor prior;
+  const std::vector<Law>& laws;
+  const MaybeTensors& matrices;
+  MaybeTensors biases, rates, sample_weights;
+  const MaybeTensor prior;
   const int64_t nodes, batch;
   const DType dtype;
 

@@ -113,15 +113,16 @@ void place_slices(TileArgs& a, Room& room) {
     const auto place = [&](bool wanted, int64_t size) {
       return wanted ? room.take(size) : kAbsent;
     };
-    const bool records = a.energies && node.computes_error;
+    const bool keeps_error = node.free || (node.gives && node.weigh != kAbsent);
     node.z = place(node.free || node.computes_error, slice);
-    node.e = place(node.computes_error && (node.free || records || node.gives), slice);
-    node.r = place(records, slice);
+    node.e = place(node.computes_error && keeps_error, slice);
+    node.deviation = place(node.computes_error && a.energies, slice);
     node.mu = place(node.computes_error && node.into == kAbsent, slice);
     node.v = place(node.free && node.velocity, slice);
     node.drive_at = place(node.feedback == Feedback::gram, slice);
     node.bias_at = place(node.into != kAbsent && node.bias, node.tiles * kNeurons);
-    node.precision_at = place(node.computes_error && node.precision, node.tiles * kNeurons);
+    node.rate_at = place(node.computes_error && node.rate, node.tiles * kNeurons);
+    node.samples_at = place(node.computes_error && node.sample_weights, a.sample_tiles * kSamples);
   }
 }
 

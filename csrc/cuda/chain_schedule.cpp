@@ -10,8 +10,8 @@ Schedule::Schedule(const Chain& chain, const Inference& inference)
   drive.resize(nodes);
   for (int64_t l = 0; l < nodes; ++l) {
     const bool has_gram = l > 0 && inference.grams[l - 1];
-    live.push_back(l > 0 && chain.predicted[l] && inference.free[l - 1] && !has_gram);
-    computes_error.push_back(chain.predicted[l] && !has_gram &&
+    live.push_back(l > 0 && chain.predicted(l) && inference.free[l - 1] && !has_gram);
+    computes_error.push_back(chain.predicted(l) && !has_gram &&
                              (inference.free[l] || live[l] || inference.energies));
     if (computes_error[l] && !live[l])
       predict(l);

@@ -1,7 +1,7 @@
 #include "chain_step_kernel.h"
 
 #include "../activate.h"
-#include "../laws/gaussian.h"
+#include "../laws/laws.h"
 #include "../rules/descent.h"
 #include "launch.h"
 
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
   const int64_t packs = a.n / V;
   for (int64_t i = first_thread(); i < a.rows * packs; i += all_threads()) {
     const int64_t row = quotient(i, packs), column = (i - row * packs) * V, at = i * V;
-    T product[V], mu[V], x[V], residual[V], error[V];
+    T product[V], mu[V], z[V], x[V];
     if (a.product) {
       load<V>(product, static_cast<const T*>(a.product) + at);
       load_or<T, V>(x, a.bias, column, T(0));
@@ -45,29 +45,51 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
     store_if<T, V>(a.prediction, at, mu);
     if (!a.state)
       continue;
-    load<V>(residual, static_cast<const T*>(a.state) + at);
-    load_or<T, V>(x, a.precision, column, T(1));
+    load<V>(z, static_cast<const T*>(a.state) + at);
+    if (a.residual) {
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        x[k] = subtract(z[k], mu[k]);
+      store<V>(static_cast<T*>(a.residual) + at, x);
+    }
+    const T weight = a.sample_weights ? static_cast<const T*>(a.sample_weights)[row] : T(1);
+    T pull[V], push[V], deviation[V], moment[V];
+    load_or<T, V>(x, a.weighed ? a.weighed : a.rate, a.weighed ? at : column, T(1));
+#pragma unroll
+    for (int k = 0; k < V; ++k)
+      x[k] *= weight;
+    if (a.weighed) {
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        pull[k] = push[k] = x[k];
+        deviation[k] = T(0.5) * gaussian::twice_energy_by_pull(subtract(z[k], mu[k]), x[k]);
+        moment[k] = 0; // nothing learns from it
+      }
+    } else {
+      with_formulas(a.law, [&](auto law) {
+#pragma unroll
+        for (int k = 0; k < V; ++k) {
+          pull[k] = law.pull(z[k], mu[k], x[k]);
+          push[k] = law.push(z[k], mu[k], x[k]);
+          deviation[k] = law.deviation(z[k], mu[k], x[k]);
+          moment[k] = law.moment(z[k], mu[k], x[k]);
+        }
+      });
+    }
+    store_if<T, V>(a.error, at, pull);
+    store_if<T, V>(a.deviation, at, deviation);
+    const T scale = static_cast<T>(a.scale), normalizer = static_cast<T>(a.normalizer) * weight;
 #pragma unroll
     for (int k = 0; k < V; ++k) {
-      residual[k] = gaussian::residual(residual[k], mu[k]);
-      error[k] = gaussian::pull(residual[k], x[k]);
+      push[k] *= scale;
+      moment[k] = -scale * (normalizer + moment[k]);
     }
-    if (a.weighed)
-      load<V>(error, static_cast<const T*>(a.weighed) + at);
-    store_if<T, V>(a.residual, at, residual);
-    store_if<T, V>(a.error, at, error);
-    const T scale = static_cast<T>(a.scale);
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      residual[k] = -scale * gaussian::twice_energy_by_pull(residual[k], error[k]);
-      error[k] *= scale;
-    }
-    store_if<T, V>(a.square, at, residual);
+    store_if<T, V>(a.moment, at, moment);
     if (a.delta && a.product)
 #pragma unroll
       for (int k = 0; k < V; ++k)
-        error[k] *= slope(a.after, product[k], mu[k]);
-    store_if<T, V>(a.delta, at, error);
+        push[k] *= slope(a.after, product[k], mu[k]);
+    store_if<T, V>(a.delta, at, push);
   }
 }
 
@@ -117,28 +139,14 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(const ActivateArgs a
   }
 }
 
-// A warp for every row.
-template <class T>
-__global__ void __launch_bounds__(kThreads) half_dot_kernel(const HalfDotArgs a) {
-  const int64_t lane = threadIdx.x % kWarp, warps = all_threads() / kWarp;
-  for (int64_t row = first_thread() / kWarp; row < a.rows; row += warps) {
-    T sum = 0;
-    for (int64_t i = lane; i < a.n; i += kWarp)
-      sum += static_cast<const T*>(a.a)[row * a.n + i] * static_cast<const T*>(a.b)[row * a.n + i];
-    sum = sum_over<kWarp>(sum);
-    if (lane == 0)
-      static_cast<T*>(a.out)[row] = T(0.5) * sum;
-  }
-}
-
 } // namespace
 
 void launch_error(const ErrorArgs& a, void* stream) {
   with_float(a.dtype, [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
-                 {a.product, a.bias, a.given, a.state, a.precision, a.weighed, a.prediction,
-                  a.residual, a.error, a.delta, a.square},
+                 {a.product, a.bias, a.given, a.state, a.rate, a.weighed, a.prediction, a.residual,
+                  a.error, a.deviation, a.delta, a.moment},
                  [&](auto pack) {
                    launch(error_kernel<T, pack>, blocks_for(a.rows * a.n, pack * kThreads), stream,
                           a);
@@ -162,12 +170,6 @@ void launch_activate(const ActivateArgs& a, void* stream) {
     with_pack<T>(a.size, {a.in, a.out}, [&](auto pack) {
       launch(activate_kernel<T, pack>, blocks_for(a.size, pack * kThreads), stream, a);
     });
-  });
-}
-
-void launch_half_dot(const HalfDotArgs& a, void* stream) {
-  with_float(a.dtype, [&](auto zero) {
-    launch(half_dot_kernel<decltype(zero)>, blocks_for(a.rows, kThreads / kWarp), stream, a);
   });
 }
 

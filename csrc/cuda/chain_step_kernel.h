@@ -5,6 +5,7 @@
 
 #include "../activations.h"
 #include "../dtype.h"
+#include "../laws/law.h"
 
 namespace pyromancy::cuda {
 
@@ -17,15 +18,19 @@ struct ErrorArgs {
   const void* bias;    // [n]
   const void* given;   // or mu itself, its rows given_row apart
   int64_t given_row;
-  const void* state;     // z; null where only mu is wanted
-  const void* precision; // the diagonal of P, [n]; null is 1
-  const void* weighed;   // e = P (z - mu) itself, where P is a matrix
-  double scale;          // of delta; of square its negative
-  void* prediction;      // mu
-  void* residual;        // z - mu
-  void* error;           // e
-  void* delta;           // scale after' e
-  void* square;          // -scale e (z - mu)
+  const void* state; // z; null where only mu is wanted
+  Law law;
+  const void* rate;           // the law's, [n]; null is 1
+  const void* weighed;        // P (z - mu) in the law's place, where P is a matrix
+  const void* sample_weights; // [rows], of all that comes of the energy; null is 1
+  double scale;               // of delta; of moment its negative
+  double normalizer;          // that the energy has times theta
+  void* prediction;           // mu
+  void* residual;             // z - mu
+  void* error;                // what the energy grows by with z
+  void* deviation;            // the energy without its normalizer
+  void* delta;                // scale after' times what the energy shrinks by with mu
+  void* moment;               // -scale times what it grows by with theta
 };
 void launch_error(const ErrorArgs& args, void* stream);
 
@@ -55,14 +60,5 @@ struct ActivateArgs {
   void* out;
 };
 void launch_activate(const ActivateArgs& args, void* stream);
-
-// out[row] = 1/2 the scalar product of the rows of two matrices
-struct HalfDotArgs {
-  DType dtype;
-  int64_t rows, n;
-  const void *a, *b;
-  void* out;
-};
-void launch_half_dot(const HalfDotArgs& args, void* stream);
 
 } // namespace pyromancy::cuda

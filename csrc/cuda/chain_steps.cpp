@@ -18,13 +18,16 @@ public:
         continue;
       node.error = chain.like_state(l);
       const bool full = chain.matrices[l].has_value();
-      if (full || inference.energies)
+      if (full)
         node.residual = chain.like_state(l);
+      if (inference.energies)
+        node.deviation = chain.like_state(l);
       if (!schedule.live[l])
         continue;
       node.product = chain.like_state(l);
       node.weight = transposed(chain.weights[l - 1]);
-      // where nothing is to be multiplied with the error, it is the delta itself
+      // where nothing is to be multiplied with what a law pulls with, it is the delta itself, as
+      // laws push with that
       node.delta =
           chain.after(l - 1).kind == Activation::identity ? node.error : chain.like_state(l);
     }
@@ -48,7 +51,7 @@ public:
 
 private:
   struct Node {
-    MaybeTensor activated, feedback, product, weight, residual, error, delta;
+    MaybeTensor activated, feedback, product, weight, residual, error, deviation, delta;
   };
 
   void find_error(int64_t l, int64_t step) {
@@ -59,30 +62,23 @@ private:
     ErrorArgs args = schedule_.live[l] ? chain_.error_args(l, *node.product)
                                        : chain_.error_args(l, schedule_.constant[l]->data_ptr(),
                                                            schedule_.constant_row[l]);
-    void* const error = node.error->data_ptr();
-    void* const delta = pointer(node.delta);
-    args.residual = pointer(node.residual);
-    if (!full) {
-      args.error = error;
-      args.delta = delta == error ? nullptr : delta;
-    }
-    launch_error(args, chain_.stream());
+    const bool bends = node.delta && chain_.after(l - 1).kind != Activation::identity;
     if (full) {
+      args.residual = node.residual->data_ptr();
+      launch_error(args, chain_.stream());
       multiply(*node.error, *node.residual, *chain_.matrices[l]);
-      if (delta && delta != error) {
-        args.residual = nullptr;
-        args.weighed = error;
-        args.delta = delta;
-        launch_error(args, chain_.stream());
-      }
+      args.residual = nullptr;
+      args.weighed = node.error->data_ptr();
     }
-    if (inference_.energies) {
-      char* const to = static_cast<char*>(inference_.energies->data_ptr());
-      launch_half_dot(
-          {chain_.dtype, chain_.batch, chain_.width(l), node.residual->data_ptr(), error,
-           to + (step * chain_.nodes + l) * chain_.batch * inference_.energies->element_size()},
-          chain_.stream());
-    }
+    if (!full || args.sample_weights)
+      args.error = node.error->data_ptr();
+    args.deviation = pointer(node.deviation);
+    args.delta = bends ? node.delta->data_ptr() : nullptr;
+    if (args.error || args.deviation || args.delta)
+      launch_error(args, chain_.stream());
+    if (node.deviation)
+      sum_along(torch::stable::select(torch::stable::select(*inference_.energies, 0, step), 0, l),
+                *node.deviation, 1);
   }
 
   void descend(int64_t l, int64_t step) {

@@ -41,13 +41,16 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
       node.after = chain.after(l - 1);
       node.bias = floats(chain.biases[l - 1]);
       node.delta = floats(lessons[l].delta);
-      node.square = floats(lessons[l].square);
-      node.gives = node.delta || node.square;
+      node.moment = floats(lessons[l].moment);
+      node.normalizer = static_cast<float>(lessons[l].normalizer);
+      node.gives = node.delta || node.moment;
       args.gives |= node.gives;
       node.swept = inference.swept[l];
       args.sweeps += node.swept;
     }
-    node.precision = floats(chain.diagonals[l]);
+    node.law = chain.laws[l];
+    node.rate = floats(chain.rates[l]);
+    node.sample_weights = floats(chain.sample_weights[l]);
     node.constant = floats(schedule.constant[l]);
     node.constant_row = schedule.constant_row[l];
     node.drive = floats(schedule.drive[l]);

@@ -1,7 +1,7 @@
 #include "chain_tile_kernel.h"
 
 #include "../activate.h"
-#include "../laws/gaussian.h"
+#include "../laws/laws.h"
 #include "../rules/descent.h"
 #include "cluster.h"
 #include "launch.h"
@@ -165,6 +165,12 @@ struct Tile {
       shared[offset + i] = from && rank * own + i < node.n ? from[rank * own + i] : 0;
   }
 
+  __device__ void load_samples(int offset, const float* from) {
+    if (offset != kAbsent)
+      for (int i = threadIdx.x; i < kSamples * M; i += kThreads)
+        shared[offset + i] = first + i < a.batch ? from[first + i] : 0;
+  }
+
   __device__ void load_all() {
     for (int i = threadIdx.x; i < a.shared; i += kThreads)
       shared[i] = 0;
@@ -186,7 +192,8 @@ struct Tile {
       load_slice(node.drive_at, node, node.drive, node.n);
       load_slice(node.v, node, node.velocity, node.n);
       load_columns(node.bias_at, node, node.bias);
-      load_columns(node.precision_at, node, node.precision);
+      load_columns(node.rate_at, node, node.rate);
+      load_samples(node.samples_at, node.sample_weights);
     }
     cluster.sync(); // panels are zero everywhere, before anyone writes into another's
   }
@@ -277,37 +284,75 @@ struct Tile {
     return make_float2(sum.x + b.x, sum.y + b.y);
   }
 
-  // Keeps a node's error, and publishes what the feedback is made of.
-  __device__ void keep_error(const TileNode& node, const Pair& p, float2 e) const {
+  __device__ float2 prediction_of(const TileNode& node, const Pair& p) const {
+    return node.into == kAbsent ? pair(node.mu, p) : activate(node.after, input_of(node, p));
+  }
+
+  // The weight of a pair's sample.
+  __device__ float weight_of(const TileNode& node, const Pair& p) const {
+    return node.samples_at == kAbsent ? 1 : shared[node.samples_at + p.sample];
+  }
+
+  // What a law's formulas take of two neurons.
+  struct Elements {
+    float2 z, mu, rate;
+
+    template <class F>
+    __device__ float2 of(F formula) const {
+      return make_float2(formula(z.x, mu.x, rate.x), formula(z.y, mu.y, rate.y));
+    }
+  };
+
+  __device__ Elements elements(const TileNode& node, const Pair& p, float2 mu) const {
+    const float2 rate = of_columns(node.rate_at, p, 1);
+    const float weight = weight_of(node, p);
+    return {pair(node.z, p), mu, make_float2(weight * rate.x, weight * rate.y)};
+  }
+
+  // Keeps what a node's law pulls with, and publishes what the feedback is made of.
+  __device__ void keep_error(const TileNode& node, const Pair& p, float2 pull, float2 push) const {
     if (node.e != kAbsent)
-      pair(node.e, p) = e;
+      pair(node.e, p) = pull;
     if (node.d == kAbsent)
       return;
     if (node.after.kind != Activation::identity)
-      e = scale_by_slope(node.after, input_of(node, p), e);
-    publish(node.d, node, p, e);
+      push = scale_by_slope(node.after, input_of(node, p), push);
+    publish(node.d, node, p, push);
+  }
+
+  // f(node) for the nodes of a round that compute errors
+  template <class F>
+  __device__ void for_errors(int round, F f) const {
+    for (int l = 0; l < a.nodes; ++l)
+      if (a.node[l].computes_error && a.node[l].error_round == round)
+        f(a.node[l]);
   }
 
   __device__ void find_errors(int round) const {
-    for (int l = 0; l < a.nodes; ++l) {
-      const TileNode& node = a.node[l];
-      if (node.computes_error && node.error_round == round)
+    for_errors(round, [&](const TileNode& node) {
+      if (node.weigh != kAbsent)
+        return find_residuals(node);
+      with_formulas(node.law, [&](auto law) {
         for_pairs(node, [&](const Pair& p) {
-          const float2 mu =
-              node.into == kAbsent ? pair(node.mu, p) : activate(node.after, input_of(node, p));
-          const float2 z = pair(node.z, p);
-          const float2 r =
-              make_float2(gaussian::residual(z.x, mu.x), gaussian::residual(z.y, mu.y));
-          if (node.r != kAbsent)
-            pair(node.r, p) = r;
-          if (node.weigh != kAbsent)
-            return publish(node.residual, node, p, r);
-          const float2 precision = of_columns(node.precision_at, p, 1);
-          keep_error(
-              node, p,
-              make_float2(gaussian::pull(r.x, precision.x), gaussian::pull(r.y, precision.y)));
+          const Elements x = elements(node, p, prediction_of(node, p));
+          if (node.deviation != kAbsent)
+            pair(node.deviation, p) = x.of([&](auto... of) { return law.deviation(of...); });
+          keep_error(node, p, x.of([&](auto... of) { return law.pull(of...); }),
+                     x.of([&](auto... of) { return law.push(of...); }));
         });
-    }
+      });
+    });
+  }
+
+  // What a precision matrix is multiplied with.
+  __device__ void find_residuals(const TileNode& node) const {
+    for_pairs(node, [&](const Pair& p) {
+      const float2 z = pair(node.z, p), mu = prediction_of(node, p);
+      const float2 residual = make_float2(subtract(z.x, mu.x), subtract(z.y, mu.y));
+      if (node.deviation != kAbsent)
+        pair(node.deviation, p) = residual;
+      publish(node.residual, node, p, residual);
+    });
   }
 
   __device__ void set_predictions(int round) const {
@@ -321,12 +366,21 @@ struct Tile {
   }
 
   __device__ void find_weighed_errors(int round) const {
-    for (int l = 0; l < a.nodes; ++l) {
-      const TileNode& node = a.node[l];
-      if (node.weigh != kAbsent && node.error_round == round)
-        for_pairs(node,
-                  [&](const Pair& p) { keep_error(node, p, sum_of(a.product[node.weigh], p)); });
-    }
+    for_errors(round, [&](const TileNode& node) {
+      if (node.weigh == kAbsent)
+        return;
+      for_pairs(node, [&](const Pair& p) {
+        float2 e = sum_of(a.product[node.weigh], p);
+        const float weight = weight_of(node, p);
+        e = make_float2(weight * e.x, weight * e.y);
+        if (node.deviation != kAbsent) {
+          float2& x = pair(node.deviation, p); // the residual
+          x = make_float2(0.5f * gaussian::twice_energy_by_pull(x.x, e.x),
+                          0.5f * gaussian::twice_energy_by_pull(x.y, e.y));
+        }
+        keep_error(node, p, e, e);
+      });
+    });
   }
 
   // The block's share of the energies before step `step`.
@@ -341,33 +395,41 @@ struct Tile {
         for (int own = 0; own < node.tiles * kNeurons; ++own) {
           const int at = own / kNeurons * slice + sample * kNeurons + own % kNeurons;
           if (rank * node.tiles * kNeurons + own < node.n)
-            sum += gaussian::twice_energy_by_pull(shared[node.r + at], shared[node.e + at]);
+            sum += shared[node.deviation + at];
         }
-      a.energies[((rank * a.steps + step) * a.nodes + l) * a.batch + first + sample] = 0.5f * sum;
+      a.energies[((rank * a.steps + step) * a.nodes + l) * a.batch + first + sample] = sum;
     }
   }
 
   // What weights learn from, of errors that have been found.
   __device__ void give(int round) const {
-    for (int l = 0; l < a.nodes; ++l) {
-      const TileNode& node = a.node[l];
-      if (node.gives && node.error_round == round)
+    for_errors(round, [&](const TileNode& node) {
+      if (!node.gives)
+        return;
+      if (node.weigh != kAbsent)
+        return for_pairs(
+            node, [&](const Pair& p) { give_delta(node, p, input_of(node, p), pair(node.e, p)); });
+      with_formulas(node.law, [&](auto law) {
         for_pairs(node, [&](const Pair& p) {
           const float2 input = input_of(node, p);
-          float2 e = pair(node.e, p);
-          e.x *= -a.mean;
-          e.y *= -a.mean;
+          const Elements x = elements(node, p, activate(node.after, input));
           if (node.delta)
-            store_pair(node, p, node.delta, scale_by_slope(node.after, input, e));
-          if (!node.square)
+            give_delta(node, p, input, x.of([&](auto... of) { return law.push(of...); }));
+          if (!node.moment)
             return;
-          const float2 z = pair(node.z, p), mu = activate(node.after, input);
+          const float normalizer = node.normalizer * weight_of(node, p);
+          const float2 moment = x.of([&](auto... of) { return law.moment(of...); });
           store_pair(
-              node, p, node.square,
-              make_float2(-gaussian::twice_energy_by_pull(gaussian::residual(z.x, mu.x), e.x),
-                          -gaussian::twice_energy_by_pull(gaussian::residual(z.y, mu.y), e.y)));
+              node, p, node.moment,
+              make_float2(a.mean * (normalizer + moment.x), a.mean * (normalizer + moment.y)));
         });
-    }
+      });
+    });
+  }
+
+  __device__ void give_delta(const TileNode& node, const Pair& p, float2 input, float2 push) const {
+    push = make_float2(-a.mean * push.x, -a.mean * push.y);
+    store_pair(node, p, node.delta, scale_by_slope(node.after, input, push));
   }
 
   // ---- descent

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "../activations.h"
+#include "../laws/law.h"
 
 namespace pyromancy::cuda {
 
@@ -46,21 +47,27 @@ struct TileNode {
   bool free;
   bool swept;                  // starts at its prediction, which `into` makes
   bool computes_error;         // at every step
-  bool gives;                  // delta or square, of a prediction that `into` makes
+  bool gives;                  // delta or moment, of a prediction that `into` makes
   int error_round, move_round; // when that is, and when a free node moves
   Nonlinearity before, after;  // of the edges from here and to here
   Feedback feedback;
+  Law law;
+  float normalizer; // that the energy has times theta
 
-  const float *bias, *precision, *drive; // [n], [n] or null, [rows, n]
-  const float* constant;                 // prediction that no product makes, or null
-  int64_t constant_row;                  // its rows lie so far apart
-  float *state, *velocity;               // [rows, n]; velocity may be null
-  float *delta, *square; // after the steps -mean after' e and mean e (z - mu), [rows, n], or null
+  const float *bias, *rate, *drive; // [n], [n] or null, [rows, n]
+  const float* sample_weights;      // [rows], of the energy, or null
+  const float* constant;            // prediction that no product makes, or null
+  int64_t constant_row;             // its rows lie so far apart
+  float *state, *velocity;          // [rows, n]; velocity may be null
+  float *delta, *moment; // after the steps, of the mean energy: after' times what it grows by with
+                         // mu, and what it grows by with theta, [rows, n], or null
 
   int into, weigh, back; // products: the prediction, the precision matrix, the feedback; or kAbsent
-  int z, e, r, mu, v, drive_at; // slices, or kAbsent
-  int bias_at, precision_at;    // [8 tiles], or kAbsent
-  int h, d, residual;           // panels: before(z), after' e, and z - mu for a precision matrix
+  int z, e, mu, v, drive_at; // slices, or kAbsent: e is what the law pulls with
+  int deviation;             // slice of what is recorded, or kAbsent
+  int bias_at, rate_at;      // [8 tiles], or kAbsent
+  int samples_at;            // [16 M] weights of samples, or kAbsent
+  int h, d, residual;        // panels: before(z), after' e, and z - mu for a precision matrix
 };
 
 struct TileArgs {

@@ -52,11 +52,13 @@ inline Tensor scaled(const Tensor& t, double scale) {
   return product(t, factor);
 }
 
-// out = the sum of t along its first dimension
-inline void sum_first(const Tensor& out, const Tensor& t) {
-  const int64_t first = 0;
+// out = the sum of t along a dimension
+inline void sum_along(const Tensor& out, const Tensor& t, int64_t dim) {
   Tensor to = out;
-  torch::stable::sum_out(to, t, Sizes(&first, 1));
+  torch::stable::sum_out(to, t, Sizes(&dim, 1));
+}
+inline void sum_first(const Tensor& out, const Tensor& t) {
+  sum_along(out, t, 0);
 }
 
 } // namespace pyromancy::cuda

@@ -11,19 +11,6 @@
 namespace pyromancy::cuda {
 namespace {
 
-// What there is no kernel for yet.
-void check_supported(const Plan& plan) {
-  const auto refuse = [](bool wanted, const char* what) {
-    STD_TORCH_CHECK(!wanted, "run_plan_ has no CUDA kernel for ", what,
-                    " yet; take them out of the plan, or choose another backend: "
-                    "pyromancy.backends.use('reference') has everything");
-  };
-  for (const PlanNode& node : plan.nodes) {
-    refuse(node.law == Law::laplace, "the Laplace law");
-    refuse(node.sample_weights != kNothing, "weights per sample");
-  }
-}
-
 Tensor call(const char* name, const char* overload, const Tensor& a) {
   StableIValue stack[] = {torch::stable::detail::from(a)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
@@ -39,12 +26,10 @@ Tensor as_vector(const Tensor& t) {
   return t.dim() == 0 ? torch::stable::unsqueeze(t, 0) : t;
 }
 
-// A node's weight included, which a matrix has in it.
-MaybeTensor precision_of(const PlanNode& node, const Operands& operands) {
+// Of a law of elements, a node's weight included.
+MaybeTensor rate_of(const PlanNode& node, const Operands& operands) {
   const Tensor* theta = operands.find(node.theta);
-  if (node.law == Law::full_gaussian)
-    return *theta;
-  if (node.law == Law::none || (!theta && node.weight == 1))
+  if (!is_elementwise(node.law) || (!theta && node.weight == 1))
     return {};
   const Tensor& state = operands[node.state];
   const int64_t n = state.size(1);
@@ -58,7 +43,7 @@ MaybeTensor precision_of(const PlanNode& node, const Operands& operands) {
   return result ? product(weights, *result) : weights;
 }
 
-// W^T P W
+// W^T P W, given P's diagonal
 Tensor gram_of(const Tensor& weight, const MaybeTensor& precision) {
   const int64_t n = weight.size(1), sizes[] = {n, n};
   const Tensor gram = allocate(Sizes(sizes, 2), weight);
@@ -128,8 +113,11 @@ private:
     const PlanNode& node = plan_.nodes[place];
     places_.push_back(place);
     chain_.states.push_back(operands_[node.state]);
-    chain_.precisions.push_back(precision_of(node, operands_));
-    chain_.predicted.push_back(node.law != Law::none);
+    chain_.laws.push_back(node.law);
+    chain_.rates.push_back(rate_of(node, operands_));
+    chain_.matrices.push_back(node.law == Law::full_gaussian ? maybe(operands_.find(node.theta))
+                                                             : MaybeTensor());
+    chain_.sample_weights.push_back(maybe(operands_.find(node.sample_weights)));
   }
 
   Inference descent(bool sweeps, int64_t steps, bool resume) const {
@@ -152,10 +140,9 @@ private:
       inference.velocities.push_back(maybe(operands_.find(node.velocity)));
     }
     for (size_t l = 0; l < edges_.size(); ++l)
-      inference.grams.push_back(
-          plan_.edges[edges_[l]].gram
-              ? MaybeTensor(gram_of(chain_.weights[l], chain_.precisions[l + 1]))
-              : MaybeTensor());
+      inference.grams.push_back(plan_.edges[edges_[l]].gram
+                                    ? MaybeTensor(gram_of(chain_.weights[l], chain_.rates[l + 1]))
+                                    : MaybeTensor());
     return inference;
   }
 
@@ -173,7 +160,8 @@ private:
         to = allocate(to.sizes(), to);
         moved.push_back({&target, to});
       }
-      Gradient gradient{target.what, at - places_.begin(), plan_.nodes[owner].weight,
+      const PlanNode& node = plan_.nodes[owner];
+      Gradient gradient{target.what, at - places_.begin(), node.weight * normalizer(node.law),
                         as_vector(to)};
       if (target.what != Learned::logvar) {
         const PlanEdge& edge = plan_.edges[target.owner];
@@ -209,7 +197,6 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
-  check_supported(plan);
   const NoGrad no_grad;
   const Tensor& first_state = operands[plan.nodes.front().state];
   // An order is looked at here, which waits for a device that has it, and goes by rows there.

@@ -10,7 +10,7 @@ struct Laplace {
   // 0 where z is mu, which is a kink.
   template <class V>
   static PYROMANCY_FORMULA V pull(V z, V mu, V p) {
-    const V d = z - mu;
+    const V d = subtract(z, mu); // 0 where a state is its prediction, in every bit
     return d > V{} ? p : d < V{} ? -p : d * p;
   }
   template <class V>
@@ -19,7 +19,7 @@ struct Laplace {
   }
   template <class V>
   static PYROMANCY_FORMULA V deviation(V z, V mu, V p) {
-    const V d = z - mu;
+    const V d = subtract(z, mu);
     return (d < V{} ? -d : d) * p;
   }
   template <class V>

@@ -20,7 +20,6 @@ EVEN = (132, 232_448, (132, 66, 33, 16))  # that leaves no multiprocessor over
 A100 = (108, 166_912, (108, 0, 0, 0))
 CLUSTERS, HEIGHTS = (1, 2, 4, 8), (1, 2, 4)
 NEURONS, SAMPLES, DEPTH, BLOCK, GROUP = 8, 16, 16, 128, 2
-MOMENTUM, RECORD, GRAM, MATRICES, FREE_HEAD = 1, 2, 4, 8, 16
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +56,9 @@ def regions(p):
     found = {}
     for i, n in enumerate(p["nodes"]):
         panel = ceil_div(n["tiles"] * p["cluster"] * NEURONS, DEPTH) * p["sample_tiles"] * SAMPLES * DEPTH
-        sizes = dict.fromkeys(("z", "e", "r", "mu", "v", "drive_at"), n["tiles"] * slice_)
-        sizes |= dict.fromkeys(("bias_at", "precision_at"), n["tiles"] * NEURONS)
+        sizes = dict.fromkeys(("z", "e", "deviation", "mu", "v", "drive_at"), n["tiles"] * slice_)
+        sizes |= dict.fromkeys(("bias_at", "rate_at"), n["tiles"] * NEURONS)
+        sizes["samples_at"] = SAMPLES * p["sample_tiles"]
         found |= {f"{k} {i}": (n[k], n[k] + size, always) for k, size in sizes.items() if n[k] >= 0}
         for k, r in (("h", "move_round"), ("d", "error_round"), ("residual", "error_round")):
             if n[k] >= 0:
@@ -108,7 +108,7 @@ def check(p, device):
 @given(
     widths=st.lists(st.integers(1, 700), min_size=3, max_size=24),
     batch=st.integers(1, 5000),
-    options=st.integers(0, 31),
+    options=st.integers(0, 127),
     device=st.sampled_from(
         [
             H200,

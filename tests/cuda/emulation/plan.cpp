@@ -22,7 +22,7 @@ void add(const char* format, T... x) {
 } // namespace
 
 // options: 1 momentum, 2 recorded energies, 4 a gram, 8 precision matrices, 16 the first node is
-// free
+// free, 32 weights per sample, 64 weights learn
 extern "C" __attribute__((visibility("default"))) const char*
 plan(int nodes, const int* widths, int64_t batch, int64_t steps, int precision, int options,
      int multiprocessors, int shared_bytes, const int* at_once, const int* asked) {
@@ -42,6 +42,10 @@ plan(int nodes, const int* widths, int64_t batch, int64_t steps, int precision, 
     node.computes_error = !has_gram && (l > 0 || options & 16);
     node.weigh = node.computes_error && options & 8 ? 0 : kAbsent;
     node.bias = &something;
+    node.rate = options & 8 ? nullptr : &something;
+    node.sample_weights = options & 32 ? &something : nullptr;
+    node.gives = live && options & 64;
+    a.gives |= node.gives;
     node.constant = live ? nullptr : &something;
     node.velocity = node.free && options & 1 ? &something : nullptr;
     node.feedback = !node.free                        ? Feedback::none
@@ -63,10 +67,11 @@ plan(int nodes, const int* widths, int64_t batch, int64_t steps, int precision, 
   text += "], 'nodes': [";
   for (int l = 0; l < nodes; ++l) {
     const TileNode& n = a.node[l];
-    add("{'n': %d, 'tiles': %d, 'z': %d, 'e': %d, 'r': %d, 'mu': %d, 'v': %d, 'drive_at': %d, ",
-        n.n, n.tiles, n.z, n.e, n.r, n.mu, n.v, n.drive_at);
-    add("'bias_at': %d, 'precision_at': %d, 'h': %d, 'd': %d, 'residual': %d, ", n.bias_at,
-        n.precision_at, n.h, n.d, n.residual);
+    add("{'n': %d, 'tiles': %d, 'z': %d, 'e': %d, 'mu': %d, 'v': %d, 'drive_at': %d, ", n.n,
+        n.tiles, n.z, n.e, n.mu, n.v, n.drive_at);
+    add("'deviation': %d, 'bias_at': %d, 'rate_at': %d, 'samples_at': %d, ", n.deviation, n.bias_at,
+        n.rate_at, n.samples_at);
+    add("'h': %d, 'd': %d, 'residual': %d, ", n.h, n.d, n.residual);
     add("'into': %d, 'weigh': %d, 'back': %d, 'error_round': %d, 'move_round': %d}, ", n.into,
         n.weigh, n.back, n.error_round, n.move_round);
   }
