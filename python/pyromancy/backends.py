@@ -17,16 +17,12 @@ import torch
 
 from . import native
 from .ops import SERVED_BY_TRITON, reference, schema, triton
-from .plan import Law
 from .version import __version__
 
 __all__ = ["Serving", "available", "describe", "report", "use"]
 
 BACKENDS = ("native", "triton", "reference")
 _DISPATCH_KEY = {"cpu": "CPU", "cuda": "CUDA"}
-# what a backend's kernels of plans on a device do not know yet: laws, and weights per sample
-_UNKNOWN_LAWS = {("native", "cuda"): frozenset((Law.LAPLACE,))}
-_WITHOUT_SAMPLE_WEIGHTS = frozenset((("native", "cuda"),))
 _lock = threading.RLock()  # for the two below, and held while kernels are registered
 # the operators and devices that have a compiled kernel: what the dispatcher knows before anything else is chosen
 _NATIVE = frozenset(
@@ -163,23 +159,6 @@ def multiplies_bfloat16() -> bool:
     """Whether fused chains on the CPU take products of bfloat16 where PyTorch's precision is "medium"."""
     served = _serving("run_plan_", "cpu").backend == "native"
     return served and native.MODULE is not None and native.MODULE.multiplies_bfloat16()
-
-
-def without_law(law: Law, device: str) -> str:
-    """The backend that serves plans on a device, where it does not know a law; "" where it does."""
-    backend = _of_plans(device)
-    return backend if law in _UNKNOWN_LAWS.get((backend, device), ()) else ""
-
-
-def without_sample_weights(device: str) -> str:
-    """The backend that serves plans on a device, where it takes no weights per sample; "" where it does."""
-    backend = _of_plans(device)
-    return backend if (backend, device) in _WITHOUT_SAMPLE_WEIGHTS else ""
-
-
-def _of_plans(device: str) -> str:
-    """The backend that serves plans on a device."""
-    return _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
 
 
 def _instruction_set() -> str:

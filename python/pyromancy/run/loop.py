@@ -21,9 +21,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import backends
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
-from ..capture.lowering import Chain, NotAChain, idle, lower
+from ..capture.lowering import NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
@@ -508,7 +507,6 @@ class InferenceLoop:
             try:
                 written = normal(program, program.batch[0] if program.batch else 1)
                 chains = lower(written)
-                _check_kernels(written, chains, self._params[0].device)
                 executor = ChainExecutor(written, chains, self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
@@ -549,21 +547,6 @@ class InferenceLoop:
             "_begun": [],
         }
         return state | anew
-
-
-def _check_kernels(program: Program, chains: list[Chain], device: torch.device) -> None:
-    """Raise where a node has a law that the device's kernels do not know, or weights that they do not take."""
-    for node in (n for chain in chains for n in chain.nodes):
-        name = program.told(node.state)
-        if backend := backends.without_law(node.law, device.type):
-            law = node.law.name.capitalize()
-            raise NotAChain(f"the {backend} kernels on {device.type} do not know the law of {name} yet: {law}")
-        if node.sample_weights and (backend := backends.without_sample_weights(device.type)):
-            factor = program.told(node.sample_weights[0])
-            raise NotAChain(
-                f"the energy of {name} has a tensor as a factor, {factor}: the {backend} kernels on {device.type} do "
-                "not take that yet"
-            )
 
 
 def settles(device: torch.device) -> bool:
