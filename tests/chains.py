@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from networks import covariance_of
 from numerics import assert_near, moved, same_bits
 from pyromancy import plan
+from pyromancy.ops import run_plan as definition
 from pyromancy.plan import (
     Activation,
     Descent,
@@ -20,6 +21,7 @@ from pyromancy.plan import (
     Node,
     Plan,
     Rule,
+    RuleKind,
     Target,
     activations,
 )
@@ -271,6 +273,26 @@ def thetas(a):
     ]
 
 
+def everything_learned(a, rule):
+    """Every weight, bias and log-variance as a target of the one rule, with new slots for each."""
+    slots = {RuleKind.GRADIENT: 0, RuleKind.SGD: 1}.get(rule.kind, 4)
+    parameters = [
+        *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
+        *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
+        *((Learned.LOGVAR, i, t) for i, t in enumerate(a["thetas"]) if a["predicted"][i]),
+    ]
+    targets = []
+    for what, i, t in parameters:
+        if t is None or (what is Learned.LOGVAR and t.dim() == 2):
+            continue
+        own = [torch.zeros_like(t) for _ in range(slots)]
+        if rule.kind.counts_steps:
+            own[0] = torch.zeros(())
+        tensor = torch.full_like(t, float("nan")) if rule.kind is RuleKind.GRADIENT else t
+        targets.append((what, i, 0, tensor, tuple(own)))
+    return targets
+
+
 def call(made, operands):
     run_plan_(operands.written, operands.read, *plan.encode(made))
 
@@ -429,6 +451,27 @@ def check(arguments, run=operator, unit=0.0):
             assert_near(v, e, length, unit=unit)
     untouched = [z for z, free in zip(arguments["states"], arguments["free"], strict=True) if not free]
     assert all(same_bits(a, b) for a, b in zip(clamped, untouched, strict=True))
+
+
+def check_exactly(a, run=run_plan_, device="cpu"):
+    """The states and velocities of an `exact_problem` are the reference's in float32, too, and all gradients are near.
+
+    Args:
+        a: the problem, in float64 on the CPU.
+        run: what runs its plan.
+        device: where.
+    """
+    made, operands = planned(a, everything_learned(a, Rule()), learning=Learning.AT_THE_END, rules=(Rule(),))
+    encoded = plan.encode(made)
+    found, read = ([moved(x, device) for x in to(of, torch.float32)] for of in (operands.written, operands.read))
+    run(found, read, *encoded)
+    definition.run_plan_(operands.written, operands.read, *encoded)
+    for f, e in zip(found, operands.written, strict=True):
+        f = f.cpu().double()
+        if any(e is z for z in (*a["states"], *a["velocities"])):
+            assert torch.equal(f, e)
+        else:  # has more digits
+            torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5)
 
 
 def check_resumed(whole, run=operator):

@@ -1,6 +1,7 @@
 #include "chain_learn.h"
 
 namespace pyromancy::cuda {
+
 Learner::Learner(const Chain& chain, const std::vector<Gradient>& wanted)
     : lessons(chain.nodes), chain_(chain), wanted_(wanted),
       mean_(chain.batch ? 1.0 / static_cast<double>(chain.batch) : 0) {

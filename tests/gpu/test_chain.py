@@ -1,5 +1,7 @@
 """`run_plan_` on a GPU, on every backend that runs there, against autograd in float64."""
 
+import random
+
 import pytest
 import torch
 
@@ -10,10 +12,12 @@ from chains import (
     STEPS,
     WIDTHS,
     check,
+    check_exactly,
     check_mstep,
     check_resumed,
     descend,
     everything_wanted,
+    exact_problem,
     joined,
     mstep,
     mstep_by_autograd,
@@ -25,6 +29,7 @@ from chains import (
     run_plan_,
     to,
     with_gram,
+    with_weights_and_scales,
 )
 from numerics import DENSE, FLOATS, OVERLAPPING, assert_near, name, same_bits, saying
 from pyromancy import plan
@@ -62,9 +67,9 @@ def path(request, gpu_backend, monkeypatch):
 
 
 def quietly(function):
-    def call(**arguments):
+    def call(*operands, **arguments):
         with no_waiting():
-            return function(**arguments)
+            return function(*operands, **arguments)
 
     return call
 
@@ -116,6 +121,24 @@ class TestValues:
     @pytest.mark.parametrize("size", LARGE)
     def test_large(self, size, dtype):
         check(there(*LARGE[size], "tanh", record=True, dtype=dtype), infer_)
+
+    @pytest.mark.parametrize("dtype", FLOATS, ids=name)
+    @pytest.mark.parametrize("covariances", [False, True, "one"])
+    def test_weights_per_sample_and_scaled_edges(self, covariances, dtype):
+        a = problem((5, 33, 40, 3), 17, "tanh", "softplus", prior="one", clamped=(-1,), covariances=covariances,
+                    momentum={"momentum": 0.8}, record=True)  # fmt: skip
+        check(on(DEVICE, {k: to(x, dtype) for k, x in with_weights_and_scales(a).items()}), infer_)
+
+    @pytest.mark.parametrize("clamped", [(0, -1), (0,), (0, 2, -1)], ids=str)
+    @pytest.mark.parametrize("widths", [(5, 33, 7, 3), (17, 129, 64, 33, 10)], ids=joined)
+    def test_laws_and_what_they_teach(self, widths, clamped):
+        for seed in range(8):
+            with saying(f"seed {seed}"):
+                torch.manual_seed(seed)
+                a = exact_problem(random.Random(seed), widths, 64, clamped=clamped, record=seed % 2 == 0)
+                check(on(DEVICE, a), infer_)
+                a["swept"] = [i > 0 and free and seed % 4 > 1 for i, free in enumerate(a["free"])]
+                check_exactly(a, quietly(run_plan_), DEVICE)
 
     def test_no_steps(self):
         arguments = there((5, 7, 3), 4) | {"steps": 0}

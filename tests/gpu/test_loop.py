@@ -1,6 +1,7 @@
 """InferenceLoop on a GPU, on every backend that runs there, against autograd in float64."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ SGD = {
     "dampening": {"momentum": 0.5, "dampening": 0.3},
 }
 STANDARD = ("StandardGaussianNode",) * 4
+LAPLACE = ("StandardGaussianNode", "LaplaceNode", "FactorizedGaussianNode", "LaplaceNode")
 # without the inverse of a matrix, for which the library may wait
 DIAGONAL = ("StandardGaussianNode", "IsotropicGaussianNode", "FactorizedGaussianNode", "StandardGaussianNode")
 
@@ -123,6 +125,15 @@ class TestChains:
         pair = Pair(chain(KINDS, (7, 9, 8, 5), 6), lr=0.01, executor=executor, **options)
         for _ in range(2):  # the second run goes on with the velocities of the first
             pair.step(15)
+
+    def test_laws_and_weights_per_sample(self):
+        network, states = chain(LAPLACE, (7, 9, 8, 5), 6)
+        network.weights = torch.rand(6, dtype=torch.float64, device=DEVICE)
+        network.energy = types.MethodType(lambda self: self.weights * type(self).energy(self), network)
+        pair = Pair((network, states))
+        for _ in range(2):
+            pair.step(15)
+        assert pair.loop.explain().startswith("executor: chain")
 
     def test_wide_target(self):
         pair = Pair(chain(STANDARD, (10, 33, 40, 300), 70))

@@ -16,7 +16,9 @@ import torch
 from chains import (
     FUNCTIONS,
     call,
+    check_exactly,
     energies,
+    everything_learned,
     exact_problem,
     joined,
     planned,
@@ -71,26 +73,6 @@ def kernels(request):
 
 def copied(a):
     return {k: to(x) for k, x in a.items()}
-
-
-def everything_learned(a, rule):
-    """Every weight, bias and log-variance as a target of the one rule, with new slots for each."""
-    slots = {RuleKind.GRADIENT: 0, RuleKind.SGD: 1}.get(rule.kind, 4)
-    parameters = [
-        *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
-        *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
-        *((Learned.LOGVAR, i, t) for i, t in enumerate(a["thetas"]) if a["predicted"][i]),
-    ]
-    targets = []
-    for what, i, t in parameters:
-        if t is None or (what is Learned.LOGVAR and t.dim() == 2):
-            continue
-        own = [torch.zeros_like(t) for _ in range(slots)]
-        if rule.kind.counts_steps:
-            own[0] = torch.zeros(())
-        tensor = torch.full_like(t, float("nan")) if rule.kind is RuleKind.GRADIENT else t
-        targets.append((what, i, 0, tensor, tuple(own)))
-    return targets
 
 
 def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
@@ -178,17 +160,8 @@ def test_float32_is_exact_where_nothing_is_rounded(first):
         a["swept"] = [
             draw.random() < 0.5 and free and made for free, made in zip(a["free"], a["predicted"], strict=True)
         ]
-        made, operands = planned(a, everything_learned(a, Rule()), learning=Learning.AT_THE_END, rules=(Rule(),))
-        encoded = plan.encode(made)
-        found, read = to(operands.written, torch.float32), to(operands.read, torch.float32)
-        run_plan_(found, read, *encoded)
-        definition.run_plan_(operands.written, operands.read, *encoded)
         with saying(f"seed {seed}"):
-            for f, e in zip(found, operands.written, strict=True):
-                if any(e is z for z in (*a["states"], *a["velocities"])):
-                    assert torch.equal(f.double(), e)
-                else:
-                    torch.testing.assert_close(f.double(), e, rtol=1e-5, atol=1e-5)
+            check_exactly(a)
 
 
 SGD = {
