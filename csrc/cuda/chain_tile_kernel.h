@@ -67,7 +67,7 @@ struct TileNode {
   int deviation;             // slice of what is recorded, or kAbsent
   int bias_at, rate_at;      // [8 tiles], or kAbsent
   int samples_at;            // [16 M] weights of samples, or kAbsent
-  int h, d, residual;        // panels: before(z), after' e, and z - mu for a precision matrix
+  int h, d, residual; // panels: before(z), after' times the push, z - mu for a precision matrix
 };
 
 struct TileArgs {
