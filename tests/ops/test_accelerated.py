@@ -61,7 +61,7 @@ def test_without_a_rate_it_ends_where_the_gradient_is_zero(errors, options):
     before = total(a)
     run(a, Accelerated(errors=errors), 3000 if errors else 30000)
     assert (total(a) <= before).all()
-    assert all(g.abs().max() < (1e-6 if errors else 1e-5) for g in gradients(a))
+    assert all(g.abs().max() < 1e-5 for g in gradients(a))
 
 
 @methods
