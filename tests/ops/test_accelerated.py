@@ -253,6 +253,17 @@ def test_states_that_are_not_finite_do_not_stop(method):
     assert all(z[0].isfinite().all() and z[2].isfinite().all() for z in a["states"])
 
 
+def test_a_step_into_what_is_not_finite_is_taken_back():
+    """Where products overflow: the sample goes nearer, and comes to its equilibrium."""
+    a = problem((3, 8, 8, 2), 5, "softplus", dtype=torch.float32)
+    a["parameters"] = [1.0] * 6
+    a["states"][-1] *= 1e17
+    before = total({k: to(x, torch.float64) for k, x in a.items()})
+    run(a, Accelerated(), 40)
+    assert all(z.isfinite().all() for z in a["states"])
+    assert (total({k: to(x, torch.float64) for k, x in a.items()}) < before).all()
+
+
 @methods
 def test_what_is_at_its_end_already_stays(method):
     """Where everything is predicted exactly, no sample moves by a bit, and all stop at once."""
