@@ -218,6 +218,10 @@ struct Tile {
     if (args.accelerated)
       for (Progress& p : sway->of)
         p = pyromancy::begin();
+    for (int64_t l = 0; l < args.nodes && args.accelerated; ++l)
+      if (const C* const of = static_cast<const C*>(args.node[l].sample_weights))
+        for (int64_t s = 0; s < count() && args.node[l].free; ++s)
+          sway->of[s].certain &= of[first + s] > 0;
     for (int64_t s = count(); args.accelerated && s < Layout::samples; ++s)
       sway->of[s].done = true;
   }
@@ -645,7 +649,25 @@ struct Tile {
           sway->of[i], args.method,
           {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i], sums[4][i]},
           step + 1 == args.steps);
+    drop_lost(sums[1]);
     prepare_motion();
+  }
+
+  // Where a gradient is not finite without a rate nothing goes by it: 0 times that is not 0.
+  void drop_lost(const double* squares) {
+    double kept[Layout::samples];
+    bool all = true;
+    for (int64_t i = 0; i < Layout::samples; ++i) {
+      kept[i] = std::isfinite(squares[i]);
+      all &= kept[i] > 0;
+    }
+    for (int64_t l = 0; l < args.nodes && !all; ++l)
+      if (const Buffers<P>& b = buffers[l]; b.h)
+        for (int64_t i = 0; i < Layout::rows(args.node[l].n); ++i)
+          for (int v = 0; v < width; ++v) {
+            const int64_t at = i * row + v * w;
+            store(b.g + at, Layout::per_sample(kept, v) > C(0) ? load(b.g + at) : Vec<C>{});
+          }
   }
 
   void accept() {

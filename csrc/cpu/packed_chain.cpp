@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace pyromancy {
 namespace {
@@ -95,7 +96,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
                  method.tol, method.errors,   method.errors};
   for (const PlanNode& node : plan.nodes) {
     const bool bounded = node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
-    args.method.bounds &= bounded;
+    args.method.bounds &= bounded && (node.weight > 0 || node.law == Law::none);
   }
   if (const Tensor* outcome = operands.find(method.outcome))
     args.outcome = outcome->data_ptr();
@@ -141,6 +142,8 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.steps = steps;
   args.learn = learn;
   args.accelerated = plan_.method.accelerated && steps > 0;
+  if (args.outcome && steps == 0)
+    std::memset(args.outcome, 0, static_cast<size_t>(args.batch * 2 * element_size_));
   for (int64_t l = 0; l < args.nodes; ++l)
     nodes_[l].swept = sweeps && plan_.nodes[l].swept;
   find_what_moves();

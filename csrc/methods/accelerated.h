@@ -4,6 +4,7 @@
 // energy and its gradient g at a point v. Without a rate errors are measured in standard
 // deviations: gradients are divided by precisions, and products of them, or of ways, multiplied.
 // python/pyromancy/methods/accelerated.py is the other half, and says why.
+// Functions are static: every instruction set has its own, and a linker would take any one for all.
 
 #include <algorithm>
 #include <cmath>
@@ -39,6 +40,7 @@ struct Motion {
 };
 
 inline constexpr int64_t kWindow = 4, kLongestWindow = 32; // sweeps
+inline constexpr double kRounding = 1e-4; // a share of a square, in which differences are lost
 
 // What is known of a sample between its sweeps.
 struct Progress {
@@ -53,16 +55,18 @@ struct Progress {
 
   int64_t taken;
   bool done, converged;
+  bool certain; // every error that moves has a weight
 };
 
-inline Progress begin() {
+static inline Progress begin() {
   Progress p{};
   p.t = 1;
+  p.certain = true;
   return p;
 }
 
 // With a rate: v' = x' + blend (x' - x), where x' = v - lr g and s is v - x.
-inline void follow(Progress& p, const Accelerated& method, const Found& f, bool last) {
+static inline void follow(Progress& p, const Accelerated& method, const Found& f, bool last) {
   double blend = method.momentum;
   if (method.restarts) {
     if (f.gs > method.lr * f.square) // g . (x' - x) > 0
@@ -79,10 +83,11 @@ inline void follow(Progress& p, const Accelerated& method, const Found& f, bool 
 }
 
 // Without one: a step of the BFGS method that knows the last change of the gradient alone.
-inline bool find(Progress& p, const Accelerated& method, const Found& f) {
+static inline bool find(Progress& p, const Accelerated& method, const Found& found) {
   constexpr double kFirst = 0.2, kShorter = 0.5, kLonger = 100, tiny = 1e-300;
   const bool fresh = p.taken == 1;
-  const bool finite = std::isfinite(f.energy) && std::isfinite(f.gg);
+  const bool finite = std::isfinite(found.energy) && std::isfinite(found.gg);
+  const Found f = finite ? found : Found{found.energy, p.hh, 0, 0, 0, 0, 0}; // as if g were h
   const bool takes = fresh || (finite && f.energy <= p.energy);
   const double least = std::min(1e-2 * p.ss, 1e-3 * std::sqrt(p.ss * f.yy));
   const bool curved = !fresh && finite && f.yy > tiny && f.sy > std::max(least, tiny);
@@ -128,32 +133,35 @@ inline bool find(Progress& p, const Accelerated& method, const Found& f) {
 }
 
 // The energy that none is below in a linear network: of the dual of its quadratic problem, at the
-// best multiple of the errors of clamped nodes.
-inline double bound(const Found& f) {
+// best multiple of the errors of clamped nodes. Where these feed hardly anything back, both parts
+// of that are rounding, and those errors as they are will do.
+static inline double bound(const Found& f) {
   const double top = 2 * f.energy * f.gg - f.gv * f.gv;
-  return f.energy - top / 2 / std::max(2 * f.energy - 2 * f.gv + f.gg, 1e-300);
+  const double whole = 2 * f.energy - 2 * f.gv + f.gg;
+  return f.energy - (whole > kRounding * f.gg ? std::min(f.gg, top / whole) : f.gg) / 2;
 }
 
-inline void judge(Progress& p, const Accelerated& method, const Found& f, bool last) {
+static inline void judge(Progress& p, const Accelerated& method, const Found& f, bool last) {
   p.motion = {};
   if (p.done)
     return;
   const int64_t k = p.taken++;
   if (k == 0) {
     p.first = p.least = f.energy;
-    if (!std::isfinite(f.energy) || !std::isfinite(f.gg)) {
+    if (!std::isfinite(f.energy) || (method.lr == 0 && !std::isfinite(f.gg))) {
       p.done = true;
       return;
     }
   }
   bool taken = true;
-  if (f.gg == 0) // nowhere to go
+  if (f.gg == 0 && method.lr == 0 && (k == 0 || f.energy <= p.energy)) // nowhere to go
     p.energy = f.energy;
   else if (method.lr > 0)
     follow(p, method, f, last);
   else
     taken = find(p, method, f);
-  if (taken && method.bounds)
+  const bool bounds = method.bounds && p.certain;
+  if (taken && bounds)
     p.bound = bound(f);
   p.least = std::min(p.least, p.energy);
   p.history[k % kLongestWindow] = p.least;
@@ -162,7 +170,7 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
   const double enough = method.tol * (p.first - p.least);
   const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
   const bool bounded =
-      method.bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy) : f.gg == 0;
+      bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy) : taken && f.gg == 0;
   const bool idle = k >= window && p.energy - p.least <= enough &&
                     p.history[(k - window) % kLongestWindow] - p.least <= enough;
   if (!bounded && !idle)
@@ -175,7 +183,7 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
 
 // After the last sweep: whether the point that it leads to, of this energy, is one to end at, which
 // then is done; else it will be the one before.
-inline void accept(Progress& p, const Accelerated& method, double energy) {
+static inline void accept(Progress& p, const Accelerated& method, double energy) {
   p.motion = {};
   p.done = p.done || method.lr > 0 || energy <= p.energy;
   if (!p.done)

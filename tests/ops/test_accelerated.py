@@ -280,8 +280,63 @@ def test_what_is_at_its_end_already_stays(method):
 def test_steps_of_zero_take_none():
     a = problem(CHAIN, 5, "tanh")
     before = [z.clone() for z in a["states"]]
-    run(a, Accelerated(), 0)
+    taken, stopped = run(a, Accelerated(), 0)
     assert all(same_bits(x, y) for x, y in zip(a["states"], before, strict=True))
+    assert taken.tolist() == stopped.tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.errors], ids=repr)
+@pytest.mark.parametrize("after", ["identity", "tanh"])
+def test_where_no_target_feeds_back_it_stops_within_the_tolerance(method, after):
+    """The energy is |e|^2 / 2 of free errors, 0 at its least; what the dual has beside that is nothing but rounding."""
+    a = problem((8, 5, 10), 33, after=after, clamped=(0,), covariances="one")
+    first = total(a)
+    _, stopped = run(a, replace(method, tol=1e-2), MANY)
+    assert stopped.all()
+    assert (total(a) <= 1e-2 * (first - total(a)) + 1e-12).all()
+
+
+def test_no_bound_where_an_error_has_no_weight():
+    """A free node of weight 0 for one sample has no curvature of its own there, by which the gradient could tell."""
+    a = problem((3, 4, 2), 8, "tanh", clamped=(0, -1))
+    a["sample_weights"] = [None, torch.ones(8, dtype=torch.float64), None]
+    a["sample_weights"][1][2] = 0.0
+    a["weights"][1] *= 0.01
+    first = total(a)
+    best = {k: to(x) for k, x in a.items()}
+    run(best, Accelerated(), 5000)
+    _, stopped = run(a, Accelerated(tol=0.5), 3)
+    left, fallen = total(a) - total(best), first - total(a)
+    assert (left[stopped.bool()] <= 0.5 * fallen[stopped.bool()]).all()
+    assert stopped[2] == 0
+
+
+@pytest.mark.parametrize("errors", [True, False], ids=["errors", "states"])
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+def test_a_plateau_above_is_no_end(errors, tol):
+    """A step of a state that nothing predicts may end where ReLU is flat: no gradient there, and a higher energy."""
+    a = problem((1, 1), 64, "relu", clamped=(1,), biases=False)
+    a["weights"][0].fill_(3.0)
+    a["states"][0].copy_(torch.linspace(0.01, 2.0, 64)[:, None])
+    a["states"][1].copy_(torch.linspace(0.1, 0.2, 64)[:, None])
+    before = total(a)
+    run(a, Accelerated(errors=errors, tol=tol), 30)
+    assert (total(a) <= before).all()
+    assert (total(a) < 1e-2 * before.max()).all()
+
+
+def test_a_trial_that_overflows_is_taken_back():
+    """Its gradient is not finite, and so not a number times 0: the sample goes on from where it was."""
+    a = problem((1, 1, 1), 2, after="softplus", biases=False, dtype=torch.float32)
+    a["parameters"] = [0.0, 1.0] * 2
+    for w, x in zip(a["weights"], (1e19, 1e19), strict=True):
+        w.fill_(x)
+    for z, x in zip(a["states"], ([0.0, 0.0], [-1.0, 0.1], [0.0, 0.0]), strict=True):
+        z.copy_(torch.tensor(x)[:, None])
+    before = total({k: to(x, torch.float64) for k, x in a.items()})
+    run(a, Accelerated(errors=False), 20)
+    assert all(z.isfinite().all() for z in a["states"])
+    assert (total({k: to(x, torch.float64) for k, x in a.items()}) <= before * (1 + 1e-6)).all()
 
 
 def test_what_it_cannot_do_is_refused():

@@ -128,6 +128,20 @@ def test_the_bound_on_the_gap(kinds, measured):
         assert (problem.gap(found) >= gap - 1e-10).all()
 
 
+def test_the_bound_where_no_target_feeds_back():
+    """All of the energy is |e|^2 / 2, and above its least: the parts of the tighter bound are nothing but rounding."""
+    pcn, free, _, _, _ = chain(KINDS["precisions"])
+    free = [*free, pcn.nodes[-1].value]
+    with torch.no_grad():
+        for z in free:
+            z.normal_()
+    for measured in (True, False):
+        problem = OnErrors(capture(pcn.energy, free), free, measured)
+        problem.begin()
+        found = problem.evaluate()
+        torch.testing.assert_close(problem.gap(found), found.energy - problem.floor, **TIGHT)
+
+
 def flow(free, end, hessian, time):
     """Where dz/dt = -H (z - z*) has come to."""
     begin = torch.cat(free, 1).detach()

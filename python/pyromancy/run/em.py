@@ -671,9 +671,11 @@ class Whole:
             velocities = [
                 torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum
             ]
-            self._outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
+            outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
+            if order is None:  # batches of an order leave the call that may be used again, and so what it tells
+                self._outcome = outcome
             return planner.call(
-                values, states, run, of=em.steps, outcome=self._outcome,
+                values, states, run, of=em.steps, outcome=outcome,
                 velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
             )  # fmt: skip
 

@@ -19,6 +19,8 @@ from ..methods.base import Evaluation, Point, inner, moved
 from ..plan import Law
 from .executor import check_energy
 
+_ROUNDING = 1e-4  # a share of a square, in which differences are lost
+
 
 class Problem(ABC):
     """An objective of methods, and the states that it is of.
@@ -232,7 +234,8 @@ class OnErrors(Captured):
             along = inner(self.point, found.gradient)
             whole = 2 * above - 2 * along + squares
             tighter = 0.5 * (2 * above * squares - along.square()) / whole
-            gap = torch.minimum(gap, tighter.clamp(min=0).where(whole > 0, math.inf))
+            # where clamped residuals feed hardly anything back, both parts are rounding
+            gap = torch.minimum(gap, tighter.clamp(min=0).where(whole > _ROUNDING * squares, math.inf))
         return gap.where(torch.as_tensor(self._certain, device=gap.device), math.inf)
 
     def release(self) -> None:
