@@ -43,7 +43,7 @@ class Setting:
     inputs: int = 64
 
     def __str__(self) -> str:
-        return f"{self.hidden} {self.activation}, batch {self.batch}, {self.inputs} in"
+        return f"{self.inputs}-{WIDTH}x{self.hidden}-{CLASSES} {self.activation}, batch {self.batch}"
 
     @property
     def gain(self) -> float:

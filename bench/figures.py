@@ -106,15 +106,15 @@ def equilibrium(results: list[Result], path: Path) -> None:
             return
         for row in rows:
             label, colour = RACERS[row["contender"]]
-            timed = [(row["sweeps"][gap], 1e3 * s, float(gap)) for gap, s in row["seconds"].items() if s is not None]
-            sweeps_at, ms, gaps = zip(*timed, strict=True)
+            timed = [(row["sweeps"][gap], 1e3 * s) for gap, s in row["seconds"].items() if s is not None]
+            sweeps_at, ms = zip(*timed, strict=True)
             if row["seconds"].get("0.01"):
                 mark = MARK if row["disturbed"] else ""
                 label = f"{label}: {mark}{short(1e3 * row['seconds']['0.01'])} ms to 1%"
-            path_of = [(n, gap) for n, gap in row["curve"] if 0 < n <= sweeps_at[-1]]
-            at = [_between(n, (0, *sweeps_at), (0.0, *ms)) for n, _ in path_of]
-            axes.plot(at, [gap for _, gap in path_of], color=colour, label=label)
-            axes.plot(ms, gaps, "o", color=colour, markersize=4)
+            along = [(n, gap) for n, gap in row["curve"] if 0 < n <= sweeps_at[-1]]
+            at = [_between(n, (0, *sweeps_at), (0.0, *ms)) for n, _ in along]
+            axes.plot(at, [gap for _, gap in along], color=colour, label=label)
+            axes.plot(ms, [dict(along)[n] for n in sweeps_at], "o", color=colour, markersize=4)
         axes.set_title(f"Inference to equilibrium: {rows[0]['problem']}", loc="left", fontsize=11, fontweight="bold")
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -123,7 +123,7 @@ def equilibrium(results: list[Result], path: Path) -> None:
         axes.set_ylabel("share of the gap F - F* that is left", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, loc="lower left", framealpha=0.95)
+        axes.legend(fontsize=8, loc="lower right", framealpha=0.95)
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pyromancy"}):
         _save(results, path, (8, 4.5), draw)

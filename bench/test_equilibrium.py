@@ -15,7 +15,7 @@ from .equilibrium import AIM, ALL, CONTENDERS, DESCENT, GAPS, HEADLINE, OURS, SM
 from .exact import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .equilibrium import Entry
 
@@ -45,10 +45,10 @@ def checked(held: Race, entry: Entry, gap: float) -> int | None:
     return steps
 
 
-def curve(held: Race, entry: Entry) -> list[tuple[float, float]]:
-    """Sweeps and gap, at so many steps on a logarithmic scale."""
+def curve(held: Race, entry: Entry, reached: Iterable[int]) -> list[tuple[float, float]]:
+    """Sweeps and gap, at so many steps on a logarithmic scale and at those that are timed."""
     last = len(entry.energies) - 1
-    steps = sorted({0, *(round(last ** (i / POINTS)) for i in range(POINTS + 1))})
+    steps = sorted({0, *reached, *(round(last ** (i / POINTS)) for i in range(POINTS + 1))})
     return [(entry.contender.sweeps(k), held.gap(entry.energies[k].item())) for k in steps]
 
 
@@ -87,7 +87,7 @@ def test_equilibrium(setting: Setting, contender: str, benchmark: Any, record: C
         given_up=entry.contender.sweeps(len(entry.energies)),
         per_sweep=timed.seconds / entry.contender.sweeps(count),
         of_ours=AGAIN / timed.ratios[OURS] if OURS in timed.ratios else None,
-        curve=curve(held, entry),
+        curve=curve(held, entry, reached.values()),
     )
 
 
