@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--oracle", type=Path, metavar="DIR", help="folder with the package `pyromancy` of pyromancy-ai 0.0.1"
     )
     group.addoption("--sizes", choices=("small", "full"), default="full", help="small: a quick look")
+    group.addoption(
+        "--equilibria", choices=("one", "all"), default="one", help="all: every depth, activation and batch; an hour"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from .result import COLOURS, Result, Row, grouped, short, unique
-from .tables import sweeps
+from .tables import MARK, sweeps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,13 +85,65 @@ def scaling(results: list[Result], path: Path) -> None:
     _save(results, path, (11, 9), draw)
 
 
+# who is in the picture of equilibria: in words, and its colour
+RACERS = {
+    "Accelerated()": ("pyromancy, Accelerated()", "#d95f0e"),
+    "descent, best rate": ("pyromancy, descent at its best rate", "#fdae6b"),
+    "JAX descent, same rate": ("JAX, descent at that rate", "#4d5359"),
+    "diffrax Heun, PID": ("diffrax, Heun with a PID controller", "#7d848d"),
+}
+
+
+def equilibrium(results: list[Result], path: Path) -> None:
+    """How the gap to the minimum closes over time, on the first problem of each result; dots are what was timed."""
+
+    def draw(part: Any, result: Result) -> None:
+        axes, rows = part.subplots(), result.of("equilibrium")
+        rows = [row for row in rows if row["problem"] == rows[0]["problem"] and row["contender"] in RACERS]
+        rows = [row for row in rows if any(row["seconds"].values())]
+        if not rows:
+            _not_measured(axes)
+            return
+        for row in rows:
+            label, colour = RACERS[row["contender"]]
+            timed = [(row["sweeps"][gap], 1e3 * s) for gap, s in row["seconds"].items() if s is not None]
+            sweeps_at, ms = zip(*timed, strict=True)
+            if row["seconds"].get("0.01"):
+                mark = MARK if row["disturbed"] else ""
+                label = f"{label}: {mark}{short(1e3 * row['seconds']['0.01'])} ms to 1%"
+            along = [(n, gap) for n, gap in row["curve"] if 0 < n <= sweeps_at[-1]]
+            at = [_between(n, (0, *sweeps_at), (0.0, *ms)) for n, _ in along]
+            axes.plot(at, [gap for _, gap in along], color=colour, label=label)
+            axes.plot(ms, [dict(along)[n] for n in sweeps_at], "o", color=colour, markersize=4)
+        axes.set_title(f"Inference to equilibrium: {rows[0]['problem']}", loc="left", fontsize=11, fontweight="bold")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("ms since the forward sweep", fontsize=9)
+        axes.set_ylabel("share of the gap F - F* that is left", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, loc="lower right", framealpha=0.95)
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pyromancy"}):
+        _save(results, path, (8, 4.5), draw)
+
+
+def _between(x: float, xs: tuple[float, ...], ys: tuple[float, ...]) -> float:
+    """On the line through these points, the first of which has the least x."""
+    for i in range(1, len(xs)):
+        if x <= xs[i]:
+            return ys[i - 1] + (ys[i] - ys[i - 1]) * (x - xs[i - 1]) / max(xs[i] - xs[i - 1], 1)
+    return ys[-1]
+
+
 def _save(results: list[Result], path: Path, size: tuple[float, float], draw: Callable[[Any, Result], None]) -> None:
     figure = plt.figure(figsize=(size[0], size[1] * len(results)), layout="constrained")
     parts = figure.subfigures(len(results), 1, squeeze=False)
     for result, part in zip(results, parts.flat, strict=True):
         part.suptitle(f"{result.title}\n{result.ceilings}", fontsize=11)
         draw(part, result)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 

@@ -2,6 +2,7 @@
 """Turn result files of ``pytest bench --benchmark-json=RESULT.json`` into tables and pictures.
 
 python bench/report.py RESULT.json [MORE.json] --table out.md --picture out.png --scaling growth.png
+python bench/report.py RESULT.json --equilibrium race.svg
 """
 
 from __future__ import annotations
@@ -75,14 +76,16 @@ def show(results: list[Result]) -> None:
             console.print(rich)
 
 
-def draw(results: list[Result], picture: Path | None, scaling: Path | None) -> None:
-    if picture or scaling:
+def draw(results: list[Result], picture: Path | None, scaling: Path | None, equilibrium: Path | None) -> None:
+    if picture or scaling or equilibrium:
         from . import figures
 
         if picture:
             figures.speed(results, picture)
         if scaling:
             figures.scaling(results, scaling)
+        if equilibrium:
+            figures.equilibrium(results, equilibrium)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, metavar="OUT.md", help="write the tables here, as markdown")
     parser.add_argument("--picture", type=Path, metavar="OUT.png", help="draw operators and EM batches here")
     parser.add_argument("--scaling", type=Path, metavar="OUT.png", help="draw how the time of an EM batch grows here")
+    parser.add_argument(
+        "--equilibrium", type=Path, metavar="OUT.svg", help="draw how the gap to the minimum closes here"
+    )
     args = parser.parse_args(argv)
     try:
         results = [load(path) for path in args.results]
@@ -98,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             if args.table:
                 args.table.write_text(markdown(results))
-            draw(results, args.picture, args.scaling)
+            draw(results, args.picture, args.scaling, args.equilibrium)
         except OSError as error:
             raise ReportError(f"{error.filename}: cannot be written: {error.strerror}") from None
     except ReportError as error:

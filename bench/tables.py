@@ -45,6 +45,8 @@ def tables(result: Result) -> list[Table]:
         (_scaling, result.of("scaling")),
         (_general, result.of("general")),
         (_incremental, result.of("incremental")),
+        (_equilibrium, result.of("equilibrium")),
+        (_sweep_cost, result.of("sweep-cost")),
     ]
     return [make(rows) for make, rows in kinds if rows]
 
@@ -144,6 +146,33 @@ def _incremental(rows: list[Row]) -> Table:
         for row in rows
     ]
     return Table("Incremental inference learning, and what an M-step after every E-step adds", header, lines)
+
+
+def _equilibrium(rows: list[Row]) -> Table:
+    gaps = list(rows[0]["sweeps"])
+    header = ["problem", "method", "rate", *(f"to {gap}" for gap in gaps), "a sweep", "over Accelerated(), to 0.01"]
+    lines = []
+    for row in rows:
+        given_up = f"> {row['given_up']:,.0f}"
+        reached = [
+            given_up if n is None else f"{n:,.0f} = {_time(row['seconds'][gap])}" for gap, n in row["sweeps"].items()
+        ]
+        over = "" if row["of_ours"] is None else f"{short(row['of_ours'])}x"
+        rate = "" if row["rate"] is None else f"{row['rate']:.3g}"
+        lines.append([row["problem"], row["contender"], rate, *_marked(row, *reached, _time(row["per_sweep"]), over)])
+    return Table("Sweeps and time to a share of the gap to the minimum", header, lines)
+
+
+def _sweep_cost(rows: list[Row]) -> Table:
+    header = ["problem", "E-step of descent", "sweep of Accelerated()", "over descent"]
+    lines = [
+        [
+            row["problem"],
+            *_marked(row, _time(row["descent_seconds"]), _time(row["seconds"]), f"{row['over_descent']:.3g}x"),
+        ]
+        for row in rows
+    ]
+    return Table("What a sweep costs", header, lines)
 
 
 def sweeps(rows: list[Row]) -> dict[str, list[tuple[int, Row]]]:

@@ -89,6 +89,31 @@ INCREMENTAL = {
     "overhead_of_estep": 0.714,
 }
 
+SWEEP_COST = {
+    "kind": "sweep-cost",
+    "problem": "784-128x19-10 tanh, batch 64",
+    "seconds": 0.0006,
+    "descent_seconds": 0.0005,
+    "over_descent": 1.2,
+}
+
+
+def equilibrium(contender, rate, sweeps, seconds, of_ours=None):
+    gaps = (0.1, 0.01, 0.0001)
+    return {
+        "kind": "equilibrium",
+        "problem": "784-128x19-10 tanh, batch 64",
+        "contender": contender,
+        "rate": rate,
+        "sweeps": {str(gap): n for gap, n in zip(gaps, sweeps, strict=True)},
+        "seconds": {str(gap): t for gap, t in zip(gaps, seconds, strict=True)},
+        "given_up": 2000,
+        "per_sweep": 0.001,
+        "of_ours": of_ours,
+        "curve": [(0, 1.0), *((n, gap / 2) for n, gap in zip(sweeps, gaps, strict=True) if n)],
+    }
+
+
 DISTURBED = batch("InferenceLoop, native", 0.04, over=5.25, over_jax=0.5)
 
 RESULT = {
@@ -128,6 +153,10 @@ RESULT = {
                 scaling({"batch": 8}, 0.002),
                 GENERAL,
                 INCREMENTAL,
+                equilibrium("Accelerated()", None, (2, 3, 10), (0.002, 0.003, 0.01)),
+                equilibrium("descent, best rate", 0.304, (45, 1500, None), (0.045, 1.5, None), of_ours=500.0),
+                equilibrium("LBFGS()", None, (None, None, None), (None, None, None)),
+                SWEEP_COST,
             ]
         )
     ],
@@ -199,6 +228,20 @@ Measured in the run: copy rate 12.5 GB/s, matrix-product rate 180 GFLOP/s.
 | T E-steps and T M-steps | back to back | interleaved | overhead | overhead, of the E-steps' time |
 | --- | ---: | ---: | ---: | ---: |
 | small, InferenceLoop, T = 20 | 100 ms | 125 ms | 25% | 71.4% |
+
+### Sweeps and time to a share of the gap to the minimum
+
+| problem | method | rate | to 0.1 | to 0.01 | to 0.0001 | a sweep | over Accelerated(), to 0.01 |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 784-128x19-10 tanh, batch 64 | Accelerated() |  | 2 = 2 ms | 3 = 3 ms | 10 = 10 ms | 1 ms |  |
+| 784-128x19-10 tanh, batch 64 | descent, best rate | 0.304 | 45 = 45 ms | 1,500 = 1.5 s | > 2,000 | 1 ms | 500x |
+| 784-128x19-10 tanh, batch 64 | LBFGS() |  | > 2,000 | > 2,000 | > 2,000 | 1 ms |  |
+
+### What a sweep costs
+
+| problem | E-step of descent | sweep of Accelerated() | over descent |
+| --- | ---: | ---: | ---: |
+| 784-128x19-10 tanh, batch 64 | 500 us | 600 us | 1.2x |
 """
 
 
@@ -257,6 +300,8 @@ HEADINGS = {
     "scaling": ["### EM batch, one thing varied"],
     "general": ["### EM batch of networks other than chains"],
     "incremental": ["### Incremental"],
+    "equilibrium": ["### Sweeps and time"],
+    "sweep-cost": ["### What a sweep costs"],
 }
 
 
@@ -270,10 +315,21 @@ def test_a_run_without_jax_has_no_column_for_it(report, write, tmp_path):
     assert "JAX" not in table.read_text()
 
 
+def test_draws_equilibria(report, write, tmp_path):
+    """Who was timed, and with how much time; who never came to a gap is not in it."""
+    picture = tmp_path / "race.svg"
+    assert report.main([write("a.json"), "--equilibrium", str(picture)]) == 0
+    text = picture.read_text()
+    assert "Accelerated(): 3 ms to 1%" in text
+    assert "descent at its best rate: 1,500 ms to 1%" in text
+    assert "diffrax" not in text
+
+
 @pytest.mark.parametrize("kind", HEADINGS)
 def test_reports_a_run_of_one_suite(report, write, tmp_path, kind):
     table, picture, scaling = (tmp_path / name for name in ("out.md", "out.png", "scaling.png"))
     options = ["--table", str(table), "--picture", str(picture), "--scaling", str(scaling)]
+    options += ["--equilibrium", str(tmp_path / "race.svg")]
     assert report.main([write("a.json", only(kind)), *options]) == 0
     headings = [line for line in table.read_text().splitlines() if line.startswith("###")]
     assert len(headings) == len(HEADINGS[kind])
@@ -319,7 +375,7 @@ def test_says_that_a_file_is_missing(report, tmp_path, capsys):
     assert f"{file}: no such file; `pytest bench --benchmark-json={file}` writes one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--table", "--picture", "--scaling"])
+@pytest.mark.parametrize("option", ["--table", "--picture", "--scaling", "--equilibrium"])
 def test_says_that_it_cannot_write(report, write, tmp_path, capsys, option):
     target = str(tmp_path / "no" / "folder.png")
     assert report.main([write("a.json"), option, target]) == 2

@@ -1,0 +1,120 @@
+"""Sweeps and wall time from a forward sweep to equilibrium, by method; and what a sweep costs."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from pyromancy.methods import Accelerated, Descent
+
+from . import timing
+from .equilibrium import AIM, ALL, CONTENDERS, DESCENT, GAPS, HEADLINE, OURS, SMALL, Ours, Problem, Race, Setting, race
+from .exact import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .equilibrium import Entry
+
+SLACK = 1e-2  # of a gap, between energies in float32, by which steps are counted, and in float64
+POINTS = 80  # of a curve that are kept
+AGAIN = 10  # runs of ours in a round against others, which last longer
+MANY, SOME = 60, 10  # sweeps, whose difference in time is that of 50
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = [SMALL] if metafunc.config.getoption("--sizes") == "small" else [HEADLINE]
+    if metafunc.config.getoption("--equilibria") == "all":
+        chosen = ALL
+    metafunc.parametrize("setting", chosen, ids=str)
+    if "contender" in metafunc.fixturenames:
+        metafunc.parametrize("contender", CONTENDERS)
+
+
+def checked(held: Race, entry: Entry, gap: float) -> int | None:
+    """Steps to a gap, where the states after so many are there in float64; None where it is never reached."""
+    steps = held.first(entry.energies, gap)
+    if steps is not None:
+        entry.contender.run(steps)
+        off = held.gap(held.problem.energy(entry.contender.states()))
+        rounding = torch.finfo(torch.float32).eps * held.gap(held.start + held.least)
+        require(off, gap * (1 + SLACK) + 4 * rounding, f"after {steps} steps the gap is")
+    return steps
+
+
+def curve(held: Race, entry: Entry, reached: Iterable[int]) -> list[tuple[float, float]]:
+    """Sweeps and gap, at so many steps on a logarithmic scale and at those that are timed."""
+    last = len(entry.energies) - 1
+    steps = sorted({0, *reached, *(round(last ** (i / POINTS)) for i in range(POINTS + 1))})
+    return [(entry.contender.sweeps(k), held.gap(entry.energies[k].item())) for k in steps]
+
+
+def _again(ours: Entry, steps: int) -> None:
+    for _ in range(AGAIN):
+        ours.contender.run(steps)
+
+
+def test_equilibrium(setting: Setting, contender: str, benchmark: Any, record: Callable[..., None]) -> None:
+    """Times a run of just so many steps as bring the batch to 0.01 of the gap, and to 0.1 and 0.0001 beside it."""
+    benchmark.group = f"equilibrium: {setting}"
+    held = race(setting)
+    if contender in held.absent:
+        pytest.skip(held.absent[contender])
+    entry, ours = held.entries[contender], held.entries[OURS]
+    steps = {gap: checked(held, entry, gap) for gap in GAPS}
+    reached = {gap: k for gap, k in steps.items() if k is not None}
+    aim = AIM if AIM in reached else min(reached, default=None)
+    runs: dict[str, Callable[[], object]] = {
+        str(gap): functools.partial(entry.contender.run, k) for gap, k in reached.items() if gap != aim
+    }
+    if aim == AIM and contender != OURS and (best := checked(held, ours, AIM)) is not None:
+        runs[OURS] = functools.partial(_again, ours, best)
+    count = len(entry.energies) - 1 if aim is None else reached[aim]
+    timed = timing.alternate(benchmark, functools.partial(entry.contender.run, count), runs, budget=1.5, rounds=(3, 30))
+    if timed is None:
+        return
+    seconds = {str(gap): timed.seconds if gap == aim else timed.baselines.get(str(gap)) for gap in GAPS}
+    record(
+        kind="equilibrium",
+        problem=str(setting),
+        contender=contender,
+        rate=entry.rate,
+        sweeps={str(gap): None if k is None else entry.contender.sweeps(k) for gap, k in steps.items()},
+        seconds=seconds,
+        given_up=entry.contender.sweeps(len(entry.energies)),
+        per_sweep=timed.seconds / entry.contender.sweeps(count),
+        of_ours=AGAIN / timed.ratios[OURS] if OURS in timed.ratios else None,
+        curve=curve(held, entry, reached.values()),
+    )
+
+
+def test_sweep(setting: Setting, benchmark: Any, record: Callable[..., None]) -> None:
+    """What a sweep of `Accelerated()` costs over an E-step of plain descent, runs' beginnings and ends left out."""
+    benchmark.group = f"equilibrium: {setting}"
+    held = race(setting)
+    problem = Problem(setting)
+    rate = held.entries[DESCENT].rate
+    assert rate is not None
+    methods = {"errors": Ours(problem, Accelerated()), "descent": Ours(problem, Descent(rate))}
+    for contender in methods.values():
+        contender.run(MANY)
+        after = held.gap(problem.energy(problem.states))
+        allowed = held.gap(contender.energies(MANY + 1)[MANY].item())
+        require(abs(after - allowed), 1e-4, "the energy that is left is")
+    runs = {f"{name}, {n}": functools.partial(c.run, n) for name, c in methods.items() for n in (SOME, MANY)}
+    run = runs.pop(f"errors, {MANY}")
+    timed = timing.alternate(benchmark, run, runs, budget=3.0, rounds=(5, 60))
+    if timed is None:
+        return
+    own = timed.seconds - timed.baselines[f"errors, {SOME}"]
+    theirs = timed.baselines[f"descent, {MANY}"] - timed.baselines[f"descent, {SOME}"]
+    record(
+        kind="sweep-cost",
+        problem=str(setting),
+        seconds=own / (MANY - SOME),
+        descent_seconds=theirs / (MANY - SOME),
+        over_descent=own / theirs,
+    )
