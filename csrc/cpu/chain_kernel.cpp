@@ -460,13 +460,16 @@ struct Tile {
   // The next point of what moves of a node, at an element of vector v.
   Vec<C> moved(const Buffers<P>& b, int64_t at, int v) const {
     const auto &s = sway->s[v], &of = sway->v[v];
-    const Vec<C> g = load(b.g + at), from = load(b.s + at);
+    // a gradient that is not finite, of a point that is not taken, counts for nothing
+    const Vec<C> zero{}, keeps = sway->keeps[v];
+    const Vec<C> g = of.g != zero ? load(b.g + at) : keeps != zero ? load(b.g + at) : zero;
+    const Vec<C> from = load(b.s + at);
     Vec<C> to = s.g * g + s.s * from, next = load(b.v + at) + (of.g * g + of.s * from);
     if (b.h) {
       const Vec<C> h = load(b.h + at);
       to += s.h * h;
       next += of.h * h;
-      store(b.h + at, fma(sway->keeps[v], g - h, h));
+      store(b.h + at, fma(keeps, g - h, h));
     }
     store(b.s + at, to);
     return next;
@@ -505,9 +508,10 @@ struct Tile {
   }
 
   // Rows i to i + rows of node l's error and state, given those of the product that predicts it.
-  void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm, int64_t t) {
+  void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm, int64_t t,
+            bool learning) {
     with_kind(c ? args.edge[args.node[l].in].after.kind : Activation::identity,
-              [&](auto kind) { rise_as<kind>(l, i, rows, c, norm, t); });
+              [&](auto kind) { rise_as<kind>(l, i, rows, c, norm, t, learning); });
     if (args.node[l].full_precision)
       round(l, Input::residual, i, rows);
     activate_source(l, i, rows);
@@ -515,19 +519,22 @@ struct Tile {
 
   template <Activation kind>
   __attribute__((noinline)) void rise_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
-                                         const Norms* norm, int64_t t) {
+                                         const Norms* norm, int64_t t, bool learning) {
     const ChainNode& node = args.node[l];
     const Nonlinearity after{kind, c ? args.edge[node.in].after.parameter : 0};
     const Buffers<P> b = buffers[l];
+    const bool learns = learning && errs_by_moving(args, node);
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
-        Vec<C> mu{};
+        Vec<C> mu{}, slopes = splat(C(1));
         if (c) {
           const Vec<C> product = *c++ + Layout::constant(args.edge[node.in].bias, r);
           mu = activate<C>(after, product);
-          if (b.slope)
-            store(b.slope + at, slope<C>(after, product, mu));
+          if (b.slope) {
+            slopes = slope<C>(after, product, mu);
+            store(b.slope + at, slopes);
+          }
         } else if (b.mu) {
           mu = load(b.mu + at);
         }
@@ -548,6 +555,14 @@ struct Tile {
           store(b.z + at, mu + error);
         if (b.residual)
           store(b.residual + at, error);
+        else if (learns)
+          with_formulas(node.law, [&](auto law) {
+            const Vec<C> p = rate(node, r, v);
+            store(b.error + at, law.pull(error, Vec<C>{}, p));
+            if (b.delta != b.error)
+              store(b.delta + at, law.push(error, Vec<C>{}, p) * slopes);
+            keep_energy(law, b, at, error, Vec<C>{}, p);
+          });
         else if (b.energy)
           with_formulas(node.law, [&](auto law) {
             store(b.energy + at, law.deviation(error, Vec<C>{}, rate(node, r, v)));
@@ -854,11 +869,12 @@ struct Tiles {
         const bool settles = node.rounding && s.step == 0;
         NormsOf norms{l, -1, {}};
         return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
-          it.rise(l, c..., settles ? norms.in(it) : nullptr, s.step);
+          it.rise(l, c..., settles ? norms.in(it) : nullptr, s.step, s.learning);
         });
       }
       for (int64_t t = 0; t < count; ++t)
-        tile(t).rise(l, wanted.begin, wanted.end - wanted.begin, nullptr, nullptr, s.step);
+        tile(t).rise(l, wanted.begin, wanted.end - wanted.begin, nullptr, nullptr, s.step,
+                     s.learning);
       return;
     }
     case Work::fall: {

@@ -106,7 +106,7 @@ enum class Work : int {
 struct Stage {
   Work work;
   int64_t node, step;
-  bool learning = false; // of an error: that weights learn from it
+  bool learning = false; // that weights learn from the error
 };
 
 // Whether an error's derivative has to go through an activation after the product.
@@ -134,6 +134,12 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
     stage(Stage{Work::weigh, l, t});
 }
 
+// Whether the error that weights learn from is at hand once an accelerated method has moved it.
+inline bool errs_by_moving(const ChainArgs& args, const ChainNode& node) {
+  return args.accelerated && args.errors && node.free && node.predicted && !node.full_precision &&
+         (node.prediction_varies || !is_bent(args, node));
+}
+
 // stage(s) for the sweeps of an accelerated method, up to where it has done() with all samples.
 template <class F, class Done>
 void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
@@ -144,9 +150,10 @@ void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
       stage(Stage{Work::weigh, l, t});
   };
   const auto rise = [&](int64_t t, bool errors) {
+    const bool learning = t == args.steps && args.learn == Learn::after;
     for (int64_t l = 0; l < args.nodes; ++l) {
       if (args.node[l].free)
-        stage(Stage{args.errors ? Work::rise : Work::move, l, t});
+        stage(Stage{args.errors ? Work::rise : Work::move, l, t, learning});
       if (args.errors && errors)
         find_errors(l, t);
     }
@@ -218,7 +225,8 @@ void stages(const ChainArgs& args, F stage, Done done) {
   }
   if (args.learn == Learn::after) {
     for (int64_t l = 0; l < args.nodes; ++l)
-      stages_of_error(args, l, args.steps, true, stage);
+      if (!errs_by_moving(args, args.node[l]))
+        stages_of_error(args, l, args.steps, true, stage);
     stage(Stage{Work::give, 0, args.steps});
   }
 }

@@ -141,7 +141,7 @@ inline void judge(Progress& p, const Accelerated& method, const Found& f, bool l
   const int64_t k = p.taken++;
   if (k == 0) {
     p.first = p.least = f.energy;
-    if (!std::isfinite(f.energy)) {
+    if (!std::isfinite(f.energy) || !std::isfinite(f.gg)) {
       p.done = true;
       return;
     }

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chains import SOME, STEPS, call, energies, mstep, planned, problem, to
+from chains import SOME, STEPS, call, energies, planned, problem, thetas, to
 from numerics import assert_near, same_bits
 from pyromancy import plan
 from pyromancy.plan import Accelerated, Edge, Law, Learned, Learning, Rule, RuleKind
@@ -220,17 +220,28 @@ def test_energies_are_recorded(method):
 
 
 @methods
-def test_weights_learn_from_the_states_that_it_ends_in(method):
-    a = problem(CHAIN, SOME, "tanh", "tanh", covariances="one", prior="one", clamped=(-1,))
-    targets = [(what, i, 0, torch.empty_like(t), ())
-               for what, of in ((Learned.WEIGHT, a["weights"]), (Learned.BIAS, a["biases"]))
-               for i, t in enumerate(of)]  # fmt: skip
-    run(a, method, STEPS, targets, learning=Learning.AT_THE_END, rules=(Rule(),))
-    edges = len(a["weights"])
-    wanted = {"for_weight": [True] * edges, "for_bias": [True] * edges, "for_precision": [False] * len(CHAIN)}
-    expected = mstep(**a, **wanted)
-    for (*_, found, _), e in zip(targets, expected, strict=True):
-        assert_near(found, e, 1000)
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("after", ["identity", "tanh"])
+def test_parameters_learn_from_the_states_that_it_ends_in(method, after, batch):
+    """As they do from the same states in a plan of their own."""
+    a = problem(CHAIN, batch, "tanh", after, covariances="one", prior="one", clamped=(-1,))
+    a["thetas"] = thetas(a)
+    laws = [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE]
+    a["laws"] = laws if method.lr else [Law.GAUSSIAN] * len(laws)
+    parameters = [
+        *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
+        *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
+        *((Learned.LOGVAR, i, t) for i, t in enumerate(a["thetas"]) if t is not None),
+    ]
+
+    def wanted():
+        return [(what, i, 0, torch.empty_like(t), ()) for what, i, t in parameters]
+
+    found, expected, learns = wanted(), wanted(), {"learning": Learning.AT_THE_END, "rules": (Rule(),)}
+    run(a, method, STEPS, found, **learns)
+    call(*planned(a | {"steps": 0, "velocities": []}, expected, **learns))
+    for (*_, g, _), (*_, e, _) in zip(found, expected, strict=True):
+        assert_near(g, e, 1000)
 
 
 @methods
@@ -240,6 +251,17 @@ def test_states_that_are_not_finite_do_not_stop(method):
     _, stopped = run(a, replace(method, tol=1e-2), 20)
     assert stopped.tolist() == [1.0, 0.0, 1.0] or method.lr > 0
     assert all(z[0].isfinite().all() and z[2].isfinite().all() for z in a["states"])
+
+
+def test_a_step_into_what_is_not_finite_is_taken_back():
+    """Where products overflow: the sample goes nearer, and comes to its equilibrium."""
+    a = problem((3, 8, 8, 2), 5, "softplus", dtype=torch.float32)
+    a["parameters"] = [1.0] * 6
+    a["states"][-1] *= 1e17
+    before = total({k: to(x, torch.float64) for k, x in a.items()})
+    run(a, Accelerated(), 40)
+    assert all(z.isfinite().all() for z in a["states"])
+    assert (total({k: to(x, torch.float64) for k, x in a.items()}) < before).all()
 
 
 @methods
