@@ -464,16 +464,14 @@ struct Tile {
   // The next point of what moves of a node, at an element of vector v.
   Vec<C> moved(const Buffers<P>& b, int64_t at, int v) const {
     const auto &s = sway->s[v], &of = sway->v[v];
-    // a gradient that is not finite, of a point that is not taken, counts for nothing
-    const Vec<C> zero{}, keeps = sway->keeps[v];
-    const Vec<C> g = of.g != zero ? load(b.g + at) : keeps != zero ? load(b.g + at) : zero;
+    const Vec<C> g = load(b.g + at);
     const Vec<C> from = load(b.s + at);
     Vec<C> to = s.g * g + s.s * from, next = load(b.v + at) + (of.g * g + of.s * from);
     if (b.h) {
       const Vec<C> h = load(b.h + at);
       to += s.h * h;
       next += of.h * h;
-      store(b.h + at, fma(keeps, g - h, h));
+      store(b.h + at, fma(sway->keeps[v], g - h, h));
     }
     store(b.s + at, to);
     return next;
