@@ -5,6 +5,7 @@ import torch
 
 import pyromancy as pyro
 from pyromancy import methods
+from pyromancy.nodes import MultivariateGaussianNode, StandardGaussianNode
 from twins import batches, twins
 
 METHODS = {
@@ -93,3 +94,12 @@ def test_options_may_change_between_batches():
     trace = em.step(*batch)
     assert trace.taken.tolist() == [2] * 20
     assert not trace.converged.any()
+
+
+def test_free_nodes_of_full_covariance_go_by_parts():
+    """No operator measures their errors, and what is told of samples is the stepwise runner's."""
+    net, _ = twins(kinds=(MultivariateGaussianNode, StandardGaussianNode, StandardGaussianNode))
+    em = em_of(net, methods.Accelerated(), 1e-2)
+    trace = em.step(*batches(1)[0])
+    assert (trace.taken > 0).all()
+    assert "no operator measures errors by a full covariance" in em.explain().splitlines()[1]

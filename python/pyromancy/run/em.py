@@ -335,12 +335,13 @@ class EM:
                 raise _ByParts("check_finite looks at all states after every E-step")
             if self.loop.reduction != "sum":
                 raise _ByParts("the loop descends the mean over the batch")
-            if self._stop is not None or self.loop.has_method:
-                if self.incremental:
-                    raise _ByParts("no operator learns between the sweeps of a method")
-                if isinstance(found := self.loop.fused(self._stop), str):
-                    raise _ByParts(found)
+            if self.incremental and (self._stop is not None or self.loop.has_method):
+                raise _ByParts("no operator learns between the sweeps of a method")
             executor = self._executor(start)
+            if (self._stop is not None or self.loop.has_method) and isinstance(
+                found := self.loop.fused(self._stop), str
+            ):
+                raise _ByParts(found)
             self._whole = self._fitting(start, executor)
         except _ByParts as reason:
             self._reason, self._whole = str(reason), None

@@ -369,7 +369,12 @@ class InferenceLoop:
             return f"executor {self._wanted!r} was asked for"
         if self._method is None and stop is None:
             return "plain descent of so many steps is the executor's"
-        return fused(self.method, stop, len(self._params), self._params[0].device)
+        found = fused(self.method, stop, len(self._params), self._params[0].device)
+        if isinstance(found, plan.Accelerated) and found.errors and (found.tol or not found.lr):
+            nodes = self._executor.planner.nodes if isinstance(self._executor, ChainExecutor) else []
+            if any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in nodes):
+                return "no operator measures errors by a full covariance"
+        return found
 
     def _run_fused(
         self, method: plan.Accelerated, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
