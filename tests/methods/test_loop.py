@@ -321,8 +321,21 @@ class TestTolerance:
 
 
 class TestWords:
+    def test_of_what_bounds_an_operator(self):
+        network = pyro.networks.mlp([4, 6, 3], activation="tanh", output="laplace")
+        network.start(torch.randn(5, 4), torch.randn(5, 3))
+        loop = loop_of(network, network.e_params(), methods.Accelerated())
+        loop.run(3, tol=0.1)
+        assert "fused" in loop.explain()
+        assert "tol by a bound from none: the law of nodes.2.value has no precision" in loop.explain()
+
     def test_of_what_runs(self):
         network, states = chain()
+        loop = loop_of(network, states, methods.Accelerated())
+        assert "not fused: no operator measures errors by a full covariance" in loop.explain()
+        network = pyro.networks.mlp([5, 6, 4, 3], activation="tanh").double()
+        network.start(torch.randn(4, 5).double(), torch.randn(4, 3).double())
+        states = network.e_params()
         loop = loop_of(network, states, methods.Accelerated())
         told = loop.explain()
         assert "method: Accelerated(lr=None, momentum='restart', coordinates='errors')" in told

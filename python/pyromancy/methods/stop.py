@@ -68,5 +68,6 @@ class Stop:
         window = max(_LEAST, -(-sweeps // _SHARE))
         if sweeps >= window:
             gained, fallen = least[-1 - window] - least[-1], least[0] - least[-1]
-            done |= (gained <= self.tol * fallen) & (energy - least[-1] <= self.tol * fallen)
+            enough = self.tol * fallen
+            done |= (fallen > 0) & (gained <= enough) & (energy - least[-1] <= enough)
         return Progress(least, done)

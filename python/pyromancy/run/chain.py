@@ -88,6 +88,17 @@ class ChainExecutor(ReplayingExecutor):
         self._plain = 0 if run.record else run.steps
         return super().run(run, velocities)
 
+    @property
+    def bound(self) -> str:
+        """What tells an operator's samples how far their energies can still fall; or why nothing does."""
+        for node in self.planner.nodes:
+            name = self.program.told(node.state)
+            if node.law is plan.Law.LAPLACE:
+                return f"none: the law of {name} has no precision"
+            if node.free and node.law is plan.Law.NONE:
+                return f"none: nothing predicts {name}"
+        return "errors and gradients"
+
     def accelerated(self, method: plan.Accelerated, steps: int, record: bool) -> tuple[Tensor | None, Tensor]:
         """Run a method that plans have, in one operator.
 

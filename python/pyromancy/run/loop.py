@@ -384,7 +384,7 @@ class InferenceLoop:
         energies, outcome = executor.accelerated(method, steps, record)
         self._begun, self._resumed, self._seen = self._memory(), None, []
         self._taken += steps
-        self._runner = [_FUSED, *self._told_of(stop, "errors and gradients")]
+        self._runner = [_FUSED, *self._told_of(stop, executor.bound)]
         if not all(bool(p.isfinite().all()) for p in self._params):
             _warn(self._diverged(self.method, starts))
         trace = Trace.of(outcome)
