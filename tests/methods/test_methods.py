@@ -201,7 +201,7 @@ class TestStop:
         assert self.stopped([10.0], [0.0], 0.1) == 0
 
     def test_by_gains(self):
-        """In the last four sweeps no more than a tenth of what the energy has fallen, and it is as near to its least."""
+        """In the last four sweeps at most a tenth of what the energy has fallen, and it is as near to its least."""
         never = [float("inf")] * 8
         assert self.stopped([10.0, 2.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5], never, 0.1) == 6
         assert self.stopped([10.0, 2.0, 1.0, 0.9, 0.8, 0.7, 0.8, 0.65], never, 0.1) == 6
