@@ -171,7 +171,9 @@ static inline void judge(Progress& p, const Accelerated& method, const Found& f,
   const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
   const bool bounded =
       bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy) : taken && f.gg == 0;
-  const bool idle = k >= window && enough > 0 && p.energy - p.least <= enough &&
+  // With momentum energies swing: for a while no gain is no end.
+  const bool swings = method.lr > 0 && (method.restarts || method.momentum > 0);
+  const bool idle = !swings && k >= window && enough > 0 && p.energy - p.least <= enough &&
                     p.history[(k - window) % kLongestWindow] - p.least <= enough;
   if (!bounded && !idle)
     return;

@@ -297,6 +297,20 @@ class TestTolerance:
         assert trace.converged.all()
         assert trace.steps <= 15
 
+    @pytest.mark.parametrize("method", [methods.Descent(0.1, momentum=0.9), methods.Accelerated(0.1)], ids=repr)
+    def test_is_not_met_where_an_energy_swings(self, method):
+        """A sample that was carried past its least energy gains nothing for a while, and is not at its end."""
+        network = self.network()
+        states = network.e_params()
+        starts, first = values(states), network.energy().detach()
+        loop_of(network, states, methods.LBFGS()).run(400)
+        least = network.energy().detach()
+        put(states, starts)
+        trace = loop_of(network, states, method).run(2000, tol=1e-2)
+        now = network.energy().detach()
+        assert trace.converged.all()
+        assert (now - least <= 1.25e-2 * (first - now)).all()
+
     def test_ends_a_run_and_its_record(self):
         network = self.network()
         trace = loop_of(network, network.e_params(), methods.Accelerated()).run(100, record=True, tol=1e-2)
@@ -327,7 +341,7 @@ class TestWords:
         loop = loop_of(network, network.e_params(), methods.Accelerated())
         loop.run(3, tol=0.1)
         assert "fused" in loop.explain()
-        assert "tol by a bound from none: the law of nodes.2.value has no precision" in loop.explain()
+        assert "tol by what sweeps gain; no bound: the law of nodes.2.value has no precision" in loop.explain()
 
     def test_of_what_runs(self):
         network, states = chain()
@@ -435,7 +449,7 @@ def one_number():
         ({}, TypeError, "lr or method must be given, got neither"),
         ({"lr": 0.1, "method": methods.Descent(0.1)}, ValueError, "method must be given without lr"),
         ({"momentum": 0.1, "method": methods.Accelerated()}, ValueError, "method must be given without lr"),
-        ({"method": "adam"}, TypeError, "method must be of pyromancy.methods, got 'adam'"),
+        ({"method": "adam"}, TypeError, r"method must be of pyromancy.methods, such as Accelerated\(\), got 'adam'"),
         ({"method": methods.Accelerated(), "reduction": "mean"}, ValueError, "reduction must be 'sum' with"),
     ],
 )  # fmt: skip
@@ -461,6 +475,12 @@ def test_bad_input_of_a_run_is_refused(method, steps, tol, error, message):
     network, states = chain()
     with pytest.raises(error, match=message):
         loop_of(network, states, method).run(steps, tol=tol)
+
+
+def test_a_tolerance_is_named():
+    network, states = chain()
+    with pytest.raises(TypeError, match=r"record must be True or False, got 0.01; tol=0.01 stops samples"):
+        loop_of(network, states, methods.Accelerated()).run(10, 1e-2)
 
 
 def test_energies_must_be_per_sample():

@@ -82,6 +82,10 @@ class Accelerated(Method):
             raise ValueError(f"momentum must be 'restart', 'depth' or a number, got {self.momentum!r}")
 
     @property
+    def swings(self) -> bool:
+        return self.lr is not None and self.momentum != 0
+
+    @property
     def measures(self) -> bool:
         return self.lr is None
 

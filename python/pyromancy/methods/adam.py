@@ -46,6 +46,10 @@ class Adam(Method):
             check_number(f"betas[{i}]", beta, below=1.0)
         check_number("eps", self.eps)
 
+    @property
+    def swings(self) -> bool:
+        return True
+
     def begin(self, objective: Objective) -> _Moments:
         x = objective.point
         return _Moments(torch.zeros(len(x[0]), dtype=x[0].dtype, device=x[0].device), zeros(x), zeros(x))

@@ -75,6 +75,11 @@ class Method(ABC):
         return str(getattr(self, "coordinates", "states"))
 
     @property
+    def swings(self) -> bool:
+        """Whether energies swing as momentum carries samples, so that for a while no gain is no end."""
+        return False
+
+    @property
     def measures(self) -> bool:
         """Whether it takes errors in standard deviations, as one may whose rates nobody gives."""
         return False

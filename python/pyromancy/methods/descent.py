@@ -46,6 +46,10 @@ class Descent(Method):
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and no dampening")
 
+    @property
+    def swings(self) -> bool:
+        return self.momentum > 0
+
     def begin(self, objective: Objective) -> _Velocity:
         x = objective.point
         fresh = torch.ones(len(x[0]), dtype=torch.bool, device=x[0].device)

@@ -54,19 +54,20 @@ class Stop:
         """Before the first sweep, which finds these energies."""
         return Progress([], torch.zeros_like(energy, dtype=torch.bool))
 
-    def look(self, progress: Progress, energy: Tensor, gap: Tensor) -> Progress:
+    def look(self, progress: Progress, energy: Tensor, gap: Tensor, swings: bool = False) -> Progress:
         """What a sweep has found.
 
         Args:
             progress: until then.
             energy: at the point where the sample is, ``[B]``.
             gap: a bound on how far it can still fall there, infinite where there is none, ``[B]``.
+            swings: whether energies do, so that the bound alone tells.
         """
         least = [*progress.least, torch.minimum(progress.least[-1], energy) if progress.least else energy]
         done = progress.done | (gap <= self.tol * (least[0] - energy))
         sweeps = len(least) - 1
         window = max(_LEAST, -(-sweeps // _SHARE))
-        if sweeps >= window:
+        if sweeps >= window and not swings:
             gained, fallen = least[-1 - window] - least[-1], least[0] - least[-1]
             enough = self.tol * fallen
             done |= (fallen > 0) & (gained <= enough) & (energy - least[-1] <= enough)

@@ -41,7 +41,9 @@ def fused(method: Method, stop: Stop | None, depth: int, device: torch.device) -
         return plan.Accelerated(float(method.lr), method.blend(depth), errors, tol)
     if isinstance(method, Descent) and method.lr and not method.momentum:
         return plan.Accelerated(float(method.lr), 0.0, errors, tol)
-    return f"no operator runs {type(method).__name__} on {method.moves} with these options"
+    return f"no operator runs {type(method).__name__} on {method.moves}" + (
+        " with these options" if isinstance(method, Accelerated | Descent) else ""
+    )
 
 
 @dataclass(frozen=True)

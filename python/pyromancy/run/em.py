@@ -24,7 +24,7 @@ from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, names_of, states_of
+from .loop import InferenceLoop, Trace, names_of, states_of, told_of
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
@@ -247,6 +247,8 @@ class EM:
         lines = ["a batch: one call of an operator" if whole else "a batch: start, E-steps, gradients, optimizer"]
         if self._reason:
             lines.append(f"  not one call: {self._reason}")
+        if whole and self._whole is not None:
+            lines += [f"  {told}" for told in told_of(self._stop, self._whole.executor.bound)]
         if self._starts and (reason := self._starts[-1].obstacle):
             lines.append(f"  start is run dry before every batch: {reason}")
         return "\n".join([*lines, self.loop.explain()])
@@ -290,11 +292,14 @@ class EM:
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, got {self.steps}")
         self._stop = None if self.tol is None else Stop(self.tol)
-        if self.tol is not None and (self.incremental or self.steps == 0 or not self.loop.method.converges):
-            raise ValueError(
-                f"tol must be None with incremental, without steps, and with a method that does not converge, got "
-                f"{self.tol}"
-            )
+        if self.tol is not None:
+            if self.incremental:
+                raise ValueError(f"tol must be None with incremental={self.incremental!r}, got {self.tol}")
+            if self.steps == 0:
+                raise ValueError(f"tol must be None without steps, got {self.tol}")
+            if not self.loop.method.converges:
+                name = type(self.loop.method).__name__
+                raise ValueError(f"tol must be None with {name}, which does not converge, got {self.tol}")
         if self.incremental not in INCREMENTAL:
             raise ValueError(f"incremental must be False, True or 'joint', got {self.incremental!r}")
         for i, group in enumerate(self.optimizer.param_groups):

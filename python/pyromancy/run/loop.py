@@ -72,7 +72,8 @@ class Trace:
         steps: number of E-steps.
         energies: with ``record=True``, the energy of every term (node) before every step, reduced over the batch as
             the loop's `reduction` says, ``[steps, terms]``; else None. Autograd records the total as one term.
-        taken: E-steps of every sample, int64 ``[B]``; None where all samples took all steps.
+        taken: E-steps of every sample, int64 ``[B]``; None of descent on states without `tol`, and of a batch of `EM`
+            that is one call without `tol`, where all samples took all steps.
         converged: with `tol`, whether a sample stopped by itself, ``[B]``; else None.
     """
 
@@ -231,7 +232,7 @@ class InferenceLoop:
                 raise TypeError("lr or method must be given, got neither")
             return None
         if not isinstance(method, Method):
-            raise TypeError(f"method must be of pyromancy.methods, got {method!r}")
+            raise TypeError(f"method must be of pyromancy.methods, such as Accelerated(), got {method!r}")
         if (self.lr, self.momentum, self.dampening, self.nesterov) != (None, 0.0, 0.0, False):
             raise ValueError("method must be given without lr, momentum, dampening and nesterov, which are its own")
         if not (isinstance(method, Descent) and method.coordinates == "states"):
@@ -268,6 +269,8 @@ class InferenceLoop:
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
         self.check_options()
+        if not isinstance(record, bool):
+            raise TypeError(f"record must be True or False, got {record!r}; tol={record!r} stops samples")
         stop = None if tol is None else Stop(tol)
         if stop is not None and steps == 0:
             raise ValueError("steps must be above 0 with tol, which is looked at in every step, got 0")
@@ -350,7 +353,7 @@ class InferenceLoop:
         self._taken = taken + outcome.steps
         whose = problem, method, self._versions() if method.remembers_energy else ()
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
-        self._runner += self._told_of(stop, problem.bound)
+        self._runner += told_of(stop, problem.bound)
         if not all(bool(p.isfinite().all()) for p in self._params):
             _warn(self._diverged(method, starts))
         energies = None if outcome.energies is None else outcome.energies.sum(2)
@@ -384,16 +387,12 @@ class InferenceLoop:
         energies, outcome = executor.accelerated(method, steps, record)
         self._begun, self._resumed, self._seen = self._memory(), None, []
         self._taken += steps
-        self._runner = [_FUSED, *self._told_of(stop, executor.bound)]
+        self._runner = [_FUSED, *told_of(stop, executor.bound)]
         if not all(bool(p.isfinite().all()) for p in self._params):
             _warn(self._diverged(self.method, starts))
         trace = Trace.of(outcome)
         energies = None if energies is None else energies[: trace.steps].sum(2)
         return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
-
-    @staticmethod
-    def _told_of(stop: Stop | None, bound: str) -> list[str]:
-        return [] if stop is None else [f"tol by a bound from {bound}, or by what sweeps gain"]
 
     def _versions(self) -> list[int | None]:
         """How often what the energy reads has been written to, as far as is known."""
@@ -450,7 +449,9 @@ class InferenceLoop:
         with torch.no_grad():
             wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in self._params]).any(0)
             told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {method!r}"
-            if method.moves == "errors" or getattr(method, "lr", None) is None:
+            if getattr(method, "lr", None) is None:
+                return f"{told}; check_finite=True tells where, and when first"
+            if method.moves == "errors":
                 return f"{told}; pyromancy.methods.Accelerated() needs no rate"
             ends = [p.detach().clone() for p in self._params]
             try:
@@ -775,6 +776,15 @@ class InferenceLoop:
             "_begun": [],
         }
         return state | anew
+
+
+def told_of(stop: Stop | None, bound: str) -> list[str]:
+    """By what samples stop."""
+    if stop is None:
+        return []
+    if bound.startswith("none: "):
+        return [f"tol by what sweeps gain; no bound: {bound.removeprefix('none: ')}"]
+    return [f"tol by a bound from {bound}, or by what sweeps gain"]
 
 
 def _on_errors(program: Program, states: Sequence[Tensor], measured: bool) -> OnErrors:

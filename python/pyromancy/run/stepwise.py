@@ -99,7 +99,7 @@ def run(
                 taken += ~progress.done
                 rests = problem.costly and count % _RARELY != 1
                 gap = torch.full_like(found.energy, torch.inf) if rests else problem.gap(found)
-                progress = stop.look(progress, found.energy, gap)
+                progress = stop.look(progress, found.energy, gap, method.swings)
                 stays = problem.point, state
                 state = method.move(problem, state, found)
                 problem.point, state = chosen(progress.done, stays, (problem.point, state))
