@@ -53,7 +53,7 @@ struct Buffers {
   C* velocity;
   C* v; // what an accelerated method moves, where the gradient is g: z itself, or the error z - mu
   C* g;
-  C* s;                                 // what led there
+  C* s;                                 // what led to v
   C* h;                                 // the gradient before that
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
@@ -96,7 +96,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     const bool every =
         node.predicted && (args.energies || args.learn != Learn::never || args.accelerated);
     const bool sways = node.free && args.accelerated;
-    const bool rises = sways && args.errors;
+    const bool rises = sways && args.method.errors;
     Buffers<typename Layout::Products> b{};
     b.z = take(true);
     b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
@@ -483,7 +483,7 @@ struct Tile {
     return p > C(0) ? p : one;
   }
   bool has_metric(const ChainNode& node) const {
-    return args.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
+    return args.method.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
   }
   bool moves_by_metric(const ChainNode& node) const {
     return args.method.lr == 0 && has_metric(node);
@@ -577,7 +577,7 @@ struct Tile {
     const Activation kind =
         feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { fall_as<kind>(l, i, rows, feedback); });
-    if (args.errors)
+    if (args.method.errors)
       round(l, Input::delta, i, rows);
   }
 
@@ -597,7 +597,7 @@ struct Tile {
           if constexpr (kind != Activation::identity)
             back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
         }
-        if (node.predicted && (!args.errors || node.full_precision))
+        if (node.predicted && (!args.method.errors || node.full_precision))
           g = load(b.error + at);
         else if (node.predicted)
           with_formulas(node.law, [&](auto law) {
@@ -605,7 +605,7 @@ struct Tile {
           });
         g -= back;
         store(b.g + at, by_metric ? g / metric(node, r, v) : g);
-        if (args.errors && b.delta)
+        if (args.method.errors && b.delta)
           store(b.delta + at, b.slope ? back * load(b.slope + at) : back);
       }
   }

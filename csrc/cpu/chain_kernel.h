@@ -72,15 +72,13 @@ struct ChainArgs {
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov;
-  bool resume; // velocities hold those of steps before
-  bool moves;  // whether states are stored
-  // Steps are those of an accelerated method instead, on states, or on errors of predictions.
-  bool accelerated, errors;
+  bool resume;      // velocities hold those of steps before
+  bool moves;       // whether states are stored
+  bool accelerated; // steps are those of this method instead
   Accelerated method;
   Learn learn;
   void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
-  void*
-      outcome; // [B, 2] of an accelerated method: the sweeps taken, and whether it stopped; or null
+  void* outcome;  // [B, 2] of that method: the sweeps taken, and whether it stopped; or null
 };
 
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
@@ -136,15 +134,15 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
 
 // Whether the error that weights learn from is at hand once an accelerated method has moved it.
 inline bool errs_by_moving(const ChainArgs& args, const ChainNode& node) {
-  return args.accelerated && args.errors && node.free && node.predicted && !node.full_precision &&
-         (node.prediction_varies || !is_bent(args, node));
+  return args.accelerated && args.method.errors && node.free && node.predicted &&
+         !node.full_precision && (node.prediction_varies || !is_bent(args, node));
 }
 
 // stage(s) for the sweeps of an accelerated method, up to where it has done() with all samples.
 template <class F, class Done>
 void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
   const auto find_errors = [&](int64_t l, int64_t t) {
-    if (args.node[l].predicted && !(args.errors && args.node[l].free))
+    if (args.node[l].predicted && !(args.method.errors && args.node[l].free))
       stage(Stage{Work::err, l, t});
     if (args.node[l].predicted && args.node[l].full_precision)
       stage(Stage{Work::weigh, l, t});
@@ -153,11 +151,11 @@ void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
     const bool learning = t == args.steps && args.learn == Learn::after;
     for (int64_t l = 0; l < args.nodes; ++l) {
       if (args.node[l].free)
-        stage(Stage{args.errors ? Work::rise : Work::move, l, t, learning});
-      if (args.errors && errors)
+        stage(Stage{args.method.errors ? Work::rise : Work::move, l, t, learning});
+      if (args.method.errors && errors)
         find_errors(l, t);
     }
-    for (int64_t l = 0; l < args.nodes && !args.errors && errors; ++l)
+    for (int64_t l = 0; l < args.nodes && !args.method.errors && errors; ++l)
       find_errors(l, t);
   };
   for (int64_t t = 0; t < args.steps && !done(); ++t) {
@@ -178,10 +176,9 @@ void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
     rise(args.steps, false);
 }
 
-// stage(s) for everything between loading the states and storing them, in order. done() tells
-// whether an accelerated method has come to its end with all samples.
-template <class F, class Done>
-void stages(const ChainArgs& args, F stage, Done done) {
+// stage(s) for plain descent.
+template <class F>
+void stages_of_steps(const ChainArgs& args, F stage) {
   const auto descend = [&](int64_t l, int64_t t) {
     if (!args.node[l].free || t < args.node[l].moves)
       return;
@@ -189,20 +186,7 @@ void stages(const ChainArgs& args, F stage, Done done) {
     if (args.node[l].out >= 0 && args.edge[args.node[l].out].gram)
       stage(Stage{Work::turn, l, t});
   };
-  for (int64_t l = 0; l < args.nodes; ++l) {
-    const ChainNode& node = args.node[l];
-    if (!node.predicted || node.in < 0)
-      continue;
-    if (!node.prediction_varies)
-      stage(Stage{Work::predict_once, l, 0});
-    else if (node.swept && !(args.accelerated && args.errors))
-      stage(Stage{Work::sweep, l, 0});
-    if (args.edge[node.in].gram)
-      stage(Stage{Work::drive, args.edge[node.in].source, 0});
-  }
-  if (args.accelerated)
-    stages_of_sweeps(args, stage, done);
-  for (int64_t t = 0; t < args.steps && !args.accelerated; ++t) {
+  for (int64_t t = 0; t < args.steps; ++t) {
     const bool learning = args.learn == Learn::before && t + 1 == args.steps;
     // A node's update follows the error that feeds back into it while that is in the cache, unless
     // the errors have to wait to be learned from.
@@ -223,6 +207,27 @@ void stages(const ChainArgs& args, F stage, Done done) {
     for (int64_t l = 0; l < args.nodes; ++l)
       descend(l, t);
   }
+}
+
+// stage(s) for everything between loading the states and storing them, in order. done() tells
+// whether an accelerated method has come to its end with all samples.
+template <class F, class Done>
+void stages(const ChainArgs& args, F stage, Done done) {
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    const ChainNode& node = args.node[l];
+    if (!node.predicted || node.in < 0)
+      continue;
+    if (!node.prediction_varies)
+      stage(Stage{Work::predict_once, l, 0});
+    else if (node.swept && !(args.accelerated && args.method.errors))
+      stage(Stage{Work::sweep, l, 0});
+    if (args.edge[node.in].gram)
+      stage(Stage{Work::drive, args.edge[node.in].source, 0});
+  }
+  if (args.accelerated)
+    stages_of_sweeps(args, stage, done);
+  else
+    stages_of_steps(args, stage);
   if (args.learn == Learn::after) {
     for (int64_t l = 0; l < args.nodes; ++l)
       if (!errs_by_moving(args, args.node[l]))

@@ -91,7 +91,6 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.momentum = method.momentum;
   args.dampening = method.dampening;
   args.nesterov = method.nesterov;
-  args.errors = method.errors;
   args.method = {method.lr,  method.momentum, method.restarts,
                  method.tol, method.errors,   method.errors};
   for (const PlanNode& node : plan.nodes) {

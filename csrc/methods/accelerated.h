@@ -105,11 +105,8 @@ static inline bool find(Progress& p, const Accelerated& method, const Found& fou
   // -a k - of_s s + of_y (g - h), with k the gradient that is kept
   Motion::Weights d{of_y - (takes ? a : 0), -of_s, -of_y - (takes ? 0 : a)};
   const double sh = f.gs - f.sy;
-  const auto square = [&] {
-    return std::max(0.0, d.g * d.g * f.gg + d.s * d.s * p.ss + d.h * d.h * p.hh +
-                             2 * (d.g * d.s * f.gs + d.g * d.h * gh + d.s * d.h * sh));
-  };
-  double ss = square();
+  double ss = std::max(0.0, d.g * d.g * f.gg + d.s * d.s * p.ss + d.h * d.h * p.hh +
+                                2 * (d.g * d.s * f.gs + d.g * d.h * gh + d.s * d.h * sh));
   // After a failure, nearer; else no leap, in which a sum of v and s would lose v.
   const double most =
       takes ? kLonger * kLonger * std::max(p.ss, a * a * f.gg) : kShorter * kShorter * p.ss;

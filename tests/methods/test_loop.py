@@ -274,8 +274,15 @@ class TestTolerance:
         )
         return network
 
-    @pytest.mark.parametrize("activation", ["tanh", "relu"])
-    @pytest.mark.parametrize("method", [methods.Accelerated(), methods.LBFGS(), methods.Descent(0.3)], ids=repr)
+    # momentum carries samples past their least energy, where they gain nothing for a while: that is no end
+    SWINGING = (methods.Descent(0.1, momentum=0.9), methods.Accelerated(0.1))
+    STEADY = (methods.Accelerated(), methods.LBFGS(), methods.Descent(0.3))
+
+    @pytest.mark.parametrize(
+        ("method", "activation"),
+        [*((m, a) for m in STEADY for a in ("tanh", "relu")), *((m, "tanh") for m in SWINGING)],
+        ids=repr,
+    )
     def test_is_kept(self, method, activation):
         network = self.network(activation=activation)
         states = network.e_params()
@@ -287,8 +294,9 @@ class TestTolerance:
         assert trace.converged.all()
         assert trace.taken.max() == trace.steps
         now = network.energy().detach()
-        # gains, which alone stop an energy with kinks, do not certify anything
-        assert (now - least <= (1.25e-2 if activation == "tanh" else 3e-2) * (first - now)).all()
+        # gains, which alone stop an energy with kinks, certify nothing, least of all at a rate, which jitters there
+        most = 1.25e-2 if activation == "tanh" else 2e-2 if getattr(method, "lr", None) is None else 3e-2
+        assert (now - least <= most * (first - now)).all()
 
     def test_takes_few_sweeps_without_a_rate(self):
         """In errors; on states plain descent takes hundreds."""
@@ -296,20 +304,6 @@ class TestTolerance:
         trace = loop_of(network, network.e_params(), methods.Accelerated()).run(100, tol=1e-2)
         assert trace.converged.all()
         assert trace.steps <= 15
-
-    @pytest.mark.parametrize("method", [methods.Descent(0.1, momentum=0.9), methods.Accelerated(0.1)], ids=repr)
-    def test_is_not_met_where_an_energy_swings(self, method):
-        """A sample that was carried past its least energy gains nothing for a while, and is not at its end."""
-        network = self.network()
-        states = network.e_params()
-        starts, first = values(states), network.energy().detach()
-        loop_of(network, states, methods.LBFGS()).run(400)
-        least = network.energy().detach()
-        put(states, starts)
-        trace = loop_of(network, states, method).run(2000, tol=1e-2)
-        now = network.energy().detach()
-        assert trace.converged.all()
-        assert (now - least <= 1.25e-2 * (first - now)).all()
 
     def test_ends_a_run_and_its_record(self):
         network = self.network()

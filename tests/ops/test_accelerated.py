@@ -246,8 +246,9 @@ def test_parameters_learn_from_the_states_that_it_ends_in(method, after, batch):
 def test_states_that_are_not_finite_do_not_stop(method):
     a = problem(CHAIN, 3, "tanh")
     a["states"][0][1] = float("nan")
-    _, stopped = run(a, replace(method, tol=1e-2), 20)
-    assert stopped.tolist() == [1.0, 0.0, 1.0] or method.lr > 0
+    _, stopped = run(a, replace(method, tol=1e-2), 500)
+    others = float(method.errors or not method.lr)  # of states that momentum carries nothing tells their end
+    assert stopped.tolist() == [others, 0.0, others]
     assert all(z[0].isfinite().all() and z[2].isfinite().all() for z in a["states"])
 
 

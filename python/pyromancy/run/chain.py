@@ -27,25 +27,6 @@ _PART = 0.1  # seconds after which Ctrl-C is noticed
 _SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew
 
 
-def fused(method: Method, stop: Stop | None, depth: int, device: torch.device) -> plan.Accelerated | str:
-    """What a plan of a chain with so many free states has for a method; or why it has none."""
-    tol = 0.0 if stop is None else stop.tol
-    errors = method.moves == "errors"
-    if reason := backends.without_acceleration(device.type):
-        return reason
-    if tol and not errors:
-        return "no operator tells what is left to be gained on states"
-    if isinstance(method, Accelerated) and method.lr is None:
-        return plan.Accelerated(errors=errors, tol=tol)
-    if isinstance(method, Accelerated) and method.lr:
-        return plan.Accelerated(float(method.lr), method.blend(depth), errors, tol)
-    if isinstance(method, Descent) and method.lr and not method.momentum:
-        return plan.Accelerated(float(method.lr), 0.0, errors, tol)
-    return f"no operator runs {type(method).__name__} on {method.moves}" + (
-        " with these options" if isinstance(method, Accelerated | Descent) else ""
-    )
-
-
 @dataclass(frozen=True)
 class _Wanted:
     """Which gradients an M-step wants, by the places of nodes and edges in the plan."""
@@ -100,6 +81,26 @@ class ChainExecutor(ReplayingExecutor):
             if node.free and node.law is plan.Law.NONE:
                 return f"none: nothing predicts {name}"
         return "errors and gradients"
+
+    def fused(self, method: Method, stop: Stop | None) -> plan.Accelerated | str:
+        """What plans have for a method; or why they have none."""
+        tol, errors = 0.0 if stop is None else stop.tol, method.moves == "errors"
+        if reason := backends.without_acceleration(self.program.leaves[self._free[0]].device.type):
+            return reason
+        if tol and not errors:
+            return "no operator tells what is left to be gained on states"
+        full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
+        if errors and full and (tol or method.measures):
+            return "no operator measures errors by a full covariance"
+        if isinstance(method, Accelerated) and method.lr is None:
+            return plan.Accelerated(errors=errors, tol=tol)
+        if isinstance(method, Accelerated) and method.lr:
+            return plan.Accelerated(float(method.lr), method.blend(len(self._free)), errors, tol)
+        if isinstance(method, Descent) and method.lr and not method.momentum:
+            return plan.Accelerated(float(method.lr), 0.0, errors, tol)
+        return f"no operator runs {type(method).__name__} on {method.moves}" + (
+            " with these options" if isinstance(method, Accelerated | Descent) else ""
+        )
 
     def accelerated(self, method: plan.Accelerated, steps: int, record: bool) -> tuple[Tensor | None, Tensor]:
         """Run a method that plans have, in one operator.

@@ -34,7 +34,7 @@ from ..methods.base import rows
 from ..registration import is_learned, is_state
 from . import stepwise
 from .autograd import AutogradExecutor
-from .chain import ChainExecutor, fused
+from .chain import ChainExecutor
 from .executor import Executor, Run, check_energy
 from .graph import GraphExecutor
 from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem, check_samples
@@ -278,7 +278,7 @@ class InferenceLoop:
             raise ValueError(f"tol must be None with {type(self.method).__name__}, which does not converge")
         try:
             if self._method is not None or stop is not None:
-                return self._run_stepwise(steps, record, stop)
+                return self._run_method(steps, record, stop)
             return self._run_checked(steps, record) if self.check_finite else self._run(steps, record)
         finally:
             self.restore()
@@ -330,8 +330,8 @@ class InferenceLoop:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
 
-    def _run_stepwise(self, steps: int, record: bool, stop: Stop | None) -> Trace:
-        """By a method that no executor runs itself."""
+    def _run_method(self, steps: int, record: bool, stop: Stop | None) -> Trace:
+        """By a method, or to a tolerance: in one operator, or stepwise."""
         method, executor, memory = self.method, self.prepared(), self._memory()
         if self._begun != memory:
             self._taken = 0
@@ -372,12 +372,9 @@ class InferenceLoop:
             return f"executor {self._wanted!r} was asked for"
         if self._method is None and stop is None:
             return "plain descent of so many steps is the executor's"
-        found = fused(self.method, stop, len(self._params), self._params[0].device)
-        if isinstance(found, plan.Accelerated) and found.errors and (found.tol or not found.lr):
-            nodes = self._executor.planner.nodes if isinstance(self._executor, ChainExecutor) else []
-            if any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in nodes):
-                return "no operator measures errors by a full covariance"
-        return found
+        if not isinstance(self._executor, ChainExecutor):
+            return "the energy is no chain"
+        return self._executor.fused(self.method, stop)
 
     def _run_fused(
         self, method: plan.Accelerated, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
@@ -406,8 +403,7 @@ class InferenceLoop:
     def _problem(self, method: Method, stop: Stop | None, executor: Executor) -> tuple[Problem, list[str]]:
         """What a method runs on, and how it is run."""
         reason = self.fused(stop)
-        if not isinstance(reason, str):
-            reason = "the energy is no chain"
+        assert isinstance(reason, str)
         if self._wanted == "chain":
             raise RuntimeError(f"executor 'chain' cannot run {method!r}: {reason}")
         kind = method.moves, method.moves == "errors" and method.measures
