@@ -288,6 +288,7 @@ void check_uses(const Plan& plan, const Operands& operands) {
       write(slot);
   }
   write(plan.energies);
+  write(plan.diverged);
   write(plan.method.outcome);
   for (int64_t i = 0; i < operands.writable(); ++i)
     STD_TORCH_CHECK(uses[i].count <= uses[i].most, Name("written", i),
@@ -342,6 +343,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
   plan.order = read.maybe_tensor("tensor of an order");
   plan.precision = static_cast<MatmulPrecision>(read.number("precision of products", 0, 3));
   plan.learning = static_cast<Learning>(read.number("time of learning", 0, kLearnings));
+  plan.diverged = read.maybe_written("tensor that tells of divergence");
   const int64_t nodes = static_cast<int64_t>(plan.nodes.size());
   const int64_t edges = static_cast<int64_t>(plan.edges.size());
   for (PlanNode& node : plan.nodes) {
@@ -411,6 +413,11 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
                     "energies must have shape (", plan.steps, ", ", nodes, ", ", batch, "), got ",
                     to_string(energies->sizes()));
     check_contiguous("energies", *energies);
+  }
+  if (const Tensor* diverged = operands.find(plan.diverged)) {
+    check_like("diverged", *diverged, "states", operands[plan.nodes.front().state]);
+    STD_TORCH_CHECK(diverged->dim() == 1 && diverged->size(0) == 1,
+                    "diverged must have shape (1,), got ", to_string(diverged->sizes()));
   }
   if (const Tensor* order = operands.find(plan.order)) {
     STD_TORCH_CHECK(order->dim() == 1 && order->is_contiguous() &&

@@ -88,6 +88,7 @@ struct Plan {
   int64_t order;    // [batches * B] samples of `data`, for one batch after another
   MatmulPrecision precision;
   Learning learning;
+  int64_t diverged; // [1], set to 1 where a free state ends as NaN or infinite, if a device looks
   std::vector<PlanNode> nodes;
   std::vector<PlanEdge> edges;
   std::vector<Rule> rules;

@@ -30,6 +30,19 @@ __attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, in
   });
 }
 
+template <class C>
+bool is_finite(const C* x, int64_t n) {
+  Vec<C> nothing{}; // or NaN
+  for_vectors<C>(n, [&](int64_t i, auto extent) {
+    const Vec<C> v = load(x + i, extent);
+    nothing += v - v;
+  });
+  bool result = true;
+  for (int i = 0; i < kLanes<C>; ++i)
+    result &= nothing[i] == C(0);
+  return result;
+}
+
 // What products may multiply a matrix with.
 enum class Input : int { activation, delta, error, residual };
 constexpr int kInputs = 4;
@@ -244,6 +257,8 @@ struct Tile {
       if (!node.free || !args.moves)
         continue;
       store_samples(buffers[l].z, node.n, node.state);
+      if (!is_finite(static_cast<const C*>(node.state) + first * node.n, count() * node.n))
+        __atomic_store_n(args.diverged, 1, __ATOMIC_RELAXED); // other tiles may, too
       if (args.steps > 0) // velocities that are not resumed start with the first
         store_samples(buffers[l].velocity, node.n, node.velocity);
     }

@@ -78,6 +78,7 @@ struct ChainArgs {
   Accelerated method;
   Learn learn;
   void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
+  int* diverged;  // set to 1 where a state that is stored is NaN or infinite
   void* outcome;  // [B, 2] of that method: the sweeps taken, and whether it stopped; or null
 };
 

@@ -85,6 +85,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
       element_size_(operands[plan.nodes.front().state].element_size()) {
   const int64_t count = static_cast<int64_t>(plan.nodes.size());
   args.batch = operands[plan.nodes.front().state].size(0);
+  args.diverged = &diverged;
   args.nodes = count;
   const Method& method = plan.method;
   args.lr = method.lr;

@@ -23,6 +23,7 @@ struct Tiling {
 class PackedChain {
 public:
   PackedChain(const Plan& plan, const Operands& operands);
+  PackedChain(const PackedChain&) = delete; // which points at itself
 
   // Lays out the pass and packs the matrices that it needs.
   void prepare(int64_t steps, bool sweeps, Learn learn);
@@ -42,6 +43,7 @@ public:
 
   const ChainKernels& kernels;
   ChainArgs args{};
+  int diverged = 0; // 1 once a state has ended as NaN or infinite
 
 private:
   // t, contiguous, for as long as the chain lives

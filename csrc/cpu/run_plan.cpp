@@ -203,6 +203,9 @@ void pass(const Plan& plan, const Operands& operands, int64_t first, int64_t ste
     learner.ask(learn == Learn::before);
   chain.prepare(steps, first == 0, learn);
   chain.run();
+  if (const Tensor* diverged = operands.find(plan.diverged); diverged && chain.diverged)
+    with_computed(dtype_of("diverged", *diverged),
+                  [&](auto zero) { *static_cast<decltype(zero)*>(diverged->data_ptr()) = 1; });
   if (learn != Learn::never)
     learner.learn();
 }

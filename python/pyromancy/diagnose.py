@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import functional
+from .arguments import check_energy_argument
 
 __all__ = ["Diagnosis", "diagnose", "max_rate"]
 
@@ -276,8 +277,7 @@ class _Problem:
     """The energy at the states as they are: its gradient, and products with its Hessian, as ``[B, n]`` in float64."""
 
     def __init__(self, energy: Callable[[], Tensor], params: Iterable[Tensor], products: int, tol: float) -> None:
-        if not callable(energy):
-            raise TypeError(f"energy must be callable, got {type(energy).__name__}")
+        check_energy_argument(energy)
         if isinstance(products, bool) or not isinstance(products, int) or products < 1:
             raise ValueError(f"products must be an int, 1 or more, got {products!r}")
         if not (isinstance(tol, int | float) and tol >= 0):

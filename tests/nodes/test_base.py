@@ -36,6 +36,11 @@ class TestAbstract:
         assert [k for k, _ in pyromancy.get_named_estep_params(node)] == ["value"]
 
     @pytest.mark.parametrize("kind", EVERY)
+    def test_their_dimensions_are_printed(self, kind):
+        node = EVERY[kind](4, None, 3)
+        assert repr(node) == f"{type(node).__name__}(4, None, 3)"
+
+    @pytest.mark.parametrize("kind", EVERY)
     def test_shapes_exclude_the_batch(self, kind):
         node = EVERY[kind](4, None, 3)
         assert node.shapeobj == (None, 4, None, 3)

@@ -57,7 +57,7 @@ def random_plan(seed):
         tuple(
             Rule(pick(RuleKind), *(draw.random() for _ in range(5)), *(flag() for _ in range(4))) for _ in range(r)
         ),
-        tuple(targets), pick(MatmulPrecision),
+        tuple(targets), pick(MatmulPrecision), maybe(WRITTEN),
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_every_field_is_written():
             assert plan.encode(replace(bare, **{key: (spoilt,)})) != before, field.name
     for changes in (
         {"steps": 1}, {"energies": 1}, {"order": 1}, {"learning": Learning.AT_THE_END},
-        {"precision": MatmulPrecision.HIGH}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
+        {"precision": MatmulPrecision.HIGH}, {"diverged": 1}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
         {"method": Descent(0.0, dampening=1.0)}, {"method": Descent(0.0, nesterov=True)},
         {"method": Descent(0.0, resume=True)},
     ):  # fmt: skip

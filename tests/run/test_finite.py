@@ -1,4 +1,4 @@
-"""`check_finite`: where states are NaN or infinite, and at which step they became so."""
+"""States that become NaN or infinite: told after a run, and with `check_finite` where, and at which step."""
 
 import math
 
@@ -46,8 +46,25 @@ class TestLoop:
             loop.run(5)
         assert net.hidden.value[0] == 0.5
         net, loop = self.loop(executor, 1e30, check_finite=False)
-        loop.run(5)
+        with pytest.warns(UserWarning, match="of 1 of 2 samples are not finite"):
+            loop.run(5)
         assert not net.hidden.value.isfinite().all()
+
+    def test_a_divergence_is_told_once(self, executor):
+        """The curvature is 10, so that rates are stable up to 0.2."""
+        net, loop = self.loop(executor, 1e30, check_finite=False)
+        told = r"^states of 1 of 2 samples are not finite after Descent\(lr=1e\+30, "
+        rate = "" if executor == "autograd" else r".* at their predictions descent is stable at rates up to 0\.2 "
+        for _ in range(2):
+            with pytest.warns(UserWarning, match=told + rate) as warned:
+                loop.run(5)
+            loop.run(5)  # warnings are errors here
+            assert warned[0].filename == __file__
+            assert not net.hidden.value.isfinite().all()
+            net.start(torch.tensor([0.5, 2.0]))
+            loop.lr = 0.01
+            loop.run(5)  # all is well: the next will be told
+            loop.lr = 1e30
 
     def test_steps_are_counted_from_when_the_states_were_set(self, executor):
         net, loop = self.loop(executor, 0.01)
@@ -105,3 +122,38 @@ def test_em(incremental):
     em.loop.check_finite, em.loop.lr = False, 0.01
     em.step(torch.tensor([0.5, 2.0]))
     assert "one call of an operator" in em.explain()
+
+
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+def test_em_tells(incremental):
+    """Where a batch is one call, too, also of one that is done as the last one was."""
+    net = Net()
+    optimizer = torch.optim.SGD([net.up.weight, net.top.weight], lr=0.0)
+    em = pyro.EM(net.energy, [net.hidden.value], optimizer, start=net.start, steps=5, lr=0.01, incremental=incremental)
+    for _ in range(12):
+        em.step(torch.tensor([0.5, 2.0]))
+    net.start(torch.tensor([0.5, 2.0]))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="states of 2 of 2 samples are not finite"):
+            em.step(torch.tensor([math.inf, math.inf]))
+        em.step(torch.tensor([math.inf, math.inf]))  # warnings are errors here
+        with torch.no_grad():  # which have learned from that
+            net.up.weight.fill_(2.0), net.top.weight.fill_(3.0)
+        em.step(torch.tensor([0.5, 2.0]))
+    assert "one call of an operator" in em.explain()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 17, 33, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_element_of_one_sample_is_found(batch, dtype):
+    torch.manual_seed(0)
+    pcn = Chain(("FixedNode", *["StandardGaussianNode"] * 2), (9, 7, 5)).to(dtype)
+    x, y = torch.randn(batch, 9, dtype=dtype), torch.randn(batch, 5, dtype=dtype)
+    for sample in {0, batch // 2, batch - 1}:
+        pcn.init(x, y)
+        loop = pyro.InferenceLoop(pcn.energy, [pcn.nodes[1].value], lr=0.05, executor="chain")
+        loop.run(1)
+        with torch.no_grad():
+            pcn.nodes[1].value[sample, 6] = math.inf
+        with pytest.warns(UserWarning, match=f"of 1 of {batch} samples are not finite"):
+            loop.run(1)

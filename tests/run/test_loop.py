@@ -641,6 +641,11 @@ def test_hand_value():
     ("arguments", "error", "message"),
     [
         ({"energy": 3}, TypeError, "energy must be callable, got int"),
+        (
+            {"energy": torch.nn.Linear(2, 2)},
+            TypeError,
+            "energy must be callable without arguments, got a Linear, .* takes input;",
+        ),
         ({"params": []}, ValueError, "params must hold at least one tensor"),
         ({"params": torch.zeros(2)}, TypeError, "params must be an iterable"),
         ({"params": ["value"]}, TypeError, "params must hold tensors, as .*, got str"),

@@ -325,6 +325,9 @@ class _Plan:
             self.like("energies", energies)
             _shaped("energies", energies, (plan.steps, len(plan.nodes), *self.batch))
             _contiguous("energies", energies)
+        if plan.diverged is not None:
+            self.like("diverged", self.operands[plan.diverged])
+            _shaped("diverged", self.operands[plan.diverged], (1,))
         if plan.order is None:
             return
         order, batch = self.operands[plan.order], self.batch[0]
@@ -343,9 +346,9 @@ class _Plan:
         used += [n.sample_weights for n in plan.nodes]
         used += [i for e in plan.edges for i in (e.weight, e.bias)]
         used += [i for t in plan.targets for i in (t.tensor, *t.slots)]
-        used.append(plan.energies)
+        used += [plan.energies, plan.diverged]
         changed = {n.state for n in plan.nodes if n.free or n.data is not None} | {n.velocity for n in plan.nodes}
-        changed |= {i for t in plan.targets for i in (t.tensor, *t.slots)} | {plan.energies}
+        changed |= {i for t in plan.targets for i in (t.tensor, *t.slots)} | {plan.energies, plan.diverged}
         moved = {t.tensor for t in plan.targets if plan.rules[t.rule].kind is not RuleKind.GRADIENT}
         for i in changed - {None}:
             _check(

@@ -95,8 +95,13 @@ class _Batch:
             self.descend(errors, fresh=step == 0 and not plan.descent.resume)
             if each:
                 self.learn(*((errors, before) if before else (self.errors(), self.states)))
+        if plan.diverged is not None and not all(self.are_finite(i) for i, n in enumerate(plan.nodes) if n.free):
+            self.operands[plan.diverged].fill_(1)
         if plan.learning is Learning.AT_THE_END:
             self.learn(self.errors(), self.states)
+
+    def are_finite(self, i: int) -> bool:
+        return bool(self.states[i].isfinite().all())
 
     def predict(self, i: int) -> tuple[Tensor | None, Tensor]:
         """The product behind a prediction, if there is one, and the prediction."""

@@ -33,7 +33,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
     """The structure of a plan, and its numbers."""
     ints = [len(plan.nodes), len(plan.edges), len(plan.rules), len(plan.targets), plan.steps]
     method, numbers = _of_method(plan.method)
-    ints += [*method, _maybe(plan.energies), _maybe(plan.order), plan.precision, plan.learning]
+    ints += [*method, _maybe(plan.energies), _maybe(plan.order), plan.precision, plan.learning, _maybe(plan.diverged)]
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
         ints += map(_maybe, (node.theta, node.prior, node.velocity, node.data, node.sample_weights))
@@ -76,13 +76,14 @@ def decode(ints: Sequence[int], numbers: Sequence[float], written: int = _ANY, t
     energies, order = read.maybe_written("tensor of energies"), read.maybe_tensor("tensor of an order")
     precision = read.kind(MatmulPrecision, "precision of products")
     learning = read.kind(Learning, "time of learning")
+    diverged = read.maybe_written("tensor that tells of divergence")
     plan = Plan(
         tuple(_node(read) for _ in nodes),
         tuple(_edge(read, len(nodes)) for _ in edges),
         method, steps, energies, order, learning,
         tuple(_rule(read) for _ in rules),
         tuple(_target(read, len(nodes), len(edges), len(rules)) for _ in targets),
-        precision,
+        precision, diverged,
     )  # fmt: skip
     read.finish()
     return plan

@@ -223,6 +223,7 @@ class Plan:
         rules: of learning.
         targets: what learns.
         precision: of products.
+        diverged: ``[1]``, set to 1 where a free state ends as NaN or infinite; a backend may leave it.
     """
 
     nodes: tuple[Node, ...]
@@ -235,6 +236,7 @@ class Plan:
     rules: tuple[Rule, ...] = ()
     targets: tuple[Target, ...] = ()
     precision: MatmulPrecision = MatmulPrecision.HIGHEST
+    diverged: Operand | None = None
 
     @property
     def descent(self) -> Descent:

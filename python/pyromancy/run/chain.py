@@ -64,6 +64,7 @@ class ChainExecutor(ReplayingExecutor):
         self._surely_short = max(1, _SHORT // max(1, cost)) if on_cpu else sys.maxsize  # steps
         # of which a mean over the batch is made: an energy that is one number is that of all
         self._samples = 1 if program.stand_ins[program.result].dim() else program.batch.numel()
+        self.diverged = False  # in the last run, as far as the device looks
         self._plain = 0  # steps of the last run, if it could do without the errors of clamped nodes
         self._msteps: dict[frozenset[int], _MStep | str] = {}  # leaves -> how, or why autograd has to serve them
 
@@ -124,6 +125,7 @@ class ChainExecutor(ReplayingExecutor):
         values = planner.values(leaves)
         states = [values[n.state].contiguous() for n in planner.nodes]
         energies = states[0].new_empty(steps, len(states), states[0].shape[0]) if run.record else None
+        diverged = states[0].new_zeros(1) if states[0].is_cpu else None
         of_free = [velocities[self._velocity[n.state]] for n in planner.nodes if n.free] if velocities else []
         try:
             # samples decide for themselves how many steps they take
@@ -133,9 +135,10 @@ class ChainExecutor(ReplayingExecutor):
                         run, steps=part, resume=run.resume or first > 0, settle=run.settle and first == 0
                     ), of=steps,
                     velocities=of_free, energies=None if energies is None else energies[first : first + part],
-                    outcome=outcome,
+                    outcome=outcome, diverged=diverged,
                 )  # fmt: skip
                 ops.run_plan_(*call)
+            self.diverged = diverged is not None and bool(diverged)
         finally:  # what was done before an interruption stays
             for node, state in zip(planner.nodes, states, strict=True):
                 if node.free and not leaves[node.state].is_contiguous():

@@ -499,6 +499,7 @@ class Whole:
         if shared := self._shared():
             raise _ByParts(shared)
         self.learned = _learned(executor, self.parameters)
+        self._diverged: Tensor | None = None  # [1], whether states have, on devices that look
         self._outcome: Tensor | None = None  # of a batch whose samples stop by themselves
         self._last: _Last | None = None  # where the next call may be the same
         self._same = 0  # of the calls before, in a row
@@ -623,7 +624,17 @@ class Whole:
             em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
         em.loop.forget_velocities()
         em.loop.restore()
+        self.mind(em)
         return True
+
+    def mind(self, em: EM) -> None:
+        """Have a warning given where the states of what was run last have diverged."""
+        if self._diverged is None:
+            return
+        diverged = bool(self._diverged)
+        if diverged:
+            self._diverged.zero_()
+        em.loop.mind(diverged)
 
     def trace(self, em: EM) -> Trace:
         """Of the batch that was run last."""
@@ -678,10 +689,12 @@ class Whole:
                 torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum
             ]
             outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
+            if self._diverged is None and states[0].is_cpu:
+                self._diverged = states[0].new_zeros(1)
             if order is None:  # batches of an order leave the call that may be used again, and so what it tells
                 self._outcome = outcome
             return planner.call(
-                values, states, run, of=em.steps, outcome=outcome,
+                values, states, run, of=em.steps, outcome=outcome, diverged=self._diverged,
                 velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
             )  # fmt: skip
 

@@ -22,6 +22,7 @@ from torch._compile import _disable_dynamo  # as torch.compiler.disable, without
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import plan
+from ..arguments import check_energy_argument
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
 from ..capture.lowering import NotAChain, idle, lower
@@ -173,8 +174,7 @@ class InferenceLoop:
         executor: str | None = None,
         check_finite: bool = False,
     ) -> None:
-        if not callable(energy):
-            raise TypeError(f"energy must be callable, got {type(energy).__name__}")
+        check_energy_argument(energy)
         self._params = _listed(
             params, "pyromancy.get_estep_params", ", and a network without hidden nodes has no free state"
         )
@@ -214,6 +214,7 @@ class InferenceLoop:
         self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run with a momentum
         self._begun: list[tuple[Any, ...]] = []  # and in the last that was begun
         self._taken = 0  # E-steps since the states were set
+        self._lost = False  # whether the last run left states that are not finite
 
     @property
     def program(self) -> Program | None:
@@ -326,6 +327,7 @@ class InferenceLoop:
             _warn(reason)
         if self._velocities is not None:
             self._seen = self._memory()
+        self.mind(executor.diverged if isinstance(executor, ChainExecutor) else not self._are_finite())
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
@@ -354,8 +356,7 @@ class InferenceLoop:
         whose = problem, method, self._versions() if method.remembers_energy else ()
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
         self._runner += told_of(stop, problem.bound)
-        if not all(bool(p.isfinite().all()) for p in self._params):
-            _warn(self._diverged(method, starts))
+        self.mind(not self._are_finite(), starts)
         energies = None if outcome.energies is None else outcome.energies.sum(2)
         return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
 
@@ -385,8 +386,7 @@ class InferenceLoop:
         self._begun, self._resumed, self._seen = self._memory(), None, []
         self._taken += steps
         self._runner = [_FUSED, *told_of(stop, executor.bound)]
-        if not all(bool(p.isfinite().all()) for p in self._params):
-            _warn(self._diverged(self.method, starts))
+        self.mind(executor.diverged, starts)
         trace = Trace.of(outcome)
         energies = None if energies is None else energies[: trace.steps].sum(2)
         return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
@@ -440,7 +440,32 @@ class InferenceLoop:
             )
         return OnAutograd(self._energy, self._params)
 
-    def _diverged(self, method: Method, starts: list[Tensor]) -> str:
+    def mind(self, diverged: bool, starts: Sequence[Tensor] = ()) -> None:
+        """Warn where states are no longer finite.
+
+        Args:
+            diverged: whether they are not.
+            starts: what they were before; by default their predictions serve.
+        """
+        if diverged and not self._lost and not self.check_finite:
+            _warn(self._diverged(self.method, starts))
+        self._lost = diverged
+
+    def _are_finite(self) -> bool:
+        """Whether all states are, as far as that can be told without waiting for a device."""
+        return not self._params[0].is_cpu or all(bool(p.isfinite().all()) for p in self._params)
+
+    def _predictions(self) -> list[Tensor]:
+        """The free states of a forward sweep; 0 where nothing predicts them."""
+        assert self._program is not None
+        problem = _on_errors(self._program, self._params, measured=False)
+        problem.begin()
+        problem.point = [torch.zeros_like(x) for x in problem.point]
+        problem.end()
+        problem.release()
+        return [p.detach().clone() for p in self._params]
+
+    def _diverged(self, method: Method, starts: Sequence[Tensor]) -> str:
         """That states are not finite, and at which rate they might be."""
         with torch.no_grad():
             wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in self._params]).any(0)
@@ -451,7 +476,7 @@ class InferenceLoop:
                 return f"{told}; pyromancy.methods.Accelerated() needs no rate"
             ends = [p.detach().clone() for p in self._params]
             try:
-                for p, start in zip(self._params, starts, strict=True):
+                for p, start in zip(self._params, starts or self._predictions(), strict=True):
                     p.copy_(start)
                 rate = max_rate(self._energy, self._params)
             except Exception:  # what is told stays true without it
@@ -459,7 +484,10 @@ class InferenceLoop:
             finally:
                 for p, end in zip(self._params, ends, strict=True):
                     p.copy_(end)
-        return f"{told}; where they began, descent is stable at rates up to {rate:.3g} (pyromancy.max_rate)"
+        if not math.isfinite(rate):
+            return f"{told}, nor is what the energy reads; pyromancy.max_rate tells beforehand which rates are stable"
+        where = "where they began" if starts else "at their predictions"
+        return f"{told}; {where} descent is stable at rates up to {rate:.3g} (pyromancy.max_rate)"
 
     def energy(self) -> Tensor:
         """Energies of the states at hand, per sample, ``[B]``, without gradient."""
@@ -770,6 +798,7 @@ class InferenceLoop:
             "_runner": [],
             "_seen": [],
             "_begun": [],
+            "_lost": False,
         }
         return state | anew
 

@@ -126,6 +126,7 @@ class Planner:
         velocities: Sequence[Tensor] = (),
         energies: Tensor | None = None,
         outcome: Tensor | None = None,
+        diverged: Tensor | None = None,
         swept: frozenset[int] = frozenset(),
         learning: Learn = _NOTHING,
         data: Mapping[int, Tensor] | None = None,
@@ -141,6 +142,7 @@ class Planner:
             velocities: of the free states, where there is momentum.
             energies: ``[steps, nodes, B]``, to be written.
             outcome: ``[B, 2]`` of an accelerated method, likewise.
+            diverged: ``[1]``, set to 1 where states end as NaN or infinite, likewise.
             swept: the states that start at their prediction, by slot.
             learning: of parameters, and how.
             data: ``[N, n]`` for clamped states, by slot.
@@ -157,7 +159,7 @@ class Planner:
             for slot in slots:
                 if slot is not None:
                     operands.write(slot)
-        for written in (energies, outcome):
+        for written in (energies, outcome, diverged):
             if written is not None:
                 operands.write(written)
         thetas = [_theta(n, values) for n in self.nodes]
@@ -174,7 +176,7 @@ class Planner:
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
             run.method is not None and (run.method.errors, run.method.momentum is None, outcome is None),
-            order is None, learning.when, learning.learned, products, operands.pattern(),
+            order is None, diverged is None, learning.when, learning.learned, products, operands.pattern(),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
             *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
         )  # fmt: skip
@@ -212,7 +214,7 @@ class Planner:
             made = plan.Plan(
                 nodes, edges, method, run.steps,
                 operands.find(energies), operands.find(order), learning.when, tuple(learning.rules), targets,
-                plan.MatmulPrecision[products.upper()],
+                plan.MatmulPrecision[products.upper()], operands.find(diverged),
             )  # fmt: skip
             if len(self._encoded) >= _PLANS:  # the oldest goes
                 del self._encoded[next(iter(self._encoded))]

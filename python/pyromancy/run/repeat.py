@@ -107,6 +107,7 @@ class Repeat:
             if learns:
                 p.grad = None
         em.loop.forget_velocities()
+        self.whole.mind(em)
         self._done += 1
         return True
 
@@ -159,7 +160,8 @@ def _settings(em: EM) -> list[Entry]:
     entries = [
         named_in(vars(em), "loop", "optimizer", "start", "steps", "incremental", "tol"),
         named_in(
-            vars(loop), *(name for name in vars(loop) if name not in ("_velocities", "_seen", "_begun", "_taken"))
+            vars(loop),
+            *(name for name in vars(loop) if name not in ("_velocities", "_seen", "_begun", "_taken", "_lost")),
         ),
         items_of(loop._params),
         items_of(loop.program.leaves),

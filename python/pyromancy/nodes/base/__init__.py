@@ -75,6 +75,10 @@ class Node(nn.Module, ABC):
         """Product of the concrete dimensions."""
         return self._shape.size
 
+    def extra_repr(self) -> str:
+        """The dimensions of the node."""
+        return ", ".join(map(str, self.shape))
+
     def _check_fits(self, name: str, value: Tensor) -> None:
         """Raise where an argument is no tensor of the node's shape."""
         self._check_is_tensor(name, value)
