@@ -7,11 +7,13 @@ evaluated. docs/methods.md says what they compute and which to take.
 from .accelerated import Accelerated
 from .adam import Adam
 from .base import Evaluation, Method, Objective
+from .constraints import Known, Range, Shrink
 from .descent import Descent
 from .fixed_prediction import FixedPrediction
 from .heun import Heun
 from .langevin import Langevin
 from .lbfgs import LBFGS
+from .rated import Rated
 from .sequential import Sequential
 from .stop import Stop
 from .zil import ZIL
@@ -25,9 +27,13 @@ __all__ = [
     "Evaluation",
     "FixedPrediction",
     "Heun",
+    "Known",
     "Langevin",
     "Method",
     "Objective",
+    "Range",
+    "Rated",
     "Sequential",
+    "Shrink",
     "Stop",
 ]

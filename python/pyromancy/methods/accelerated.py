@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from . import nesterov
-from .base import Evaluation, Method, Objective, Point, check_number, chosen, column, inner, moved, zeros
+from .base import Evaluation, Objective, Point, check_number, chosen, column, inner, moved, zeros
+from .rated import Rated, Rates
 
 MOMENTA = ("restart", "depth")
 # below both of these a pair tells of no curvature to go by: of s.y over s.s, which in measured errors is 1 or more but
@@ -46,26 +47,29 @@ class Trial(NamedTuple):
     scale: Tensor
 
 
-@dataclass(frozen=True)
-class Accelerated(Method):
+@dataclass(frozen=True, repr=False)
+class Accelerated(Rated):
     """The method to begin with: one evaluation a step, and without `lr` nothing to tune.
 
     Without a rate samples go by quasi-Newton steps with a memory of one step, and never end above where they began.
     With one they go by Nesterov's, ``x <- v - lr g(v)``, ``v <- x + b (x - x_before)``.
 
     Args:
-        lr: the rate; None needs none.
+        lr: the rate, or those of states, as `Descent` has them; None needs none.
         momentum: b, with a rate: "restart" for ``(t - 1) / t'`` with ``t' = (1 + sqrt(1 + 4 t^2)) / 2``, and t = 1
             again where a step goes up along the gradient (O'Donoghue & Candes, 2015); "depth" for what is best for
             descent on the states of so many layers in a row; or a number.
         coordinates: "errors" or "states".
+        schedule: see `Rated`, as all that follow, and all with a rate alone; with a `Shrink` steps are those of FISTA.
+        max_norm: see there.
+        constraints: see there.
 
     Raises:
         TypeError: `lr` or a number for `momentum` is not one.
         ValueError: an argument is out of range; the message says which.
     """
 
-    lr: float | None = None
+    lr: Rates | None = None
     momentum: str | float = "restart"
     coordinates: str = "errors"
 
@@ -74,8 +78,10 @@ class Accelerated(Method):
         if self.lr is None:
             if self.momentum != "restart":
                 raise ValueError(f"momentum must be left out without lr, got {self.momentum!r}")
+            for name in ("schedule", "max_norm", "constraints"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} must be left out without lr: quasi-Newton steps have no rate")
             return
-        check_number("lr", self.lr)
         if not isinstance(self.momentum, str):
             check_number("momentum", self.momentum, below=1.0)
         elif self.momentum not in MOMENTA:
@@ -92,6 +98,10 @@ class Accelerated(Method):
     @property
     def remembers_energy(self) -> bool:
         return self.lr is None
+
+    @property
+    def is_proximal(self) -> bool:
+        return True
 
     def blend(self, count: int) -> float | None:
         """Momentum of a rate, for so many free states; None where it restarts."""
@@ -117,7 +127,7 @@ class Accelerated(Method):
     def move(self, objective: Objective, state: Trial | nesterov.Run, found: Evaluation) -> Trial | nesterov.Run:
         if isinstance(state, nesterov.Run):
             assert self.lr is not None
-            return nesterov.move(objective, state, found, self.lr, self.momentum)
+            return nesterov.move(objective, state, self.steps(objective, found.gradient), self.momentum)
         return state
 
     def end(self, objective: Objective, state: Trial | nesterov.Run) -> None:

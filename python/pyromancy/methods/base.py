@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
@@ -39,12 +40,20 @@ class Objective(Protocol):
         point: where it is looked at. Methods set another list, and leave the tensors of this one as they are.
         floor: what the energy is above anywhere, ``[B]`` or a number, as log-determinants; minus infinity where that
             is not known.
+        states: the tensors whose the variables are, in their order.
+        factor: of all rates, in the step under way.
     """
 
     point: Point
 
     @property
     def floor(self) -> Tensor | float: ...
+
+    @property
+    def states(self) -> Sequence[Tensor]: ...
+
+    @property
+    def factor(self) -> float: ...
 
     def evaluate(self) -> Evaluation:
         """Energies and gradients at the point: a sweep up and a sweep down."""
@@ -88,6 +97,26 @@ class Method(ABC):
     def remembers_energy(self) -> bool:
         """Whether its state is of no use once weights, or states, have been changed by others."""
         return False
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether states go elsewhere than gradients lead, so that these tell of no end."""
+        return False
+
+    def check(self, states: Sequence[Tensor]) -> None:  # noqa: B027 (most take any)
+        """Raise where what it was given for states does not fit those that move."""
+
+    def factors(self, first: int, count: int) -> list[float]:
+        """What rates are multiplied by in so many steps from one on; none where that is 1."""
+        return []
+
+    def penalty(self, objective: Objective) -> Tensor | float:
+        """What it descends at the point beside the energy, ``[B]`` or a number."""
+        return 0.0
+
+    def left(self, objective: Objective, found: Evaluation) -> Tensor | None:
+        """Where it is constrained, how long a gradient its step is that of, ``[B]``; None where it is no such step."""
+        return None
 
     @abstractmethod
     def begin(self, objective: Objective) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base import Evaluation, Method, Objective, check_number, chosen, moved, rows
+from .base import Evaluation, Objective, check_number, chosen, moved, rows
+from .rated import Rated
 
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 5.0  # of a controller, as in Hairer, Norsett & Wanner I, section II.4
 
@@ -17,8 +18,8 @@ class _Steps(NamedTuple):
     size: Tensor  # [B]
 
 
-@dataclass(frozen=True)
-class Heun(Method):
+@dataclass(frozen=True, repr=False)
+class Heun(Rated):
     """``x' = x - h g(x)``, then ``x <- x - h/2 (g(x) + g(x'))``: two evaluations a step, of order 2 in h.
 
     Adaptive, a sample takes a step where the difference of the two, as a root mean square over its variables and
@@ -32,11 +33,18 @@ class Heun(Method):
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step.
         coordinates: "states" or "errors".
+        schedule: see `Rated`, as all that follow; of steps that are not adaptive.
+        max_norm: see there.
+        constraints: see there; no `Shrink`.
 
     Raises:
         TypeError: an argument is not a number.
         ValueError: it is out of range; the message says which.
     """
+
+    no_shrink: ClassVar[str] = (
+        "whose steps go by two gradients, and a proximal step by one; Descent and Accelerated(lr) on states can"
+    )
 
     lr: float = 0.1
     adaptive: bool = True
@@ -45,20 +53,24 @@ class Heun(Method):
     coordinates: str = "states"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_number("lr", self.lr, open_=True)
+        super().__post_init__()
         check_number("rtol", self.rtol)
         check_number("atol", self.atol, open_=True)
+        if self.adaptive and self.schedule is not None:
+            raise ValueError("schedule must be left out with adaptive=True, where samples find their own rates")
 
     def begin(self, objective: Objective) -> _Steps:
         x = objective.point[0]
         return _Steps(torch.full((len(x),), self.lr, dtype=x.dtype, device=x.device))
 
     def move(self, objective: Objective, state: _Steps, found: Evaluation) -> _Steps:
-        start, h = objective.point, state.size
-        objective.point = euler = moved(start, -h, found.gradient)
-        both = moved(found.gradient, 1.0, objective.evaluate().gradient)
-        objective.point = end = moved(start, -0.5 * h, both)
+        start, h = objective.point, objective.factor * state.size
+        first = self.steps(objective, found.gradient)
+        objective.point = euler = first.kept(moved(start, -h, first.gradient), start)
+        second = self.steps(objective, objective.evaluate().gradient)
+        both = moved(first.gradient, 1.0, second.gradient)
+        objective.point = end = second.kept(moved(start, -0.5 * h, both), start)
         if not self.adaptive:
             return state
         squares, count = torch.zeros_like(h), 0

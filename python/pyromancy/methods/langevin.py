@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from .base import Evaluation, Method, Objective, check_number
+from .base import Evaluation, Objective, check_number
+from .rated import Rated, Rates
 
 
-@dataclass(frozen=True)
-class Langevin(Method):
+@dataclass(frozen=True, repr=False)
+class Langevin(Rated):
     """``x <- x - lr g + sqrt(2 lr temperature) noise``, with noise from N(0, 1).
 
     In the limit of small rates its states are drawn from ``exp(-F / temperature)``: at 1 from the posterior. On a
@@ -20,11 +21,14 @@ class Langevin(Method):
     ``temperature H^-1 (I - lr H / 2)^-1``.
 
     Args:
-        lr: rate.
+        lr: rate, or those of states, as `Descent` has them.
         temperature: of the noise; 0 is descent.
         generator: of the noise, on the states' device; None is PyTorch's own. One seed gives the same bits, whatever
             the number of threads.
         coordinates: "states" or "errors".
+        schedule: see `Rated`, as all that follow.
+        max_norm: see there.
+        constraints: see there; no `Shrink`.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -32,15 +36,15 @@ class Langevin(Method):
     """
 
     converges: ClassVar[bool] = False
+    no_shrink: ClassVar[str] = "whose noise it would shrink, too; Descent and Accelerated(lr) on states can"
 
-    lr: float
+    lr: Rates
     temperature: float = 1.0
     generator: torch.Generator | None = field(default=None, repr=False)
     coordinates: str = "states"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("lr", self.lr)
         check_number("temperature", self.temperature)
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")
@@ -49,10 +53,12 @@ class Langevin(Method):
         return ()
 
     def move(self, objective: Objective, state: tuple[()], found: Evaluation) -> tuple[()]:
-        scale = math.sqrt(2 * self.lr * self.temperature)
-        objective.point = [
-            x - self.lr * g
-            + scale * torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
-            for x, g in zip(objective.point, found.gradient, strict=True)
+        steps, start = self.steps(objective, found.gradient), objective.point
+        drawn = [
+            x - rate * g
+            + math.sqrt(2 * rate * self.temperature)
+            * torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
+            for x, g, rate in zip(start, steps.gradient, steps.rates, strict=True)
         ]  # fmt: skip
+        objective.point = steps.kept(drawn, start)
         return state

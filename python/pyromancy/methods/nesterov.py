@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Evaluation, Objective, Point, column, inner, moved, zeros
+from .rated import Steps
 
 
 class Run(NamedTuple):
@@ -38,13 +39,14 @@ def look(objective: Objective, state: Run) -> tuple[Evaluation, Run]:
     return objective.evaluate(), state._replace(last=x)
 
 
-def move(objective: Objective, state: Run, found: Evaluation, lr: float, momentum: str | float) -> Run:
-    """``x <- v - lr g(v)``, and t = 1 where that goes up along the gradient."""
-    x = moved(objective.point, -lr, found.gradient)
+def move(objective: Objective, state: Run, steps: Steps, momentum: str | float) -> Run:
+    """``x <- v - lr g(v)``, or what constraints make of that, and t = 1 where it goes up along the gradient."""
+    x = steps.along(objective.point)
+    led = steps.led(objective.point, x)
     change = moved(x, -1.0, state.last)
     objective.point = x
     if momentum == "restart":
-        time = state.time.where(inner(found.gradient, change) <= 0, 1.0)
+        time = state.time.where(inner(led, change) <= 0, 1.0)
         later = 0.5 * (1 + (1 + 4 * time * time).sqrt())
         factor = (time - 1) / later
         return Run([column(factor, d) * d for d in change], later, state.last)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Evaluation, Method, Objective, Point, check_number
+from .base import Evaluation, Objective
+from .rated import Rated, Rates
 
 
-@dataclass(frozen=True)
-class Sequential(Method):
+@dataclass(frozen=True, repr=False)
+class Sequential(Rated):
     """``z <- z - lr g`` for the first, third, ... of the states, then for the others, at the new gradient.
 
     Two evaluations a step. In a network whose nodes stand in a row a state's neighbours are at rest while it moves, so
@@ -16,27 +17,28 @@ class Sequential(Method):
     the energy, where all states moved at once may need half of that.
 
     Args:
-        lr: rate.
+        lr: rate, or those of states, as `Descent` has them.
+        schedule: see `Rated`, as all that follow.
+        max_norm: see there.
+        constraints: see there.
 
     Raises:
         TypeError: `lr` is not a number.
         ValueError: it is negative or not finite.
     """
 
-    lr: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("lr", self.lr)
+    lr: Rates
 
     def begin(self, objective: Objective) -> tuple[()]:
         return ()
 
     def move(self, objective: Objective, state: tuple[()], found: Evaluation) -> tuple[()]:
-        objective.point = self._turn(objective.point, found.gradient, 0)
+        self._turn(objective, found, 0)
         if len(objective.point) > 1:
-            objective.point = self._turn(objective.point, objective.evaluate().gradient, 1)
+            self._turn(objective, objective.evaluate(), 1)
         return state
 
-    def _turn(self, point: Point, gradient: Point, whose: int) -> Point:
-        return [x - self.lr * g if i % 2 == whose else x for i, (x, g) in enumerate(zip(point, gradient, strict=True))]
+    def _turn(self, objective: Objective, found: Evaluation, whose: int) -> None:
+        start = objective.point
+        end = self.steps(objective, found.gradient).along(start)
+        objective.point = [b if i % 2 == whose else a for i, (a, b) in enumerate(zip(start, end, strict=True))]

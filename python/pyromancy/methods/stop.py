@@ -19,10 +19,12 @@ class Progress(NamedTuple):
     Attributes:
         least: its least energy after every sweep, from the first on, ``[B]`` each.
         done: whether it is at its end, ``[B]``.
+        longest: the longest step's gradient so far, ``[B]``, where constraints hold it.
     """
 
     least: list[Tensor]
     done: Tensor
+    longest: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Stop:
     leaves ``|g|^2 / (2 m)``. Where the energy has kinks the gradient never gets small: it looks like that where the
     energy has fallen by no more than this share within the last half of all sweeps, at least four of them (and where
     chains run all sweeps in one operator, at most 31).
+
+    Constraints leave no bound: a sample stops where its step's gradient is at most `tol` times the longest so far, or
+    by gains as above, and then where that step leads.
 
     Args:
         tol: the share, above 0.
@@ -54,7 +59,9 @@ class Stop:
         """Before the first sweep, which finds these energies."""
         return Progress([], torch.zeros_like(energy, dtype=torch.bool))
 
-    def look(self, progress: Progress, energy: Tensor, gap: Tensor, swings: bool = False) -> Progress:
+    def look(
+        self, progress: Progress, energy: Tensor, gap: Tensor, swings: bool = False, left: Tensor | None = None
+    ) -> Progress:
         """What a sweep has found.
 
         Args:
@@ -62,13 +69,18 @@ class Stop:
             energy: at the point where the sample is, ``[B]``.
             gap: a bound on how far it can still fall there, infinite where there is none, ``[B]``.
             swings: whether energies do, so that the bound alone tells.
+            left: how long a gradient the constrained step is that of, ``[B]``; None where there are no constraints.
         """
         least = [*progress.least, torch.minimum(progress.least[-1], energy) if progress.least else energy]
         done = progress.done | (gap <= self.tol * (least[0] - energy))
+        longest = progress.longest
+        if left is not None:
+            longest = left if longest is None else torch.maximum(longest, left)
+            done |= left <= self.tol * longest
         sweeps = len(least) - 1
         window = max(_LEAST, -(-sweeps // _SHARE))
         if sweeps >= window and not swings:
             gained, fallen = least[-1 - window] - least[-1], least[0] - least[-1]
             enough = self.tol * fallen
             done |= (fallen > 0) & (gained <= enough) & (energy - least[-1] <= enough)
-        return Progress(least, done)
+        return Progress(least, done, longest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
-from ..methods import Accelerated, Descent, Method, Stop
+from ..methods import Accelerated, Descent, Method, Rated, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
@@ -86,6 +87,8 @@ class ChainExecutor(ReplayingExecutor):
     def fused(self, method: Method, stop: Stop | None) -> plan.Accelerated | str:
         """What plans have for a method; or why they have none."""
         tol, errors = 0.0 if stop is None else stop.tol, method.moves == "errors"
+        if isinstance(method, Rated) and not method.is_plain:
+            return "no operator has rates of states, schedules, max_norm or constraints"
         if reason := backends.without_acceleration(self.program.leaves[self._free[0]].device.type):
             return reason
         if tol and not errors:
@@ -95,10 +98,10 @@ class ChainExecutor(ReplayingExecutor):
             return "no operator measures errors by a full covariance"
         if isinstance(method, Accelerated) and method.lr is None:
             return plan.Accelerated(errors=errors, tol=tol)
-        if isinstance(method, Accelerated) and method.lr:
-            return plan.Accelerated(float(method.lr), method.blend(len(self._free)), errors, tol)
-        if isinstance(method, Descent) and method.lr and not method.momentum:
-            return plan.Accelerated(float(method.lr), 0.0, errors, tol)
+        if isinstance(method, Accelerated | Descent) and isinstance(method.lr, float | numbers.Real) and method.lr:
+            momentum = method.blend(len(self._free)) if isinstance(method, Accelerated) else 0.0
+            if isinstance(method, Accelerated) or not method.momentum:
+                return plan.Accelerated(float(method.lr), momentum, errors, tol)
         return f"no operator runs {type(method).__name__} on {method.moves}" + (
             " with these options" if isinstance(method, Accelerated | Descent) else ""
         )

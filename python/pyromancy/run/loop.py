@@ -236,7 +236,7 @@ class InferenceLoop:
             raise TypeError(f"method must be of pyromancy.methods, such as Accelerated(), got {method!r}")
         if (self.lr, self.momentum, self.dampening, self.nesterov) != (None, 0.0, 0.0, False):
             raise ValueError("method must be given without lr, momentum, dampening and nesterov, which are its own")
-        if not (isinstance(method, Descent) and method.coordinates == "states"):
+        if not (isinstance(method, Descent) and method.coordinates == "states" and method.is_plain):
             return method
         self.lr, self.momentum = method.lr, method.momentum
         self.dampening, self.nesterov = method.dampening, method.nesterov
@@ -355,7 +355,7 @@ class InferenceLoop:
         self._taken = taken + outcome.steps
         whose = problem, method, self._versions() if method.remembers_energy else ()
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
-        self._runner += told_of(stop, problem.bound)
+        self._runner += told_of(stop, problem.bound, method.is_constrained)
         self.mind(not self._are_finite(), starts)
         energies = None if outcome.energies is None else outcome.energies.sum(2)
         return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
@@ -618,6 +618,7 @@ class InferenceLoop:
         if self._method is not None:
             if (self.lr, self.momentum, self.dampening, self.nesterov) != (None, 0.0, 0.0, False):
                 raise ValueError(f"lr, momentum, dampening and nesterov must be left to {type(self._method).__name__}")
+            self._method.check(self._params)
         else:
             self._check_rates()
         for p in self._params:
@@ -803,10 +804,12 @@ class InferenceLoop:
         return state | anew
 
 
-def told_of(stop: Stop | None, bound: str) -> list[str]:
+def told_of(stop: Stop | None, bound: str, constrained: bool = False) -> list[str]:
     """By what samples stop."""
     if stop is None:
         return []
+    if constrained:
+        return ["tol by the gradients of steps, or by what sweeps gain; no bound: constraints hold states"]
     if bound.startswith("none: "):
         return [f"tol by what sweeps gain; no bound: {bound.removeprefix('none: ')}"]
     return [f"tol by a bound from {bound}, or by what sweeps gain"]

@@ -30,9 +30,13 @@ class Problem(ABC):
         floor: what the energy is above anywhere.
         bound: what `gap` rests on, or why it is infinite.
         costly: whether `gap` takes an evaluation of its own.
+        states: the tensors whose the variables are.
+        factor: of rates in the step under way.
     """
 
     point: Point
+    states: Sequence[Tensor]
+    factor = 1.0
     floor: Tensor | float = -math.inf
     bound = "none: the energy is not captured"
     costly = False
@@ -70,30 +74,30 @@ class OnAutograd(Problem):
     """The states of any energy that is one number per sample."""
 
     def __init__(self, energy: Callable[[], Tensor], states: Sequence[Tensor]) -> None:
-        self._energy, self._states = energy, list(states)
+        self._energy, self.states = energy, list(states)
 
     def begin(self) -> None:
-        self.point = [p.detach().clone() for p in self._states]
+        self.point = [p.detach().clone() for p in self.states]
 
     @torch.no_grad()
     def end(self) -> None:
-        for p, x in zip(self._states, self.point, strict=True):
+        for p, x in zip(self.states, self.point, strict=True):
             p.copy_(x)
 
     def _found(self) -> Tensor:
         self.end()
         energy = self._energy()
         check_energy(energy, record=False)
-        check_samples(energy, self._states)
+        check_samples(energy, self.states)
         return energy
 
     @torch.enable_grad()
     def evaluate(self) -> Evaluation:
         energy = self._found()
-        gradients = torch.autograd.grad(energy.sum(), self._states, allow_unused=True)
+        gradients = torch.autograd.grad(energy.sum(), self.states, allow_unused=True)
         return Evaluation(
             energy.detach(),
-            [torch.zeros_like(p) if g is None else g for p, g in zip(self._states, gradients, strict=True)],
+            [torch.zeros_like(p) if g is None else g for p, g in zip(self.states, gradients, strict=True)],
         )
 
     @torch.no_grad()
@@ -119,7 +123,7 @@ class Captured(Problem):
 
     def __init__(self, program: Program, states: Sequence[Tensor], energy: Energy | None = None) -> None:
         slots = {id(t): i for i, t in enumerate(program.leaves)}
-        self.program, self._free = program, [slots[id(s)] for s in states]
+        self.program, self._free, self.states = program, [slots[id(s)] for s in states], list(states)
         check_samples(program.stand_ins[program.result], states)
         self._energy = energy or (lambda leaves: program.evaluate([program.result], leaves)[0])
         with torch.no_grad():
@@ -248,7 +252,6 @@ class OnStates(Captured):
 
     def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
         super().__init__(program, states)
-        self._given = list(states)
         self._errors: OnErrors | None = None
         self._asked = False
 
@@ -268,7 +271,7 @@ class OnStates(Captured):
         if not self._asked:
             self._asked = True
             try:
-                self._errors = OnErrors(self.program, self._given, measured=True)
+                self._errors = OnErrors(self.program, self.states, measured=True)
                 self._errors.begin()
                 self.bound, self.costly = self._errors.bound, True
             except (NoErrors, NotCapturable) as reason:
@@ -294,7 +297,7 @@ class OnFixedPredictions(Problem):
 
     def __init__(self, program: Program, states: Sequence[Tensor]) -> None:
         slots = {id(t): i for i, t in enumerate(program.leaves)}
-        self.program, self._free = program, [slots[id(s)] for s in states]
+        self.program, self._free, self.states = program, [slots[id(s)] for s in states], list(states)
         check_samples(program.stand_ins[program.result], states)
         self._terms = [t for t in program.terms if t.slot in program.varying]
         for term in self._terms:

@@ -23,10 +23,12 @@ class Resumed:
 
     Attributes:
         state: the method's.
+        steps: that were made so far.
         progress: towards a tolerance, where there was one.
     """
 
     state: Any
+    steps: int = 0
     progress: Progress | None = None
 
 
@@ -70,6 +72,8 @@ def run(
         resumed: what goes on from an earlier run; None starts anew.
         watch: called before the first step and after each, with the number of steps taken and the states set.
     """
+    made = 0 if resumed is None else resumed.steps
+    factors = method.factors(made, steps)
     problem.begin()
     x = problem.point[0]
     taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -88,6 +92,7 @@ def run(
             if record:
                 recorded.append(problem.terms())
             before = problem.point, state
+            problem.factor = factors[count] if factors else 1.0
             found, state = method.look(problem, state)
             count += 1
             if stop is None:
@@ -97,12 +102,16 @@ def run(
                 progress = progress or stop.begin(found.energy)
                 problem.point, state = chosen(progress.done, before, (problem.point, state))
                 taken += ~progress.done
-                rests = problem.costly and count % _RARELY != 1
+                rests = method.is_constrained or (problem.costly and count % _RARELY != 1)
                 gap = torch.full_like(found.energy, torch.inf) if rests else problem.gap(found)
-                progress = stop.look(progress, found.energy, gap, method.swings)
+                energy = found.energy + method.penalty(problem)
+                resting = progress.done
+                progress = stop.look(progress, energy, gap, method.swings, method.left(problem, found))
                 stays = problem.point, state
                 state = method.move(problem, state, found)
-                problem.point, state = chosen(progress.done, stays, (problem.point, state))
+                # what constraints hold ends where they have put it, and not where it was looked at
+                stay = resting if method.is_constrained else progress.done
+                problem.point, state = chosen(stay, stays, (problem.point, state))
                 if bool(progress.done.all()):
                     break
             if watch is not None:
@@ -119,4 +128,4 @@ def run(
         problem.end()
         problem.release()
     converged = None if stop is None or progress is None else progress.done
-    return Outcome(count, energies, taken, converged, Resumed(state, progress))
+    return Outcome(count, energies, taken, converged, Resumed(state, made + count, progress))
