@@ -1,4 +1,4 @@
-"""Networks that are no chain of Linear edges, so that the loop runs them as a graph."""
+"""Networks that are no plain chain of Linear edges: with skips, which the fused kernels take too, and convolutions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+import pyromancy
 
 from .network import PCN, Problem
 
@@ -37,6 +39,12 @@ def residual(width: int = 256, edges: int = 4) -> tuple[Shapes, nn.ModuleList]:
     return [(784,), *[(width,)] * (edges + 1), (10,)], nn.ModuleList(
         [first, *(Residual(width) for _ in range(edges)), last]
     )
+
+
+def mupc(width: int = 128, edges: int = 30) -> tuple[Shapes, nn.ModuleList]:
+    """Fully connected with skips and muPC's scales, as `pyromancy.networks` makes it."""
+    sizes = [784, *[width] * (edges - 1), 10]
+    return [(n,) for n in sizes], pyromancy.networks.mlp(sizes, scaling="mupc", skips=True).edges
 
 
 def vgg5(widths: tuple[int, ...] = (32, 64, 128, 128), size: int = 32) -> tuple[Shapes, nn.ModuleList]:
@@ -83,4 +91,8 @@ class General:
         return Problem.of(pyro, net, x.to(dtype), y.to(dtype), self.steps, self.rate)
 
 
-GENERAL = {"VGG5, 3x32x32": General(vgg5, 128, 8), "residual, 4 x 256": General(residual, 128, 16)}
+GENERAL = {
+    "VGG5, 3x32x32": General(vgg5, 128, 8),
+    "residual, 4 x 256": General(residual, 128, 16),
+    "muPC, 30 x 128": General(mupc, 64, 30),
+}

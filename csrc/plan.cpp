@@ -196,13 +196,16 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
     check_like({"bias of edge", e}, *bias, first_name, first);
     check_width({"bias of edge", e}, *bias, out);
   }
+  STD_TORCH_CHECK(edge.skip == 0 || in == out, "skip of edge ", e,
+                  " needs nodes of one width, got ", in, " and ", out);
   STD_TORCH_CHECK(!edge.gram ||
                       (source.free && !target.free && edge.after.kind == Activation::identity &&
-                       target.law == Law::gaussian && target.sample_weights == kNothing &&
-                       plan.energies == kNothing),
+                       edge.skip == 0 && target.law == Law::gaussian &&
+                       target.sample_weights == kNothing && plan.energies == kNothing),
                   "gram of edge ", e,
                   " needs a free source, a clamped target without a matrix for its precision or "
-                  "sample weights, no activation after the product, and no energies recorded");
+                  "sample weights, no activation after the product, no skip, and no energies "
+                  "recorded");
 }
 
 // What is looked at only once may lie on the CPU for plans of other devices.
@@ -371,6 +374,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     edge.transposed = read.flag("transposed");
     edge.scale = read.real("scale");
     edge.bias_scale = read.real("scale of a bias");
+    edge.skip = read.real("skip");
   }
   for (Rule& rule : plan.rules) {
     rule.kind = static_cast<RuleKind>(read.number("rule", 0, kRules));

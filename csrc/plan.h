@@ -43,14 +43,14 @@ struct PlanNode {
   int64_t in = kNothing, out = kNothing; // edges
 };
 
-// mu = after(scale W before(z) + bias_scale b)
+// mu = after(scale W before(z) + bias_scale b + skip z)
 struct PlanEdge {
   int64_t source, target; // nodes
   int64_t weight, bias;
   Nonlinearity before, after;
   bool gram;       // its feedback is W^T P (z' - b) - (W^T P W) before(z)
   bool transposed; // W is the transpose of the weight, [in, out]
-  double scale, bias_scale;
+  double scale, bias_scale, skip;
 };
 
 enum class Learned : int64_t { weight, bias, logvar };

@@ -143,6 +143,17 @@ def with_weights_and_scales(a):
     return a
 
 
+def with_skips(a, *shares):
+    """A chain whose edges between nodes of one width add these shares of the state, in turn, or 1 and -0.6."""
+    shares, forms = itertools.cycle(shares or (1.0, -0.6)), a.get("forms", [(False, 1.0, 1.0)] * len(a["weights"]))
+    widths = [z.shape[1] for z in a["states"]]
+    a["forms"] = [
+        (*form[:3], next(shares)) if n == m else form
+        for form, (n, m) in zip(forms, itertools.pairwise(widths), strict=True)
+    ]
+    return a
+
+
 # what rounds nothing of small numbers
 EXACT_FUNCTIONS = ("identity", "relu", "clipped_relu", "hardtanh")
 EXACT_LAWS = (Law.GAUSSIAN, Law.FULL_GAUSSIAN, Law.LAPLACE)
@@ -220,7 +231,7 @@ def planned(a, targets=(), method=None, outcome=None, **options):
 
     Args:
         a: the chain; "laws", "thetas", "data", "swept", "sample_weights" and "forms" (whether the weight is the
-            transpose, and the scales of weight and bias) need not be there. Without an edge, a weight is None.
+            transpose, the scales of weight and bias, and the skip) need not be there. A weight is None without an edge.
         targets: what is learned: what, the edge's or node's place, the rule's, the tensor, and the rule's slots.
         method: in the place of the chain's descent.
         outcome: of it, ``[B, 2]``.
@@ -381,9 +392,11 @@ def energies(a):
     ]
     states, predictions = a["states"], [a["prior"]]
     forms = a.get("forms", [(False, 1.0, 1.0)] * len(a["weights"]))
-    for i, (w, b, (transposed, scale, bias_scale)) in enumerate(zip(a["weights"], a["biases"], forms, strict=True)):
+    for i, (w, b, form) in enumerate(zip(a["weights"], a["biases"], forms, strict=True)):
+        transposed, scale, bias_scale, *skip = form
         w, b = scale * (w.mT if transposed else w), None if b is None else bias_scale * b
-        predictions.append(functions[2 * i + 1](F.linear(functions[2 * i](states[i]), w, b)))
+        product = F.linear(functions[2 * i](states[i]), w, b)
+        predictions.append(functions[2 * i + 1](product + skip[0] * states[i] if skip else product))
     result = []
     for z, mu, law, precision, predicted, scale, of_samples in zip(
         states, predictions, a.get("laws") or map(law_of, a["precisions"]), a["precisions"], a["predicted"],
@@ -407,7 +420,7 @@ def everything_wanted(a):
     names = ("states", "weights", "biases", "precisions", "scales", "prior", "activations", "parameters", "predicted",
              "matmul_precision")  # fmt: skip
     edges = len(a["weights"])
-    return {k: a[k] for k in names} | {
+    return {k: a[k] for k in (*names, *(["forms"] if "forms" in a else []))} | {
         "for_weight": [True] * edges,
         "for_bias": [True] * edges,
         "for_precision": [

@@ -306,6 +306,27 @@ struct Tile {
     return (d < C(0) ? -d : d) <= bound ? prediction : z;
   }
 
+  // Adds what skips the product that predicts node l to its rows i to i + rows.
+  void skip(int64_t l, int64_t i, int64_t rows, Vec<C>* c) const {
+    const ChainEdge& in = args.edge[args.node[l].in];
+    const C* const z = buffers[in.source].z + i * row;
+    for (int64_t q = 0; q < rows * width; ++q)
+      c[q] = fma(splat(static_cast<C>(in.skip)), load(z + q * w), c[q]);
+  }
+
+  // What of the error that node l predicts skips the product on its way back; null where nothing
+  // does.
+  struct Skipping {
+    const C* delta;
+    Vec<C> by;
+  };
+  Skipping skipping(int64_t l, bool fed) const {
+    Skipping result{nullptr, splat(C(0))};
+    if (const ChainEdge* out = fed ? args.edge + args.node[l].out : nullptr; out && out->skip != 0)
+      result = {buffers[out->target].delta, splat(static_cast<C>(out->skip))};
+    return result;
+  }
+
   // Rows i to i + rows of a prediction that does not change, given those of its product.
   void predict_once(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
     predict(l, i, rows, c, buffers[l].mu);
@@ -602,6 +623,7 @@ struct Tile {
     const ChainNode& node = args.node[l];
     const Nonlinearity before{kind, feedback ? args.edge[node.out].before.parameter : 0};
     const Buffers<P> b = buffers[l];
+    const Skipping skipping = this->skipping(l, feedback);
     const bool by_metric = moves_by_metric(node);
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
@@ -612,6 +634,8 @@ struct Tile {
           if constexpr (kind != Activation::identity)
             back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
         }
+        if (skipping.delta)
+          back = fma(skipping.by, load(skipping.delta + at), back);
         if (node.predicted && (!args.method.errors || node.full_precision))
           g = load(b.error + at);
         else if (node.predicted)
@@ -740,6 +764,7 @@ struct Tile {
                                            const Vec<C>* feedback, bool fresh) {
     const Nonlinearity before{kind, feedback ? args.edge[args.node[l].out].before.parameter : 0};
     const Buffers<P> b = buffers[l];
+    const Skipping skipping = this->skipping(l, feedback);
     const bool from_prediction = b.mu && !args.node[l].full_precision;
     C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
@@ -766,6 +791,8 @@ struct Tile {
           else
             g = fnma(slope<C>(before, z, load(b.a + at)), back, g);
         }
+        if (skipping.delta)
+          g = fnma(skipping.by, load(skipping.delta + at), g);
         if (b.velocity) {
           Vec<C> velocity = fresh ? Vec<C>{} : load(b.velocity + at);
           g = accelerate<C>(g, velocity, momentum, undamped, nesterov, fresh);
@@ -844,20 +871,27 @@ struct Tiles {
       Layout::product(
           matrix, node.n, args.node[source].n, wanted, count, partial,
           [&](int64_t t) { return tile(t).buffers[source].operand(x); },
-          [&](int64_t t, int64_t i, int64_t rows, const Vec<C>* c) { f(tile(t), i, rows, c); });
+          [&](int64_t t, int64_t i, int64_t rows, Vec<C>* c) { f(tile(t), i, rows, c); });
     };
     const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
     const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
+    const auto predict = [&](auto f) {
+      multiply(in->weight, in->source, Input::activation,
+               [&](auto it, int64_t i, int64_t n, auto* c) {
+                 if (in->skip != 0)
+                   it.skip(l, i, n, c);
+                 f(it, i, n, c);
+               });
+    };
     switch (s.work) {
     case Work::predict_once: {
       NormsOf norms{l, -1, {}};
-      return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
+      return predict([&](auto it, auto... c) {
         it.predict_once(l, c..., node.rounding ? norms.in(it) : nullptr);
       });
     }
     case Work::sweep:
-      return multiply(in->weight, in->source, Input::activation,
-                      [&](auto it, auto... c) { it.sweep(l, c...); });
+      return predict([&](auto it, auto... c) { it.sweep(l, c...); });
     case Work::drive:
       return multiply(out->transposed, out->target, Input::error,
                       [&](auto it, auto... c) { it.drive(l, c...); });
@@ -865,9 +899,8 @@ struct Tiles {
       if (in && errs_by_product(args, node, s.learning)) {
         const bool settles = node.rounding && s.step == 0 && node.prediction_varies;
         NormsOf norms{l, -1, {}};
-        return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
-          it.err(l, c..., settles ? norms.in(it) : nullptr);
-        });
+        return predict(
+            [&](auto it, auto... c) { it.err(l, c..., settles ? norms.in(it) : nullptr); });
       }
       for (int64_t t = 0; t < count; ++t)
         tile(t).err_of_constant(l, wanted);
@@ -903,7 +936,7 @@ struct Tiles {
       if (in && node.prediction_varies) {
         const bool settles = node.rounding && s.step == 0;
         NormsOf norms{l, -1, {}};
-        return multiply(in->weight, in->source, Input::activation, [&](auto it, auto... c) {
+        return predict([&](auto it, auto... c) {
           it.rise(l, c..., settles ? norms.in(it) : nullptr, s.step, s.learning);
         });
       }

@@ -22,9 +22,10 @@ struct PackedMatrix {
 };
 
 // Nodes in chains, an edge going from one to a later one:
-//   mu[target] = after(W before(z[source]) + b),   e[l] = what the law pulls z[l] with,
-// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T (after' push[target])) on the free nodes, all at
-// once; a Gaussian pulls and pushes with P (z[l] - mu[l]).
+//   mu[target] = after(W before(z[source]) + b + skip z[source]),
+//   e[l] = what the law pulls z[l] with,   d[l] = after' times what it pushes mu[l] with,
+// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T d[target] - skip d[target]) on the free nodes,
+// all at once; a Gaussian pulls and pushes with P (z[l] - mu[l]).
 struct ChainNode {
   int64_t n;
   int64_t in, out; // the edges that lead to it and away from it, or -1
@@ -50,7 +51,7 @@ struct ChainNode {
   int64_t prior_stride;
 
   // What learning wants of this node, each [B, n], or null.
-  void* delta;     // after' push: minus the energy's gradient for W before(z) + b
+  void* delta;     // after' push: minus the energy's gradient for W before(z) + b + skip z
   void* moment;    // what the law's deviation grows by with theta
   void* source;    // z itself, where it moves on from the same errors
   void* activated; // before(z) of the edge that leads away
@@ -63,6 +64,7 @@ struct ChainEdge {
   PackedMatrix gram;       // W^T P W, for a clamped target: its feedback is drive - gram f(z)
   const void* bias;        // [out], padded with zeros
   Nonlinearity before, after;
+  double skip;
 };
 
 struct ChainArgs {

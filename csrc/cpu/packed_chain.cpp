@@ -134,6 +134,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
     edge.before = from.before;
     edge.after = from.after;
+    edge.skip = from.skip;
     nodes_[from.target].prediction_varies = nodes_[from.source].free;
   }
 }

@@ -22,6 +22,7 @@ struct ChainOperands {
   MaybeTensors sample_weights; // by node, [B], or 1
   MaybeTensor prior;
   std::vector<Nonlinearity> before, after; // by edge
+  std::vector<double> skips;               // by edge: what of the state its prediction has besides
 };
 
 // What inference alone takes.

@@ -13,7 +13,7 @@ MaybeTensor dense(const MaybeTensor& t) {
 
 Chain::Chain(const ChainOperands& operands)
     : states(operands.states), weights(operands.weights), laws(operands.laws),
-      matrices(operands.matrices), prior(dense(operands.prior)),
+      skips(operands.skips), matrices(operands.matrices), prior(dense(operands.prior)),
       nodes(static_cast<int64_t>(states.size())), batch(states[0].size(0)),
       dtype(dtype_of("states", states[0])), context_(states[0]), before_(operands.before),
       after_(operands.after) {
@@ -40,6 +40,8 @@ ErrorArgs Chain::error_args(int64_t node, const Tensor& product) const {
   args.after = after(node - 1);
   args.product = product.data_ptr();
   args.bias = pointer(biases[node - 1]);
+  args.skip = skips[node - 1];
+  args.source = args.skip != 0 ? states[node - 1].data_ptr() : nullptr;
   return args;
 }
 

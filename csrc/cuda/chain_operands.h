@@ -51,6 +51,7 @@ public:
 
   const Tensors &states, &weights;
   const std::vector<Law>& laws;
+  const std::vector<double>& skips;
   const MaybeTensors& matrices;
   MaybeTensors biases, rates, sample_weights;
   const MaybeTensor prior;

@@ -35,10 +35,17 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
       load<V>(product, static_cast<const T*>(a.product) + at);
       load_or<T, V>(x, a.bias, column, T(0));
 #pragma unroll
-      for (int k = 0; k < V; ++k) {
+      for (int k = 0; k < V; ++k)
         product[k] += x[k];
-        mu[k] = activate(a.after, product[k]);
+      if (a.source) {
+        load<V>(x, static_cast<const T*>(a.source) + at);
+#pragma unroll
+        for (int k = 0; k < V; ++k)
+          product[k] += static_cast<T>(a.skip) * x[k];
       }
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        mu[k] = activate(a.after, product[k]);
     } else {
       load<V>(mu, static_cast<const T*>(a.given) + row * a.given_row + column);
     }
@@ -110,6 +117,12 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const UpdateArgs a) {
         gradient[k] -= slope(a.before, state[k], activate(a.before, state[k])) * back;
       }
     }
+    if (a.delta) {
+      load<V>(x, static_cast<const T*>(a.delta) + at);
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        gradient[k] -= static_cast<T>(a.skip) * x[k];
+    }
     if (a.velocity) {
       load<V>(x, static_cast<const T*>(a.velocity) + at);
 #pragma unroll
@@ -145,8 +158,8 @@ void launch_error(const ErrorArgs& a, void* stream) {
   with_float(a.dtype, [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
-                 {a.product, a.bias, a.given, a.state, a.rate, a.weighed, a.prediction, a.residual,
-                  a.error, a.deviation, a.delta, a.moment},
+                 {a.product, a.bias, a.source, a.given, a.state, a.rate, a.weighed, a.prediction,
+                  a.residual, a.error, a.deviation, a.delta, a.moment},
                  [&](auto pack) {
                    launch(error_kernel<T, pack>, blocks_for(a.rows * a.n, pack * kThreads), stream,
                           a);
@@ -157,7 +170,7 @@ void launch_error(const ErrorArgs& a, void* stream) {
 void launch_update(const UpdateArgs& a, void* stream) {
   with_float(a.dtype, [&](auto zero) {
     using T = decltype(zero);
-    with_pack<T>(a.size, {a.state, a.velocity, a.error, a.feedback, a.drive, a.activated},
+    with_pack<T>(a.size, {a.state, a.velocity, a.error, a.feedback, a.drive, a.delta, a.activated},
                  [&](auto pack) {
                    launch(update_kernel<T, pack>, blocks_for(a.size, pack * kThreads), stream, a);
                  });

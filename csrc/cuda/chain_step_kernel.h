@@ -14,9 +14,11 @@ struct ErrorArgs {
   DType dtype;
   int64_t rows, n;
   Nonlinearity after;
-  const void* product; // W before(z), [rows, n]: mu = after(product + bias)
+  const void* product; // W before(z), [rows, n]: mu = after(product + bias + skip source)
   const void* bias;    // [n]
-  const void* given;   // or mu itself, its rows given_row apart
+  const void* source;  // [rows, n]
+  double skip;
+  const void* given; // or mu itself, its rows given_row apart
   int64_t given_row;
   const void* state; // z; null where only mu is wanted
   Law law;
@@ -44,6 +46,8 @@ struct UpdateArgs {
   const void* error;    // e
   const void* feedback; // d W
   const void* drive;    // or drive - feedback in its place
+  const void* delta;    // of what the state itself is a part of, times skip
+  double skip;
   double lr, momentum, dampening;
   bool nesterov;
   bool starts; // the velocity is the gradient

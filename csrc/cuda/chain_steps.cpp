@@ -101,6 +101,8 @@ private:
       args.feedback = node.feedback->data_ptr();
       args.drive = pointer(schedule_.drive[l]);
       args.activated = args.before.kind == Activation::identity ? nullptr : pointer(node.activated);
+      args.skip = chain_.skips[l];
+      args.delta = args.skip != 0 ? pointer(nodes_[l + 1].delta) : nullptr;
     }
     launch_update(args, chain_.stream());
   }

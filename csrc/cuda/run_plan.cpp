@@ -74,6 +74,7 @@ public:
       chain_.biases.push_back(bias ? MaybeTensor(scaled(*bias, edge.bias_scale)) : MaybeTensor());
       chain_.before.push_back(edge.before);
       chain_.after.push_back(edge.after);
+      chain_.skips.push_back(edge.skip);
       place = edge.target;
     }
   }

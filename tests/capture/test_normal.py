@@ -126,6 +126,82 @@ def test_an_edge_however_it_is_written(name, batch):
     assert_fused(lambda: n.energy(EDGES[name]), [n.z], n.learned)
 
 
+SKIPS = {
+    "state-first": lambda n, z: z + n.square(torch.tanh(z)),
+    "state-last": lambda n, z: n.square(torch.tanh(z)) + z,
+    "scaled": lambda n, z: 0.5 * z + 0.3 * (torch.relu(z) @ n.S.T),
+    "divided": lambda n, z: z / 3 - (torch.relu(z) @ n.S.T) / 2,
+    "taken-off": lambda n, z: n.square(torch.tanh(z)) - z,
+    "taken-from": lambda n, z: z - n.square(torch.tanh(z)),
+    "negative": lambda n, z: -(-z - n.square(z)),
+    "alpha-of-the-state": lambda n, z: torch.add(n.square(torch.tanh(z)), z, alpha=0.4),
+    "alpha-of-the-product": lambda n, z: torch.add(z, n.square(torch.tanh(z)), alpha=0.4),
+    "sub-alpha": lambda n, z: z.sub(n.square(torch.tanh(z)), alpha=0.4),
+    "rsub-alpha": lambda n, z: torch.rsub(n.square(torch.tanh(z)), z, alpha=0.4),
+    "aten": lambda n, z: torch.ops.aten.add(z, n.square(torch.tanh(z))),
+    "addmm": lambda n, z: torch.addmm(z, torch.tanh(z), n.S.T),
+    "bias-after": lambda n, z: z + torch.tanh(z) @ n.S.T + n.b,
+    "bias-after-alpha": lambda n, z: torch.add(z + torch.tanh(z) @ n.S.T, n.b, alpha=0.5),
+    "bias-before": lambda n, z: n.b - (z + torch.tanh(z) @ n.S.T),
+    "number-after": lambda n, z: 1.5 - (z + n.square(z)),
+    "twice": lambda n, z: z + n.square(torch.tanh(z)) + z / 2,
+    "scaled-together": lambda n, z: 0.7 * (z + n.square(torch.tanh(z))),
+    "activation-after": lambda n, z: torch.tanh(z + n.square(torch.relu(z))),
+    "columns": lambda n, z: (n.S @ z.T).T + z,
+    "identity-module": lambda n, z: nn.Identity()(z) + n.square(torch.tanh(z)),
+    "clone": lambda n, z: z.clone().add_(n.square(torch.tanh(z))),
+    "in-place": lambda n, z: n.square(torch.tanh(z)).add_(z),
+    "module": lambda n, z: pyro.networks.Skip(nn.Sequential(nn.Tanh(), n.square))(z),
+    "gone": lambda n, z: z + n.square(torch.tanh(z)) - z,
+}  # fmt: skip
+
+
+class Square(Net):
+    """A net with a state between, of the same width as the one below."""
+
+    def __init__(self, batch=7):
+        super().__init__(batch)
+        self.w, self.square, self.b = free(batch, 5), nn.Linear(5, 5).double(), free(5)
+        self.S = self.square.weight
+
+    def energy(self, predict):
+        first, last = gaussian_energy(self.z, self.up(self.x)), gaussian_energy(self.y, self.top(torch.tanh(self.w)))
+        return first + gaussian_energy(self.w, predict(self, self.z)) + last
+
+
+@pytest.mark.parametrize("batch", [7, 1])
+@pytest.mark.parametrize("name", SKIPS)
+def test_a_skip_however_it_is_written(name, batch):
+    n = Square(batch)
+    learned = [*n.up.parameters(), *n.square.parameters(), n.b, *n.top.parameters()]
+    assert_fused(lambda: n.energy(SKIPS[name]), [n.z, n.w], learned)
+
+
+def test_a_skip_from_data_to_data():
+    x, y, z = torch.randn(7, 5).double(), torch.randn(7, 5).double(), free(7, 5)
+    first, last = nn.Linear(5, 5).double(), nn.Linear(5, 5).double()
+    energy = lambda: gaussian_energy(z, x + first(torch.relu(x))) + gaussian_energy(y, 0.5 * z + last(z))  # noqa: E731
+    assert_fused(energy, [z], [*first.parameters(), *last.parameters()])
+
+
+NO_SKIPS = {
+    "of-the-activation": (lambda n, z: torch.tanh(z) + n.square(torch.tanh(z)), "adds tanh of"),
+    "of-another-state": (lambda n, z: n.w.detach() + n.square(z), "adds"),
+    "shares-that-learn": (lambda n, z: n.s * z + n.square(z), "comes from add"),
+    "one-for-each-neuron": (lambda n, z: n.b * z + n.square(z), "adds mul of"),
+    "two-products": (lambda n, z: n.square(torch.tanh(z)) + n.square(z), "comes from add"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SKIPS)
+def test_what_is_no_skip_says_so(name):
+    predict, reason = NO_SKIPS[name]
+    n = Square()
+    explained = assert_as_autograd(lambda: n.energy(predict), [n.z, n.w], [*n.square.parameters()], 4)
+    assert explained.startswith("executor: graph")
+    assert reason in explained
+
+
 @pytest.mark.parametrize("name", ["operator", "stored-otherwise-and-bias", "learned-scale", "columns", "view"])
 def test_with_variances_and_momentum(name):
     n = Net()
@@ -243,7 +319,7 @@ def test_batches_of_two_sizes_in_turn():
 
 NO_EDGES = {
     "cat": (lambda n, z: n.top(torch.cat([z, z], 1)[:, :5]), "a Linear takes the result of getitem of n.z"),
-    "skip": (lambda n, z: n.top(z) + z[:, :3], "comes from add of n.z, not from a Linear"),
+    "skip": (lambda n, z: n.top(z) + z[:, :3], "adds getitem of n.z to a Linear of n.z"),
     "scaled-before-activation": (lambda n, z: n.top(torch.tanh(2 * z)), "a Linear takes the result of mul of n.z"),
     "scaled-after-activation": (lambda n, z: 2 * torch.tanh(n.top(z)), "comes from mul of n.z"),
     "of-samples": (lambda n, z: n.top(z) * n.x[:, :1], "comes from mul of n.z"),

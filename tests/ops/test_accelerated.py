@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chains import SOME, STEPS, call, energies, planned, problem, thetas, to
+from chains import SOME, STEPS, call, energies, planned, problem, thetas, to, with_skips
 from numerics import assert_near, same_bits
 from pyromancy import plan
 from pyromancy.plan import Accelerated, Edge, Law, Learned, Learning, Rule, RuleKind
 
 MANY = 400
 CHAIN = (5, 40, 33, 17, 3)
+LEVEL = (5, 17, 17, 17, 3)  # for skips
 METHODS = {
     "errors": Accelerated(),
     "states": Accelerated(errors=False),
@@ -21,6 +22,7 @@ METHODS = {
     "states-at-a-rate": Accelerated(lr=0.05, errors=False),
 }
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+skipping = pytest.mark.parametrize("skips", [False, True], ids=["plain", "skips"])
 OPTIONS = {
     "plain": {},
     "tanh": {"before": "tanh"},
@@ -57,11 +59,11 @@ def total(a):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("errors", [True, False], ids=["errors", "states"])
 def test_without_a_rate_it_ends_where_the_gradient_is_zero(errors, options):
-    a = problem(CHAIN, 7, **options)
-    before = total(a)
-    run(a, Accelerated(errors=errors), 3000 if errors else 30000)
-    assert (total(a) <= before).all()
-    assert all(g.abs().max() < 1e-5 for g in gradients(a))
+    for a in (problem(CHAIN, 7, **options), with_skips(problem(LEVEL, 7, **options), 0.5)):
+        before = total(a)
+        run(a, Accelerated(errors=errors), 3000 if errors else 30000)
+        assert (total(a) <= before).all()
+        assert all(g.abs().max() < 1e-5 for g in gradients(a))
 
 
 @methods
@@ -101,11 +103,13 @@ def problem_after_sweep(a):
 
 @methods
 @pytest.mark.parametrize("threads", [1, 2])
-def test_samples_do_not_interact(method, threads):
+@skipping
+def test_samples_do_not_interact(method, skips, threads):
     """To the last bit, and in any number, whatever tiles and threads there are."""
     method = replace(method, tol=1e-2)
     for dtype in (torch.float32, torch.float64):
-        a = problem((7, 40, 33, 5), 131, "tanh", covariances="one", prior="batch", clamped=(-1,), dtype=dtype)
+        a = problem((7, 33, 33, 5), 131, "tanh", covariances="one", prior="batch", clamped=(-1,), dtype=dtype)
+        a = with_skips(a) if skips else a
         rows = [(0, 1), (1, 4), (4, 9), (9, 41), (41, 131)]
         parts = [
             {k: to(x) for k, x in a.items()} | {"states": [z[i:j].clone() for z in a["states"]],
@@ -127,9 +131,11 @@ def test_samples_do_not_interact(method, threads):
 
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.lr], ids=[k for k, m in METHODS.items() if m.lr])
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_rates_are_those_of_nesterov(method, batch):
+@skipping
+def test_rates_are_those_of_nesterov(method, skips, batch):
     """By the formulas, written out."""
-    a = problem(CHAIN, batch, "tanh", covariances="one", prior="batch", clamped=(-1,))
+    a = problem(LEVEL if skips else CHAIN, batch, "tanh", covariances="one", prior="batch", clamped=(-1,))
+    a = with_skips(a) if skips else a
     expected = {k: to(x) for k, x in a.items()}
     nesterov(expected, method)
     run(a, method, STEPS)
@@ -201,7 +207,9 @@ def predicted(a, states, i):
         lambda x, k=k, p=p: FUNCTIONS[names[k]][0](x, p)
         for k, p in zip(a["activations"][2 * i - 2 : 2 * i], a["parameters"][2 * i - 2 : 2 * i], strict=True)
     )
-    return after(torch.nn.functional.linear(before(states[i - 1]), a["weights"][i - 1], a["biases"][i - 1]))
+    product = torch.nn.functional.linear(before(states[i - 1]), a["weights"][i - 1], a["biases"][i - 1])
+    skip = a["forms"][i - 1][3:] if "forms" in a else ()
+    return after(product + skip[0] * states[i - 1] if skip else product)
 
 
 @methods
@@ -220,9 +228,12 @@ def test_energies_are_recorded(method):
 @methods
 @pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("after", ["identity", "tanh"])
-def test_parameters_learn_from_the_states_that_it_ends_in(method, after, batch):
+@skipping
+def test_parameters_learn_from_the_states_that_it_ends_in(method, skips, after, batch):
     """As they do from the same states in a plan of their own."""
-    a = problem(CHAIN, batch, "tanh", after, covariances="one", prior="one", clamped=(-1,))
+    widths = LEVEL if skips else CHAIN
+    a = problem(widths, batch, "tanh", after, covariances="one", prior="one", clamped=(-1,))
+    a = with_skips(a) if skips else a
     a["thetas"] = thetas(a)
     laws = [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE]
     a["laws"] = laws if method.lr else [Law.GAUSSIAN] * len(laws)

@@ -25,6 +25,7 @@ from chains import (
     problem,
     run_plan_,
     to,
+    with_skips,
     with_weights_and_scales,
 )
 from networks import covariance_of
@@ -81,6 +82,8 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     torch.manual_seed(seed)
     maybe = lambda *values: draw.choice([None, *values])  # noqa: E731
     widths = [draw.choice([1, 3, 5, 17, 33, 40, 63]) for _ in range(draw.randint(2, 6))]
+    if draw.random() < 0.5:  # for skips
+        widths = [draw.choice([n, widths[0]]) for n in widths]
     momentum = maybe(None, {"momentum": 0.8, "dampening": 0.3}, {"momentum": 0.8, "nesterov": True})
     a = problem(
         widths, draw.choice([0, 1, 2, 3, 17, 40, 129]), draw.choice(functions),
@@ -104,11 +107,14 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
         else (False, 1.0, 1.0)
         for _ in widths[1:]
     ]
+    if draw.random() < 0.5:
+        with_skips(a, *(draw.choice([0.0, 0.4, 1.0]) for _ in widths))
     a["weights"] = [w.T.contiguous() if form[0] else w for w, form in zip(a["weights"], a["forms"], strict=True)]
     a = {k: to(x, torch.float64) for k, x in a.items()}
     matrices = [t is not None and t.dim() == 2 for t in a["thetas"]]
     a["laws"] = [Law.FULL_GAUSSIAN if m else draw.choice(laws) for m in matrices]
     diagonal = a["laws"][-1] is Law.GAUSSIAN and a["sample_weights"][-1] is None
+    diagonal &= not any(a["forms"][-1][3:])
     if a["free"][-2] and not a["free"][-1] and diagonal and a["energies"] is None and draw.random() < 0.5:
         a["activations"][-1] = 0
         a["grams"][-1] = True

@@ -291,6 +291,9 @@ STRUCTURES = {
     "another weight transposed": (
         lambda p: with_edge(p, 2, transposed=True), "weight of edge[2] must have shape (6, 3), got (3, 6)"
     ),
+    "a skip to another width": (
+        lambda p: with_edge(p, 1, skip=0.5), "skip of edge 1 needs nodes of one width, got 7 and 6"
+    ),
     "gram with energies": (lambda p: with_edge(p, 2, gram=True), "gram of edge 2 needs a free source"),
     "learning nothing": (lambda p: replace(p, targets=()), "plan must have targets where something learns"),
     "never learning": (

@@ -36,7 +36,7 @@ SUITES = {
         "ops/interpreted.py",
     ),
     "chains": ("ops/test_run_plan.py", "ops/interpreted_chain.py"),
-    "plans": ("ops/test_learning.py", "ops/test_weights_and_scales.py"),
+    "plans": ("ops/test_learning.py", "ops/test_weights_and_scales.py", "ops/test_skips.py"),
 }
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -26,9 +26,9 @@ BATCHES = 4
 
 
 class Random(nn.Module):
-    """A chain with an activation before every edge, or after it, with and without biases, of nodes of any kind."""
+    """A chain with an activation before every edge, or after it, biases, skips or neither, of nodes of any kind."""
 
-    def __init__(self, widths, kinds, activations, after, biases, weight):
+    def __init__(self, widths, kinds, activations, after, biases, skips, weight):
         super().__init__()
         self.nodes = nn.ModuleList([FloatNode(widths[0]).double(), *map(node, kinds, widths[1:])])
         self.edges = nn.ModuleList(
@@ -37,10 +37,14 @@ class Random(nn.Module):
         )
         self.activations = nn.ModuleList(activation() for activation in activations)
         self.after, self.weight = after, weight
+        self.skips = [skip if a == b else 0.0 for skip, (a, b) in zip(skips, itertools.pairwise(widths), strict=True)]
 
     def predict(self, i):
-        z, edge, f = self.nodes[i].value, self.edges[i], self.activations[i]
-        return f(edge(z)) if self.after[i] else edge(f(z))
+        z, edge, f, skip = self.nodes[i].value, self.edges[i], self.activations[i], self.skips[i]
+        product = edge(z) if self.after[i] else edge(f(z))
+        if skip:
+            product = skip * z + product
+        return f(product) if self.after[i] else product
 
     def start(self, x, y):
         self.nodes[0].init(x)
@@ -63,9 +67,13 @@ class Random(nn.Module):
 def cases(draw):
     depth = draw(st.integers(2, 4))
     widths = [draw(st.sampled_from((1, 2, 3, 5, 9))) for _ in range(depth + 1)]
+    if draw(st.booleans()):
+        widths[1:-1] = [widths[1]] * (depth - 1)
     pick = lambda options: [draw(st.sampled_from(options)) for _ in range(depth)]  # noqa: E731
-    network = widths, pick(LAWS), pick(ACTIVATIONS), pick((False, False, True)), pick((True, False)), draw(
-        st.sampled_from((1.0, 0.5, 2))
+    after, biases, skips = (False, False, True), (True, False), (0.0, 1.0, 0.3)
+    network = (
+        widths, pick(LAWS), pick(ACTIVATIONS), pick(after), pick(biases), pick(skips),
+        draw(st.sampled_from((1.0, 0.5, 2))),
     )  # fmt: skip
     how = {
         "optimizer": draw(st.sampled_from(sorted(OPTIMIZERS))), "flag": draw(st.booleans()),

@@ -1,4 +1,4 @@
-"""Recognises chains: nodes joined by (activation, Linear, activation) edges, for plans."""
+"""Recognises chains: nodes joined by (activation, Linear, activation) edges, with skips or without, for plans."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NotAChain(Exception):
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(scale W before(z) + bias_scale b)``, its weight and bias as slots.
+    """``after(scale W before(z) + bias_scale b + skip z)``, its weight and bias as slots.
 
     Attributes:
         transposed: whether W is the transpose of the weight.
@@ -42,6 +42,7 @@ class Edge:
     transposed: bool = False
     scale: float = 1.0
     bias_scale: float = 1.0
+    skip: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _check_state(program: Program, slot: int) -> None:
 def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge | None]:
     """The source state and the edge that make a target's prediction; no edge where only constants do."""
     after, slope_after, slot = _unwrapped(program, slot)
-    call = program.producer.get(slot)
+    call, skipping, skip = _beside_skip(program, slot)
     if call is None or call.meaning != "linear":
         if slot in program.varying:
             what = program.told(slot) if call else f"{program.told(slot)} as it is"
@@ -237,13 +238,33 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
             raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
     elif form.dim() != 2 or form.shape[:1] != program.batch:
         return None, None
+    if skipping not in (None, slot):
+        if slot not in program.varying and skipping not in program.varying:
+            return None, None
+        raise NotAChain(
+            f"the prediction of {target} adds {program.told(skipping)} to a Linear of {program.told(slot)}: chains "
+            "add a number times the state itself that the Linear, or an activation before it, takes"
+        )
     parameters = _parameters(program, weight.index, bias and bias.index)
-    return slot, Edge(parameters.weight, parameters.bias, before, after, (slope_before, slope_after), *parameters.form)
+    slopes = slope_before, slope_after
+    return slot, Edge(parameters.weight, parameters.bias, before, after, slopes, *parameters.form, skip)
+
+
+def _beside_skip(program: Program, slot: int) -> tuple[Call | None, int | None, float]:
+    """The call that makes a slot; of a Linear and what is added to it that Linear, and what is added how many times."""
+    call = program.producer.get(slot)
+    if call is not None and call.meaning == "add" and [*call.kwargs] == ["alpha"] and len(call.inputs) == 2:
+        product, skipping = call.inputs
+        inner = program.producer.get(product)
+        forms = [program.stand_ins[s].shape for s in (skipping, slot)]
+        if inner is not None and inner.meaning == "linear" and forms[0] == forms[1]:
+            return inner, skipping, float(call.kwargs["alpha"])
+    return call, None, 0.0
 
 
 @dataclass(frozen=True)
 class EdgeTensors:
-    """``after(W before(z) + b)``, as the tensors themselves."""
+    """``after(W before(z) + b + skip z)``, as the tensors themselves; of the form the skip is last."""
 
     source: Tensor
     weight: Tensor
@@ -251,13 +272,13 @@ class EdgeTensors:
     before: Activation
     after: Activation
     slopes: tuple[Tensor | None, ...]
-    form: tuple[bool, float, float]
+    form: tuple[bool, float, float, float]
 
 
 def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> EdgeTensors | None:
     """The edge that makes a slot of a state, as `origin` tells the slots that are one; None of anything else."""
     after, slope_after, slot = _unwrapped(program, slot)
-    call = program.producer.get(slot)
+    call, skipping, skip = _beside_skip(program, slot)
     if call is None or call.meaning != "linear":
         return None
     bound = arguments(call.function, call.args, call.kwargs)
@@ -266,13 +287,15 @@ def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None])
     if source is None:
         before, slope_before, inner = _unwrapped(program, made_of.index)
         source = origin(inner)
+    if skipping is not None and origin(skipping) is not source:
+        return None
     parameters = _parameters(program, weight.index, bias and bias.index)
     of = [parameters.weight, parameters.bias, slope_before, slope_after]
     if source is None or any(i is not None and i >= len(program.leaves) for i in of):
         return None
     w, b, *slopes = (None if i is None else program.leaves[i] for i in of)
     assert w is not None
-    return EdgeTensors(source, w, b, before, after, tuple(slopes), parameters.form)
+    return EdgeTensors(source, w, b, before, after, tuple(slopes), (*parameters.form, skip))
 
 
 class _Parameters(NamedTuple):

@@ -20,19 +20,22 @@ Factor = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a tensor, a
 
 @dataclass(frozen=True)
 class _Linear:
-    """``x W^T + b``, as slots."""
+    """``x W^T + b + share * skip``, but for the share as slots; `skip` is one that the sources may be a function of."""
 
     source: int
     weight: int
     bias: int | None = None
+    skip: int | None = None
+    share: float = 0.0
 
 
 def normal(program: Program, batch: int, roots: Collection[int] = ()) -> Program:
     """The same program, on the same leaves and with the same slots, and more of them, for what it calls otherwise.
 
     Products with a matrix, numbers times them and sums with a vector become Linears of a weight and a bias that are
-    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over. What is divided by a
-    tensor of one element, or of one for every sample, is multiplied by its reciprocal.
+    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over. The sum of one and
+    a number times another matrix becomes ``torch.add(linear, matrix, alpha=number)``. What is divided by a tensor of
+    one element, or of one for every sample, is multiplied by its reciprocal.
 
     Args:
         program: as it was captured.
@@ -86,14 +89,20 @@ class _Writer:
                 self._addmm(call, output)
             case "einsum":
                 self._einsum(call, output)
-            case "add" | "sub" | "rsub" if not call.kwargs and len(call.args) == 2:
+            case "add" | "sub" | "rsub" if len(call.args) == 2:
                 self._sum(call, output)
             case "mul" | "div" | "neg" if not call.kwargs:
                 self._scale(call, output)
         linear = self._linears.get(output)
         if linear is not None:
-            parts = (linear.source, linear.weight, *(() if linear.bias is None else (linear.bias,)))
-            call = Call(F.linear, tuple(map(Slot, parts)), {}, Slot(output), parts, (output,))
+            of, *parts = (linear.source, linear.weight, *(() if linear.bias is None else (linear.bias,)))
+            function, options = F.linear, {}
+            if linear.skip is not None and linear.share:
+                shape = tuple(self._stand_ins[output].shape)
+                of, parts = self._computed(F.linear, of, *map(Slot, parts), shape=shape), [linear.skip]
+                function, options = torch.add, {"alpha": linear.share}
+            slots = (of, *parts)
+            call = Call(function, tuple(map(Slot, slots)), options, Slot(output), slots, (output,))
         if output not in self._same:
             self._calls.append(self._made.setdefault(output, self._undivided(call)))
 
@@ -193,25 +202,33 @@ class _Writer:
             return
 
     def _sum(self, call: Call, output: int) -> None:
+        alpha = call.kwargs.get("alpha", 1)
+        if not call.kwargs.keys() <= {"alpha"} or not is_number(alpha):
+            return
         a, b = call.args if call.meaning != "rsub" else call.args[::-1]
-        negative = call.meaning != "add"
-        if isinstance(a, Slot) and a.index in self._linears:
-            if negative and isinstance(b, Slot):
-                b = Slot(self._computed(torch.neg, b.index))
-            self._add(output, self._linears[a.index], -b if negative and not isinstance(b, Slot) else b)
-        elif isinstance(b, Slot) and b.index in self._linears:
-            linear = self._linears[b.index]
-            self._add(output, self._times(linear, [(torch.neg, ())]) if negative else linear, a)
+        terms = (a, 1), (b, alpha if call.meaning == "add" else -alpha)
+        for (x, of_x), (y, of_y) in (terms, terms[::-1]):
+            if isinstance(x, Slot) and x.index in self._linears:
+                linear = self._times(self._linears[x.index], _by(of_x))
+                if linear is not None:
+                    self._add(output, linear, y, of_y)
+                return
 
-    def _add(self, output: int, linear: _Linear, other: Any) -> None:
-        """A Linear plus what is the same for all samples."""
+    def _add(self, output: int, linear: _Linear, other: Any, times: float = 1) -> None:
+        """A Linear plus a number times what has a row for every sample, or what is the same for all."""
+        if isinstance(other, Slot) and self._skip(output, linear, other.index, times):
+            return
+        if isinstance(other, Slot) and other.index in self._program.varying:
+            return
+        for function, others in _by(times):
+            other = Slot(self._computed(function, other.index, *others)) if isinstance(other, Slot) else times * other
         width = len(self._stand_ins[linear.weight])
         bias = linear.bias
         if isinstance(other, Slot):
             t = self._stand_ins[other.index]
             forms = [(width,), (), *([(1, width)] if self._batch > 1 else [])]  # else it is one sample's
             fits = tuple(t.shape) in forms and t.dtype == self._stand_ins[linear.weight].dtype
-            if not fits or other.index in self._program.varying:
+            if not fits:
                 return
             if t.dim() == 2:
                 other = Slot(self._computed(torch.reshape, other.index, (width,), shape=(width,)))
@@ -223,6 +240,16 @@ class _Writer:
         else:
             return
         self._linears[output] = replace(linear, bias=new)
+
+    def _skip(self, output: int, linear: _Linear, other: int, times: float) -> bool:
+        """Whether what is added to a Linear is a number times a matrix of the result's form, and no second one."""
+        source, factors = self._scaled.get(other, (other, []))
+        share = _number(factors)
+        forms = [(t.shape, t.dtype) for t in (self._stand_ins[source], self._stand_ins[output])]
+        if share is None or forms[0] != forms[1] or other in self._linears or linear.skip not in (None, source):
+            return False
+        self._linears[output] = replace(linear, skip=source, share=linear.share + times * share)
+        return True
 
     def _scale(self, call: Call, output: int) -> None:
         factors: list[Factor]
@@ -239,10 +266,10 @@ class _Writer:
                 factors = [(torch.div, (other,))]
             case _:
                 return
-        if of in self._linears:
-            self._linears[output] = self._times(self._linears[of], factors)
-        elif of in self._turned_linears:
-            self._turned_linears[output] = self._times(self._turned_linears[of], factors)
+        if of in self._linears or of in self._turned_linears:
+            linears = self._linears if of in self._linears else self._turned_linears
+            if (times := self._times(linears[of], factors)) is not None:
+                linears[output] = times
         else:
             source, before = self._scaled.get(of, (of, []))
             self._scaled[output] = source, [*before, *factors]
@@ -253,12 +280,18 @@ class _Writer:
         t = self._stand_ins[other.index]
         return t.dim() == 0 and t.is_floating_point() and other.index not in self._program.varying
 
-    def _times(self, linear: _Linear, factors: list[Factor]) -> _Linear:
-        weight, bias = linear.weight, linear.bias
+    def _times(self, linear: _Linear, factors: list[Factor]) -> _Linear | None:
+        """A Linear times factors; None where one of what skips it is no number."""
+        weight, bias, share = linear.weight, linear.bias, 0.0
+        if linear.skip is not None:
+            number = _number(factors)
+            if number is None:
+                return None
+            share = linear.share * number
         for function, others in factors:
             weight = self._computed(function, weight, *others)
             bias = None if bias is None else self._computed(function, bias, *others)
-        return _Linear(linear.source, weight, bias)
+        return _Linear(linear.source, weight, bias, linear.skip, share)
 
     def _transpose(self, slot: int) -> int:
         if slot in self._turned:
@@ -274,3 +307,21 @@ class _Writer:
         inputs = (of, *(o.index for o in others if isinstance(o, Slot)))
         self._calls.append(Call(function, (Slot(of), *others), {}, Slot(slot), inputs, (slot,)))
         return slot
+
+
+def _by(number: float) -> list[Factor]:
+    """What multiplies by a number."""
+    return [] if number == 1 else [(torch.neg, ())] if number == -1 else [(torch.mul, (number,))]
+
+
+def _number(factors: list[Factor]) -> float | None:
+    """The finite number that factors come to, if they are numbers."""
+    number = 1.0
+    for function, others in factors:
+        if function is torch.neg:
+            number = -number
+        elif not is_number(others[0]) or (function is torch.div and not others[0]):
+            return None
+        else:
+            number = number * others[0] if function is torch.mul else number / others[0]
+    return number if math.isfinite(number) else None

@@ -264,14 +264,18 @@ class _Plan:
             self.like(f"bias of edge[{i}]", bias)
             _shaped(f"bias of edge[{i}]", bias, (m,))
         _check(
+            edge.skip == 0 or n == m,
+            lambda: f"skip of edge {i} needs nodes of one width, got {n} and {m}",
+        )
+        _check(
             not edge.gram
             or (
-                source.free and not target.free and edge.after.number == 0
+                source.free and not target.free and edge.after.number == 0 and edge.skip == 0
                 and target.law is Law.GAUSSIAN and target.sample_weights is None and self.plan.energies is None
             ),
             lambda: (
                 f"gram of edge {i} needs a free source, a clamped target without a matrix for its precision or "
-                "sample weights, no activation after the product, and no energies recorded"
+                "sample weights, no activation after the product, no skip, and no energies recorded"
             ),
         )  # fmt: skip
 

@@ -21,11 +21,12 @@ _BY_NUMBER = tuple(ACTIVATIONS.values())
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
     """Do what a plan says, in place.
 
-    Edges predict their targets as ``mu = after(W before(z) + b)``, W and b times their scales. With errors
-    ``e = P (z - mu)`` a step is ``z <- z - lr (e - before'(z) W^T (after' e_target))``, on all free nodes at once, with
-    the momentum of `torch.optim.SGD` where there are velocities. P is ``weight exp(-theta)`` of a node whose law is
-    GAUSSIAN, or its weight without a theta; of one that is FULL_GAUSSIAN it is theta as it is, in which its weight is a
-    factor already. Where a node has weights per sample, all of its energy is multiplied by them, and so its errors.
+    Edges predict their targets as ``mu = after(W before(z) + b + s z)``, W and b times their scales, s their skip. With
+    errors ``e = P (z - mu)`` and ``d = after' e`` a step is ``z <- z - lr (e - before'(z) W^T d_target - s d_target)``,
+    on all free nodes at once, with the momentum of `torch.optim.SGD` where there are velocities. P is ``weight
+    exp(-theta)`` of a node whose law is GAUSSIAN, or its weight without a theta; of one that is FULL_GAUSSIAN it is
+    theta as it is, in which its weight is a factor already. Where a node has weights per sample, all of its energy is
+    multiplied by them, and so its errors.
 
     The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
     weights and biases, times their scales, with ``d = after' e``, and for log-variances ``1/2 (weight - mean(e (z -
@@ -111,7 +112,10 @@ class _Batch:
             assert prior is not None
             return None, self.operands[prior].expand_as(self.states[i])
         bias = None if edge.bias is None else edge.bias_scale * self.operands[edge.bias]
-        product = F.linear(_activated(edge, self.states[edge.source]), self.weight(edge), bias)
+        state = self.states[edge.source]
+        product = F.linear(_activated(edge, state), self.weight(edge), bias)
+        if edge.skip:
+            product += edge.skip * state
         return product, _BY_NUMBER[edge.after.number][0](product, edge.after.parameter)
 
     def weight(self, edge: Edge) -> Tensor:
@@ -167,6 +171,8 @@ class _Batch:
                 assert delta is not None
                 slope = _BY_NUMBER[edge.before.number][1](state, edge.before.parameter)
                 gradient -= slope * (delta @ self.weight(edge))
+                if edge.skip:
+                    gradient -= edge.skip * delta
             if node.velocity is not None:
                 velocity = self.operands[node.velocity]
                 if fresh:

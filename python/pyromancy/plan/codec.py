@@ -44,7 +44,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
             ints.append(activation.number)
             numbers.append(activation.parameter)
         ints += [edge.gram, edge.transposed]
-        numbers += [edge.scale, edge.bias_scale]
+        numbers += [edge.scale, edge.bias_scale, edge.skip]
     for rule in plan.rules:
         ints += [rule.kind, rule.maximize, rule.nesterov, rule.decoupled, rule.fresh]
         numbers += [rule.lr, rule.weight_decay, rule.first, rule.second, rule.epsilon]
@@ -178,8 +178,8 @@ def _edge(read: _Reader, nodes: int) -> Edge:
         Activation(read.number("activation", 0, len(ACTIVATIONS)), read.real("parameter")) for _ in range(2)
     )
     gram, transposed = read.flag("gram"), read.flag("transposed")
-    scale, bias_scale = read.real("scale"), read.real("scale of a bias")
-    return Edge(source, target, weight, bias, before, after, gram, transposed, scale, bias_scale)
+    scale, bias_scale, skip = read.real("scale"), read.real("scale of a bias"), read.real("skip")
+    return Edge(source, target, weight, bias, before, after, gram, transposed, scale, bias_scale, skip)
 
 
 def _rule(read: _Reader) -> Rule:

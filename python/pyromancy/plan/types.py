@@ -103,12 +103,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(scale W before(z) + bias_scale b)``, from one node to a later one, both by their place in the plan.
+    """``after(scale W before(z) + bias_scale b + skip z)``, from a node to a later one, by their places in the plan.
 
     Attributes:
         weight: W ``[out, in]``, or where it is `transposed` the transpose of W.
         gram: whether the feedback is computed as ``W^T P (z' - b) - (W^T P W) before(z)``, which takes fewer products
             where a narrow free node predicts a wide clamped one.
+        skip: what of the state itself is added, where both nodes are of one width.
     """
 
     source: int
@@ -121,6 +122,7 @@ class Edge:
     transposed: bool = False
     scale: float = 1.0
     bias_scale: float = 1.0
+    skip: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -522,7 +522,7 @@ class Whole:
                 same = (
                     found.source is states[source] and all(a is b for a, b in zip(taken, given, strict=True))
                     and (found.before, found.after) == (edge.before, edge.after)
-                    and found.form == (edge.transposed, edge.scale, edge.bias_scale)
+                    and found.form == (edge.transposed, edge.scale, edge.bias_scale, edge.skip)
                 )  # fmt: skip
                 if same:
                     swept.add(slot)

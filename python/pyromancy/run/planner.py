@@ -198,7 +198,7 @@ class Planner:
                 plan.Edge(
                     source, source + 1, operands[values[e.weight]],
                     None if e.bias is None else operands[values[e.bias]], e.before, e.after,
-                    may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale,
+                    may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale, e.skip,
                 )
                 for i, (source, e) in enumerate(self.edges)
             )  # fmt: skip
@@ -226,7 +226,7 @@ class Planner:
         for i, (_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
                 numbers.append(x if slope is None else self._read(values, slope))
-            numbers += (e.scale, e.bias_scale)
+            numbers += (e.scale, e.bias_scale, e.skip)
         for r in learning.rules:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
         return Call(operands.written, operands.only_read, ints, numbers)
@@ -255,7 +255,7 @@ class Planner:
         """
         at, edge = self.edges[place]
         source, target = self.nodes[at], self.nodes[at + 1]
-        if not source.free or target.free or target.term is None or edge.after != plan.Activation():
+        if not source.free or target.free or target.term is None or edge.after != plan.Activation() or edge.skip:
             return 0, 0
         # the others' errors are not a number times a residual
         if target.law is not plan.Law.GAUSSIAN or target.sample_weights:

@@ -87,11 +87,11 @@ def error_kernel(
 
 @triton.jit
 def update_kernel(
-    state, velocity, error, feedback, panel, size, parameter: tl.float64,
-    lr: tl.float64, momentum: tl.float64, kept: tl.float64,
+    state, velocity, error, feedback, delta, panel, size, parameter: tl.float64,
+    skip: tl.float64, lr: tl.float64, momentum: tl.float64, kept: tl.float64,
     NESTEROV: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A step of a node: state -= lr (error - before'(state) feedback), and panel = before(state) of the new state.
+    """A step of a node: state -= lr (error - before'(state) feedback - skip delta), and panel = before(state) after it.
 
     `kept` is 1 - dampening, as in `estep_`.
     """
@@ -105,6 +105,8 @@ def update_kernel(
     if feedback is not None:
         back = tl.load(feedback + index, mask=inside, other=0.0)
         step -= slope(z, activate(z, p, BEFORE), p, BEFORE) * back
+    if delta is not None:
+        step -= tl.full([], skip, ACC) * tl.load(delta + index, mask=inside, other=0.0)
     if velocity is not None:
         v = tl.load(velocity + index, mask=inside, other=0.0)
         v = tl.full([], momentum, ACC) * v + tl.full([], kept, ACC) * step
@@ -152,6 +154,7 @@ class Chain:
         laws: of the nodes.
         prior: constant prediction of the first node.
         activations: before and after of every edge, with their parameters.
+        skips: what of the source itself every edge adds to its product.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class Chain:
         laws: list[NodeLaw],
         prior: Tensor | None,
         activations: list[tuple[tuple[int, float], tuple[int, float]]],
+        skips: list[float],
     ) -> None:
         self.states, self.weights = states, weights
         self.predicted = [prior is not None, *[True] * len(weights)]
@@ -169,6 +173,7 @@ class Chain:
         self.laws = [law._replace(rate=_contiguous(law.rate), samples=_contiguous(law.samples)) for law in laws]
         self.prior = _contiguous(prior)
         self.before, self.after = [before for before, _ in activations], [after for _, after in activations]
+        self.skips = skips
         self.batch = states[0].shape[0]
         self.acc = computed_in("states", states[0])
 
@@ -202,8 +207,10 @@ class Chain:
         return out
 
     def forward(self, edge: int, panel: Tensor, out: Tensor | None = None) -> Forward:
-        """The product of an edge, into a buffer."""
+        """The product of an edge and what skips it, into a buffer."""
         product = torch.mm(panel, self.weights[edge].mT, out=out)
+        if self.skips[edge]:
+            product.add_(self.states[edge], alpha=self.skips[edge])
         return Forward(product, self.biases[edge], *self.after[edge])
 
     def prediction(self, edge: int) -> Tensor:
@@ -400,10 +407,12 @@ def _descend(chain: Chain, descent: Descent) -> None:
                 finish(room.parts, energies[step, i])
         for i in moving:
             kind, parameter = chain.before[i] if i in panels else (IDENTITY, 0.0)
+            skip = chain.skips[i] if i in panels else 0.0
             launch(
                 update_kernel, blocks(states[i].numel(), block), states[i],
                 descent.velocities[i], rooms[i].error if i in rooms else None,
-                feedback.get(i), None if kind == IDENTITY else panels[i], states[i].numel(), parameter,
+                feedback.get(i), rooms[i + 1].to_feed_back if skip else None,
+                None if kind == IDENTITY else panels[i], states[i].numel(), parameter, skip,
                 descent.lr, descent.momentum, descent.kept[step > 0], descent.nesterov, kind, chain.acc, block,
             )  # fmt: skip
 

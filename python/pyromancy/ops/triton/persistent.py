@@ -228,6 +228,8 @@ def rows_of_a_program(chain: Chain, descent: Descent) -> int:
     alike = len(momentum) == 1
     if state.dtype != torch.float32 or count > _MOST_NODES or any(chain.full(i) for i in range(count)) or not alike:
         return 0
+    if any(chain.skips):
+        return 0
     streamed = launches = 0
     for i in range(count - 1):
         if descent.free[i] and chain.predicted[i + 1]:

@@ -63,6 +63,7 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int], first: int) -> N
         [_law(node, operands) for node in nodes],
         None if prior is None else operands[prior],
         [((e.before.number, e.before.parameter), (e.after.number, e.after.parameter)) for e in edges],
+        [edge.skip for edge in edges],
     )
     recorded = None if plan.energies is None else operands[plan.energies][first : first + plan.steps]
     energies = recorded

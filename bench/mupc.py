@@ -1,0 +1,249 @@
+"""muPC networks with skips: an EM batch against autograd, the graph executor and JAX, and depth 128 against backprop.
+
+    python -m bench.mupc time
+    python -m bench.mupc train DIR      # MNIST's IDX files
+
+Both print tables. Each training run prints a line as it ends, so that a run that is broken off is not lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pyromancy
+from pyromancy.methods import Accelerated
+from pyromancy.networks import PCN, mlp
+
+from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
+from .general import GENERAL
+from .loops import em_step, plain
+from .rivals import BETAS, EPS, NotHereError
+from .settings import ADAM_RATE
+from .timing import per_call
+
+if TYPE_CHECKING:
+    from .general import General
+    from .network import Problem
+
+Batch = Callable[[], object]
+
+
+def graph(problem: Problem) -> Batch:
+    """The documented loop by the executor that takes any network."""
+    loop = pyromancy.InferenceLoop(problem.net.energy, problem.e_params, lr=problem.rate, executor="graph")
+    m_opt = torch.optim.Adam(problem.m_params, lr=ADAM_RATE)
+
+    def batch() -> None:
+        problem.net.init_xy(problem.x, problem.y)
+        loop.run(problem.steps)
+        m_opt.zero_grad()
+        loop.backward(problem.m_params)
+        m_opt.step()
+
+    return batch
+
+
+def jax_scan(general: General) -> tuple[Batch, Callable[[], list[Tensor]]]:
+    """The batch under one jit, a scan over the E-steps, and the states that it leaves.
+
+    Raises:
+        NotHereError: JAX is not installed.
+    """
+    try:
+        jax = importlib.import_module("jax")
+    except ImportError as error:
+        raise NotHereError(str(error)) from None
+    jnp = jax.numpy
+    _, edges, x, y = general.parts()
+    x, y = (jnp.asarray(t.numpy()) for t in (x, y))
+    weights = [jnp.asarray(p.detach().numpy()) for p in edges.parameters()]
+    scales = [m.scale for m in edges.modules() if hasattr(m, "scale")]
+
+    def predict(edge: int, weights: Any, z: Any) -> Any:
+        if edge == 0:
+            return scales[0] * (z @ weights[0].T)
+        product = scales[edge] * (jax.nn.relu(z) @ weights[edge].T)
+        return product if edge == len(weights) - 1 else z + product
+
+    def energy(weights: Any, states: Any, first: Any, y: Any) -> Any:
+        predictions = [first, *(predict(i, weights, z) for i, z in enumerate(states, 1))]
+        return sum(0.5 * jnp.sum((z - mu) ** 2) for z, mu in zip([*states, y], predictions, strict=True))
+
+    def batch(weights: Any, mean: Any, square: Any, count: Any, x: Any, y: Any) -> Any:
+        first = predict(0, weights, x)
+        states = [first]
+        for i in range(1, len(weights) - 1):
+            states.append(predict(i, weights, states[-1]))
+
+        def estep(states: Any, _: Any) -> Any:
+            gradients = jax.grad(energy, 1)(weights, states, first, y)
+            return [z - general.rate * g for z, g in zip(states, gradients, strict=True)], None
+
+        states, _ = jax.lax.scan(estep, states, None, length=general.steps)
+        gradients = jax.grad(lambda w: energy(w, states, predict(0, w, x), y) / general.batch)(weights)
+        count += 1
+        mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1 - BETAS[0]) * g, mean, gradients)
+        square = jax.tree.map(lambda v, g: BETAS[1] * v + (1 - BETAS[1]) * g * g, square, gradients)
+        rate, scale = ADAM_RATE / (1 - BETAS[0] ** count), 1 / (1 - BETAS[1] ** count)
+        moved = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * scale) + EPS), weights, mean, square)
+        return moved, mean, square, count, states
+
+    with jax.default_matmul_precision("highest"):
+        step = jax.jit(batch, donate_argnums=(0, 1, 2, 3))
+        zeros = [[jnp.zeros_like(w) for w in weights] for _ in range(2)]
+        program = step.lower(weights, *zeros, jnp.zeros(()), x, y).compile()
+    kept: list[Any] = [weights, *zeros, jnp.zeros(()), None]
+
+    def run() -> None:
+        kept[:] = program(*kept[:4], x, y)
+        jax.block_until_ready(kept)
+
+    return run, lambda: [torch.tensor(jax.device_get(z)) for z in kept[4]]
+
+
+def time_batches(rounds: int) -> None:
+    """Print what a batch takes, and the time of the others over that of one call of `EM`."""
+    general = GENERAL["muPC, 30 x 128"]
+    few = replace(general, batch=8)
+    _, edges, x, y = few.parts()
+    exact = exact_of_edges(edges, x, y, few.steps, few.rate)
+    for make in (plain, graph, em_step):
+        problem = few.problem(pyromancy, torch.float64)
+        make(problem)()
+        require(outcome(problem).deviation(exact), EXACT, f"{make.__name__}: states or gradients are")
+    runs: dict[str, Batch] = {}
+    problems = {make.__name__: general.problem(pyromancy) for make in (plain, graph, em_step)}
+    for make in (plain, graph, em_step):
+        runs[make.__name__] = make(problems[make.__name__])
+        runs[make.__name__]()
+    ends = [problems[name].states for name in problems]
+    try:
+        runs["JAX scan"], states = jax_scan(general)
+        runs["JAX scan"]()
+        ends.append(states())
+    except NotHereError as reason:
+        print(f"no JAX: {reason}")
+    for end in ends[1:]:
+        off = [((a - b).norm() / b.norm()).item() for a, b in zip(end, ends[0], strict=True)]
+        require(max(off), ROUNDING, "the states are")
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(per_call(run))
+    print("| | ms, median | over EM | autograd over it |\n| --- | --- | --- | --- |")
+    for name, of in times.items():
+        over_em, under_plain = (
+            statistics.median(a / b for a, b in pairs)
+            for pairs in (zip(of, times["em_step"], strict=True), zip(times["plain"], of, strict=True))
+        )
+        print(f"| {name} | {1e3 * statistics.median(of):.1f} | {over_em:.2f} | {under_plain:.2f} |")
+
+
+def network(width: int, depth: int, variance: float = 1.0) -> PCN:
+    """So many edges; the output has a variance, which does not learn."""
+    net = mlp([784, *[width] * (depth - 1), 10], scaling="mupc", skips=True)
+    if variance != 1:
+        output = pyromancy.nodes.IsotropicGaussianNode(10, variance=variance).requires_grad_(False)
+        net = PCN([*list(net.nodes)[:-1], output], net.edges)
+    return net
+
+
+def train(net: PCN, how: str, rate: float, batches: Sequence[Tensor], x: Tensor, y: Tensor, tol: float) -> str:
+    """One run of Adam over batches of rows; what became of the sweeps and of the samples."""
+    adam = torch.optim.Adam(net.m_params(), lr=rate)
+    if how == "backprop":
+        for rows in batches:
+            adam.zero_grad()
+            (0.5 * (y[rows] - net.predict(x[rows])).square().sum(1).mean()).backward()
+            adam.step()
+        return ""
+    em = pyromancy.EM(net.energy, net.e_params(), adam, start=net.start, steps=200, method=Accelerated(), tol=tol)
+    sweeps = 0.0
+    for rows in batches:
+        sweeps += em.step(x[rows], y[rows]).taken.float().mean().item()
+    return f"{sweeps / len(batches):.1f} sweeps"
+
+
+def changes(net: PCN, before: Sequence[Tensor]) -> list[float]:
+    """The norm of every weight's change."""
+    return [(p.detach() - w).norm().item() for p, w in zip(net.m_params(), before, strict=True)]
+
+
+def accuracy(net: PCN, x: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        parts = zip(x.split(1000), labels.split(1000), strict=True)
+        return 100 * sum((net.predict(a).argmax(1) == b).sum().item() for a, b in parts) / len(x)
+
+
+def train_all(args: argparse.Namespace) -> None:
+    """Print the accuracy of every way, rate and seed, and how far the weights of some layers went."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    data = importlib.import_module("digits").load_idx(Path(args.folder))
+    x, y = data.train_x, F.one_hot(data.train_labels, 10).float()
+    layers = [0, 1, args.depth // 4, args.depth // 2, 3 * args.depth // 4, args.depth - 2, args.depth - 1]
+    print(f"784-{args.width}x{args.depth - 1}-10 ReLU, batch 64, {args.batches} batches, tol {args.tol:g}", flush=True)
+    print(f"| way | v | Adam | seed | % | ms | sweeps | change of weights {[i + 1 for i in layers]} | least, most |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for seed, rate, (how, variance) in itertools.product(args.seeds, args.rates, args.ways):
+        torch.manual_seed(seed)
+        net = network(args.width, args.depth, variance)
+        before = [p.detach().clone() for p in net.m_params()]
+        order = torch.cat([torch.randperm(len(x)) for _ in range(math.ceil(args.batches * 64 / len(x)))])
+        start = time.perf_counter()
+        told = train(net, how, rate, order.split(64)[: args.batches], x, y, args.tol)
+        ms = 1e3 * (time.perf_counter() - start) / args.batches
+        moved = changes(net, before)
+        of = ", ".join(f"{moved[i]:.1f}" for i in layers)
+        hidden, right = moved[1:-1], accuracy(net, data.test_x, data.test_labels)
+        print(
+            f"| {how} | {variance:g} | {rate:g} | {seed} | {right:.2f} | {ms:.0f} | "
+            f"{told} | {of} | {min(hidden):.1f}, {max(hidden):.1f} |",
+            flush=True,
+        )
+
+
+def way(text: str) -> tuple[str, float]:
+    """A way to learn, and the output's variance after a colon."""
+    how, _, variance = text.partition(":")
+    if how not in ("backprop", "em"):
+        raise argparse.ArgumentTypeError(f"must be backprop or em, got {how!r}")
+    return how, float(variance or 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    of = parser.add_subparsers(required=True, dest="what")
+    timing = of.add_parser("time")
+    timing.add_argument("--rounds", type=int, default=15)
+    training = of.add_parser("train")
+    training.add_argument("folder")
+    training.add_argument("--width", type=int, default=64)
+    training.add_argument("--depth", type=int, default=128, help="edges")
+    training.add_argument("--batches", type=int, default=938)
+    training.add_argument("--tol", type=float, default=1e-2)
+    training.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1])
+    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    training.add_argument("--ways", type=way, nargs="+", default=[("backprop", 1.0), ("em", 1.0)])
+    args = parser.parse_args()
+    if args.what == "time":
+        time_batches(args.rounds)
+    else:
+        train_all(args)
+
+
+if __name__ == "__main__":
+    main()
