@@ -156,10 +156,11 @@ def time_batches(rounds: int) -> None:
 def network(width: int, depth: int, variance: float = 1.0) -> PCN:
     """So many edges; the output has a variance, which does not learn."""
     net = mlp([784, *[width] * (depth - 1), 10], scaling="mupc", skips=True)
-    if variance != 1:
-        output = pyromancy.nodes.IsotropicGaussianNode(10, variance=variance).requires_grad_(False)
-        net = PCN([*list(net.nodes)[:-1], output], net.edges)
-    return net
+    if variance == 1:
+        return net
+    output = pyromancy.nodes.IsotropicGaussianNode(10, variance=variance).requires_grad_(False)
+    nodes: list[Any] = [*list(net.nodes)[:-1], output]
+    return PCN(nodes, net.edges)
 
 
 def train(net: PCN, how: str, rate: float, batches: Sequence[Tensor], x: Tensor, y: Tensor, tol: float) -> str:
@@ -174,7 +175,8 @@ def train(net: PCN, how: str, rate: float, batches: Sequence[Tensor], x: Tensor,
     em = pyromancy.EM(net.energy, net.e_params(), adam, start=net.start, steps=200, method=Accelerated(), tol=tol)
     sweeps = 0.0
     for rows in batches:
-        sweeps += em.step(x[rows], y[rows]).taken.float().mean().item()
+        taken = em.step(x[rows], y[rows]).taken
+        sweeps += math.nan if taken is None else taken.float().mean().item()
     return f"{sweeps / len(batches):.1f} sweeps"
 
 

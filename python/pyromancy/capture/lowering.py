@@ -246,8 +246,8 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
             "add a number times the state itself that the Linear, or an activation before it, takes"
         )
     parameters = _parameters(program, weight.index, bias and bias.index)
-    slopes = slope_before, slope_after
-    return slot, Edge(parameters.weight, parameters.bias, before, after, slopes, *parameters.form, skip)
+    of_slopes = slope_before, slope_after
+    return slot, Edge(parameters.weight, parameters.bias, before, after, of_slopes, *parameters.form, skip)
 
 
 def _beside_skip(program: Program, slot: int) -> tuple[Call | None, int | None, float]:

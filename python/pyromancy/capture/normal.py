@@ -95,14 +95,13 @@ class _Writer:
                 self._scale(call, output)
         linear = self._linears.get(output)
         if linear is not None:
-            of, *parts = (linear.source, linear.weight, *(() if linear.bias is None else (linear.bias,)))
-            function, options = F.linear, {}
+            parts = (linear.source, linear.weight, *(() if linear.bias is None else (linear.bias,)))
+            call = Call(F.linear, tuple(map(Slot, parts)), {}, Slot(output), parts, (output,))
             if linear.skip is not None and linear.share:
-                shape = tuple(self._stand_ins[output].shape)
-                of, parts = self._computed(F.linear, of, *map(Slot, parts), shape=shape), [linear.skip]
-                function, options = torch.add, {"alpha": linear.share}
-            slots = (of, *parts)
-            call = Call(function, tuple(map(Slot, slots)), options, Slot(output), slots, (output,))
+                of, *others = map(Slot, parts)
+                product = self._computed(F.linear, of.index, *others, shape=tuple(self._stand_ins[output].shape))
+                parts, options = (product, linear.skip), {"alpha": linear.share}
+                call = Call(torch.add, tuple(map(Slot, parts)), options, Slot(output), parts, (output,))
         if output not in self._same:
             self._calls.append(self._made.setdefault(output, self._undivided(call)))
 
