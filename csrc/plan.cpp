@@ -138,6 +138,8 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
                   " must have a law where it has a prediction, and only there");
   STD_TORCH_CHECK(!node.swept || (node.free && predicted), "node ", l,
                   " must be free and predicted to start at its prediction");
+  STD_TORCH_CHECK(node.law != Law::categorical || (!node.free && node.theta == kNothing), "node ",
+                  l, " must be clamped and have no theta, as its law is categorical");
   if (const Tensor* theta = operands.find(node.theta)) {
     const Name theta_name{"theta of node", l};
     check_like(theta_name, *theta, first_name, first);
@@ -165,9 +167,18 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   }
   if (const Tensor* data = operands.find(node.data)) {
     const Name data_name{"data of node", l};
-    check_like(data_name, *data, first_name, first);
-    STD_TORCH_CHECK(data->dim() == 2 && data->size(1) == n && data->is_contiguous(), data_name,
-                    " must be contiguous of shape (N, ", n, "), got ", to_string(data->sizes()));
+    if (node.law == Law::categorical && holds_classes(*data)) {
+      STD_TORCH_CHECK(data->dim() == 1 && data->is_contiguous() &&
+                          device_key(*data) == device_key(first),
+                      data_name,
+                      " must be contiguous classes of shape (N,) on the device of the "
+                      "states, got ",
+                      to_string(data->sizes()));
+    } else {
+      check_like(data_name, *data, first_name, first);
+      STD_TORCH_CHECK(data->dim() == 2 && data->size(1) == n && data->is_contiguous(), data_name,
+                      " must be contiguous of shape (N, ", n, "), got ", to_string(data->sizes()));
+    }
     STD_TORCH_CHECK(plan.order != kNothing, data_name, " needs an order");
     STD_TORCH_CHECK(node.state < operands.writable(), name,
                     " is set from data, and must be among the tensors written");
@@ -198,6 +209,8 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
   }
   STD_TORCH_CHECK(edge.skip == 0 || in == out, "skip of edge ", e,
                   " needs nodes of one width, got ", in, " and ", out);
+  STD_TORCH_CHECK(target.law != Law::categorical || edge.after.kind == Activation::identity,
+                  "edge ", e, " must have no activation after the product: it makes logits");
   STD_TORCH_CHECK(!edge.gram ||
                       (source.free && !target.free && edge.after.kind == Activation::identity &&
                        edge.skip == 0 && target.law == Law::gaussian &&

@@ -37,7 +37,8 @@ struct PlanNode {
   Law law;
   int64_t theta, prior;                  // prior: constant prediction [1 or B, n]
   int64_t velocity;                      // [B, n], of a momentum
-  int64_t data;                          // [N, n], of which `order` picks the state
+  int64_t data;                          // [N, n], of which `order` picks the state, or the
+                                         // classes [N] of categorical ones, which are one-hot
   int64_t sample_weights;                // [B], more factors of its energy
   double weight;                         // of its energy
   int64_t in = kNothing, out = kNothing; // edges
@@ -122,6 +123,11 @@ private:
 // what is written overlaps nothing else.
 Plan decode(const std::vector<int64_t>& plan, const std::vector<double>& numbers,
             const Operands& operands);
+
+// Whether data are the classes of samples, each of which a row of one 1 and zeros stands for.
+inline bool holds_classes(const Tensor& data) {
+  return data.scalar_type() == torch::headeronly::ScalarType::Long;
+}
 
 inline int64_t width(const Plan& plan, const Operands& operands, int64_t node) {
   return operands[plan.nodes[node].state].size(1);

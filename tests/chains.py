@@ -407,7 +407,9 @@ def energies(a):
             continue
         d = z - mu
         p = d.new_ones(()) if precision is None else precision
-        if law is Law.FULL_GAUSSIAN:
+        if law is Law.CATEGORICAL:
+            energy = -scale * (z * F.log_softmax(mu, 1)).sum(1)
+        elif law is Law.FULL_GAUSSIAN:
             energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, p, d)
         else:
             energy = scale * DEVIATIONS[law](d, p)

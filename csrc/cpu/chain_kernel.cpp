@@ -392,6 +392,8 @@ struct Tile {
   // The error for a prediction that does not change.
   void err_of_constant(int64_t l, Rows wanted) {
     const ChainNode& node = args.node[l];
+    if (is_rowwise(node.law)) // `normalize` finds it
+      return;
     const Buffers<P>& b = buffers[l];
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
@@ -414,11 +416,48 @@ struct Tile {
   // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
   // compiled for every activation.
   void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
+    if (is_rowwise(args.node[l].law)) // logits, until `normalize` has seen all of them
+      return predict(l, i, rows, c, buffers[l].error);
     with_kind(args.edge[args.node[l].in].after.kind,
               [&](auto kind) { err_as<kind>(l, i, rows, c, norm); });
     round(l, args.node[l].full_precision ? Input::residual : Input::delta, i, rows);
     if (norm) // states may have settled
       activate_source(l, i, rows);
+  }
+
+  // The error of a categorical node, whose logits `err` has left in its place, or do not change.
+  void normalize(int64_t l) {
+    const ChainNode& node = args.node[l];
+    const Buffers<P>& b = buffers[l];
+    const C* const logits = b.mu ? b.mu : b.error;
+    Vec<C> greatest[width];
+    for (int v = 0; v < width; ++v)
+      greatest[v] = Layout::greatest(logits, node.n, v);
+    double sums[2][Layout::samples] = {}; // of e^x, and of z
+    Layout::template sums<2>(node.n, sums, [&](int64_t, int v, int64_t at) {
+      const Vec<C> x = load(logits + at) - greatest[v], e = exp<C>(x);
+      if (b.energy)
+        store(b.energy + at, x);
+      store(b.error + at, e);
+      return std::array<Vec<C>, 2>{{e, load(b.z + at)}};
+    });
+    double logs[Layout::samples] = {};
+    for (int s = 0; s < Layout::samples; ++s) {
+      if (b.energy)
+        logs[s] = std::log(sums[0][s]);
+      sums[1][s] /= sums[0][s];
+    }
+    for (int v = 0; v < width; ++v) {
+      const Vec<C> share = Layout::per_sample(sums[1], v), log = Layout::per_sample(logs, v);
+      for (int64_t i = 0; i < Layout::rows(node.n); ++i) {
+        const int64_t at = i * row + v * w;
+        const Vec<C> z = load(b.z + at), p = rate(node, i, v);
+        if (b.energy)
+          store(b.energy + at, Categorical::deviation(z, load(b.energy + at), log, p));
+        store(b.error + at, Categorical::push(z, load(b.error + at), share, p));
+      }
+    }
+    round(l, Input::delta);
   }
 
   // What is recorded of an element's energy, and learned from.
@@ -838,7 +877,7 @@ struct Tiles {
 
   static int64_t rows(const ChainArgs& args, Stage s) {
     const bool whole = s.work == Work::turn || s.work == Work::record || s.work == Work::give ||
-                       s.work == Work::judge || s.work == Work::accept;
+                       s.work == Work::judge || s.work == Work::accept || s.work == Work::normalize;
     return whole ? 1 : Layout::rows(args.node[s.node].n);
   }
 
@@ -908,6 +947,10 @@ struct Tiles {
     case Work::weigh:
       return multiply(node.full_precision, l, Input::residual,
                       [&](auto it, auto... c) { it.weigh(l, c...); });
+    case Work::normalize:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).normalize(l);
+      return;
     case Work::descend: {
       const bool fresh = s.step == 0 && !args.resume;
       const bool fed = out && args.node[out->target].predicted;

@@ -92,6 +92,7 @@ enum class Work : int {
   drive,        // what of W^T e no E-step changes, where W^T P W serves
   err,          // the error of a node
   weigh,        // that error by a full precision
+  normalize,    // that error where `err` has left logits, of a law of rows
   descend,      // the update of a node, whose rows the errors that it needs have been found for
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
@@ -133,6 +134,8 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
     stage(Stage{Work::err, l, t, learning});
   if (node.full_precision)
     stage(Stage{Work::weigh, l, t});
+  if (is_rowwise(node.law) && (node.prediction_varies || every))
+    stage(Stage{Work::normalize, l, t});
 }
 
 // Whether the error that weights learn from is at hand once an accelerated method has moved it.
@@ -149,6 +152,8 @@ void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
       stage(Stage{Work::err, l, t});
     if (args.node[l].predicted && args.node[l].full_precision)
       stage(Stage{Work::weigh, l, t});
+    if (is_rowwise(args.node[l].law))
+      stage(Stage{Work::normalize, l, t});
   };
   const auto rise = [&](int64_t t, bool errors) {
     const bool learning = t == args.steps && args.learn == Learn::after;

@@ -92,11 +92,12 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.momentum = method.momentum;
   args.dampening = method.dampening;
   args.nesterov = method.nesterov;
-  args.method = {method.lr,  method.momentum, method.restarts,
-                 method.tol, method.errors,   method.errors};
+  args.method = {
+      method.lr, method.momentum, method.restarts, method.tol, method.errors, method.errors, true};
   for (const PlanNode& node : plan.nodes) {
     const bool bounded = node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
     args.method.bounds &= bounded && (node.weight > 0 || node.law == Law::none);
+    args.method.squares &= node.law != Law::categorical;
   }
   if (const Tensor* outcome = operands.find(method.outcome))
     args.outcome = outcome->data_ptr();
@@ -245,7 +246,8 @@ void PackedChain::find_what_settles() {
 }
 
 const void* PackedChain::rate(const PlanNode& node, int64_t n) {
-  if (!is_elementwise(node.law) || (node.theta == kNothing && node.weight == 1))
+  const bool weighted = is_elementwise(node.law) || is_rowwise(node.law);
+  if (!weighted || (node.theta == kNothing && node.weight == 1))
     return nullptr;
   const Tensor* const theta = operands_.find(node.theta);
   void* const p = const_cast<void*>(pad(nullptr, n));

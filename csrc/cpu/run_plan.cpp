@@ -210,12 +210,41 @@ void pass(const Plan& plan, const Operands& operands, int64_t first, int64_t ste
     learner.learn();
 }
 
+template <class C>
+void set_one_hot(const int64_t* classes, const int64_t* rows, int64_t batch, int64_t n, C* to) {
+  std::fill(to, to + batch * n, C(0));
+  for (int64_t i = 0; i < batch; ++i)
+    to[i * n + classes[rows[i]]] = C(1);
+}
+
+// All of them, before the first batch learns.
+void check_classes(const Plan& plan, const Operands& operands) {
+  for (size_t l = 0; l < plan.nodes.size(); ++l) {
+    const Tensor* of = operands.find(plan.nodes[l].data);
+    if (!of || !holds_classes(*of))
+      continue;
+    const int64_t n = width(plan, operands, static_cast<int64_t>(l));
+    const auto* const classes = static_cast<const int64_t*>(of->data_ptr());
+    for (int64_t i = 0; i < of->size(0); ++i)
+      STD_TORCH_CHECK(classes[i] >= 0 && classes[i] < n, "data of node ", l,
+                      " must be classes from 0 to ", n - 1, ", got ", classes[i], " in row ", i);
+  }
+}
+
 // Rows of data into the states of one batch.
 void gather(const Plan& plan, const Operands& operands, const int64_t* rows, int64_t batch) {
   for (const PlanNode& node : plan.nodes) {
     const Tensor* data = operands.find(node.data);
     if (!data)
       continue;
+    if (holds_classes(*data)) {
+      const Tensor& state = operands[node.state];
+      with_computed(dtype_of("states", state), [&](auto zero) {
+        set_one_hot(static_cast<const int64_t*>(data->data_ptr()), rows, batch, state.size(1),
+                    static_cast<decltype(zero)*>(state.data_ptr()));
+      });
+      continue;
+    }
     const int64_t bytes = data->size(1) * data->element_size();
     char* const to = static_cast<char*>(operands[node.state].data_ptr());
     const char* const from = static_cast<const char*>(data->data_ptr());
@@ -229,6 +258,8 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
   const Tensor* order = operands.find(plan.order);
+  if (order)
+    check_classes(plan, operands);
   const int64_t* rows = order ? data<const int64_t>(*order) : nullptr;
   run_batches(
       plan, operands, rows,

@@ -341,6 +341,16 @@ struct Wide {
     }
   }
 
+  // What is greatest of each sample of vector v, in every lane of that sample's.
+  static Vec<C> greatest(const C* a, int64_t n, int v) {
+    Vec<C> most = load(a + v * w);
+    for (int64_t i = 1; i < n; ++i) {
+      const Vec<C> x = load(a + (i * V + v) * w);
+      most = x > most ? x : most;
+    }
+    return most;
+  }
+
   // total[sample] += f of what a holds of it, carried in double, neuron after neuron
   template <class F>
   static void sum(const C* a, int64_t n, double* total, F f) {
@@ -519,6 +529,15 @@ struct Thin {
       for_vectors<C>(n, [&](int64_t j, auto extent) {
         store(to + s * n + j, load(from + (j / w * S + s) * w), extent);
       });
+  }
+
+  static Vec<C> greatest(const C* a, int64_t n, int s) {
+    C most = a[s * w];
+    for (int64_t i = 0; i < n; ++i) {
+      const C x = a[(i / w * S + s) * w + i % w];
+      most = x > most ? x : most;
+    }
+    return splat(most);
   }
 
   template <class F>

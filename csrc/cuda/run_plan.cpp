@@ -200,6 +200,9 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   Plan plan = decode(ints, numbers, operands);
   STD_TORCH_CHECK(!plan.method.accelerated,
                   "accelerated E-steps in a plan are the compiled CPU kernels' alone");
+  for (const PlanNode& node : plan.nodes)
+    STD_TORCH_CHECK(node.law != Law::categorical,
+                    "categorical nodes in a plan are the compiled CPU kernels' alone");
   const NoGrad no_grad;
   const Tensor& first_state = operands[plan.nodes.front().state];
   // An order is looked at here, which waits for a device that has it, and goes by rows there.

@@ -6,7 +6,9 @@
 //   push       what it grows by with -mu
 //   deviation  the energy without its normalizer
 //   moment     what the deviation grows by with theta
+// Laws of rows have formulas of their own: categorical.h.
 
+#include "categorical.h"
 #include "gaussian.h"
 #include "laplace.h"
 #include "law.h"

@@ -18,9 +18,10 @@ struct Accelerated {
   double lr;       // 0: none
   double momentum; // where it does not restart
   bool restarts;
-  double tol;  // of the decrease, what may be left of it; 0: nothing ends a sample
-  bool errors; // what moves
-  bool bounds; // whether what is left is bounded by the gradient: of errors of Gaussian nodes
+  double tol;   // of the decrease, what may be left of it; 0: nothing ends a sample
+  bool errors;  // what moves
+  bool bounds;  // whether what is left is bounded by the gradient: of errors of Gaussian nodes
+  bool squares; // whether clamped nodes are Gaussian, too, and not only convex
 };
 
 // What a sweep has found, s being the way to v from the point x before it and y = g - h the change
@@ -131,8 +132,11 @@ static inline bool find(Progress& p, const Accelerated& method, const Found& fou
 
 // The energy that none is below in a linear network: of the dual of its quadratic problem, at the
 // best multiple of the errors of clamped nodes. Where these feed hardly anything back, both parts
-// of that are rounding, and those errors as they are will do.
-static inline double bound(const Found& f) {
+// of that are rounding, and those errors as they are will do, as where those nodes are only convex:
+// no curvature then is below that of the errors that move, which is 1.
+static inline double bound(const Found& f, bool squares) {
+  if (!squares)
+    return f.energy - f.gg / 2;
   const double top = 2 * f.energy * f.gg - f.gv * f.gv;
   const double whole = 2 * f.energy - 2 * f.gv + f.gg;
   return f.energy - (whole > kRounding * f.gg ? std::min(f.gg, top / whole) : f.gg) / 2;
@@ -159,7 +163,7 @@ static inline void judge(Progress& p, const Accelerated& method, const Found& f,
     taken = find(p, method, f);
   const bool bounds = method.bounds && p.certain;
   if (taken && bounds)
-    p.bound = bound(f);
+    p.bound = bound(f, method.squares);
   p.least = std::min(p.least, p.energy);
   p.history[k % kLongestWindow] = p.least;
   if (method.tol == 0)

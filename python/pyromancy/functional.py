@@ -9,11 +9,15 @@ and so is a Laplace node's, with scales b:
 
     F = sum_i |z_i - mu_i| / b_i + log b_i     per sample
 
+A categorical node's state is a distribution over classes, its prediction logits, and its energy the cross-entropy:
+
+    F = -sum_i z_i log softmax(mu)_i     per sample
+
 Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
 and NaN or infinity, which propagate. States and predictions broadcast, one state for many predictions with a warning.
 Under `torch.func` transforms and in forward mode (`torch.autograd.forward_ad`) the eager reference runs, which they can
-see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. The Laplace functions are made of
-PyTorch's own operators.
+see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. The Laplace and categorical functions
+are made of PyTorch's own operators.
 Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but the in-place function.
 """
 
@@ -30,6 +34,8 @@ from . import ops
 from .ops import autograd, reference
 
 __all__ = [
+    "categorical_energy",
+    "categorical_error",
     "cholesky_factor",
     "estep_",
     "gaussian_energy",
@@ -151,6 +157,56 @@ def laplace_error(value: Tensor, pred: Tensor, logscale: Tensor | None = None) -
         return handle_torch_function(laplace_error, (value, pred, logscale), value, pred, logscale)
     value, pred, logscale = _operands(value, pred, logscale, "logscale")
     return reference.laplace_error(value, pred, logscale)
+
+
+def categorical_energy(value: Tensor, pred: Tensor) -> Tensor:
+    """Energy of a categorical node, one number per sample: the cross-entropy of its state and its prediction.
+
+    Computes ``-sum_i value_i log softmax(pred)_i`` over the classes, the first of the node's dimensions, and sums over
+    the others. Its gradient for `pred` is minus `categorical_error`; a state that is a distribution is not inferred.
+
+    Args:
+        value: states, ``[B, classes, *]``, probabilities of the classes.
+        pred: logits, of the same shape or broadcasting with it.
+
+    Returns:
+        Energies in nats, ``[B]``, finite for all finite logits.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or have no dimension of classes, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred):
+        return handle_torch_function(categorical_energy, (value, pred), value, pred)
+    return reference.categorical_energy(*_with_classes(value, pred))
+
+
+def categorical_error(value: Tensor, pred: Tensor) -> Tensor:
+    """Prediction error ``value - softmax(pred)``: minus the gradient of the energy for `pred`.
+
+    Where the values of a sample do not sum to 1, softmax is multiplied by their sum.
+
+    Args:
+        value: states, ``[B, classes, *]``, probabilities of the classes.
+        pred: logits, of the same shape or broadcasting with it.
+
+    Returns:
+        Errors, ``[B, classes, *]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or have no dimension of classes, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred):
+        return handle_torch_function(categorical_error, (value, pred), value, pred)
+    return reference.categorical_error(*_with_classes(value, pred))
+
+
+def _with_classes(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
+    value, pred, _ = _operands(value, pred, None)
+    if value.dim() < 2:
+        raise ValueError(f"value and pred must have shape (B, classes, *), got {tuple(value.shape)}")
+    return value, pred
 
 
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:

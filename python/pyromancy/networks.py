@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nodes import FixedNode, LaplaceNode, PredictiveNode, StandardGaussianNode
+from .nodes import CategoricalNode, FixedNode, LaplaceNode, PredictiveNode, StandardGaussianNode
 from .nodes.base import StateNode
 from .registration import get_estep_params, get_mstep_params
 
@@ -39,7 +39,11 @@ def _unit_laplace(*shape: int | None) -> LaplaceNode:
     return node
 
 
-OUTPUTS: dict[str, Callable[..., PredictiveNode]] = {"gaussian": StandardGaussianNode, "laplace": _unit_laplace}
+OUTPUTS: dict[str, Callable[..., PredictiveNode]] = {
+    "gaussian": StandardGaussianNode,
+    "laplace": _unit_laplace,
+    "categorical": CategoricalNode,
+}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)  # after which there is a node
 # whose modules, but for these, give what is of the shape of what they take
@@ -87,8 +91,9 @@ class PCN(nn.Module):
 
         Args:
             x: the input, ``[B, *first node]`` after `entry`.
-            y: the target, ``[B, *last node]``, so one-hot and not an index for a class; None starts the last node at
-                its prediction, too.
+            y: the target, ``[B, *last node]``, so one-hot and not an index for a class, unless the last node is a
+                `CategoricalNode`; None starts the last node at its prediction, too, and a categorical one at the
+                probabilities that it is predicted.
 
         Raises:
             TypeError: `x` or `y` is not a tensor.
@@ -98,7 +103,7 @@ class PCN(nn.Module):
         with torch.no_grad():
             z = self._entered(x)
             if y is not None:
-                if isinstance(y, Tensor) and y.dim() == 1 and nodes[-1].shape:
+                if isinstance(y, Tensor) and y.dim() == 1 and nodes[-1].shape and not self._classifies:
                     # no f-strings here: they call what they do not name, and then this could not be watched
                     raise ValueError(
                         "y must have a row per sample, which torch.nn.functional.one_hot(y, classes).float() makes of "
@@ -110,10 +115,19 @@ class PCN(nn.Module):
             z = nodes[0].init(z)
             for node, edge in zip(nodes[1:-1], self.edges, strict=False):
                 z = node.init(edge(z))
-            nodes[-1].init(self.edges[-1](z) if y is None else y)
+            if y is None:
+                y = self.edges[-1](z)
+                y = y.softmax(1) if self._classifies else y
+            nodes[-1].init(y)
+
+    @property
+    def _classifies(self) -> bool:
+        return isinstance(self.nodes[-1], CategoricalNode)
 
     def predict(self, x: Tensor) -> Tensor:
         """The output's prediction by a forward sweep, ``[B, *last node]``; no state is read or set.
+
+        Of a categorical output these are logits: ``predict(x).argmax(1)`` are classes, ``softmax(1)`` probabilities.
 
         It has gradients as any module's result has: put it under `torch.no_grad` where none are needed.
 
@@ -228,8 +242,8 @@ def mlp(
 
     The predictions are ``mu_1 = W_1 z_0 + b_1`` and ``mu_l = W_l f(z_{l-1}) + b_l``, and with skips ``mu_l = z_{l-1} +
     W_l f(z_{l-1}) + b_l`` from one hidden node to the next. Every node but the input is Gaussian with unit variance, or
-    the last with ``output="laplace"`` a `LaplaceNode` of scale 1, and weights and biases start as those of
-    `torch.nn.Linear`.
+    the last with ``output="laplace"`` a `LaplaceNode` of scale 1 or with ``output="categorical"`` a `CategoricalNode`,
+    and weights and biases start as those of `torch.nn.Linear`.
 
     ``scaling="mupc"``, with skips, keeps hidden states of order one at any width and depth, so that rates carry over
     from small networks to deep ones (arXiv:2505.13124): weights are drawn from N(0, 1), there are no biases, and

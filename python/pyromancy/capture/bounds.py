@@ -27,7 +27,7 @@ def floor(program: Program, leaves: Sequence[Tensor]) -> Tensor | float:
         if term.node is None or not term.weight * term.node.scale >= 0:
             return -math.inf
         call = program.producer[term.slot]
-        if call.function in ENERGIES:  # which have more than a deviation
+        if call.function in ENERGIES and term.node.law is not Law.CATEGORICAL:  # which have more than a deviation
             of, _, *theta = (a.index for a in call.args if isinstance(a, Slot))
             z, *values = program.evaluate([of, *theta, *term.sample_weights], leaves)
             normalizer = call.function(z, z, *values[: len(theta)])

@@ -112,6 +112,8 @@ def lower(program: Program) -> list[Chain]:
             both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
             raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
         weights = term.sample_weights + of.sample_weights
+        if of.law is Law.CATEGORICAL and state in program.free:
+            raise NotAChain(f"{name}, of whose energy it is the distribution, is free")
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
@@ -119,6 +121,8 @@ def lower(program: Program) -> list[Chain]:
             if source in program.free:
                 raise NotAChain(f"{program.told(source)} predicts two nodes")
             source = edge = None  # from a clamped state any number of predictions may come: they do not change
+        if of.law is Law.CATEGORICAL and edge is not None and edge.after != Activation():
+            raise NotAChain(f"the logits of {name} come through an activation")
         nodes[state] = Node(
             state,
             state in program.free,
@@ -189,8 +193,8 @@ def _told(program: Program, term: Term) -> str:
     """What to call a term that is a node's energy."""
     assert term.slot is not None
     assert term.node is not None
-    law = "a Laplace" if term.node.law is Law.LAPLACE else "a Gaussian"
-    return f"{law} one ({program.told(term.slot)})"
+    law = {Law.LAPLACE: "Laplace", Law.CATEGORICAL: "categorical"}.get(term.node.law, "Gaussian")
+    return f"a {law} one ({program.told(term.slot)})"
 
 
 def _check_state(program: Program, slot: int) -> None:

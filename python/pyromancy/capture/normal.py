@@ -1,4 +1,4 @@
-"""Writes the many forms of an affine map as Linears, so that whoever reads a program has one form to know."""
+"""Writes the many forms of an affine map, and of a cross-entropy, as one, which whoever reads a program has to know."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import functional
+from ..laws.categorical import distribution
 from .calls import Call, Slot, filled, is_number
 from .program import Program
+from .terms import REDUCTIONS, logits_of
 from .vocabulary import arguments
 
 Factor = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a tensor, and its arguments after that
@@ -35,7 +38,8 @@ def normal(program: Program, batch: int, roots: Collection[int] = ()) -> Program
     Products with a matrix, numbers times them and sums with a vector become Linears of a weight and a bias that are
     computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over. The sum of one and
     a number times another matrix becomes ``torch.add(linear, matrix, alpha=number)``. What is divided by a tensor of
-    one element, or of one for every sample, is multiplied by its reciprocal.
+    one element, or of one for every sample, is multiplied by its reciprocal. Cross-entropies become energies of a
+    categorical node, whose state is computed.
 
     Args:
         program: as it was captured.
@@ -65,6 +69,8 @@ class _Writer:
     def _write(self, call: Call) -> None:
         call = call.renamed(lambda slot: self._same.get(slot, slot))
         output, *more = call.outputs
+        if call.meaning in ("cross_entropy", "nll_loss") and self._cross_entropy(call, output):
+            return
         if more or self._stand_ins[output].dim() != 2:
             self._calls.append(self._undivided(call))
             return
@@ -119,6 +125,46 @@ class _Writer:
         inverse = self._computed(torch.reciprocal, by)
         self._calls[-1] = replace(self._calls[-1], written=call)
         return Call(torch.mul, (Slot(of), Slot(inverse)), {}, call.result, (of, inverse), call.outputs, call)
+
+    def _cross_entropy(self, call: Call, output: int) -> bool:
+        """``-(z * log_softmax(mu, 1)).sum(1)`` with PyTorch's z, and sums of that over samples."""
+        given = arguments(call.function, call.args, call.kwargs)
+        taken, target, weight = (given.get(k) for k in ("input", "target", "weight"))
+        if not isinstance(taken, Slot) or not isinstance(target, Slot):
+            return False
+        logits = taken.index
+        if call.meaning == "nll_loss":
+            found = logits_of(self._made.get(logits), self._stand_ins)
+            if found is None:
+                return False
+            logits = found
+        forms, varying = self._stand_ins, self._program.varying
+        whole, like, of = forms[output], forms[logits], forms[target.index]
+        reduction = REDUCTIONS.get(given["reduction"], given["reduction"])
+        classes = of.dtype == torch.int64 and of.shape == like.shape[:1] and len(of) > 0
+        fixed = varying.isdisjoint(s.index for s in (target, weight) if isinstance(s, Slot))
+        if (
+            like.dim() != 2 or like.dtype != whole.dtype or not fixed or not (classes or of.shape == like.shape)
+            or any(given.get(k) is not None for k in ("size_average", "reduce"))
+            or (call.meaning == "nll_loss" and not classes) or whole.dim() != (reduction == "none")
+        ):  # fmt: skip
+            return False
+        z, options = len(forms), (given["ignore_index"], given.get("label_smoothing", 0.0), reduction == "mean")
+        forms.append(like.new_full((), math.nan).expand(like.shape))
+        inputs = tuple(s.index for s in (target, weight) if isinstance(s, Slot))
+        made_of = target, weight, like.shape[1], like.dtype
+        self._calls.append(Call(distribution, (*made_of, *options), {}, Slot(z), inputs, (z,)))
+        energy = output
+        if whole.dim() == 0:
+            energy = len(forms)
+            forms.append(like.new_full((), math.nan).expand(like.shape[:1]))
+        args = Slot(z), Slot(logits)
+        of_node = Call(functional.categorical_energy, args, {}, Slot(energy), (z, logits), (energy,), call)
+        self._calls.append(of_node)
+        if energy != output:
+            self._calls[-1] = replace(of_node, written=None)
+            self._calls.append(Call(torch.sum, (Slot(energy),), {}, call.result, (energy,), (output,), call))
+        return True
 
     def _pass(self, output: int, of: int) -> None:
         """Take one slot for another that holds the same; or compute it as that is, if it must keep its name."""

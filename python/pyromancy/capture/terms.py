@@ -1,8 +1,8 @@
 """An energy as a weighted sum of terms, and which of them are the energy of a node, however they are written.
 
 Sums, differences, multiples, stacks, and sums and means over elements are taken apart; so are squares of differences,
-which are a Gaussian node's energy by another name, ``1/2 sum_i (z_i - mu_i)^2``, and their absolute values, which are a
-Laplace node's.
+which are a Gaussian node's energy by another name, ``1/2 sum_i (z_i - mu_i)^2``, their absolute values, which are a
+Laplace node's, and products with logarithms of softmax, which are a categorical node's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ ENERGIES = {
     functional.gaussian_energy: Law.GAUSSIAN,
     functional.multivariate_energy: Law.FULL_GAUSSIAN,
     functional.laplace_energy: Law.LAPLACE,
+    functional.categorical_energy: Law.CATEGORICAL,
 }
 _LOSSES = {"mse_loss": Law.GAUSSIAN, "l1_loss": Law.LAPLACE}
 _TIMES = {Law.GAUSSIAN: 2.0, Law.LAPLACE: 1.0}  # how many energies a square or an absolute value is
 _Weighted = tuple[tuple[float, int | float, int | float], tuple[int, ...]]  # c, a and b, and the slots of more factors
-_REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
+REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,8 @@ class Terms:
             assert state is not None
             assert prediction is not None
             return NodeEnergy(law, state, prediction, theta)
+        if summed is not None and (crossed := self._crossed(call)) is not None:
+            return crossed
         law = _LOSSES.get(call.meaning or "") or (Law.LAPLACE if call.meaning == "abs" else Law.GAUSSIAN)
         found = self._loss(call) if call.meaning in _LOSSES else self._distance(call) or self._square(call)
         if found is None or (summed is None) != (self._forms[slot].dim() == 0):
@@ -287,6 +290,20 @@ class Terms:
             return None
         state = min(states, key=lambda s: (s not in self._free, s in self._producer))
         return NodeEnergy(law, state, b if state == a else a, None, _TIMES[law] * of, weights)
+
+    def _crossed(self, call: Call) -> NodeEnergy | None:
+        """``c z log_softmax(mu)`` element by element."""
+        match call.meaning, [*call.args, *call.kwargs.values()]:
+            case "mul", [Slot(x), Slot(y)]:
+                pass
+            case _:
+                return None
+        for z, of in ((x, y), (y, x)):
+            (c, a, b), weights = self._difference(of)
+            logits = logits_of(self._producer.get(int(a)), self._forms) if b == 0.0 else None
+            if logits is not None and z not in self._varying:
+                return NodeEnergy(Law.CATEGORICAL, z, logits, None, -c, weights)
+        return None
 
     def _distance(self, call: Call) -> _Weighted | None:
         """``c |a - b|`` element by element."""
@@ -314,7 +331,7 @@ class Terms:
         """The same of a loss, element by element or, where that is the energy, as one number."""
         given = arguments(call.function, call.args, call.kwargs)
         a, b, *_ = given.values()
-        reduction = _REDUCTIONS.get(given["reduction"], given["reduction"])
+        reduction = REDUCTIONS.get(given["reduction"], given["reduction"])
         others = [v for k, v in [*given.items()][2:] if k != "reduction" and v is not None]
         count = torch.broadcast_shapes(*(self._forms[s].shape for s in call.inputs)).numel()
         if others or not count or (reduction == "none") != (self._forms[call.outputs[0]].dim() > 0):
@@ -359,6 +376,16 @@ class Terms:
                 and all(map(self._same, first.inputs, second.inputs))
             )
         return self._known[a, b]
+
+
+def logits_of(call: Call | None, forms: Sequence[Tensor]) -> int | None:
+    """The slot of mu ``[B, n]`` where a call is ``log_softmax(mu, 1)``."""
+    if call is None or call.meaning != "log_softmax" or len(call.inputs) != 1:
+        return None
+    form, whole = forms[call.inputs[0]], forms[call.outputs[0]]
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    rows = form.dim() == 2 and form.dtype == whole.dtype and dim in (1, -1)
+    return call.inputs[0] if rows else None
 
 
 def _dim(call: Call) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..plan import Law
-from . import full_gaussian, gaussian, laplace
+from . import categorical, full_gaussian, gaussian, laplace
 
 LAWS: dict[Law, ModuleType] = {
     Law.GAUSSIAN: gaussian,
     Law.FULL_GAUSSIAN: full_gaussian,
     Law.LAPLACE: laplace,
+    Law.CATEGORICAL: categorical,
 }

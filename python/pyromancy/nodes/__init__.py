@@ -1,6 +1,7 @@
 """Nodes of predictive coding networks."""
 
 from .base import Node, PredictiveNode, VariationalNode
+from .categorical import CategoricalNode
 from .gaussian import (
     AbstractGaussianNode,
     FactorizedGaussianNode,
@@ -14,6 +15,7 @@ from .special import BiasNode, FixedNode, FloatNode
 __all__ = [
     "AbstractGaussianNode",
     "BiasNode",
+    "CategoricalNode",
     "FactorizedGaussianNode",
     "FixedNode",
     "FloatNode",

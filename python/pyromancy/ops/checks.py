@@ -221,6 +221,10 @@ class _Plan:
             not node.swept or (node.free and predicted),
             lambda: f"node {i} must be free and predicted to start at its prediction",
         )
+        _check(
+            node.law is not Law.CATEGORICAL or (not node.free and node.theta is None),
+            lambda: f"node {i} must be clamped and have no theta, as its law is categorical",
+        )
         if node.theta is not None:
             theta = self.operands[node.theta]
             self.like(f"theta of node[{i}]", theta)
@@ -239,11 +243,20 @@ class _Plan:
             _contiguous(f"velocity of node[{i}]", velocity)
         if node.data is not None:
             data = self.operands[node.data]
-            self.like(f"data of node[{i}]", data)
-            _check(
-                data.dim() == 2 and data.shape[1] == n and data.is_contiguous(),
-                lambda: f"data of node[{i}] must be contiguous of shape (N, {n}), got {tuple(data.shape)}",
-            )
+            if node.law is Law.CATEGORICAL and data.dtype == torch.int64:
+                _check(
+                    data.dim() == 1 and data.is_contiguous() and data.device == state.device,
+                    lambda: (
+                        f"data of node[{i}] must be contiguous classes of shape (N,) on the device of the states, got "
+                        f"{tuple(data.shape)} on {data.device}"
+                    ),
+                )
+            else:
+                self.like(f"data of node[{i}]", data)
+                _check(
+                    data.dim() == 2 and data.shape[1] == n and data.is_contiguous(),
+                    lambda: f"data of node[{i}] must be contiguous of shape (N, {n}), got {tuple(data.shape)}",
+                )
             _check(self.plan.order is not None, lambda: f"data of node[{i}] needs an order")
             _check(node.state < self.written, lambda: f"{name} is set from data, and must be among the tensors written")
         if node.sample_weights is not None:
@@ -266,6 +279,10 @@ class _Plan:
         _check(
             edge.skip == 0 or n == m,
             lambda: f"skip of edge {i} needs nodes of one width, got {n} and {m}",
+        )
+        _check(
+            target.law is not Law.CATEGORICAL or edge.after.number == 0,
+            lambda: f"edge {i} must have no activation after the product: it makes logits",
         )
         _check(
             not edge.gram

@@ -79,6 +79,15 @@ def laplace_error(value: Tensor, pred: Tensor, logscale: Tensor | None) -> Tenso
     return (error if logscale is None else error * torch.exp(-_wide(logscale))).to(value.dtype)
 
 
+def categorical_energy(value: Tensor, pred: Tensor) -> Tensor:
+    return -_per_sample(_wide(value) * torch.log_softmax(_wide(pred), 1)).to(value.dtype)
+
+
+def categorical_error(value: Tensor, pred: Tensor) -> Tensor:
+    z = _wide(value)
+    return (z - torch.softmax(_wide(pred), 1) * z.sum(1, keepdim=True)).to(value.dtype)
+
+
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     # `where` and not `tril`, because the unused triangle may hold anything, NaN included
     n = logdiag.shape[0]

@@ -25,8 +25,9 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
     errors ``e = P (z - mu)`` and ``d = after' e`` a step is ``z <- z - lr (e - before'(z) W^T d_target - s d_target)``,
     on all free nodes at once, with the momentum of `torch.optim.SGD` where there are velocities. P is ``weight
     exp(-theta)`` of a node whose law is GAUSSIAN, or its weight without a theta; of one that is FULL_GAUSSIAN it is
-    theta as it is, in which its weight is a factor already. Where a node has weights per sample, all of its energy is
-    multiplied by them, and so its errors.
+    theta as it is, in which its weight is a factor already. One that is CATEGORICAL is clamped and predicted by logits
+    mu, and has ``weight (z - softmax(mu) sum(z))`` in the place of ``e_target``. Where a node has weights per sample,
+    all of its energy is multiplied by them, and so its errors.
 
     The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
     weights and biases, times their scales, with ``d = after' e``, and for log-variances ``1/2 (weight - mean(e (z -
@@ -50,15 +51,29 @@ def batches(plan: Plan, operands: list[Tensor]) -> Iterator[Plan]:
         return
     first, order = operands[plan.nodes[0].state], operands[plan.order]
     picked = [(operands[n.state], operands[n.data]) for n in plan.nodes if n.data is not None]
+    for i, n in enumerate(plan.nodes):
+        if n.data is not None and operands[n.data].dtype == torch.int64:
+            _check_classes(f"data of node {i}", operands[n.data], operands[n.state].shape[1])
     for i, row in enumerate(order.tolist()):
         for _, data in picked:
             if not 0 <= row < len(data):
                 raise RuntimeError(f"order[{i}] must be from 0 to {len(data) - 1}, got {row}")
     for rows in order.to(first.device).view(-1, max(1, first.shape[0])):
         for state, data in picked:
-            torch.index_select(data, 0, rows, out=state)
+            if data.dtype == torch.int64:
+                state.zero_().scatter_(1, data[rows, None], 1.0)
+            else:
+                torch.index_select(data, 0, rows, out=state)
         yield plan
         plan = learned(plan)
+
+
+def _check_classes(name: str, classes: Tensor, count: int) -> None:
+    wrong = ((classes < 0) | (classes >= count)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        got = f"{int(classes[row])} in row {row}"
+        raise RuntimeError(f"{name} must be classes from 0 to {count - 1}, got {got}")
 
 
 def learned(plan: Plan) -> Plan:

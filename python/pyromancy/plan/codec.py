@@ -128,7 +128,7 @@ class _Reader:
         return value
 
     def kind(self, kinds: type[_Kind], what: str) -> _Kind:
-        return kinds(self.number(what, 0, len(kinds)))
+        return kinds(self.number(what, 0, max(kinds) + 1))
 
     def flag(self, what: str) -> bool:
         return bool(self.number(what, 0, 2))

@@ -18,11 +18,12 @@ class Law(IntEnum):
     GAUSSIAN = 1  # 1/2 sum (z - mu)^2 / exp(theta), theta being log-variances [n], [1] or [], or None for 0
     FULL_GAUSSIAN = 2  # 1/2 (z - mu)^T theta (z - mu), theta being a symmetric matrix [n, n]
     LAPLACE = 3  # sum |z - mu| / exp(theta), theta being log-scales, likewise
+    CATEGORICAL = 8  # -z . log softmax(mu), z being a distribution, which is clamped
 
     @property
     def is_elementwise(self) -> bool:
         """Whether theta is one number per element, or for all."""
-        return self not in (Law.NONE, Law.FULL_GAUSSIAN)
+        return self not in (Law.NONE, Law.FULL_GAUSSIAN, Law.CATEGORICAL)
 
 
 class MatmulPrecision(IntEnum):
@@ -84,7 +85,8 @@ class Node:
         theta: the law's parameter.
         prior: a constant prediction, ``[1 or B, n]``, where no edge makes one.
         velocity: of a momentum, like the state.
-        data: ``[N, n]``, the rows of which an order picks for the state.
+        data: ``[N, n]``, the rows of which an order picks for the state; or of a CATEGORICAL law int64 ``[N]``, the
+            classes that one-hot rows stand for.
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
         sample_weights: ``[B]``, more factors of the energy.
     """

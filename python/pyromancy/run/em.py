@@ -19,6 +19,8 @@ from .. import ops, plan
 from ..arguments import kind_of
 from ..capture.capture import NotCapturable, has_hooks
 from ..methods import Method, Stop
+from ..nodes.base import StateNode
+from ..nodes.categorical import CategoricalNode
 from ..plan import Accelerated
 from . import optimizer as rules
 from .chain import ChainExecutor
@@ -592,8 +594,10 @@ class Whole:
             for setting in self.set_:
                 place = self.start_.place(setting)
                 slot = self._slot_of.get(id(setting.node.value))
-                if place is None or slot is None or not _are_rows(data[place], setting.node.value):
+                if place is None or slot is None or not _are_rows(data[place], setting.node):
                     return False
+                if isinstance(setting.node, CategoricalNode):
+                    setting.node.check(data[place])
                 rows[slot] = data[place]
         last, settings = self._last, self._settings(em)
         rates = None
@@ -649,9 +653,7 @@ class Whole:
         slots = [self._slot_of.get(id(setting.node.value)) for setting in self.set_]
         if self.by_hand or None in slots or Repeat.obstacle(em, self.start_, self.set_):
             return None
-        clamped = [
-            (setting.node.value, place) for setting in self.set_ if (place := self.start_.place(setting)) is not None
-        ]
+        clamped = [(setting.node, place) for setting in self.set_ if (place := self.start_.place(setting)) is not None]
         states = [s for s in self.states if s is not None]
         return Repeat(em, self, clamped, states, last.call, last.learner)
 
@@ -699,7 +701,10 @@ class Whole:
             )  # fmt: skip
 
 
-def _are_rows(data: Tensor, state: Tensor) -> bool:
+def _are_rows(data: Tensor, node: StateNode) -> bool:
+    state = node.value
+    if isinstance(node, CategoricalNode) and data.dtype == torch.int64:
+        return data.dim() == 1 and data.device == state.device and data.is_contiguous()
     alike = data.dtype == state.dtype and data.device == state.device and data.shape[1:] == state.shape[1:]
     return alike and data.is_contiguous()
 

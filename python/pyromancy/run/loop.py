@@ -21,11 +21,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import plan
+from .. import backends, functional, plan
 from ..arguments import check_energy_argument
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
-from ..capture.lowering import NotAChain, idle, lower
+from ..capture.lowering import Chain, NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
@@ -751,6 +751,7 @@ class InferenceLoop:
         self._program = program
         named = names_of(self._energy)
         program.names = {i: named[id(t)] for i, t in enumerate(program.leaves) if id(t) in named}
+        _check_clamped(program)
         return self._executor_of(program)
 
     def _executor_of(self, program: Program) -> Executor:
@@ -759,6 +760,7 @@ class InferenceLoop:
             try:
                 written = normal(program, program.batch[0] if program.batch else 1)
                 chains = lower(written)
+                _check_laws(written, chains, self._params[0].device)
                 executor = ChainExecutor(written, chains, self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
@@ -824,6 +826,23 @@ def _on_errors(program: Program, states: Sequence[Tensor], measured: bool) -> On
         if [t.node for t in written.terms] == [t.node for t in program.terms]:
             raise
         return OnErrors(written, states, measured)
+
+
+def _check_laws(program: Program, chains: list[Chain], device: torch.device) -> None:
+    """Raise where a node has a law that the device's kernels do not know."""
+    for node in (n for chain in chains for n in chain.nodes):
+        if reason := backends.without_law(node.law, device.type):
+            raise NotAChain(f"{reason}, which {program.told(node.state)} has")
+
+
+def _check_clamped(program: Program) -> None:
+    """Raise where the state of a categorical node is free."""
+    for call in program.calls:
+        if call.function is functional.categorical_energy and call.inputs[0] in program.free:
+            raise ValueError(
+                f"params must not hold the state of a categorical node, got {program.told(call.inputs[0])}: it is a "
+                "distribution, which E-steps would leave; clamp it, as get_estep_params(net, exclude=[node]) does"
+            )
 
 
 def settles(device: torch.device) -> bool:

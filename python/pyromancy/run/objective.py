@@ -378,6 +378,7 @@ _NODES: dict[Law, Callable[..., Tensor]] = {
     Law.GAUSSIAN: functional.gaussian_energy,
     Law.FULL_GAUSSIAN: functional.multivariate_energy,
     Law.LAPLACE: functional.laplace_energy,
+    Law.CATEGORICAL: functional.categorical_energy,
 }
 
 

@@ -38,14 +38,14 @@ class Repeat:
     Args:
         em: of the batch.
         whole: what did it.
-        clamped: states that are set to what `start` is given, by the place of that.
+        clamped: nodes whose states are set to what `start` is given, by the place of that.
         states: of all nodes; those not clamped start at their predictions.
         call: what did the rest.
         learner: what the optimizer was for it.
     """
 
     def __init__(
-        self, em: EM, whole: Whole, clamped: Sequence[tuple[Tensor, int]], states: list[Tensor], call: Call,
+        self, em: EM, whole: Whole, clamped: Sequence[tuple[StateNode, int]], states: list[Tensor], call: Call,
         learner: Learner,
     ) -> None:  # fmt: skip
         program = em.loop.program
@@ -80,7 +80,8 @@ class Repeat:
             kind = type(setting.node)
             if start.place(setting) is None:
                 return "a state is set to what is computed"
-            if any(getattr(kind, name) is not getattr(StateNode, name) for name in _SETTERS):
+            refills = next(owner for owner in kind.__mro__ if "_refill" in vars(owner))
+            if any(getattr(kind, name) is not getattr(refills, name) for name in _SETTERS):
                 return "a node sets its state in a way of its own"
         return None
 
@@ -93,8 +94,8 @@ class Repeat:
             for state in self._states:
                 if _is_held(state):
                     state.data = torch.empty_like(state)
-            for state, place in self._clamped:
-                state.copy_(batch[place])
+            for node, place in self._clamped:
+                node._refill(batch[place])
             try:
                 ops.run_plan_(*self._call)
             except RuntimeError:

@@ -202,6 +202,10 @@ class StateNode(Node):
         torch.autograd.graph.increment_version(state)  # assigning `data` does not; graphs over the old state are void
         return state
 
+    def _refill(self, value: Tensor) -> None:
+        """Write into the state what `init` would set it to, of a value of the form that it was last given."""
+        self.value.copy_(value)
+
     def forward(self, inputs: Tensor, **kwargs: Any) -> Tensor:
         """In training mode, set the state to `inputs` and return it; in evaluation mode, return `inputs`."""
         return self.init(inputs) if self.training else inputs
