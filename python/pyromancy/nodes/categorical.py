@@ -106,13 +106,13 @@ class CategoricalNode(VariationalNode):
                 wrong = least if least < 0 else most
                 raise ValueError(f"value must be class indices from 0 to {self._classes - 1}, got {wrong}")
             return
-        if not value.min() >= 0:
-            raise ValueError(f"value must be probabilities, none of them negative, got {value.min().item()}")
-        sums = value.sum(1)
-        worst = sums.flatten()[(sums - 1).abs().argmax()].item()
+        if not float(least := value.amin()) >= 0:
+            raise ValueError(f"value must be probabilities, none of them negative, got {least.item()}")
+        least, most = (float(x) for x in value.sum(1).aminmax())
         eps = max(torch.finfo(t).eps for t in (value.dtype, torch.float32))  # which they may have been rounded to
-        if not abs(worst - 1) <= math.sqrt(eps):
-            raise ValueError(f"value must be probabilities that sum to 1 over the classes, got a sum of {worst:.6g}")
+        if not (1 - least <= math.sqrt(eps) >= most - 1):
+            wrong = least if 1 - least > most - 1 else most
+            raise ValueError(f"value must be probabilities that sum to 1 over the classes, got a sum of {wrong:.6g}")
 
     def _distribution(self, value: Tensor) -> Tensor:
         """Probabilities, given those or class indices."""
@@ -120,7 +120,7 @@ class CategoricalNode(VariationalNode):
         if not _holds_classes(value):
             return value
         zeros = value.new_zeros(value.shape[0], self._classes, *value.shape[1:], dtype=self.value.dtype)
-        return zeros.scatter_(1, value.unsqueeze(1).long(), 1.0)
+        return zeros.scatter_(1, value.long().unsqueeze(1), 1.0)
 
     def _refill(self, value: Tensor) -> None:
         self.check(value)
