@@ -88,6 +88,17 @@ def of_every_law(problem):
     return problem | {"laws": laws, "sample_weights": [z.new_ones(len(z)) for z in problem["states"]]}
 
 
+def of_classes(problem):
+    """The same, its last node categorical."""
+    laws = [Law.GAUSSIAN for _ in problem["states"]]
+    thetas = [None for _ in laws]
+    laws[-1] = Law.CATEGORICAL
+    return problem | {
+        "laws": laws, "thetas": thetas, "precisions": thetas, "activations": [*problem["activations"][:-1], 0],
+        "sample_weights": [z.new_ones(len(z)) for z in problem["states"]],
+    }  # fmt: skip
+
+
 def chain_calls():
     """Arguments and types of plans: the steps one by one, and every tile and kind of product of all in one kernel.
 
@@ -100,6 +111,7 @@ def chain_calls():
             persistent.height = lambda *_: 0
             for some in (problem, of_every_law(problem), of_every_law(problem | {"precisions": [None] * len(widths)})):
                 yield chain_call(some, learn=True), dtype
+            yield chain_call(of_classes(problem)), dtype
     options |= {"covariances": False, "before": "gelu_tanh", "after": "gelu"}
     for widths, products in (((64, 256, 256, 16), "highest"), ((5, 33, 7, 3), "highest"), ((5, 33, 7, 3), "medium")):
         for tall in persistent._TILES:

@@ -100,6 +100,50 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
   }
 }
 
+// The same of a law of rows, a warp for each.
+template <class T>
+__global__ void __launch_bounds__(kThreads) row_error_kernel(const ErrorArgs a) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t row = first_thread() / kWarp; row < a.rows; row += all_threads() / kWarp) {
+    const auto logit = [&](int64_t column) {
+      if (!a.product)
+        return static_cast<const T*>(a.given)[row * a.given_row + column];
+      const T product = static_cast<const T*>(a.product)[row * a.n + column];
+      return a.bias ? product + static_cast<const T*>(a.bias)[column] : product;
+    };
+    const T* const z = static_cast<const T*>(a.state) + row * a.n;
+    T most = logit(0);
+    for (int64_t j = lane; j < a.n; j += kWarp)
+      most = logit(j) > most ? logit(j) : most;
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const T other = __shfl_down_sync(0xffffffffu, most, step);
+      most = other > most ? other : most;
+    }
+    most = __shfl_sync(0xffffffffu, most, 0);
+    double total = 0, mass = 0; // of e^x, and of z
+    for (int64_t j = lane; j < a.n; j += kWarp) {
+      total += exp(logit(j) - most);
+      mass += z[j];
+    }
+    total = __shfl_sync(0xffffffffu, sum_over<kWarp>(total), 0);
+    mass = __shfl_sync(0xffffffffu, sum_over<kWarp>(mass), 0);
+    const T share = static_cast<T>(mass / total), log_total = static_cast<T>(std::log(total));
+    const T weight = a.sample_weights ? static_cast<const T*>(a.sample_weights)[row] : T(1);
+    for (int64_t j = lane; j < a.n; j += kWarp) {
+      const T p = a.rate ? weight * static_cast<const T*>(a.rate)[j] : weight;
+      const T x = logit(j) - most, push = Categorical::push(z[j], exp(x), share, p);
+      const int64_t at = row * a.n + j;
+      if (a.error)
+        static_cast<T*>(a.error)[at] = push;
+      if (a.deviation)
+        static_cast<T*>(a.deviation)[at] = Categorical::deviation(z[j], x, log_total, p);
+      if (a.delta)
+        static_cast<T*>(a.delta)[at] = static_cast<T>(a.scale) * push;
+    }
+  }
+}
+
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) update_kernel(const UpdateArgs a) {
   const T momentum = static_cast<T>(a.momentum), undamped = static_cast<T>(1 - a.dampening);
@@ -157,6 +201,8 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(const ActivateArgs a
 void launch_error(const ErrorArgs& a, void* stream) {
   with_float(a.dtype, [&](auto zero) {
     using T = decltype(zero);
+    if (is_rowwise(a.law) && a.state)
+      return launch(row_error_kernel<T>, blocks_for(a.rows, kThreads / kWarp), stream, a);
     with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
                  {a.product, a.bias, a.source, a.given, a.state, a.rate, a.weighed, a.prediction,
                   a.residual, a.error, a.deviation, a.delta, a.moment},

@@ -29,7 +29,7 @@ struct ErrorArgs {
   double normalizer;          // that the energy has times theta
   void* prediction;           // mu
   void* residual;             // z - mu
-  void* error;                // what the energy grows by with z
+  void* error;                // what the energy grows by with z; of a law of rows delta, unscaled
   void* deviation;            // the energy without its normalizer
   void* delta;                // scale after' times what the energy shrinks by with mu
   void* moment;               // -scale times what it grows by with theta

@@ -26,10 +26,11 @@ Tensor as_vector(const Tensor& t) {
   return t.dim() == 0 ? torch::stable::unsqueeze(t, 0) : t;
 }
 
-// Of a law of elements, a node's weight included.
+// Of a law, a node's weight included, but where it is a matrix.
 MaybeTensor rate_of(const PlanNode& node, const Operands& operands) {
   const Tensor* theta = operands.find(node.theta);
-  if (!is_elementwise(node.law) || (!theta && node.weight == 1))
+  const bool weighted = is_elementwise(node.law) || is_rowwise(node.law);
+  if (!weighted || (!theta && node.weight == 1))
     return {};
   const Tensor& state = operands[node.state];
   const int64_t n = state.size(1);
@@ -201,8 +202,8 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   STD_TORCH_CHECK(!plan.method.accelerated,
                   "accelerated E-steps in a plan are the compiled CPU kernels' alone");
   for (const PlanNode& node : plan.nodes)
-    STD_TORCH_CHECK(node.law != Law::categorical,
-                    "categorical nodes in a plan are the compiled CPU kernels' alone");
+    if (const Tensor* data = operands.find(node.data))
+      STD_TORCH_CHECK(!holds_classes(*data), "data must be rows of states here, got classes");
   const NoGrad no_grad;
   const Tensor& first_state = operands[plan.nodes.front().state];
   // An order is looked at here, which waits for a device that has it, and goes by rows there.

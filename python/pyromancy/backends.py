@@ -17,7 +17,6 @@ import torch
 
 from . import native
 from .ops import SERVED_BY_TRITON, reference, schema, triton
-from .plan import Law
 from .version import __version__
 
 __all__ = ["Serving", "available", "describe", "report", "use"]
@@ -160,14 +159,6 @@ def multiplies_bfloat16() -> bool:
     """Whether fused chains on the CPU take products of bfloat16 where PyTorch's precision is "medium"."""
     served = _serving("run_plan_", "cpu").backend == "native"
     return served and native.MODULE is not None and native.MODULE.multiplies_bfloat16()
-
-
-def without_law(law: Law, device: str) -> str:
-    """Why the kernels of plans on a device do not run nodes of a law, or ""."""
-    backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
-    if law is not Law.CATEGORICAL or backend == "reference" or (backend, device) == ("native", "cpu"):
-        return ""
-    return f"the {backend} kernels on {device} have no {law.name.lower()} law"
 
 
 def without_acceleration(device: str) -> str:

@@ -9,13 +9,27 @@ from numerics import FLOATS, name, same_bits
 from pyromancy import backends, plan
 from pyromancy.plan import Accelerated, Descent, Edge, Law, Learning, Node, Plan, Rule, RuleKind
 
-BACKENDS = [b for b in ("native", "reference") if backends.available(b)[0]]
+BACKENDS = [b for b in ("native", "triton", "reference") if backends.available(b)[0]]
+INTERPRETED = "triton" in BACKENDS
+BATCHES, WIDTHS = ((0, 1, 19), (2, 70)) if INTERPRETED else ((0, 1, 3, 5, 40, 129), (1, 2, 10, 17, 129, 1000))
 
 
-@pytest.fixture(params=BACKENDS, autouse=True)
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     with backends.use(request.param):
         yield request.param
+
+
+@pytest.fixture
+def kernels():
+    if "native" not in BACKENDS:
+        pytest.skip("there is no compiled module")
+    with backends.use("native"):
+        yield
+
+
+serving = pytest.mark.usefixtures("backend")
+compiled = pytest.mark.usefixtures("kernels")
 
 
 def classifier(widths, batch, before="tanh", dtype=torch.float64, one_hot=True, **options):
@@ -33,8 +47,9 @@ def copied(a):
     return {k: to(x) for k, x in a.items()}
 
 
-@pytest.mark.parametrize("n", [1, 2, 10, 17, 129, 1000])
-@pytest.mark.parametrize("batch", [0, 1, 3, 5, 40, 129])
+@serving
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("batch", BATCHES)
 def test_states_and_energies_are_those_of_autograd(n, batch):
     a = classifier((7, 33, 5, n), batch, one_hot=n % 2 == 0, record=True, scales=True, momentum={"momentum": 0.5})
     a["sample_weights"] = [None, None, None, torch.rand(batch, dtype=torch.float64)]
@@ -45,10 +60,11 @@ def test_states_and_energies_are_those_of_autograd(n, batch):
     torch.testing.assert_close(a["energies"], record, rtol=1e-10, atol=1e-12)
 
 
+@serving
 @pytest.mark.parametrize("when", [Learning.AT_THE_END, Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP])
 @pytest.mark.parametrize("sweeps", [False, True])
 def test_what_is_learned_is_that_of_the_reference(when, sweeps):
-    for batch in (1, 4, 40, 129):
+    for batch in BATCHES[1:]:
         a = classifier((7, 33, 5, 10), batch)
         a["swept"] = [False, sweeps, sweeps, False]
         b, rule = copied(a), Rule(RuleKind.SGD, 0.1, first=0.9, fresh=True)
@@ -60,12 +76,11 @@ def test_what_is_learned_is_that_of_the_reference(when, sweeps):
                 torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+@compiled
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("n", [3, 10, 70])
-def test_bits_are_no_matter_of_the_batch(backend, dtype, n):
+def test_bits_are_no_matter_of_the_batch(dtype, n):
     """Of one, four and many samples, which have other tiles, and of a tile that is not full."""
-    if backend == "reference":
-        pytest.skip("PyTorch's products are of its libraries")
     a = classifier((7, 40, n), 129, dtype=dtype, record=True, one_hot=False)
     a["energies"] = a["energies"].to(dtype)
     parts = []
@@ -80,10 +95,9 @@ def test_bits_are_no_matter_of_the_batch(backend, dtype, n):
     assert same_bits(torch.cat([p["energies"] for p in parts], 2), a["energies"])
 
 
+@compiled
 @pytest.mark.parametrize("errors", [True, False])
-def test_accelerated_it_ends_where_the_gradient_is_zero(backend, errors):
-    if backend == "reference":
-        pytest.skip("plans of the compiled kernels alone")
+def test_accelerated_it_ends_where_the_gradient_is_zero(errors):
     a = classifier((7, 20, 15, 10), 9)
     outcome = torch.zeros(9, 2, dtype=torch.float64)
     call(*planned(a | {"steps": 2000, "velocities": []}, method=Accelerated(errors=errors), outcome=outcome))
@@ -93,11 +107,10 @@ def test_accelerated_it_ends_where_the_gradient_is_zero(backend, errors):
         assert (z - after).abs().max() < 1e-5  # the gradient
 
 
+@compiled
 @pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
-def test_what_stops_is_within_the_tolerance(backend, tol):
+def test_what_stops_is_within_the_tolerance(tol):
     """The bound is one in a linear network, whose energy is strictly convex in errors."""
-    if backend == "reference":
-        pytest.skip("plans of the compiled kernels alone")
     a = classifier((7, 20, 15, 10), 65, "identity")
     a["swept"] = [False, True, True, False]
     call(*planned(a | {"steps": 0}))
@@ -112,6 +125,7 @@ def test_what_stops_is_within_the_tolerance(backend, tol):
     assert (total(a) - total(best) <= tol * (first - total(a)) + 1e-10).all()
 
 
+@serving
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_extreme_logits_and_probabilities_are_finite_and_right(dtype):
     """Of logits of 1e4: the energy is their difference to the greatest, and softmax 0 and 1."""
@@ -134,6 +148,7 @@ def test_extreme_logits_and_probabilities_are_finite_and_right(dtype):
     assert state.isfinite().all()
 
 
+@serving
 def test_classes_of_an_order_are_one_hot_rows():
     n, rows = 10, 60
     order, classes = torch.randperm(40).repeat(2)[:60], torch.randint(n, (40,))
@@ -150,6 +165,7 @@ def test_classes_of_an_order_are_one_hot_rows():
     assert rows == len(order)
 
 
+@serving
 def test_bad_plans_are_refused():
     torch.manual_seed(0)
     free = classifier((7, 20, 10), 4, clamped=(0,))

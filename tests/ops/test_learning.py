@@ -41,7 +41,6 @@ COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
 # Where one kernel takes all steps, it adds up products as that suits their number, or its plans that do not sweep.
 ONE_KERNEL = INTERPRETED or (EMULATED and os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
 LAWS = (Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE)
-HAS_CATEGORICAL = not (EMULATED or INTERPRETED)
 NORMALIZERS = {Law.GAUSSIAN: 0.5, Law.LAPLACE: 1.0}  # what energies have of theta beside their deviation
 SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
 # of five predictions; the first network fits a cache
@@ -114,7 +113,7 @@ def random_problem(seed, laws=LAWS, functions=(*FUNCTIONS,), epsilon=1e-8):
     a = {k: to(x, torch.float64) for k, x in a.items()}
     matrices = [t is not None and t.dim() == 2 for t in a["thetas"]]
     a["laws"] = [Law.FULL_GAUSSIAN if m else draw.choice(laws) for m in matrices]
-    if HAS_CATEGORICAL and functions is not SMOOTH and not a["free"][-1] and draw.random() < 0.4:
+    if not a["free"][-1] and draw.random() < 0.4:
         a["laws"][-1], a["thetas"][-1], a["activations"][-1] = Law.CATEGORICAL, None, 0
         a["states"][-1] = a["states"][-1].softmax(1)
     diagonal = a["laws"][-1] is Law.GAUSSIAN and a["sample_weights"][-1] is None

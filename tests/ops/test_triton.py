@@ -16,7 +16,8 @@ TESTS = Path(__file__).parents[1]
 CAPABILITIES = (80, 90, 100)
 TIMEOUT = 1800  # seconds; a machine may have other work
 KERNELS = ("energy", "residual", "residual_logvar", "finish", "factor", "factor_backward", "solve", "outer",
-           "factor_gradient", "descend", "activate", "error", "update", "descend_chain", "rule")  # fmt: skip
+           "factor_gradient", "descend", "activate", "error", "update", "descend_chain", "rule",
+           "categorical")  # fmt: skip
 # Registers per thread. At 4 warps a program, 96 leave room for 5 programs on a multiprocessor and 168 for 3: what is
 # bound by memory bandwidth needs more of them than what multiplies matrices. All steps of a chain are one program for
 # each multiprocessor.
@@ -36,7 +37,12 @@ SUITES = {
         "ops/interpreted.py",
     ),
     "chains": ("ops/test_run_plan.py", "ops/interpreted_chain.py"),
-    "plans": ("ops/test_learning.py", "ops/test_weights_and_scales.py", "ops/test_skips.py"),
+    "plans": (
+        "ops/test_learning.py",
+        "ops/test_weights_and_scales.py",
+        "ops/test_skips.py",
+        "ops/test_categorical.py",
+    ),
 }
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

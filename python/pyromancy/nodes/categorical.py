@@ -52,7 +52,7 @@ class CategoricalNode(VariationalNode):
         self._check_is_tensor("value", value)
         self._check_fits("value", value)
         if watched.setter is None:
-            value = self._distribution(value)
+            value = self.distribution(value)
         return super().init(value)
 
     def error(self, pred: Tensor) -> Tensor:
@@ -106,16 +106,16 @@ class CategoricalNode(VariationalNode):
                 wrong = least if least < 0 else most
                 raise ValueError(f"value must be class indices from 0 to {self._classes - 1}, got {wrong}")
             return
-        if not float(least := value.amin()) >= 0:
-            raise ValueError(f"value must be probabilities, none of them negative, got {least.item()}")
-        least, most = (float(x) for x in value.sum(1).aminmax())
+        if not (lowest := float(value.amin())) >= 0:
+            raise ValueError(f"value must be probabilities, none of them negative, got {lowest}")
+        lowest, highest = (float(x) for x in value.sum(1).aminmax())
         eps = max(torch.finfo(t).eps for t in (value.dtype, torch.float32))  # which they may have been rounded to
-        if not (1 - least <= math.sqrt(eps) >= most - 1):
-            wrong = least if 1 - least > most - 1 else most
-            raise ValueError(f"value must be probabilities that sum to 1 over the classes, got a sum of {wrong:.6g}")
+        if not (1 - lowest <= math.sqrt(eps) >= highest - 1):
+            total = lowest if 1 - lowest > highest - 1 else highest
+            raise ValueError(f"value must be probabilities that sum to 1 over the classes, got a sum of {total:.6g}")
 
-    def _distribution(self, value: Tensor) -> Tensor:
-        """Probabilities, given those or class indices."""
+    def distribution(self, value: Tensor) -> Tensor:
+        """Probabilities, given those or class indices; ValueError as of `check`."""
         self.check(value)
         if not _holds_classes(value):
             return value

@@ -596,9 +596,10 @@ class Whole:
                 slot = self._slot_of.get(id(setting.node.value))
                 if place is None or slot is None or not _are_rows(data[place], setting.node):
                     return False
-                if isinstance(setting.node, CategoricalNode):
-                    setting.node.check(data[place])
                 rows[slot] = data[place]
+                if isinstance(setting.node, CategoricalNode):  # whose classes are looked at on a CPU alone
+                    setting.node.check(data[place])
+                    rows[slot] = data[place] if data[place].is_cpu else setting.node.distribution(data[place])
         last, settings = self._last, self._settings(em)
         rates = None
         if order is None and last is not None and last.settings == settings and last.learner.still(em.optimizer):

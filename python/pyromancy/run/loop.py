@@ -21,11 +21,11 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import backends, functional, plan
+from .. import functional, plan
 from ..arguments import check_energy_argument
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
-from ..capture.lowering import Chain, NotAChain, idle, lower
+from ..capture.lowering import NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
@@ -760,7 +760,6 @@ class InferenceLoop:
             try:
                 written = normal(program, program.batch[0] if program.batch else 1)
                 chains = lower(written)
-                _check_laws(written, chains, self._params[0].device)
                 executor = ChainExecutor(written, chains, self._params, self._replay)
             except NotAChain as reason:
                 self._reasons["chain"] = str(reason)
@@ -826,13 +825,6 @@ def _on_errors(program: Program, states: Sequence[Tensor], measured: bool) -> On
         if [t.node for t in written.terms] == [t.node for t in program.terms]:
             raise
         return OnErrors(written, states, measured)
-
-
-def _check_laws(program: Program, chains: list[Chain], device: torch.device) -> None:
-    """Raise where a node has a law that the device's kernels do not know."""
-    for node in (n for chain in chains for n in chain.nodes):
-        if reason := backends.without_law(node.law, device.type):
-            raise NotAChain(f"{reason}, which {program.told(node.state)} has")
 
 
 def _check_clamped(program: Program) -> None:

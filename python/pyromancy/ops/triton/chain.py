@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import plan
 from ...plan import Law, Learned
-from . import persistent
+from . import categorical, persistent
 from .activation import IDENTITY, activate, slope, subtract
 from .launch import blocks, computed_in, elements_of_tile, launch, tile
 from .laws import NodeLaw, of_law
@@ -237,6 +237,11 @@ class Chain:
         """Fill the room; a full precision is a library product, and what needs it is done after that."""
         error, delta, moment, parts, residual = room
         law, rate, weight, samples = self.laws[node]
+        if law is Law.CATEGORICAL:  # no activation comes between, and it has no theta
+            product, bias, *_ = forward
+            tiling = self.tiling(node)
+            categorical.errors(self.states[node], product, bias, rate, samples, error, parts, tiling, self.acc)
+            return
         if residual is None:
             self._errors(node, forward, law, weight, rate, None, samples, error, delta, moment, parts)
             return

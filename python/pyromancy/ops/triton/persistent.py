@@ -226,7 +226,12 @@ def rows_of_a_program(chain: Chain, descent: Descent) -> int:
     state, count = chain.states[0], len(chain.states)
     momentum = {v is not None for v, free in zip(descent.velocities, descent.free, strict=True) if free}
     alike = len(momentum) == 1
-    if state.dtype != torch.float32 or count > _MOST_NODES or any(chain.full(i) for i in range(count)) or not alike:
+    if (
+        state.dtype != torch.float32
+        or count > _MOST_NODES
+        or not all(law.law.is_elementwise for law in chain.laws if law.law is not Law.NONE)
+        or not alike
+    ):
         return 0
     if any(chain.skips):
         return 0
