@@ -293,6 +293,8 @@ class _Writer:
         forms = [(t.shape, t.dtype) for t in (self._stand_ins[source], self._stand_ins[output])]
         if share is None or forms[0] != forms[1] or other in self._linears or linear.skip not in (None, source):
             return False
+        if source not in self._program.varying | self._program.ancestors(linear.source):  # as a target
+            return False
         self._linears[output] = replace(linear, skip=source, share=linear.share + times * share)
         return True
 
