@@ -163,9 +163,14 @@ def network(width: int, depth: int, variance: float = 1.0) -> PCN:
     return PCN(nodes, net.edges)
 
 
-def train(net: PCN, how: str, rate: float, batches: Sequence[Tensor], x: Tensor, y: Tensor, tol: float) -> str:
-    """One run of Adam over batches of rows; what became of the sweeps and of the samples."""
-    adam = torch.optim.Adam(net.m_params(), lr=rate)
+def train(
+    net: PCN, how: str, variance: float, rate: float, batches: Sequence[Tensor], x: Tensor, y: Tensor, tol: float
+) -> str:
+    """One run of Adam over batches of rows; what became of the sweeps.
+
+    An output of variance v divides gradients by about v: Adam's epsilon, which they come close to here, follows.
+    """
+    adam = torch.optim.Adam(net.m_params(), lr=rate, eps=EPS / variance)
     if how == "backprop":
         for rows in batches:
             adam.zero_grad()
@@ -182,7 +187,7 @@ def train(net: PCN, how: str, rate: float, batches: Sequence[Tensor], x: Tensor,
 
 def changes(net: PCN, before: Sequence[Tensor]) -> list[float]:
     """The norm of every weight's change."""
-    return [(p.detach() - w).norm().item() for p, w in zip(net.m_params(), before, strict=True)]
+    return [(p.detach() - w).norm().item() for p, w in zip(net.edges.parameters(), before, strict=True)]
 
 
 def accuracy(net: PCN, x: Tensor, labels: Tensor) -> float:
@@ -203,10 +208,10 @@ def train_all(args: argparse.Namespace) -> None:
     for seed, rate, (how, variance) in itertools.product(args.seeds, args.rates, args.ways):
         torch.manual_seed(seed)
         net = network(args.width, args.depth, variance)
-        before = [p.detach().clone() for p in net.m_params()]
+        before = [p.detach().clone() for p in net.edges.parameters()]
         order = torch.cat([torch.randperm(len(x)) for _ in range(math.ceil(args.batches * 64 / len(x)))])
         start = time.perf_counter()
-        told = train(net, how, rate, order.split(64)[: args.batches], x, y, args.tol)
+        told = train(net, how, variance, rate, order.split(64)[: args.batches], x, y, args.tol)
         ms = 1e3 * (time.perf_counter() - start) / args.batches
         moved = changes(net, before)
         of = ", ".join(f"{moved[i]:.1f}" for i in layers)

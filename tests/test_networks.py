@@ -11,7 +11,7 @@ from torch import nn
 
 import pyromancy as pyro
 import twins
-from pyromancy import networks
+from pyromancy import backends, networks
 from pyromancy.nodes import FixedNode, FloatNode, IsotropicGaussianNode, StandardGaussianNode
 
 SIZES = (5, 7, 7, 3)
@@ -447,6 +447,44 @@ class TestMuPC:
         assert grown == pytest.approx((1 + 1 / 200) ** 98, rel=0.25)
         shrunk = growth(networks.mlp(sizes, bias=False).double())
         assert math.log(shrunk) == pytest.approx(-98 * math.log(6), rel=0.05)
+
+    @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam], ids=["sgd", "adam"])
+    def test_a_batch_is_one_call_that_does_what_autograd_does(self, optimizer):
+        net = networks.mlp([6, *[8] * 6, 2], scaling="mupc", skips=True).double()
+        x, y = torch.randn(5, 6).double(), torch.randn(5, 2).double()
+        net.start(x, y)
+        plain = copy.deepcopy(net)
+        m_opt, m_plain = (optimizer(n.m_params(), lr=0.1) for n in (net, plain))
+        em = pyro.EM(net.energy, net.e_params(), m_opt, start=net.start, steps=4, lr=0.1)
+        for _ in range(3):
+            em.step(x, y)
+            plain.start(x, y)
+            e_plain = torch.optim.SGD(plain.e_params(), lr=0.1)
+            for _ in range(4):
+                e_plain.zero_grad()
+                plain.energy().sum().backward(inputs=plain.e_params())
+                e_plain.step()
+            m_plain.zero_grad()
+            plain.energy().mean().backward(inputs=plain.m_params())
+            m_plain.step()
+        assert em.explain().startswith("a batch: one call of an operator\nexecutor: chain")
+        for f, e in zip([*net.m_params(), *net.e_params()], [*plain.m_params(), *plain.e_params()], strict=True):
+            torch.testing.assert_close(f.detach(), e.detach(), rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("lr", [None, 0.05])
+    def test_on_errors_fused_steps_are_those_one_by_one(self, lr):
+        net = networks.mlp([6, *[8] * 6, 2], "tanh", scaling="mupc", skips=True).double()
+        x, y = torch.randn(5, 6).double(), torch.randn(5, 2).double()
+        found = []
+        for backend in ("native", "reference"):
+            with backends.use(backend):
+                net.start(x, y)
+                loop = pyro.InferenceLoop(net.energy, net.e_params(), method=pyro.methods.Accelerated(lr=lr))
+                loop.run(8)
+                assert loop.explain().startswith("executor: chain")
+                found.append([z.detach().clone() for z in net.e_params()])
+        for f, e in zip(*found, strict=True):
+            torch.testing.assert_close(f, e, rtol=1e-10, atol=1e-10)
 
     def test_every_depth_learns(self):
         """By `EM`, which takes it on whatever executor can."""

@@ -813,16 +813,19 @@ def test_what_start_takes_may_be_anything(given):
 class TestRounding:
     """States that a forward sweep of PyTorch's products has set are their predictions but for rounding."""
 
-    def deep(self, dtype=torch.float32):
+    def deep(self, dtype=torch.float32, skips=False):
         torch.manual_seed(0)
-        net = Net((20, *[32] * 8, 3), (StandardGaussianNode,) * 9).to(dtype)
+        sizes = (20, *[32] * 8, 3)
+        net = pyro.networks.mlp(sizes, skips=True) if skips else Net(sizes, (StandardGaussianNode,) * 9)
+        net.to(dtype)
         net.start(torch.rand(24, 20, dtype=dtype), torch.rand(24, 3, dtype=dtype))
         return net, pyro.InferenceLoop(net.energy, net.e_params(), lr=0.05)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
     @pytest.mark.parametrize("steps", [0, 1, 4])
-    def test_what_no_error_has_reached_has_no_gradient(self, steps, dtype):
-        net, loop = self.deep(dtype)
+    @pytest.mark.parametrize("skips", [False, True], ids=["plain", "skips"])
+    def test_what_no_error_has_reached_has_no_gradient(self, skips, steps, dtype):
+        net, loop = self.deep(dtype, skips)
         loop.run(steps)
         loop.backward(net.m_params())
         assert "executor: chain" in loop.explain()
