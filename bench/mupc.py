@@ -1,9 +1,10 @@
 """muPC networks with skips: an EM batch against autograd, the graph executor and JAX, and depth 128 against backprop.
 
     python -m bench.mupc time
-    python -m bench.mupc train DIR      # MNIST's IDX files
+    python -m bench.mupc compare DIR    # MNIST's IDX files: gradients at equilibrium and by backpropagation
+    python -m bench.mupc train DIR
 
-Both print tables. Each training run prints a line as it ends, so that a run that is broken off is not lost.
+All print tables. Each training run prints a line as it ends, so that a run that is broken off is not lost.
 """
 
 from __future__ import annotations
@@ -155,7 +156,11 @@ def time_batches(rounds: int) -> None:
 
 def network(width: int, depth: int, variance: float = 1.0) -> PCN:
     """So many edges; the output has a variance, which does not learn."""
-    net = mlp([784, *[width] * (depth - 1), 10], scaling="mupc", skips=True)
+    return with_variance(mlp([784, *[width] * (depth - 1), 10], scaling="mupc", skips=True), variance)
+
+
+def with_variance(net: PCN, variance: float) -> PCN:
+    """The same edges under such an output."""
     if variance == 1:
         return net
     output = pyromancy.nodes.IsotropicGaussianNode(10, variance=variance).requires_grad_(False)
@@ -174,7 +179,7 @@ def train(
     if how == "backprop":
         for rows in batches:
             adam.zero_grad()
-            (0.5 * (y[rows] - net.predict(x[rows])).square().sum(1).mean()).backward()
+            by_backprop(net, x[rows], y[rows]).backward()
             adam.step()
         return ""
     em = pyromancy.EM(net.energy, net.e_params(), adam, start=net.start, steps=200, method=Accelerated(), tol=tol)
@@ -183,6 +188,68 @@ def train(
         taken = em.step(x[rows], y[rows]).taken
         sweeps += math.nan if taken is None else taken.float().mean().item()
     return f"{sweeps / len(batches):.1f} sweeps"
+
+
+def by_backprop(net: PCN, x: Tensor, y: Tensor) -> Tensor:
+    """Half the squared error of a forward sweep, a mean over samples."""
+    return 0.5 * (y - net.predict(x)).square().sum(1).mean()
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print the share of the energy that inference takes, and what it makes of every edge's gradient."""
+    x, y, _ = digits(args.folder)
+    torch.manual_seed(args.seeds[0])
+    net = network(args.width, args.depth)
+    adam = torch.optim.Adam(net.m_params(), lr=args.rates[0])
+    layers = shown(args.depth)
+    print(f"| batches | v | share | sweeps | cosine with backprop's {[i + 1 for i in layers]} | size over it |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for done, rows in enumerate(torch.randperm(len(x)).split(64)[: args.batches + 1]):
+        if done in (0, args.batches):
+            for variance in sorted({variance for _, variance in args.ways}):
+                compare_batch(net, variance, x[rows], y[rows], args.tol, f"| {done} ", layers)
+        adam.zero_grad()
+        by_backprop(net, x[rows], y[rows]).backward()
+        adam.step()
+
+
+def compare_batch(
+    net: PCN, variance: float, x: Tensor, y: Tensor, tol: float, told: str, layers: Sequence[int]
+) -> None:
+    weights = list(net.edges.parameters())
+    expected = torch.autograd.grad(by_backprop(net, x, y), weights)
+    net = with_variance(net, variance)
+    loop = pyromancy.InferenceLoop(net.energy, net.e_params(), method=Accelerated())
+
+    def energy() -> float:
+        """Without the normalizer."""
+        return net.energy().mean().item() - 5 * math.log(variance)
+
+    net.start(x, y)
+    first = energy()
+    taken = loop.run(200, tol=tol).taken
+    share = 1 - energy() / first
+    for w in weights:
+        w.grad = None
+    loop.backward(weights)
+    pairs = [(w.grad, e) for w, e in zip(weights, expected, strict=True)]
+    cosines = [F.cosine_similarity(g.flatten(), e.flatten(), dim=0).item() for g, e in pairs if g is not None]
+    sizes = [(variance * g.norm() / e.norm()).item() for g, e in pairs if g is not None]
+    sweeps = math.nan if taken is None else taken.float().mean().item()
+    of = [", ".join(f"{values[i]:.2f}" for i in layers) for values in (cosines, sizes)]
+    print(f"{told}| {variance:g} | {share:.3f} | {sweeps:.1f} | {of[0]} | {of[1]} |", flush=True)
+
+
+def shown(depth: int) -> list[int]:
+    """The edges that tables name."""
+    return [0, 1, depth // 4, depth // 2, 3 * depth // 4, depth - 2, depth - 1]
+
+
+def digits(folder: str) -> tuple[Tensor, Tensor, Any]:
+    """Images, one-hot labels and all that there is."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    data = importlib.import_module("digits").load_idx(Path(folder))
+    return data.train_x, F.one_hot(data.train_labels, 10).float(), data
 
 
 def changes(net: PCN, before: Sequence[Tensor]) -> list[float]:
@@ -198,10 +265,8 @@ def accuracy(net: PCN, x: Tensor, labels: Tensor) -> float:
 
 def train_all(args: argparse.Namespace) -> None:
     """Print the accuracy of every way, rate and seed, and how far the weights of some layers went."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    data = importlib.import_module("digits").load_idx(Path(args.folder))
-    x, y = data.train_x, F.one_hot(data.train_labels, 10).float()
-    layers = [0, 1, args.depth // 4, args.depth // 2, 3 * args.depth // 4, args.depth - 2, args.depth - 1]
+    x, y, data = digits(args.folder)
+    layers = shown(args.depth)
     print(f"784-{args.width}x{args.depth - 1}-10 ReLU, batch 64, {args.batches} batches, tol {args.tol:g}", flush=True)
     print(f"| way | v | Adam | seed | % | ms | sweeps | change of weights {[i + 1 for i in layers]} | least, most |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
@@ -236,20 +301,24 @@ def main() -> None:
     of = parser.add_subparsers(required=True, dest="what")
     timing = of.add_parser("time")
     timing.add_argument("--rounds", type=int, default=15)
-    training = of.add_parser("train")
-    training.add_argument("folder")
-    training.add_argument("--width", type=int, default=64)
-    training.add_argument("--depth", type=int, default=128, help="edges")
-    training.add_argument("--batches", type=int, default=938)
-    training.add_argument("--tol", type=float, default=1e-2)
-    training.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1])
-    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    training.add_argument("--ways", type=way, nargs="+", default=[("backprop", 1.0), ("em", 1.0)])
+    for name, rates, batches, ways in (
+        ("compare", [0.01], 200, [("em", v) for v in (1.0, 10.0, 100.0, 1000.0)]),
+        ("train", [0.003, 0.01, 0.03], 938, [("backprop", 1.0), ("em", 1.0), ("em", 1000.0)]),
+    ):
+        learning = of.add_parser(name)
+        learning.add_argument("folder")
+        learning.add_argument("--width", type=int, default=64)
+        learning.add_argument("--depth", type=int, default=128, help="edges")
+        learning.add_argument("--batches", type=int, default=batches)
+        learning.add_argument("--tol", type=float, default=1e-2)
+        learning.add_argument("--rates", type=float, nargs="+", default=rates)
+        learning.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        learning.add_argument("--ways", type=way, nargs="+", default=ways)
     args = parser.parse_args()
     if args.what == "time":
         time_batches(args.rounds)
     else:
-        train_all(args)
+        {"compare": compare, "train": train_all}[args.what](args)
 
 
 if __name__ == "__main__":
