@@ -108,8 +108,13 @@ __global__ void __launch_bounds__(kThreads) row_error_kernel(const ErrorArgs a) 
     const auto logit = [&](int64_t column) {
       if (!a.product)
         return static_cast<const T*>(a.given)[row * a.given_row + column];
-      const T product = static_cast<const T*>(a.product)[row * a.n + column];
-      return a.bias ? product + static_cast<const T*>(a.bias)[column] : product;
+      const int64_t at = row * a.n + column;
+      T x = static_cast<const T*>(a.product)[at];
+      if (a.bias)
+        x += static_cast<const T*>(a.bias)[column];
+      if (a.source)
+        x += static_cast<T>(a.skip) * static_cast<const T*>(a.source)[at];
+      return x;
     };
     const T* const z = static_cast<const T*>(a.state) + row * a.n;
     T most = logit(0);
