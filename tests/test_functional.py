@@ -41,6 +41,12 @@ class TestAgainstDistributions:
         for given, scale in ((None, torch.ones_like(value)), (logscale, logscale.exp())):
             assert_near(functional.laplace_energy(value, pred, given), formulas.laplace_energy(value, pred, scale), 35)
 
+    def test_categorical_energy(self):
+        pred, classes = randn(B, *NODE), torch.randint(NODE[0], (B, *NODE[1:]))
+        value = torch.nn.functional.one_hot(classes, NODE[0]).movedim(-1, 1).double()
+        density = torch.distributions.Categorical(logits=pred.movedim(1, -1)).log_prob(classes)
+        assert_near(functional.categorical_energy(value, pred), -density.flatten(1).sum(1), 35)
+
     def test_multivariate_energy(self):
         value, pred, factor = multivariate()
         expected = formulas.multivariate_normal_energy(value, pred, factor @ factor.T)
@@ -52,6 +58,9 @@ class TestAgainstDistributions:
         assert_near(functional.gaussian_error(value, pred, logvar), expected)
         (expected,) = torch.autograd.grad(formulas.laplace_energy(value, pred, logvar.exp()).sum(), value)
         assert_near(functional.laplace_error(value, pred, logvar), expected)
+        value, pred = randn(B, *NODE), randn(B, *NODE).requires_grad_()  # of no distribution, and so of any multiple
+        (expected,) = torch.autograd.grad((value * pred.log_softmax(1)).sum(), pred)
+        assert_near(functional.categorical_error(value, pred), expected, 5)
         value, pred, factor = multivariate()
         energy = formulas.multivariate_normal_energy(value.requires_grad_(), pred, factor @ factor.T)
         assert_near(functional.multivariate_error(value, pred, factor), torch.autograd.grad(energy.sum(), value)[0], 25)
@@ -71,6 +80,8 @@ class TestBroadcasting:
             (functional.gaussian_error, ()),
             (functional.laplace_energy, ()),
             (functional.laplace_error, ()),
+            (functional.categorical_energy, ()),
+            (functional.categorical_error, ()),
             (functional.multivariate_energy, (factor,)),
             (functional.multivariate_error, (factor,)),
         ):
@@ -237,6 +248,13 @@ class TestGradients:
             inputs = value, pred, randn(3, 1, 1).requires_grad_()
             assert gradcheck(function, inputs)
             assert gradgradcheck(function, inputs)
+
+    @LAYOUTS
+    def test_categorical_energy(self, layout):
+        inputs = leaves(layout, randn(2, 3, 2, 2), randn(2, 3, 2, 2))
+        for function in (functional.categorical_energy, functional.categorical_error):
+            assert gradcheck(function, tuple(inputs))
+            assert gradgradcheck(function, tuple(inputs))
 
     @pytest.mark.parametrize("wanted", range(3), ids=["value", "pred", "logvar"])
     def test_gaussian_energy_of_one_argument(self, wanted):
@@ -674,6 +692,8 @@ def test_what_was_made_in_inference_mode_is_taken_there_with_gradients_on(size):
         "gaussian_error": (value, pred, logvar),
         "laplace_energy": (value, pred, logvar),
         "laplace_error": (value, pred, logvar),
+        "categorical_energy": (value, pred),
+        "categorical_error": (value, pred),
         "cholesky_factor": (randn(3), randn(3, 3)),
         "multivariate_energy": (factor, randn(4, 3), whole),
         "multivariate_error": (factor, randn(4, 3), whole),

@@ -606,7 +606,7 @@ class TestMessages:
             ({"sizes": [3, True]}, TypeError, "every width in sizes must be an int, got True"),
             ({"activation": "rely"}, ValueError, "activation must be one of 'identity', 'relu', .*, got 'rely'"),
             ({"activation": nn.ReLU}, ValueError, "activation must be one of 'identity', 'relu'"),
-            ({"output": "categorical"}, ValueError, "one of 'gaussian', 'laplace', got 'categorical'"),
+            ({"output": "one-hot"}, ValueError, "one of 'gaussian', 'laplace', 'categorical'.*, got 'one-hot'"),
             ({"scaling": "mup"}, ValueError, "scaling must be one of 'mupc' or None, got 'mup'"),
             ({"scaling": "mupc", "bias": True}, ValueError, "bias must be False or None with scaling='mupc'"),
             ({"scaling": "mupc", "sizes": [3, 2]}, ValueError, r"at least 3 widths, with scaling, got \[3, 2\]"),
@@ -634,7 +634,7 @@ class TestMessages:
             (classifier(), {"cut": 2}, TypeError, "cut must be None or indices, got 2"),
             (classifier(), {"cut": [2.0]}, TypeError, r"every index in cut must be an int, got 2\.0"),
             (nn.Sequential(nn.Flatten(), *classifier()), {"cut": [1]}, ValueError, "from 2 to 5: .* layer 1 is the"),
-            (classifier(), {"output": "bernoulli"}, ValueError, "one of 'gaussian', 'laplace', got 'bernoulli'"),
+            (classifier(), {"output": "one-hot"}, ValueError, "one of 'gaussian', 'laplace', .*, got 'one-hot'"),
         ],
     )  # fmt: skip
     def test_from_sequential(self, module, options, kind, message):
