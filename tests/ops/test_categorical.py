@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chains import call, descend, everything_learned, planned, problem, to
+from chains import call, descend, everything_learned, planned, problem, to, with_skips
 from numerics import FLOATS, name, same_bits
 from pyromancy import backends, plan
 from pyromancy.plan import Accelerated, Descent, Edge, Law, Learning, Node, Plan, Rule, RuleKind
@@ -61,6 +61,15 @@ def test_states_and_energies_are_those_of_autograd(n, batch):
 
 
 @serving
+def test_skips_lead_to_logits():
+    a = with_skips(classifier((7, 10, 10), 19, record=True), 0.7)
+    states, record, _ = descend(a)
+    call(*planned(a))
+    torch.testing.assert_close(a["states"][1], states[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(a["energies"], record, rtol=1e-10, atol=1e-12)
+
+
+@serving
 @pytest.mark.parametrize("when", [Learning.AT_THE_END, Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP])
 @pytest.mark.parametrize("sweeps", [False, True])
 def test_what_is_learned_is_that_of_the_reference(when, sweeps):
@@ -77,11 +86,13 @@ def test_what_is_learned_is_that_of_the_reference(when, sweeps):
 
 
 @compiled
+@pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("n", [3, 10, 70])
-def test_bits_are_no_matter_of_the_batch(dtype, n):
+def test_bits_are_no_matter_of_the_batch(dtype, n, precision):
     """Of one, four and many samples, which have other tiles, and of a tile that is not full."""
     a = classifier((7, 40, n), 129, dtype=dtype, record=True, one_hot=False)
+    a["matmul_precision"] = precision
     a["energies"] = a["energies"].to(dtype)
     parts = []
     for first, last in ((0, 1), (1, 5), (5, 20), (20, 129)):
@@ -93,6 +104,15 @@ def test_bits_are_no_matter_of_the_batch(dtype, n):
     call(*planned(a))
     assert same_bits(torch.cat([p["states"][1] for p in parts]), a["states"][1])
     assert same_bits(torch.cat([p["energies"] for p in parts], 2), a["energies"])
+
+
+@compiled
+def test_products_of_bfloat16_are_near():
+    """Where there are any: logits and feedback round to 2^-9 of their terms."""
+    a = classifier((7, 40, 10), 33, dtype=torch.float32)
+    states = descend(a)[0]
+    call(*planned(a | {"matmul_precision": "medium"}))
+    torch.testing.assert_close(a["states"][1].double(), states[1], rtol=0, atol=0.02)
 
 
 @compiled
