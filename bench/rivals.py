@@ -226,8 +226,10 @@ def has_jax() -> bool:
     return True
 
 
-def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32) -> Runner:
+def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32, categorical: bool = False) -> Runner:
     """JAX: the whole batch under one jit, a scan over the E-steps, buffers of the parameters donated.
+
+    With a categorical output the last energy is a cross-entropy.
 
     Raises:
         NotHereError: JAX is not installed, or does not run on the device.
@@ -256,7 +258,10 @@ def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32) 
 
     def energy(edges: Any, states: Any, first: Any, y: Any) -> Any:
         predictions = [first, *(predict(edge, z) for edge, z in zip(edges, states, strict=True))]
-        return sum(0.5 * jnp.sum((z - mu) ** 2) for z, mu in zip([*states, y], predictions, strict=True))
+        squares = [0.5 * jnp.sum((z - mu) ** 2) for z, mu in zip([*states, y], predictions, strict=True)]
+        if categorical:
+            squares[-1] = -jnp.sum(y * jax.nn.log_softmax(predictions[-1]))
+        return sum(squares)
 
     def batch(parameters: Any, mean: Any, square: Any, count: Any, x: Any, y: Any) -> Any:
         bottom, *edges = parameters
