@@ -69,4 +69,5 @@ def errors(
     launch(
         categorical_kernel, blocks(batch, tall), state, product, bias, rate, samples, error, parts,
         batch, n, tiles, 0 if product.shape[0] == 1 else n, acc, tall, width,
+        num_warps=8 if acc == tl.float64 else 4,
     )  # fmt: skip
