@@ -273,7 +273,8 @@ def test_no_plot_writes_nothing(example, folder, tmp_path, monkeypatch):
 
 
 def test_divergence_says_what_to_do(example, folder):
-    with pytest.raises(SystemExit, match=r"diverged.*lower --e-lr or --m-lr"):
+    stops = pytest.raises(SystemExit, match=r"diverged.*lower --e-lr or --m-lr")
+    with pytest.warns(UserWarning, match="are not finite after Descent"), stops:
         example.main([*QUICK, "--data", str(folder), "--e-lr", "1e30"])
 
 
