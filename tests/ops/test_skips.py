@@ -19,6 +19,7 @@ from chains import (
     with_weights_and_scales,
 )
 from numerics import FLOATS, name, same_bits
+from pyromancy.plan import Law
 
 WIDTHS = (5, 17, 17, 17, 3)
 OPTIONS = {
@@ -72,6 +73,14 @@ class TestSkips:
             operator(**once)
             operator(**a)
             assert all(same_bits(x, y) for x, y in zip(a["states"], once["states"], strict=True))
+
+    def test_into_classes(self):
+        """A skip adds to logits, which a kernel of their own normalizes."""
+        for dtype in FLOATS:
+            a = with_skips(problem((5, 7, 7), SOME, "tanh", record=True, dtype=dtype), 0.4)
+            a["laws"] = [Law.GAUSSIAN, Law.GAUSSIAN, Law.CATEGORICAL]
+            a["states"][-1] = a["states"][-1].softmax(1)
+            check(a)
 
     def test_a_gram_is_refused(self):
         a = problem((5, 7, 7), 4)
