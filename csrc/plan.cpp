@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "methods/methods.h"
+
 namespace pyromancy {
 namespace {
 
@@ -58,38 +60,83 @@ private:
 
 Method read_method(Reader& read) {
   Method method{};
-  method.outcome = kNothing;
-  method.accelerated = read.number("method", 0, 2) != 0;
-  if (method.accelerated) {
-    method.errors = read.flag("errors");
-    method.restarts = read.flag("restarts");
-    method.outcome = read.maybe_written("outcome");
-  } else {
+  method.outcome = method.progress = kNothing;
+  const int64_t kind = read.number("method", 0, kSwayKinds + 1);
+  method.sways = kind > 0;
+  if (!method.sways) {
     method.nesterov = read.flag("nesterov");
     method.resume = read.flag("resume");
     method.settle = read.flag("settle");
+    method.turns = static_cast<Turns>(read.number("turns", 0, kTurns));
+    method.first = read.number("first step", 0, INT64_MAX);
+    for (double* number : {&method.lr, &method.momentum, &method.dampening})
+      *number = read.real("number of a method");
+    return method;
   }
-  method.lr = read.real("lr");
-  method.momentum = read.real("momentum");
-  (method.accelerated ? method.tol : method.dampening) = read.real("dampening or tol");
+  SwayMethod& sway = method.sway;
+  sway.kind = static_cast<SwayKind>(kind - 1);
+  sway.errors = read.flag("errors");
+  sway.option = read.flag("option");
+  method.resume = read.flag("resume");
+  method.outcome = read.maybe_written("outcome");
+  method.progress = read.maybe_written("progress");
+  for (double* number : {&sway.lr, &sway.first, &sway.second, &sway.third, &sway.tol}) {
+    *number = read.real("number of a method");
+    const bool any = sway.kind == SwayKind::momentum && number == &sway.second; // a dampening
+    STD_TORCH_CHECK(any || *number >= 0, "numbers of a method must not be negative, got ", *number);
+  }
   return method;
+}
+
+// What is looked at only once may lie on the CPU for plans of other devices.
+void check_near(Name name, const Tensor& t, const Tensor& state) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  STD_TORCH_CHECK(type == aoti_torch_device_type_cpu() || device_key(t) == device_key(state), name,
+                  " must be on the CPU or on the device of the states, got another");
 }
 
 // What moves in error coordinates is the error of the one prediction that every free node has,
 // whose law must not care where z and mu are, but how far apart.
 void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
   const Method& method = plan.method;
-  if (!method.accelerated)
+  if (method.turns != Turns::together) {
+    STD_TORCH_CHECK(plan.learning == Learning::never || plan.learning == Learning::at_the_end,
+                    "weights must learn at the end, not in every step, where states take turns");
+    for (size_t e = 0; e < plan.edges.size(); ++e)
+      STD_TORCH_CHECK(!plan.edges[e].gram, "gram of edge ", e, " needs states that move at once");
+    for (const PlanNode& node : plan.nodes)
+      STD_TORCH_CHECK(node.velocity == kNothing, "velocities need states that move at once");
+  }
+  for (const PlanNode& node : plan.nodes)
+    STD_TORCH_CHECK(node.kept == kNothing || method.sways, "kept of a node needs what sways");
+  if (!method.sways)
     return;
-  STD_TORCH_CHECK(plan.learning == Learning::never || plan.learning == Learning::at_the_end,
-                  "an accelerated method must learn at the end, not in every step");
-  STD_TORCH_CHECK(method.lr >= 0 && method.momentum >= 0 && method.tol >= 0,
-                  "lr, momentum and tol must not be negative, got ", method.lr, ", ",
-                  method.momentum, " and ", method.tol);
+  STD_TORCH_CHECK(
+      plan.learning == Learning::never || plan.learning == Learning::at_the_end,
+      "weights must learn at the end, not in every step, of a method but plain descent");
   for (size_t e = 0; e < plan.edges.size(); ++e)
     STD_TORCH_CHECK(!plan.edges[e].gram, "gram of edge ", e, " needs plain descent");
-  for (const PlanNode& node : plan.nodes)
-    STD_TORCH_CHECK(node.velocity == kNothing, "velocities need plain descent");
+  SwayMethod sway = method.sway;
+  complete(sway);
+  for (size_t l = 0; l < plan.nodes.size(); ++l) {
+    const PlanNode& node = plan.nodes[l];
+    const bool goes_on = node.free && method.progress != kNothing;
+    STD_TORCH_CHECK((node.velocity != kNothing) == goes_on &&
+                        (node.kept != kNothing) == (goes_on && sway.keeps),
+                    "node ", l, " must have a velocity, and what is kept, where a method goes on, ",
+                    "and only there");
+  }
+  STD_TORCH_CHECK(!method.resume || method.progress != kNothing, "resume needs a progress");
+  if (const Tensor* progress = operands.find(method.progress)) {
+    check_contiguous("progress", *progress);
+    check_near("progress", *progress, operands[plan.nodes.front().state]);
+    STD_TORCH_CHECK(dtype_of("progress", *progress) == DType::float64 && progress->dim() == 2 &&
+                        progress->size(0) == batch && progress->size(1) == kProgress,
+                    "progress must be float64 of shape (", batch, ", ", kProgress, "), got ",
+                    to_string(progress->sizes()));
+    STD_TORCH_CHECK(plan.order == kNothing, "progress must not be asked for over many batches");
+  }
   if (const Tensor* outcome = operands.find(method.outcome)) {
     check_like("outcome", *outcome, "states", operands[plan.nodes.front().state]);
     check_contiguous("outcome", *outcome);
@@ -165,6 +212,11 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
     check_same({"velocity of node", l}, *velocity, name, state);
     check_contiguous({"velocity of node", l}, *velocity);
   }
+  if (const Tensor* kept = operands.find(node.kept)) {
+    STD_TORCH_CHECK(node.free, "node ", l, " must be free to have kept anything");
+    check_same({"kept of node", l}, *kept, name, state);
+    check_contiguous({"kept of node", l}, *kept);
+  }
   if (const Tensor* data = operands.find(node.data)) {
     const Name data_name{"data of node", l};
     if (node.law == Law::categorical && holds_classes(*data)) {
@@ -219,14 +271,6 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
                   " needs a free source, a clamped target without a matrix for its precision or "
                   "sample weights, no activation after the product, no skip, and no energies "
                   "recorded");
-}
-
-// What is looked at only once may lie on the CPU for plans of other devices.
-void check_near(Name name, const Tensor& t, const Tensor& state) {
-  int32_t type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
-  STD_TORCH_CHECK(type == aoti_torch_device_type_cpu() || device_key(t) == device_key(state), name,
-                  " must be on the CPU or on the device of the states, got another");
 }
 
 const char* noun(Learned what) {
@@ -292,6 +336,7 @@ void check_uses(const Plan& plan, const Operands& operands) {
     for (int64_t i : {node.theta, node.prior, node.data, node.sample_weights})
       read(i);
     write(node.velocity);
+    write(node.kept);
     write(node.state, node.free || node.data != kNothing ? 1 : INT64_MAX);
   }
   for (const PlanEdge& edge : plan.edges) {
@@ -306,6 +351,7 @@ void check_uses(const Plan& plan, const Operands& operands) {
   write(plan.energies);
   write(plan.diverged);
   write(plan.method.outcome);
+  write(plan.method.progress);
   for (int64_t i = 0; i < operands.writable(); ++i)
     STD_TORCH_CHECK(uses[i].count <= uses[i].most, Name("written", i),
                     " is what a plan writes, and must be used for nothing else");
@@ -370,6 +416,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     node.theta = read.maybe_tensor("theta");
     node.prior = read.maybe_tensor("prior");
     node.velocity = read.maybe_written("velocity");
+    node.kept = read.maybe_written("kept");
     node.data = read.maybe_tensor("tensor of data");
     node.sample_weights = read.maybe_tensor("tensor of sample weights");
     node.weight = read.real("weight");

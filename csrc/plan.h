@@ -11,6 +11,8 @@
 #include "activations.h"
 #include "check.h"
 #include "laws/law.h"
+#include "methods/sway.h"
+#include "methods/turns.h"
 #include "rules/rule.h"
 
 namespace pyromancy {
@@ -36,7 +38,8 @@ struct PlanNode {
   bool swept; // starts at its prediction, whatever its state was
   Law law;
   int64_t theta, prior;                  // prior: constant prediction [1 or B, n]
-  int64_t velocity;                      // [B, n], of a momentum
+  int64_t velocity;                      // [B, n], of a momentum; of what sways, s
+  int64_t kept;                          // [B, n], of what sways, h
   int64_t data;                          // [N, n], of which `order` picks the state, or the
                                          // classes [N] of categorical ones, which are one-hot
   int64_t sample_weights;                // [B], more factors of its energy
@@ -65,21 +68,20 @@ struct Target {
   int64_t slots[kSlots];
 };
 
-// How states descend: all at once by a rate, as torch.optim.SGD has it, or, accelerated, by what
-// the energy of every sample does.
+// How states move: descending all at once by a rate, as torch.optim.SGD has it, or by a method
+// that sways.
 struct Method {
-  bool accelerated;
-  double lr, momentum; // accelerated: a rate of 0 is found for every sample
-
-  double dampening;
+  double lr, momentum, dampening;
   bool nesterov;
-  bool resume; // velocities hold those of steps before
-  bool settle; // states that are their predictions but for rounding begin as these
+  Turns turns;
+  int64_t first; // steps before, which turns count
+  bool resume;   // velocities hold those of steps before, and so does what goes on
+  bool settle;   // states that are their predictions but for rounding begin as these
 
-  bool errors;     // what moves is errors of predictions, and states follow
-  bool restarts;   // Nesterov's momentum, anew where it leads upwards
-  double tol;      // of a sample's decrease, what may be left of it where it stops; 0: never
-  int64_t outcome; // [B, 2] sweeps taken, and whether it stopped
+  bool sways;
+  SwayMethod sway;
+  int64_t outcome;  // [B, 2] steps taken, and whether it stopped
+  int64_t progress; // [B, kProgress] of float64: what goes on to another call
 };
 
 struct Plan {

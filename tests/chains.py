@@ -230,26 +230,32 @@ def planned(a, targets=(), method=None, outcome=None, **options):
     """A chain's plan, and the tensors that it is for.
 
     Args:
-        a: the chain; "laws", "thetas", "data", "swept", "sample_weights" and "forms" (whether the weight is the
-            transpose, the scales of weight and bias, and the skip) need not be there. A weight is None without an edge.
+        a: the chain; "laws", "thetas", "data", "swept", "sample_weights", "kept", "progress" and "forms" (whether the
+            weight is the transpose, the scales of weight and bias, and the skip) need not be there. A weight is None
+            without an edge.
         targets: what is learned: what, the edge's or node's place, the rule's, the tensor, and the rule's slots.
         method: in the place of the chain's descent.
         outcome: of it, ``[B, 2]``.
         options: of the plan.
     """
     count = len(a["states"])
-    velocities = [v if free else None for v, free in zip(a["velocities"] or [None] * count, a["free"], strict=True)]
+    velocities, kept = (
+        [v if free else None for v, free in zip(of or [None] * count, a["free"], strict=True)]
+        for of in (a["velocities"], a.get("kept"))
+    )
+    progress = a.get("progress")
     data, swept = a.get("data", [None] * count), a.get("swept", [False] * count)
     moved = [z for z, free, d in zip(a["states"], a["free"], data, strict=True) if free or d is not None]
     learned = [t for *_, tensor, slots in targets for t in (tensor, *slots)]
-    operands = Operands([*moved, *velocities, a["energies"], *learned, outcome])
+    operands = Operands([*moved, *velocities, *kept, a["energies"], *learned, outcome, progress])
     number = operands.number
     nodes = [
         Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
-             number(a["prior"]) if i == 0 else None, number(v), number(d), scale, number(s))
-        for i, (z, free, sweeps, law, predicted, theta, v, d, scale, s) in enumerate(zip(
+             number(a["prior"]) if i == 0 else None, number(v), number(d), scale, number(s),
+             number(k))
+        for i, (z, free, sweeps, law, predicted, theta, v, k, d, scale, s) in enumerate(zip(
             a["states"], a["free"], swept, a.get("laws") or map(law_of, a["precisions"]), a["predicted"],
-            a.get("thetas") or thetas(a), velocities, data, a["scales"],
+            a.get("thetas") or thetas(a), velocities, kept, data, a["scales"],
             a.get("sample_weights", [None] * count), strict=True,
         ))
     ]  # fmt: skip
@@ -264,8 +270,8 @@ def planned(a, targets=(), method=None, outcome=None, **options):
     edge_at = {edge.source: place for place, edge in enumerate(edges)}
     if method is None:
         method = Descent(a["lr"], a["momentum"], a["dampening"], a["nesterov"], a["resume"])
-    else:
-        method = replace(method, outcome=number(outcome))
+    elif isinstance(method, plan.Sway):
+        method = replace(method, outcome=number(outcome), progress=number(progress))
     made = Plan(
         tuple(nodes), tuple(edges), method, a["steps"], number(a["energies"]),
         targets=tuple(

@@ -1,9 +1,11 @@
 #include "chain_kernel.h"
 
 #include <array>
+#include <cstring>
 
 #include "../activate.h"
 #include "../laws/laws.h"
+#include "../methods/noise.h"
 #include "../rules/rules.h"
 #include "tiles.h"
 
@@ -64,10 +66,10 @@ struct Buffers {
   C* moment; // what that grows by with theta, to be learned from
   C* drive;  // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
-  C* v; // what an accelerated method moves, where the gradient is g: z itself, or the error z - mu
+  C* v; // what a method that sways moves, where the gradient is g: z itself, or the error z - mu
   C* g;
-  C* s;                                 // what led to v
-  C* h;                                 // the gradient before that
+  C* s;                                 // what the motions of the method leave
+  C* h;                                 // and what else it keeps, or draws
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
   const C* input(Input of) const {
@@ -107,8 +109,8 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     const bool bent = node.predicted && is_bent(args, node);
     const bool full = node.predicted && node.full_precision;
     const bool every =
-        node.predicted && (args.energies || args.learn != Learn::never || args.accelerated);
-    const bool sways = node.free && args.accelerated;
+        node.predicted && (args.energies || args.learn != Learn::never || args.sways);
+    const bool sways = node.free && args.sways;
     const bool rises = sways && args.method.errors;
     Buffers<typename Layout::Products> b{};
     b.z = take(true);
@@ -121,14 +123,15 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.slope = take(bent && (full || rises));
     // of errors that move, a Gaussian's energy follows at once
     const bool at_once = rises && node.law == Law::gaussian;
-    b.energy = take(node.predicted && (args.energies || (args.accelerated && !at_once)));
+    b.energy =
+        take(node.predicted && (args.energies || (args.sways && args.method.looks && !at_once)));
     b.moment = take(node.moment != nullptr);
     b.drive = take(gram);
-    b.velocity = take(node.velocity != nullptr);
+    b.velocity = take(node.velocity && !args.sways);
     b.v = rises ? take(true) : b.z;
     b.g = take(sways);
     b.s = take(sways);
-    b.h = take(sways && args.method.lr == 0);
+    b.h = take(sways && (args.method.keeps || args.method.draws));
     if constexpr (Layout::Products::kColumns > 1) {
       const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
       const bool fed_back = in && node.predicted && args.node[in->source].free && !in->gram;
@@ -142,7 +145,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
   return taken;
 }
 
-// What an accelerated method knows of a tile's samples.
+// What a method that sways knows of a tile's samples.
 template <class Layout>
 struct Sway {
   Progress of[Layout::samples];
@@ -150,6 +153,17 @@ struct Sway {
     Vec<typename Layout::C> g, s, h;
   } s[Layout::width], v[Layout::width];
   Vec<typename Layout::C> keeps[Layout::width];
+};
+
+// Places in two vectors of numbers.
+template <class C>
+using Lanes = VecN<typename ExpConstants<C>::Int, kLanes<C>>;
+
+// Samples of a tile that are not at their end: how many, and where the first of them are.
+template <class Layout>
+struct Half {
+  int count;
+  int at[Layout::w];
 };
 
 template <class Layout>
@@ -228,15 +242,47 @@ struct Tile {
       for (const Input of : {Input::delta, Input::error, Input::residual})
         round(l, of);
     }
-    if (args.accelerated)
+    if (args.sways)
       for (Progress& p : sway->of)
-        p = pyromancy::begin();
-    for (int64_t l = 0; l < args.nodes && args.accelerated; ++l)
+        p = pyromancy::begin(args.method);
+    if (args.sways && args.resume)
+      resume();
+    for (int64_t l = 0; l < args.nodes && args.sways; ++l)
       if (const C* const of = static_cast<const C*>(args.node[l].sample_weights))
         for (int64_t s = 0; s < count() && args.node[l].free; ++s)
           sway->of[s].certain &= of[first + s] > 0;
-    for (int64_t s = count(); args.accelerated && s < Layout::samples; ++s)
+    for (int64_t s = count(); args.sways && s < Layout::samples; ++s)
       sway->of[s].done = true;
+  }
+
+  // What a run before has left.
+  void resume() {
+    for (int64_t s = 0; s < count(); ++s) {
+      std::memcpy(&sway->of[s], args.progress + (first + s) * kProgress, sizeof(Progress));
+      pyromancy::resume(sway->of[s], args.method);
+    }
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const ChainNode& node = args.node[l];
+      const Buffers<P>& b = buffers[l];
+      if (!node.free)
+        continue;
+      load_samples(node.velocity, node.n, node.n, b.s);
+      if (node.kept)
+        load_samples(node.kept, node.n, node.n, b.h);
+      fill(b.g, node.n, 0);
+    }
+    prepare_motion();
+  }
+
+  // What another run goes on from.
+  void suspend() const {
+    for (int64_t l = 0; l < args.nodes; ++l)
+      if (const ChainNode& node = args.node[l]; node.free) {
+        store_samples(buffers[l].s, node.n, node.velocity);
+        store_samples(buffers[l].h, node.n, node.kept);
+      }
+    for (int64_t s = 0; s < count(); ++s)
+      std::memcpy(args.progress + (first + s) * kProgress, &sway->of[s], sizeof(Progress));
   }
 
   // What learning wants.
@@ -259,13 +305,15 @@ struct Tile {
       store_samples(buffers[l].z, node.n, node.state);
       if (!is_finite(static_cast<const C*>(node.state) + first * node.n, count() * node.n))
         __atomic_store_n(args.diverged, 1, __ATOMIC_RELAXED); // other tiles may, too
-      if (args.steps > 0) // velocities that are not resumed start with the first
+      if (args.steps > 0 && !args.sways) // velocities that are not resumed start with the first
         store_samples(buffers[l].velocity, node.n, node.velocity);
     }
-    if (args.accelerated && args.outcome)
+    if (args.sways && args.progress)
+      suspend();
+    if (args.sways && args.outcome)
       for (int64_t s = 0; s < count(); ++s) {
         C* const to = static_cast<C*>(args.outcome) + 2 * (first + s);
-        to[0] = static_cast<C>(sway->of[s].taken);
+        to[0] = static_cast<C>(sway->of[s].taken - sway->of[s].before);
         to[1] = sway->of[s].converged;
       }
   }
@@ -541,6 +589,8 @@ struct Tile {
     const auto &s = sway->s[v], &of = sway->v[v];
     const Vec<C> g = load(b.g + at);
     const Vec<C> from = load(b.s + at);
+    if (args.method.kind == SwayKind::adam)
+      return moved_by_adam(b, at, v);
     Vec<C> to = s.g * g + s.s * from, next = load(b.v + at) + (of.g * g + of.s * from);
     if (b.h) {
       const Vec<C> h = load(b.h + at);
@@ -552,7 +602,24 @@ struct Tile {
     return next;
   }
 
-  // The metric in which an accelerated method moves a node: the precision of its error.
+  // The same by moments of gradients, s and h.
+  Vec<C> moved_by_adam(const Buffers<P>& b, int64_t at, int v) const {
+    const SwayMethod& method = args.method;
+    const auto& of = sway->v[v];
+    const auto decayed = [&](C* moment, double by, Vec<C> x) {
+      const Vec<C> last = load(moment + at);
+      const Vec<C> now = splat(static_cast<C>(by)) * last + splat(static_cast<C>(1 - by)) * x;
+      store(moment + at, of.g > C(0) ? now : last);
+      return now;
+    };
+    const Vec<C> g = load(b.g + at), mean = decayed(b.s, method.first, g);
+    const Vec<C> root = square_root<C>(decayed(b.h, method.second, g * g));
+    const Vec<C> step = of.g * mean / (root / of.h + static_cast<C>(method.third));
+    const Vec<C> to = load(b.v + at);
+    return of.g > C(0) ? to - step : to;
+  }
+
+  // The metric in which a method may move a node: the precision of its error.
   Vec<C> metric(const ChainNode& node, int64_t i, int v) const {
     const Vec<C> p = rate(node, i, v), one = splat(C(1));
     return p > C(0) ? p : one;
@@ -561,14 +628,51 @@ struct Tile {
     return args.method.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
   }
   bool moves_by_metric(const ChainNode& node) const {
-    return args.method.lr == 0 && has_metric(node);
+    return args.method.measures && has_metric(node);
   }
 
-  // Nothing has led to where what moves of a node begins.
+  // Whether a motion leads to where a sweep looks.
+  bool follows(int64_t t) const {
+    return t > 0 || (t == 0 && args.resume && args.method.pends);
+  }
+
+  // Nothing has led to where what moves of a node begins, unless a run before has.
   void stay(const Buffers<P>& b, int64_t at) const {
+    if (args.resume)
+      return;
     store(b.s + at, Vec<C>{});
     if (b.h)
       store(b.h + at, Vec<C>{});
+  }
+
+  // Noise of a step, for what moves of a node.
+  void stir(int64_t l, Rows wanted, int64_t t) const {
+    const Buffers<P>& b = buffers[l];
+    const auto seed = static_cast<uint64_t>(args.method.second);
+    const auto node = static_cast<uint32_t>(args.node[l].ordinal),
+               step = static_cast<uint32_t>(sway->of[0].before + t);
+    constexpr bool thin = Layout::samples == width; // neurons in the lanes
+    Counts<C> lane;
+    for (int j = 0; j < w; ++j)
+      lane[j] = static_cast<uint32_t>(j);
+    for (int v = 0; v < width; ++v) {
+      const auto of_first = static_cast<uint32_t>(first + (thin ? v : v * w));
+      const Counts<C> sample = of_first + (thin ? Counts<C>{} : lane);
+      Vec<C> of[4];
+      for (int64_t i = wanted.begin; i < wanted.end; ++i) {
+        C* const to = b.h + i * row + v * w;
+        if constexpr (thin) {
+          const Counts<C> element = static_cast<uint32_t>(i * w) + lane;
+          noise<C>(seed, sample, node, step, element >> 2, of);
+          for (int j = 0; j < w; ++j)
+            to[j] = of[element[j] & 3][j];
+        } else {
+          if (i == wanted.begin || i % 4 == 0)
+            noise<C>(seed, sample, node, step, Counts<C>{} + static_cast<uint32_t>(i / 4), of);
+          store(to, of[i % 4]);
+        }
+      }
+    }
   }
 
   void move(int64_t l, Rows wanted, int64_t t) {
@@ -578,7 +682,7 @@ struct Tile {
         const int64_t at = i * row + v * w;
         if (t == 0)
           stay(b, at);
-        else
+        if (follows(t))
           store(b.z + at, moved(b, at, v));
       }
     activate_source(l, wanted.begin, wanted.end - wanted.begin);
@@ -616,8 +720,10 @@ struct Tile {
           mu = load(b.mu + at);
         }
         Vec<C> error{};
-        if (t > 0) {
+        if (follows(t)) {
           error = moved(b, at, v);
+        } else if (args.resume) {
+          error = load(b.z + at) - mu;
         } else if (!node.swept) {
           Vec<C> z = load(b.z + at);
           if (norm)
@@ -628,7 +734,7 @@ struct Tile {
         store(b.v + at, error);
         if (t == 0)
           stay(b, at);
-        if (t > 0 || node.swept)
+        if (follows(t) || node.swept)
           store(b.z + at, mu + error);
         if (b.residual)
           store(b.residual + at, error);
@@ -688,9 +794,57 @@ struct Tile {
       }
   }
 
-  // Energies of all samples, and what else `Found` has of what moves of a node.
-  void judge(int64_t step) {
+  // What is decided after a sweep.
+  void judge(int64_t t) {
+    const int64_t sweeps = args.method.sweeps;
+    if (t % sweeps == 0)
+      judge_first(t + sweeps == args.steps * sweeps);
+    else
+      compare();
+    prepare_motion();
+  }
+
+  void judge_first(bool last) {
     double sums[6][Layout::samples] = {};
+    if (args.method.looks)
+      look(sums);
+    for (int64_t i = 0; i < Layout::samples; ++i)
+      pyromancy::judge(
+          sway->of[i], args.method,
+          {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i], sums[4][i]},
+          last);
+    if (args.method.looks && args.method.keeps)
+      drop_lost(sums[1]);
+  }
+
+  // How much a step's second sweep makes of a difference.
+  void compare() {
+    double sums[1][Layout::samples] = {};
+    int64_t elements = 0;
+    for (int64_t l = 0; l < args.nodes && args.method.compares; ++l) {
+      const ChainNode& node = args.node[l];
+      const Buffers<P>& b = buffers[l];
+      if (!node.free)
+        continue;
+      elements += node.n;
+      Vec<C> length[width];
+      for (int v = 0; v < width; ++v)
+        length[v] = of_samples(v, [](const Progress& p) { return p.length; });
+      Layout::template sums<1>(node.n, sums, [&](int64_t, int v, int64_t at) {
+        return std::array<Vec<C>, 1>{{Heun::share(
+            load(b.v + at), load(b.s + at), load(b.g + at), load(b.h + at), length[v],
+            splat(static_cast<C>(args.method.first)), splat(static_cast<C>(args.method.second)))}};
+      });
+    }
+    for (int64_t i = 0; i < Layout::samples; ++i)
+      correct(sway->of[i], args.method, sums[0][i] / static_cast<double>(elements));
+    if (args.method.compares)
+      drop_lost(sums[0]);
+  }
+
+  // Energies of all samples, and what else `Found` has of what moves of a node.
+  void look(double (&sums)[6][Layout::samples]) const {
+    const bool measures = args.method.measures;
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<P>& b = buffers[l];
@@ -705,14 +859,14 @@ struct Tile {
         std::array<Vec<C>, 6> x{};
         const Vec<C> to = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
         const Vec<C> p = has_metric ? metric(node, i, v) : splat(C(1));
-        const Vec<C> raw = b.h ? p * g : g;
+        const Vec<C> raw = measures ? p * g : g;
         x[0] =
             adds ? Gaussian::deviation(to, Vec<C>{}, has_metric ? rate(node, i, v) : p) : Vec<C>{};
-        x[1] = b.h || !has_metric ? raw * g : raw * g / p;
+        x[1] = measures || !has_metric ? raw * g : raw * g / p;
         x[2] = raw * s;
         x[3] = raw * to;
         x[4] = raw * g;
-        if (b.h) {
+        if (measures) {
           const Vec<C> y = g - load(b.h + at), py = p * y;
           x[4] = py * s;
           x[5] = py * y;
@@ -720,16 +874,9 @@ struct Tile {
         return x;
       });
     }
-    for (int64_t i = 0; i < Layout::samples; ++i)
-      pyromancy::judge(
-          sway->of[i], args.method,
-          {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i], sums[4][i]},
-          step + 1 == args.steps);
-    drop_lost(sums[1]);
-    prepare_motion();
   }
 
-  // Where a gradient is not finite without a rate nothing goes by it: 0 times that is not 0.
+  // Where a gradient is not finite nothing goes by it: 0 times that is not 0.
   void drop_lost(const double* squares) {
     double kept[Layout::samples];
     bool all = true;
@@ -738,7 +885,7 @@ struct Tile {
       all &= kept[i] > 0;
     }
     for (int64_t l = 0; l < args.nodes && !all; ++l)
-      if (const Buffers<P>& b = buffers[l]; b.h)
+      if (const Buffers<P>& b = buffers[l]; args.node[l].free)
         for (int64_t i = 0; i < Layout::rows(args.node[l].n); ++i)
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
@@ -759,16 +906,22 @@ struct Tile {
         });
     }
     for (int64_t i = 0; i < Layout::samples; ++i)
-      pyromancy::accept(sway->of[i], args.method, energy[0][i]);
+      pyromancy::accept(sway->of[i], energy[0][i]);
     prepare_motion();
+  }
+
+  // f(progress) of every sample of vector v
+  template <class F>
+  Vec<C> of_samples(int v, F f) const {
+    double of[Layout::samples];
+    for (int64_t i = 0; i < Layout::samples; ++i)
+      of[i] = f(sway->of[i]);
+    return Layout::per_sample(of, v);
   }
 
   void prepare_motion() {
     const auto vector = [&](int v, auto weight) {
-      double of[Layout::samples];
-      for (int64_t i = 0; i < Layout::samples; ++i)
-        of[i] = weight(sway->of[i].motion);
-      return Layout::per_sample(of, v);
+      return of_samples(v, [&](const Progress& p) { return weight(p.motion); });
     };
     for (int v = 0; v < width; ++v) {
       const auto weights = [&](auto of) {
@@ -787,6 +940,75 @@ struct Tile {
       if (!p.done)
         return false;
     return true;
+  }
+
+  // The samples that are not at their end.
+  Half<Layout> live() const {
+    Half<Layout> half{};
+    for (int i = 0; i < Layout::samples; ++i)
+      if (!sway->of[i].done) {
+        if (half.count < w)
+          half.at[half.count] = i;
+        ++half.count;
+      }
+    return half;
+  }
+
+  // f(mine, its) for every buffer of a sweep, [n, vectors], that holds something between two.
+  template <class Other, class F>
+  void each_lasting(const Tile<Other>& other, F f) const {
+    for (int64_t l = 0; l < args.nodes; ++l) {
+      const auto &mine = buffers[l], &its = other.buffers[l];
+      const auto one = [&](C* a, C* b) {
+        if (a)
+          f(a, b, args.node[l].n);
+      };
+      one(mine.z, its.z);
+      one(mine.mu, its.mu);
+      if (!args.node[l].free)
+        continue;
+      if (mine.v != mine.z)
+        one(mine.v, its.v);
+      one(mine.g, its.g);
+      one(mine.s, its.s);
+      one(mine.h, its.h);
+    }
+  }
+
+  // Goes on with these samples of a tile twice as wide.
+  template <class Other>
+  void take(const Tile<Other>& wide, const Half<Other>& half) {
+    Lanes<C> from;
+    for (int j = 0; j < w; ++j) {
+      from[j] = half.at[j < half.count ? j : 0];
+      sway->of[j] = wide.sway->of[from[j]];
+      sway->of[j].done |= j >= half.count;
+    }
+    each_lasting(wide, [&](C* to, const C* x, int64_t n) {
+      for (int64_t i = 0; i < n; ++i)
+        store(to + i * w, __builtin_shuffle(load(x + 2 * i * w), load(x + (2 * i + 1) * w), from));
+    });
+    for (int64_t l = 0; l < args.nodes; ++l)
+      if (!args.node[l].free)
+        activate_source(l, 0, args.node[l].n);
+    prepare_motion();
+  }
+
+  // Puts them back in their places.
+  template <class Other>
+  void give_back(Tile<Other>& wide, const Half<Other>& half) const {
+    Lanes<C> from[2];
+    for (int i = 0; i < 2 * w; ++i)
+      from[i / w][i % w] = i % w;
+    for (int j = 0; j < half.count; ++j) {
+      from[half.at[j] / w][half.at[j] % w] = w + j;
+      wide.sway->of[half.at[j]] = sway->of[j];
+    }
+    each_lasting(wide, [&](const C* x, C* to, int64_t n) {
+      for (int64_t q = 0; q < 2 * n; ++q)
+        store(to + q * w, __builtin_shuffle(load(to + q * w), load(x + q / 2 * w), from[q % 2]));
+    });
+    wide.prepare_motion();
   }
 
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
@@ -862,15 +1084,25 @@ struct Tiles {
     return size(args, lay_out<Layout>(args, nullptr, nullptr) * int64_t(sizeof(C)));
   }
 
-  // Of the buffers, so many bytes, and what else there is of a tile: first what a method knows.
+  static constexpr bool kNarrows = Layout::samples == 2 * Layout::w && width == 2;
+  using Narrow = Wide<P, 1>; // what such tiles become
+
   static int64_t size(const ChainArgs& args, int64_t taken) {
-    const int64_t sway = args.accelerated ? sizeof(Sway<Layout>) : 0;
+    if constexpr (kNarrows)
+      return own_size(args, taken) + (args.narrows ? Tiles<Narrow>::workspace_size(args) : 0);
+    else
+      return own_size(args, taken);
+  }
+
+  // Of the buffers, so many bytes, and what else there is of a tile: first what a method knows.
+  static int64_t own_size(const ChainArgs& args, int64_t taken) {
+    const int64_t sway = args.sways ? sizeof(Sway<Layout>) : 0;
     return round_up(taken + sway + args.nodes * int64_t(sizeof(Buffers<P>)), 64);
   }
 
   Tile<Layout> tile(int64_t t) const {
     char* const rest = workspaces + t * size(args, taken) + taken;
-    const int64_t sway = args.accelerated ? sizeof(Sway<Layout>) : 0;
+    const int64_t sway = args.sways ? sizeof(Sway<Layout>) : 0;
     return {args, reinterpret_cast<Buffers<P>*>(rest + sway), (first + t) * Layout::samples,
             reinterpret_cast<Sway<Layout>*>(rest)};
   }
@@ -881,12 +1113,16 @@ struct Tiles {
     return whole ? 1 : Layout::rows(args.node[s.node].n);
   }
 
+  void lay_out_all() const {
+    for (int64_t t = 0; t < count; ++t)
+      lay_out<Layout>(args, reinterpret_cast<C*>(workspaces + t * size(args, taken)),
+                      tile(t).buffers);
+  }
+
   void begin() const {
-    for (int64_t t = 0; t < count; ++t) {
-      auto it = tile(t);
-      lay_out<Layout>(args, reinterpret_cast<C*>(workspaces + t * size(args, taken)), it.buffers);
-      it.begin();
-    }
+    lay_out_all();
+    for (int64_t t = 0; t < count; ++t)
+      tile(t).begin();
   }
 
   // What `norms` gives for the node that predicts node l, of one tile after the other: once for
@@ -971,6 +1207,10 @@ struct Tiles {
       for (int64_t t = 0; t < count; ++t)
         tile(t).record(s.step);
       return;
+    case Work::stir:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).stir(l, wanted, s.step);
+      return;
     case Work::move:
       for (int64_t t = 0; t < count; ++t)
         tile(t).move(l, wanted, s.step);
@@ -1024,8 +1264,33 @@ struct Tiles {
 
   void run() const {
     begin();
-    stages(args, [&](Stage s) { stage(s, {0, rows(args, s)}); }, [&] { return done(); });
+    stages(
+        args, [&](Stage s) { stage(s, {0, rows(args, s)}); },
+        [&](int64_t t) { return done() || narrowed(t); });
     end();
+  }
+
+  // Whether the one tile has gone on with half of its vectors, to the end, as no more of its
+  // samples have not come to theirs before sweep t.
+  bool narrowed(int64_t t) const {
+    if constexpr (kNarrows) {
+      if (!args.narrows || t == 0 || t == args.steps * args.method.sweeps)
+        return false;
+      auto wide = tile(0);
+      const Half<Layout> half = wide.live();
+      if (half.count > Narrow::samples)
+        return false;
+      const Tiles<Narrow> narrow{args, workspaces + own_size(args, taken), partial, 2 * first, 1};
+      narrow.lay_out_all();
+      auto it = narrow.tile(0);
+      it.take(wide, half);
+      stages_of_sweeping(
+          args, t, [&](Stage s) { narrow.stage(s, {0, narrow.rows(args, s)}); },
+          [&](int64_t) { return narrow.done(); });
+      it.give_back(wide, half);
+      return true;
+    }
+    return false;
   }
 };
 

@@ -2,7 +2,8 @@
 
 #include "../activations.h"
 #include "../laws/law.h"
-#include "../methods/accelerated.h"
+#include "../methods/methods.h"
+#include "../methods/turns.h"
 #include "../rules/rule.h"
 #include "isa.h"
 
@@ -30,6 +31,7 @@ struct ChainNode {
   int64_t n;
   int64_t in, out; // the edges that lead to it and away from it, or -1
   bool free, predicted;
+  int64_t ordinal;        // among the free ones
   bool prediction_varies; // from step to step
   bool swept;             // starts at its prediction
   // [n], padded: where a state may be its prediction but for rounding, that rounding over the norm
@@ -38,8 +40,9 @@ struct ChainNode {
   // Of nodes that start at their prediction the first step at which the error can be other than
   // zero, and the first at which the state can move. What comes before would compute zeros.
   int64_t stirs, moves;
-  void* state;    // [B, n], contiguous; overwritten where free
-  void* velocity; // [B, n] where there is momentum and the node is free, else null
+  void* state; // [B, n], contiguous; overwritten where free
+  // [B, n] of free nodes, or null: of momentum; or of what sways and goes on, s, and h
+  void *velocity, *kept;
   Law law;
   // weight * exp(-theta) of the law, for a Gaussian the diagonal of P: [n], padded with zeros; null
   // is 1.
@@ -68,20 +71,24 @@ struct ChainEdge {
 };
 
 struct ChainArgs {
-  int64_t batch, nodes;
+  int64_t batch, nodes, free; // nodes that move
   ChainNode* node;
   ChainEdge* edge;
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov;
-  bool resume;      // velocities hold those of steps before
-  bool moves;       // whether states are stored
-  bool accelerated; // steps are those of this method instead
-  Accelerated method;
+  bool narrows;  // tiles, where half of their samples are at their end
+  Turns turns;   // of the free nodes
+  int64_t first; // steps before, which turns count
+  bool resume;   // velocities hold those of steps before, and so does what goes on
+  bool moves;    // whether states are stored
+  bool sways;    // steps are those of this method instead
+  SwayMethod method;
   Learn learn;
-  void* energies; // [steps, nodes, B] before each step, without log-determinants; or null
-  int* diverged;  // set to 1 where a state that is stored is NaN or infinite
-  void* outcome;  // [B, 2] of that method: the sweeps taken, and whether it stopped; or null
+  void* energies;   // [steps, nodes, B] before each step, without log-determinants; or null
+  int* diverged;    // set to 1 where a state that is stored is NaN or infinite
+  double* progress; // [B, kProgress], of a method that goes on; or null
+  void* outcome;    // [B, 2] of that method: the steps taken, and whether it stopped; or null
 };
 
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
@@ -96,7 +103,8 @@ enum class Work : int {
   descend,      // the update of a node, whose rows the errors that it needs have been found for
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
-  // of an accelerated method:
+  // of a method that sways:
+  stir, // draws the noise of a node
   move, // a node's state, as all samples have been judged
   rise, // a node's error, likewise, and its state by the prediction
   fall, // the gradient for what moves of a node
@@ -138,68 +146,115 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
     stage(Stage{Work::normalize, l, t});
 }
 
-// Whether the error that weights learn from is at hand once an accelerated method has moved it.
-inline bool errs_by_moving(const ChainArgs& args, const ChainNode& node) {
-  return args.accelerated && args.method.errors && node.free && node.predicted &&
-         !node.full_precision && (node.prediction_varies || !is_bent(args, node));
+// Steps count turns, of which one has two where every other free node descends first.
+inline int64_t turns_of_a_step(const ChainArgs& args) {
+  return args.turns == Turns::alternate ? 2 : 1;
 }
 
-// stage(s) for the sweeps of an accelerated method, up to where it has done() with all samples.
+// Whether the error that weights learn from is at hand once a method that sways has moved it.
+inline bool errs_by_moving(const ChainArgs& args, const ChainNode& node) {
+  return args.sways && args.method.errors && node.free && node.predicted && !node.full_precision &&
+         (node.prediction_varies || !is_bent(args, node));
+}
+
+// Whether the errors of node l have to be found, and the stages for that, at a sweep of a method
+// that sways.
+template <class F>
+void stages_of_looking(const ChainArgs& args, int64_t l, int64_t t, F stage) {
+  if (args.node[l].predicted && !(args.method.errors && args.node[l].free))
+    stage(Stage{Work::err, l, t});
+  if (args.node[l].predicted && args.node[l].full_precision)
+    stage(Stage{Work::weigh, l, t});
+  if (is_rowwise(args.node[l].law))
+    stage(Stage{Work::normalize, l, t});
+}
+
+// stage(s) for the way to where sweep t looks, and for the errors there.
+template <class F>
+void stages_of_rising(const ChainArgs& args, int64_t t, bool errors, F stage) {
+  const bool learning = t == args.steps * args.method.sweeps && args.learn == Learn::after;
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    if (args.node[l].free && args.method.draws && t > 0)
+      stage(Stage{Work::stir, l, t - 1});
+    if (args.node[l].free)
+      stage(Stage{args.method.errors ? Work::rise : Work::move, l, t, learning});
+    if (args.method.errors && errors)
+      stages_of_looking(args, l, t, stage);
+  }
+  for (int64_t l = 0; l < args.nodes && !args.method.errors && errors; ++l)
+    stages_of_looking(args, l, t, stage);
+}
+
+// stage(s) for sweeps from t on, until there are no more, or done(t) tells before sweep t that all
+// samples are at their end; returns that t. A step of the method may take two sweeps; those
+// recorded are its own.
 template <class F, class Done>
-void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
-  const auto find_errors = [&](int64_t l, int64_t t) {
-    if (args.node[l].predicted && !(args.method.errors && args.node[l].free))
-      stage(Stage{Work::err, l, t});
-    if (args.node[l].predicted && args.node[l].full_precision)
-      stage(Stage{Work::weigh, l, t});
-    if (is_rowwise(args.node[l].law))
-      stage(Stage{Work::normalize, l, t});
-  };
-  const auto rise = [&](int64_t t, bool errors) {
-    const bool learning = t == args.steps && args.learn == Learn::after;
-    for (int64_t l = 0; l < args.nodes; ++l) {
-      if (args.node[l].free)
-        stage(Stage{args.method.errors ? Work::rise : Work::move, l, t, learning});
-      if (args.method.errors && errors)
-        find_errors(l, t);
-    }
-    for (int64_t l = 0; l < args.nodes && !args.method.errors && errors; ++l)
-      find_errors(l, t);
-  };
-  for (int64_t t = 0; t < args.steps && !done(); ++t) {
-    rise(t, true);
-    if (args.energies)
-      stage(Stage{Work::record, 0, t});
+int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done) {
+  for (; t < args.steps * args.method.sweeps && !done(t); ++t) {
+    stages_of_rising(args, t, true, stage);
+    if (args.energies && t % args.method.sweeps == 0)
+      stage(Stage{Work::record, 0, t / args.method.sweeps});
     for (int64_t l = args.nodes - 1; l >= 0; --l)
       if (args.node[l].free)
         stage(Stage{Work::fall, l, t});
     stage(Stage{Work::judge, 0, t});
   }
-  const bool ended = done();
-  rise(args.steps, !ended);
-  if (ended)
+  return t;
+}
+
+// stage(s) for a method that sways.
+template <class F, class Done>
+void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
+  const int64_t sweeps = args.steps * args.method.sweeps;
+  if (args.resume && args.method.pends && args.method.errors)
+    stages_of_rising(args, -1, false, stage); // for the errors that the motion begins with
+  int64_t t = stages_of_sweeping(args, 0, stage, done);
+  const bool tries = args.method.tries && !done(sweeps);
+  stages_of_rising(args, sweeps, tries || (args.energies && t < sweeps), stage);
+  for (; t < sweeps; ++t) // all samples rest
+    if (args.energies && t % args.method.sweeps == 0)
+      stage(Stage{Work::record, 0, t / args.method.sweeps});
+  if (!tries)
     return;
-  stage(Stage{Work::accept, 0, args.steps});
-  if (!done())
-    rise(args.steps, false);
+  stage(Stage{Work::accept, 0, sweeps});
+  if (!done(sweeps))
+    stages_of_rising(args, sweeps, false, stage);
+}
+
+// Whether a free node moves at a step.
+inline bool has_turn(const ChainArgs& args, const ChainNode& node, int64_t t) {
+  return args.turns == Turns::together    ? true
+         : args.turns == Turns::alternate ? node.ordinal % 2 == t % 2
+                                          : node.ordinal == args.free - 1 - (args.first + t);
 }
 
 // stage(s) for plain descent.
 template <class F>
 void stages_of_steps(const ChainArgs& args, F stage) {
+  const int64_t each = turns_of_a_step(args), steps = args.steps * each;
+  const auto moves = [&](int64_t l, int64_t t) {
+    return args.node[l].free && t >= args.node[l].moves && has_turn(args, args.node[l], t);
+  };
+  // Whether the error of a node moves something, where states take turns.
+  const auto is_used = [&](int64_t l, int64_t t) {
+    const int64_t in = args.node[l].in;
+    return args.turns == Turns::together || args.energies || moves(l, t) ||
+           (in >= 0 && moves(args.edge[in].source, t));
+  };
   const auto descend = [&](int64_t l, int64_t t) {
-    if (!args.node[l].free || t < args.node[l].moves)
+    if (!moves(l, t))
       return;
     stage(Stage{Work::descend, l, t});
     if (args.node[l].out >= 0 && args.edge[args.node[l].out].gram)
       stage(Stage{Work::turn, l, t});
   };
-  for (int64_t t = 0; t < args.steps; ++t) {
-    const bool learning = args.learn == Learn::before && t + 1 == args.steps;
+  for (int64_t t = 0; t < steps; ++t) {
+    const bool learning = args.learn == Learn::before && t + 1 == steps;
     // A node's update follows the error that feeds back into it while that is in the cache, unless
     // the errors have to wait to be learned from.
     for (int64_t l = 0; l < args.nodes; ++l) {
-      stages_of_error(args, l, t, learning, stage);
+      if (is_used(l, t))
+        stages_of_error(args, l, t, learning, stage);
       if (learning)
         continue;
       if (args.node[l].in >= 0)
@@ -207,8 +262,8 @@ void stages_of_steps(const ChainArgs& args, F stage) {
       if (args.node[l].out < 0)
         descend(l, t);
     }
-    if (args.energies)
-      stage(Stage{Work::record, 0, t});
+    if (args.energies && t % each == 0)
+      stage(Stage{Work::record, 0, t / each});
     if (!learning)
       continue;
     stage(Stage{Work::give, 0, t}); // which overwrites residuals
@@ -217,8 +272,8 @@ void stages_of_steps(const ChainArgs& args, F stage) {
   }
 }
 
-// stage(s) for everything between loading the states and storing them, in order. done() tells
-// whether an accelerated method has come to its end with all samples.
+// stage(s) for everything between loading the states and storing them, in order. done(t) tells
+// whether a method that sways has come to its end with all samples, before sweep t.
 template <class F, class Done>
 void stages(const ChainArgs& args, F stage, Done done) {
   for (int64_t l = 0; l < args.nodes; ++l) {
@@ -227,19 +282,19 @@ void stages(const ChainArgs& args, F stage, Done done) {
       continue;
     if (!node.prediction_varies)
       stage(Stage{Work::predict_once, l, 0});
-    else if (node.swept && !(args.accelerated && args.method.errors))
+    else if (node.swept && !(args.sways && args.method.errors))
       stage(Stage{Work::sweep, l, 0});
     if (args.edge[node.in].gram)
       stage(Stage{Work::drive, args.edge[node.in].source, 0});
   }
-  if (args.accelerated)
+  if (args.sways)
     stages_of_sweeps(args, stage, done);
   else
     stages_of_steps(args, stage);
   if (args.learn == Learn::after) {
     for (int64_t l = 0; l < args.nodes; ++l)
       if (!errs_by_moving(args, args.node[l]))
-        stages_of_error(args, l, args.steps, true, stage);
+        stages_of_error(args, l, args.steps * turns_of_a_step(args), true, stage);
     stage(Stage{Work::give, 0, args.steps});
   }
 }
@@ -280,7 +335,7 @@ struct ChainKernels {
   void (*stage)(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
                 void* partial, int64_t tile, int64_t tiles);
   void (*end)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
-  // Whether an accelerated method has come to its end with all samples of a tile.
+  // Whether a method that sways has come to its end with all samples of a tile.
   bool (*done)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
   int64_t columns; // of b that `outer` takes at a time

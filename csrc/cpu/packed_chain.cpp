@@ -92,13 +92,19 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.momentum = method.momentum;
   args.dampening = method.dampening;
   args.nesterov = method.nesterov;
-  args.method = {
-      method.lr, method.momentum, method.restarts, method.tol, method.errors, method.errors, true};
+  args.turns = method.turns;
+  args.first = method.first;
+  args.method = method.sway;
+  args.method.bounds = method.sway.errors;
+  args.method.squares = true;
+  complete(args.method);
   for (const PlanNode& node : plan.nodes) {
     const bool bounded = node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
     args.method.bounds &= bounded && (node.weight > 0 || node.law == Law::none);
     args.method.squares &= node.law != Law::categorical;
   }
+  if (const Tensor* progress = operands.find(method.progress))
+    args.progress = static_cast<double*>(progress->data_ptr());
   if (const Tensor* outcome = operands.find(method.outcome))
     args.outcome = outcome->data_ptr();
   nodes_.resize(count);
@@ -112,9 +118,12 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.in = from.in;
     node.out = from.out;
     node.free = from.free;
+    node.ordinal = args.free;
+    args.free += from.free;
     node.predicted = from.law != Law::none;
     node.state = operands[from.state].data_ptr();
     node.velocity = from.velocity == kNothing ? nullptr : operands[from.velocity].data_ptr();
+    node.kept = from.kept == kNothing ? nullptr : operands[from.kept].data_ptr();
     node.law = from.law;
     node.rate = rate(from, node.n);
     if (const Tensor* weights = operands.find(from.sample_weights))
@@ -143,7 +152,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
 void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.steps = steps;
   args.learn = learn;
-  args.accelerated = plan_.method.accelerated && steps > 0;
+  args.sways = plan_.method.sways && steps > 0;
   if (args.outcome && steps == 0)
     std::memset(args.outcome, 0, static_cast<size_t>(args.batch * 2 * element_size_));
   for (int64_t l = 0; l < args.nodes; ++l)
@@ -152,8 +161,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.moves = steps > 0;
   for (const ChainNode& node : nodes_)
     args.moves |= node.swept;
-  const Method& method = plan_.method;
-  if (sweeps && (method.settle || (args.accelerated && method.errors)) && !args.resume)
+  if (sweeps && (plan_.method.settle || args.sways) && !args.resume)
     find_what_settles();
   std::vector<Product> products;
   const auto has_gram = [&](size_t e) {
@@ -171,9 +179,14 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
       products.push_back({target, source});
   }
   tiling_ = choose(products);
+  args.narrows = args.sways && args.method.tol > 0 && !args.energies && !tiling_.together &&
+                 tiling_.kind == TileKind::wide2;
+  for (const ChainNode& node : nodes_)
+    args.narrows &= !node.sample_weights;
+  const int64_t sweeps_made = steps * (args.sways ? args.method.sweeps : turns_of_a_step(args));
   for (int64_t l = 0; l < args.nodes; ++l)
     if (plan_.nodes[l].law == Law::full_gaussian)
-      nodes_[l].full_precision = pack(operands_[plan_.nodes[l].theta], false, steps + 1);
+      nodes_[l].full_precision = pack(operands_[plan_.nodes[l].theta], false, sweeps_made + 1);
   for (size_t e = 0; e < edges_.size(); ++e) {
     ChainEdge& edge = edges_[e];
     const ChainNode &source = nodes_[edge.source], &target = nodes_[edge.target];
@@ -181,9 +194,10 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
     if (has_gram(e))
       edge.gram = gram(weight, edge);
     if (!edge.gram || learn != Learn::never || target.swept)
-      edge.weight = pack(weight, false, target.prediction_varies && !edge.gram ? steps + 1 : 1);
+      edge.weight =
+          pack(weight, false, target.prediction_varies && !edge.gram ? sweeps_made + 1 : 1);
     if (source.free && steps > 0)
-      edge.transposed = pack(weight, true, edge.gram ? 1 : steps);
+      edge.transposed = pack(weight, true, edge.gram ? 1 : sweeps_made);
   }
 }
 
@@ -192,7 +206,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
 void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
-    node.stirs = node.swept && !args.resume && !args.accelerated ? kNever : 0;
+    node.stirs = node.swept && !args.resume && !args.sways ? kNever : 0;
     node.moves = kNever;
   }
   for (bool changed = true; changed;) {
@@ -373,7 +387,7 @@ void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, in
                               std::min(kTogether, tiles - tile));
               });
   };
-  const auto done = [&] {
+  const auto done = [&](int64_t) {
     for (int64_t tile = 0; tile < tiles; ++tile)
       if (!kernels.done(args, kind, workspaces + tile * size, first + tile))
         return false;

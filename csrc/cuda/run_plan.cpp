@@ -199,8 +199,8 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
-  STD_TORCH_CHECK(!plan.method.accelerated,
-                  "accelerated E-steps in a plan are the compiled CPU kernels' alone");
+  STD_TORCH_CHECK(!plan.method.sways && plan.method.turns == Turns::together,
+                  "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");
   for (const PlanNode& node : plan.nodes)
     if (const Tensor* data = operands.find(node.data))
       STD_TORCH_CHECK(!holds_classes(*data), "data must be rows of states here, got classes");

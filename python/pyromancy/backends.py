@@ -161,8 +161,8 @@ def multiplies_bfloat16() -> bool:
     return served and native.MODULE is not None and native.MODULE.multiplies_bfloat16()
 
 
-def without_acceleration(device: str) -> str:
-    """Why the kernels of plans on a device do not take accelerated E-steps, or ""."""
+def without_methods(device: str) -> str:
+    """Why the kernels of plans on a device take no E-steps but plain descent, or ""."""
     backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
     return "" if (backend, device) == ("native", "cpu") else f"the {backend} kernels on {device} do plain descent"
 

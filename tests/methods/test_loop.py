@@ -52,6 +52,68 @@ def test_captured_as_on_autograd(method):
         torch.testing.assert_close(a, b.detach(), **TIGHT)
 
 
+FUSED = [
+    methods.Descent(0.05, coordinates="errors"),
+    methods.Descent(0.05, momentum=0.8, coordinates="errors"),
+    methods.Descent(0.05, momentum=0.8, dampening=0.3, coordinates="errors"),
+    methods.Descent(0.05, momentum=0.8, nesterov=True, coordinates="errors"),
+    *(make(c) for c in ("states", "errors") for make in (
+        lambda c: methods.Accelerated(0.05, coordinates=c),
+        lambda c: methods.Heun(0.05, adaptive=False, coordinates=c),
+        lambda c: methods.Heun(5.0, rtol=1e-2, coordinates=c),
+        lambda c: methods.Adam(0.05, eps=1e-4, coordinates=c),
+        lambda c: methods.Langevin(0.05, 0.5, coordinates=c),
+    )),
+    methods.Sequential(0.2),
+    methods.ZIL(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tol", [None, 1e-2])
+@pytest.mark.parametrize("method", FUSED, ids=repr)
+@pytest.mark.parametrize(("batch", "sizes"), [(1, (5, 7, 3)), (3, (4, 65, 1, 2)), (40, (5, 33, 17, 3))], ids=str)
+def test_fused_as_stepwise(method, tol, batch, sizes):
+    """States, energies before every step, the steps of every sample, and who stopped."""
+    if tol and not (method.converges and method.moves == "errors"):
+        tol = None
+    network = pyro.networks.mlp(sizes, activation="tanh").double()
+    x, y = (torch.randn(batch, n, dtype=torch.float64) for n in (sizes[0], sizes[-1]))
+    found = []
+    for executor in (None, "graph"):
+        network.start(x, y)
+        torch.manual_seed(20)
+        loop = loop_of(network, network.e_params(), method, executor=executor)
+        trace = loop.run(12, record=True, tol=tol)
+        assert ("fused: all sweeps in one operator" in loop.explain()) == (executor is None)
+        found.append([*values(network.e_params()), trace.taken])
+        found[-1] += [] if isinstance(method, methods.Accelerated) else [trace.energies]
+        found[-1] += [] if tol is None else [trace.converged]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("parts", [(3, 4), (1, 1, 5), (0, 2, 0, 5)], ids=str)
+@pytest.mark.parametrize("method", [*FUSED, methods.Accelerated(), methods.Accelerated(coordinates="states")], ids=repr)
+def test_fused_runs_go_on(method, parts):
+    """From what the last one has left, but not once a state has been set."""
+    network = pyro.networks.mlp((5, 33, 17, 3), activation="tanh").double()
+    x, y = (torch.randn(40, n, dtype=torch.float64) for n in (5, 3))
+    torch.manual_seed(20)
+    loop = loop_of(network, network.e_params(), method)
+    network.start(x, y)
+    loop.run(7)
+    whole = values(network.e_params())
+    for _ in range(2):
+        network.start(x, y)
+        torch.manual_seed(20)
+        for n in parts:
+            assert (loop.run(n).taken == n).all()
+            assert "fused: all sweeps in one operator" in loop.explain()
+        near = {"rtol": 1e-7, "atol": 1e-7} if method.remembers_energy else {"rtol": 1e-11, "atol": 1e-11}
+        for a, b in zip(whole, network.e_params(), strict=True):
+            torch.testing.assert_close(a, b.detach(), **near)
+
+
 @pytest.mark.parametrize("method", CONVERGENT, ids=repr)
 def test_all_end_at_one_equilibrium(method):
     """Of an energy with one minimum: nothing pulls there, whatever the coordinates."""
@@ -70,7 +132,6 @@ def test_all_end_at_one_equilibrium(method):
 
 @pytest.mark.parametrize("method", ALL, ids=repr)
 def test_runs_go_on(method):
-    """But not in one operator, where every run begins anew."""
     network, states = chain()
     starts = values(states)
     loop_of(network, states, method, executor="graph").run(7)

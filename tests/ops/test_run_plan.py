@@ -195,6 +195,7 @@ def refused(written, read, ints, numbers, message):
 
 
 STEPS_AT = 4  # after the numbers of what there is
+BEFORE_AT = 10  # the steps before, the last of a method
 
 
 class TestRefusedEntries:
@@ -212,7 +213,7 @@ class TestRefusedEntries:
         self.refused(lambda ints, numbers: ([], numbers), "plan ends before its number of nodes")
         self.refused(lambda ints, numbers: (ints[:-1], numbers), "plan ends before its slot")
         self.refused(lambda ints, numbers: (ints, numbers[:-1]), "numbers end before the number of a rule")
-        self.refused(lambda ints, numbers: (ints, []), "numbers end before the lr")
+        self.refused(lambda ints, numbers: (ints, []), "numbers end before the number of a method")
 
     def test_too_many(self):
         self.refused(lambda ints, numbers: ([*ints, 0], numbers), f"entries, got {len(plan.encode(whole()[0])[0]) + 1}")
@@ -220,7 +221,7 @@ class TestRefusedEntries:
 
     def test_every_integer_out_of_its_range(self):
         for at in range(len(plan.encode(whole()[0])[0])):
-            for value in (-2, 10**6) if at != STEPS_AT else (-2,):  # any number of steps is one
+            for value in (-2, 10**6) if at not in (STEPS_AT, BEFORE_AT) else (-2,):  # any number of steps is one
                 spoil = lambda ints, numbers, at=at, v=value: ([*ints[:at], v, *ints[at + 1 :]], numbers)  # noqa: E731
                 self.refused(spoil, f"plan[{at}], the ")
 

@@ -1,7 +1,8 @@
 """A plan survives being written as numbers, and nothing else is taken for one."""
 
+import itertools
 import random
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 
 import pytest
 
@@ -18,7 +19,9 @@ from pyromancy.plan import (
     Plan,
     Rule,
     RuleKind,
+    Sway,
     Target,
+    Turns,
 )
 from pyromancy.plan.activations import ACTIVATIONS
 
@@ -44,7 +47,7 @@ def random_plan(seed):
     return Plan(
         tuple(
             Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
-                 maybe())
+                 maybe(), maybe(WRITTEN))
             for _ in range(n)
         ),
         tuple(
@@ -52,13 +55,23 @@ def random_plan(seed):
                  flag(), draw.random(), draw.random(), draw.random())
             for _ in range(e)
         ),
-        Descent(draw.random(), draw.random(), draw.random(), flag(), flag()),
+        random_method(draw),
         draw.randrange(100), maybe(WRITTEN), maybe(), pick(Learning),
         tuple(
             Rule(pick(RuleKind), *(draw.random() for _ in range(5)), *(flag() for _ in range(4))) for _ in range(r)
         ),
         tuple(targets), pick(MatmulPrecision), maybe(WRITTEN),
     )  # fmt: skip
+
+
+def random_method(draw):
+    """Of any kind, every field drawn."""
+    kind = draw.choice([Descent, *Sway.__subclasses__()])
+    draws = {
+        "bool": lambda: draw.random() < 0.5, "float": draw.random, "Operand | None": lambda: draw.randrange(WRITTEN),
+        "Turns": lambda: draw.choice([*Turns]), "int": lambda: draw.randrange(100),
+    }  # fmt: skip
+    return kind(**{f.name: draws[f.type]() for f in fields(kind)})
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -72,7 +85,7 @@ def test_there_and_back(seed):
 
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8)
     pairs = [
         ("nodes", one, other),
         ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0, 4.0)),
@@ -89,9 +102,19 @@ def test_every_field_is_written():
         {"steps": 1}, {"energies": 1}, {"order": 1}, {"learning": Learning.AT_THE_END},
         {"precision": MatmulPrecision.HIGH}, {"diverged": 1}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
         {"method": Descent(0.0, dampening=1.0)}, {"method": Descent(0.0, nesterov=True)},
-        {"method": Descent(0.0, resume=True)},
+        {"method": Descent(0.0, resume=True)}, {"method": Descent(0.0, turns=Turns.ALTERNATE)},
+        {"method": Descent(0.0, first=1)},
     ):  # fmt: skip
         assert plan.encode(replace(bare, **changes)) != plan.encode(bare), changes
+    written = []
+    for kind in Sway.__subclasses__():
+        needed = {f.name: 0.0 for f in fields(kind) if f.default is MISSING}
+        plain = kind(**needed)
+        values = [(f.name, (not getattr(plain, f.name)) if f.type == "bool" else 1.5) for f in fields(kind)]
+        values = [(name, {"outcome": 3, "progress": 4}.get(name, x)) for name, x in values]
+        changed = [replace(plain, **{name: x}) for name, x in values]
+        written += [plan.encode(replace(bare, method=m)) for m in (plain, *changed)]
+    assert all(a != b for a, b in itertools.combinations(written, 2))
 
 
 def test_slots_that_are_not_named_are_not_there():
@@ -119,9 +142,11 @@ def test_every_other_length_is_refused(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_not_there_is_refused(seed):
-    ints, numbers = plan.encode(random_plan(seed))
+    made = random_plan(seed)
+    ints, numbers = plan.encode(made)
+    any_number = (4, 10) if isinstance(made.method, Descent) else (4,)  # of steps, and of those before
     for at in range(len(ints)):
-        for value in (-2, 10**9) if at != 4 else (-2,):  # there may be any number of steps
+        for value in (-2, 10**9) if at not in any_number else (-2,):
             with pytest.raises(ValueError, match=rf"plan\[{at}\], the [a-z ]+, must be from -?\d+ to \d+, got {value}"):
                 plan.decode([*ints[:at], value, *ints[at + 1 :]], numbers, WRITTEN, TENSORS)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
+from . import noise
 from .base import Evaluation, Objective, check_number
 from .rated import Rated, Rates
+
+
+class _Drawn(NamedTuple):
+    seed: Tensor  # [B], of all samples the same
+    taken: Tensor  # steps, [B]
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,8 +30,9 @@ class Langevin(Rated):
     Args:
         lr: rate, or those of states, as `Descent` has them.
         temperature: of the noise; 0 is descent.
-        generator: of the noise, on the states' device; None is PyTorch's own. One seed gives the same bits, whatever
-            the number of threads.
+        generator: of one seed for every batch, on the states' device; None is PyTorch's own. The noise is a function
+            of that seed, and of the sample's place in the batch, the state, its element and the step: the same whatever
+            the number of threads, and to rounding on every device.
         coordinates: "states" or "errors".
         schedule: see `Rated`, as all that follow.
         max_norm: see there.
@@ -49,16 +57,20 @@ class Langevin(Rated):
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")
 
-    def begin(self, objective: Objective) -> tuple[()]:
-        return ()
+    def seed(self, device: torch.device) -> Tensor:
+        """One of the noise, drawn from the generator, int64."""
+        return torch.randint(noise.SEEDS, (), generator=self.generator, device=device)
 
-    def move(self, objective: Objective, state: tuple[()], found: Evaluation) -> tuple[()]:
+    def begin(self, objective: Objective) -> _Drawn:
+        x = objective.point[0]
+        none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return _Drawn(self.seed(x.device).expand(len(x)), none)
+
+    def move(self, objective: Objective, state: _Drawn, found: Evaluation) -> _Drawn:
         steps, start = self.steps(objective, found.gradient), objective.point
         drawn = [
-            x - rate * g
-            + math.sqrt(2 * rate * self.temperature)
-            * torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
-            for x, g, rate in zip(start, steps.gradient, steps.rates, strict=True)
-        ]  # fmt: skip
+            x - rate * g + math.sqrt(2 * rate * self.temperature) * noise.normal(state.seed, state.taken, i, x)
+            for i, (x, g, rate) in enumerate(zip(start, steps.gradient, steps.rates, strict=True))
+        ]
         objective.point = steps.kept(drawn, start)
-        return state
+        return _Drawn(state.seed, state.taken + 1)

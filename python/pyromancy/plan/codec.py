@@ -9,34 +9,52 @@ from typing import TypeVar
 
 from .activations import ACTIVATIONS
 from .types import (
-    Accelerated,
     Activation,
+    Adam,
     Descent,
     Edge,
+    Heun,
+    Langevin,
     Law,
     Learned,
     Learning,
     MatmulPrecision,
+    Momentum,
+    Nesterov,
     Node,
     Plan,
+    QuasiNewton,
     Rule,
     RuleKind,
+    Sway,
     Target,
+    Turns,
 )
 
 SLOTS = 4
 _NOTHING, _ANY = -1, 2**63 - 1
 _Kind = TypeVar("_Kind", bound=IntEnum)
+# methods that sway in the order of their kinds, each with its option, if it has one, and its numbers, up to four
+_SWAYS: tuple[tuple[type[Sway], str | None, tuple[str, ...]], ...] = (
+    (QuasiNewton, None, ()),
+    (Nesterov, "restarts", ("lr", "momentum")),
+    (Momentum, "nesterov", ("lr", "momentum", "dampening")),
+    (Heun, "adaptive", ("lr", "rtol", "atol")),
+    (Adam, None, ("lr", "first", "second", "epsilon")),
+    (Langevin, None, ("lr", "temperature", "seed")),
+)
+_NUMBERS = 4
 
 
 def encode(plan: Plan) -> tuple[list[int], list[float]]:
     """The structure of a plan, and its numbers."""
     ints = [len(plan.nodes), len(plan.edges), len(plan.rules), len(plan.targets), plan.steps]
-    method, numbers = _of_method(plan.method)
-    ints += [*method, _maybe(plan.energies), _maybe(plan.order), plan.precision, plan.learning, _maybe(plan.diverged)]
+    numbers = numbers_of(plan.method)
+    ints += _of_method(plan.method)
+    ints += [_maybe(plan.energies), _maybe(plan.order), plan.precision, plan.learning, _maybe(plan.diverged)]
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
-        ints += map(_maybe, (node.theta, node.prior, node.velocity, node.data, node.sample_weights))
+        ints += map(_maybe, (node.theta, node.prior, node.velocity, node.kept, node.data, node.sample_weights))
         numbers.append(node.weight)
     for edge in plan.edges:
         ints += [edge.source, edge.target, edge.weight, _maybe(edge.bias)]
@@ -89,26 +107,45 @@ def decode(ints: Sequence[int], numbers: Sequence[float], written: int = _ANY, t
     return plan
 
 
-def _of_method(method: Descent | Accelerated) -> tuple[list[int], list[float]]:
-    """Its kind with three integers, and three numbers."""
+def numbers_of(method: Descent | Sway) -> list[float]:
+    """The numbers of a method, with which those of a plan begin."""
     if isinstance(method, Descent):
-        ints = [0, method.nesterov, method.resume, method.settle]
-        return [int(i) for i in ints], [method.lr, method.momentum, method.dampening]
-    momentum = method.momentum
-    return [1, int(method.errors), int(momentum is None), _maybe(method.outcome)], [
-        method.lr,
-        momentum or 0.0,
-        method.tol,
-    ]
+        return [method.lr, method.momentum, method.dampening]
+    _, _, names = _row(method)
+    given: list[float] = [getattr(method, name) for name in names]
+    return [*given, *[0.0] * (_NUMBERS - len(given)), method.tol]
 
 
-def _method(read: _Reader) -> Descent | Accelerated:
-    if read.number("method", 0, 2) == 0:
+def _row(method: Sway) -> tuple[int, str | None, tuple[str, ...]]:
+    """Its kind, its option, and its numbers."""
+    kind = next(i for i, (of, *_) in enumerate(_SWAYS) if type(method) is of)
+    return kind, *_SWAYS[kind][1:]
+
+
+def _of_method(method: Descent | Sway) -> list[int]:
+    """0, or 1 and more for what sways, with five integers."""
+    if isinstance(method, Descent):
+        return [0, method.nesterov, method.resume, method.settle, method.turns, method.first]
+    kind, option, _ = _row(method)
+    flags = [method.errors, option is not None and getattr(method, option), method.resume]
+    return [1 + kind, *flags, _maybe(method.outcome), _maybe(method.progress)]
+
+
+def _method(read: _Reader) -> Descent | Sway:
+    kind = read.number("method", 0, 1 + len(_SWAYS))
+    if kind == 0:
         nesterov, resume, settle = read.flag("nesterov"), read.flag("resume"), read.flag("settle")
-        return Descent(read.real("lr"), read.real("momentum"), read.real("dampening"), nesterov, resume, settle)
-    errors, restarts, outcome = read.flag("errors"), read.flag("restarts"), read.maybe_written("outcome")
-    lr, momentum, tol = read.real("lr"), read.real("momentum"), read.real("tol")
-    return Accelerated(lr, None if restarts else momentum, errors, tol, outcome)
+        turns, first = read.kind(Turns, "turns"), read.number("first step", 0, _ANY)
+        lr, momentum, dampening = (read.real("number of a method") for _ in range(3))
+        return Descent(lr, momentum, dampening, nesterov, resume, settle, turns, first)
+    of, option, names = _SWAYS[kind - 1]
+    errors, chosen, resume = read.flag("errors"), read.flag("option"), read.flag("resume")
+    outcome, progress = read.maybe_written("outcome"), read.maybe_written("progress")
+    given = dict(zip(names, [read.real("number of a method") for _ in range(_NUMBERS)], strict=False))
+    options = {} if option is None else {option: chosen}
+    return of(
+        errors=errors, tol=read.real("tol"), outcome=outcome, resume=resume, progress=progress, **options, **given
+    )  # fmt: skip
 
 
 class _Reader:
@@ -166,9 +203,9 @@ class _Reader:
 def _node(read: _Reader) -> Node:
     state, free, swept = read.tensor("state"), read.flag("free"), read.flag("swept")
     law, theta, prior = read.kind(Law, "law"), read.maybe_tensor("theta"), read.maybe_tensor("prior")
-    velocity, data = read.maybe_written("velocity"), read.maybe_tensor("tensor of data")
-    weights = read.maybe_tensor("tensor of sample weights")
-    return Node(state, free, swept, law, theta, prior, velocity, data, read.real("weight"), weights)
+    velocity, kept = read.maybe_written("velocity"), read.maybe_written("kept")
+    data, weights = read.maybe_tensor("tensor of data"), read.maybe_tensor("tensor of sample weights")
+    return Node(state, free, swept, law, theta, prior, velocity, data, read.real("weight"), weights, kept)
 
 
 def _edge(read: _Reader, nodes: int) -> Edge:

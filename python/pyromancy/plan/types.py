@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar
 
 Operand = int  # a tensor's number
+PROGRESS = 56  # numbers that are known of a sample between the sweeps of a method
 
 
 class Law(IntEnum):
@@ -89,6 +91,7 @@ class Node:
             classes that one-hot rows stand for.
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
         sample_weights: ``[B]``, more factors of the energy.
+        kept: what a method that goes on keeps beside the velocity, like the state.
     """
 
     state: Operand
@@ -101,6 +104,7 @@ class Node:
     data: Operand | None = None
     weight: float = 1.0
     sample_weights: Operand | None = None
+    kept: Operand | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,14 @@ class Edge:
     skip: float = 0.0
 
 
+class Turns(IntEnum):
+    """Which free nodes descend at a step."""
+
+    TOGETHER = 0
+    ALTERNATE = 1  # every other one from the first on, and then those between, by the new states of these
+    ONE_BY_ONE = 2  # from the last on, one at every step
+
+
 @dataclass(frozen=True)
 class Descent:
     """The rule of E-steps, as in `torch.optim.SGD`.
@@ -135,6 +147,8 @@ class Descent:
         resume: velocities hold those of steps before.
         settle: free states that differ from the prediction of their edge by no more than rounding begin as that; a
             backend may leave it at the rounding.
+        turns: that free nodes take.
+        first: how many steps came before, which turns count.
     """
 
     lr: float
@@ -143,25 +157,92 @@ class Descent:
     nesterov: bool = False
     resume: bool = False
     settle: bool = False
+    turns: Turns = Turns.TOGETHER
+    first: int = 0
 
 
-@dataclass(frozen=True)
-class Accelerated:
-    """E-steps that look at the energy of every sample, and stop by themselves; see `pyromancy.methods.Accelerated`.
+@dataclass(frozen=True, kw_only=True)
+class Sway:
+    """E-steps that move every sample by what a sweep has found of it; `pyromancy.methods` says what they compute.
 
     Attributes:
-        lr: their rate; 0 finds one for every sample.
-        momentum: that of every step; None is Nesterov's, started anew for a sample where it leads upwards.
         errors: whether errors of predictions move, and states follow; else the states.
         tol: of a sample's decrease of energy, what may be left of it to be gained when the sample stops; 0 never does.
-        outcome: ``[B, 2]``, set to the sweeps that samples took, and to 1 where they stopped by themselves, else 0.
+        outcome: ``[B, 2]``, set to the steps that samples took, and to 1 where they stopped by themselves, else 0.
+        resume: whether it goes on from what `progress`, and velocities and what is kept of nodes, hold.
+        progress: ``[B, PROGRESS]`` of float64, where it may go on in another call.
     """
 
-    lr: float = 0.0
-    momentum: float | None = None
+    KEEPS: ClassVar[bool] = False  # whether more than the velocity goes on
+
     errors: bool = True
     tol: float = 0.0
     outcome: Operand | None = None
+    resume: bool = False
+    progress: Operand | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuasiNewton(Sway):
+    """`pyromancy.methods.Accelerated` without a rate."""
+
+    KEEPS = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nesterov(Sway):
+    """`pyromancy.methods.Accelerated` at a rate, with restarts or a momentum."""
+
+    lr: float
+    momentum: float = 0.0
+    restarts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(Sway):
+    """`pyromancy.methods.Descent`, as in `torch.optim.SGD`."""
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(Sway):
+    """`pyromancy.methods.Heun`; energies are recorded before the first of a step's two sweeps."""
+
+    KEEPS = True
+
+    lr: float
+    adaptive: bool = False
+    rtol: float = 0.0
+    atol: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Sway):
+    """`pyromancy.methods.Adam`."""
+
+    KEEPS = True
+
+    lr: float
+    first: float = 0.9
+    second: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Langevin(Sway):
+    """`pyromancy.methods.Langevin`.
+
+    Attributes:
+        seed: of the noise, an integer below 2^53; `pyromancy.methods.noise` says what it makes of it.
+    """
+
+    lr: float
+    temperature: float = 1.0
+    seed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +313,7 @@ class Plan:
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
-    method: Descent | Accelerated
+    method: Descent | Sway
     steps: int
     energies: Operand | None = None
     order: Operand | None = None
@@ -249,6 +330,6 @@ class Plan:
         Raises:
             NotImplementedError: it is another.
         """
-        if not isinstance(self.method, Descent):
-            raise NotImplementedError("accelerated E-steps in a plan are the compiled CPU kernels' alone")
+        if not isinstance(self.method, Descent) or self.method.turns is not Turns.TOGETHER:
+            raise NotImplementedError("E-steps other than plain descent are the compiled CPU kernels' alone in a plan")
         return self.method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
+import functools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,11 @@ from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
-from ..methods import Accelerated, Descent, Method, Rated, Stop
+from ..methods import Method, Rated, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
+from .sways import ORDERED, SWAYS, Swayed
 
 _PART = 0.1  # seconds after which Ctrl-C is noticed
 _SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew
@@ -84,61 +85,89 @@ class ChainExecutor(ReplayingExecutor):
                 return f"none: nothing predicts {name}"
         return "errors and gradients"
 
-    def fused(self, method: Method, stop: Stop | None) -> plan.Accelerated | str:
+    def fused(self, method: Method, stop: Stop | None) -> plan.Sway | plan.Descent | str:
         """What plans have for a method; or why they have none."""
         tol, errors = 0.0 if stop is None else stop.tol, method.moves == "errors"
         if isinstance(method, Rated) and not method.is_plain:
             return "no operator has rates of states, schedules, max_norm or constraints"
-        if reason := backends.without_acceleration(self.program.leaves[self._free[0]].device.type):
+        if reason := backends.without_methods(self.program.leaves[self._free[0]].device.type):
             return reason
         if tol and not errors:
             return "no operator tells what is left to be gained on states"
         full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
         if errors and full and (tol or method.measures):
             return "no operator measures errors by a full covariance"
-        if isinstance(method, Accelerated) and method.lr is None:
-            return plan.Accelerated(errors=errors, tol=tol)
-        if isinstance(method, Accelerated | Descent) and isinstance(method.lr, float | numbers.Real) and method.lr:
-            momentum = method.blend(len(self._free)) if isinstance(method, Accelerated) else 0.0
-            if isinstance(method, Accelerated) or not method.momentum:
-                return plan.Accelerated(float(method.lr), momentum, errors, tol)
-        return f"no operator runs {type(method).__name__} on {method.moves}" + (
-            " with these options" if isinstance(method, Accelerated | Descent) else ""
-        )
+        of = SWAYS.get(type(method))
+        if of is None:
+            return f"no operator runs {type(method).__name__} on {method.moves}"
+        if isinstance(method, ORDERED) and not self._in_order:
+            return f"the states are not in the order of the chain, by which {type(method).__name__} goes"
+        made = of(method, len(self._free))
+        return made if isinstance(made, plan.Descent) else replace(made, errors=errors, tol=tol)
 
-    def accelerated(self, method: plan.Accelerated, steps: int, record: bool) -> tuple[Tensor | None, Tensor]:
+    @functools.cached_property
+    def _in_order(self) -> bool:
+        """Whether the free states of the chains are, from first to last, those that methods have."""
+        return [self._velocity[n.state] for n in self.planner.nodes if n.free] == [*range(len(self._free))]
+
+    def sway(
+        self, method: plan.Sway | plan.Descent, steps: int, record: bool, settle: bool, last: Swayed | None, seed: float
+    ) -> tuple[Tensor | None, Tensor, Swayed]:
         """Run a method that plans have, in one operator.
 
+        Args:
+            method: what plans have of it.
+            steps: how many.
+            record: whether energies are wanted.
+            settle: as in a run.
+            last: what it goes on from, and overwrites; None begins anew.
+            seed: of noise, where it begins anew.
+
         Returns:
-            Energies as `run` gives them, and of every sample the sweeps it took, and 1 where it stopped by itself,
-            ``[B, 2]``.
+            Energies as `run` gives them; of every sample the steps it took, and 1 where it stopped by itself,
+            ``[B, 2]``; and what goes on.
         """
         leaves = self.program.leaves
         state = leaves[self._free[0]]
-        outcome = state.new_empty(state.shape[0], 2)
-        run = Run(steps, 0.0, 0.0, 0.0, False, False, record, method=method)
+        outcome = state.new_zeros(state.shape[0], 2)
+        outcome[:, 0] = steps
+        swayed = last or Swayed(seed=seed)
+        if isinstance(method, plan.Descent):
+            method = replace(method, first=swayed.taken)
+        elif last is None:
+            free = [leaves[n.state] for n in self.planner.nodes if n.free]
+            swayed.velocities = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in free)
+            swayed.kept = tuple(map(torch.empty_like, swayed.velocities)) if method.KEEPS else ()
+            swayed.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
+        if isinstance(method, plan.Langevin):
+            method = replace(method, seed=swayed.seed)
+        run = Run(steps, 0.0, 0.0, 0.0, False, last is not None, record, settle, method=method)
         with torch.no_grad():
-            recorded = self._infer(leaves, [], run, outcome)
-        return recorded[0] if record else None, outcome
+            recorded = self._infer(leaves, [], run, outcome, swayed)
+        swayed.taken += steps
+        return recorded[0] if record else None, outcome, swayed
 
     def _infer(
-        self, leaves: list[Tensor], velocities: list[Tensor], run: Run, outcome: Tensor | None = None
-    ) -> list[Tensor]:
+        self, leaves: list[Tensor], velocities: list[Tensor], run: Run, outcome: Tensor | None = None,
+        swayed: Swayed | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         planner, steps = self.planner, run.steps
         values = planner.values(leaves)
         states = [values[n.state].contiguous() for n in planner.nodes]
         energies = states[0].new_empty(steps, len(states), states[0].shape[0]) if run.record else None
         diverged = states[0].new_zeros(1) if states[0].is_cpu else None
         of_free = [velocities[self._velocity[n.state]] for n in planner.nodes if n.free] if velocities else []
+        sways = isinstance(run.method, plan.Sway)
+        swayed = swayed or Swayed()
         try:
             # samples decide for themselves how many steps they take
             for first, part in self._parts(steps) if run.method is None else [(0, steps)]:
+                now = replace(run, steps=part, resume=run.resume or first > 0, settle=run.settle and first == 0)
                 call = planner.call(
-                    values, states, replace(
-                        run, steps=part, resume=run.resume or first > 0, settle=run.settle and first == 0
-                    ), of=steps,
-                    velocities=of_free, energies=None if energies is None else energies[first : first + part],
-                    outcome=outcome, diverged=diverged,
+                    values, states, now, of=steps, velocities=swayed.velocities if sways else of_free,
+                    energies=None if energies is None else energies[first : first + part],
+                    outcome=outcome if sways else None, kept=swayed.kept, progress=swayed.progress,
+                    diverged=diverged,
                 )  # fmt: skip
                 ops.run_plan_(*call)
             self.diverged = diverged is not None and bool(diverged)

@@ -21,7 +21,7 @@ from ..capture.capture import NotCapturable, has_hooks
 from ..methods import Method, Stop
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
-from ..plan import Accelerated
+from ..plan import Langevin
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
@@ -345,10 +345,11 @@ class EM:
             if self.incremental and (self._stop is not None or self.loop.has_method):
                 raise _ByParts("no operator learns between the sweeps of a method")
             executor = self._executor(start)
-            if (self._stop is not None or self.loop.has_method) and isinstance(
-                found := self.loop.fused(self._stop), str
-            ):
+            found = self.loop.fused(self._stop)
+            if isinstance(found, str) and (self._stop is not None or self.loop.has_method):
                 raise _ByParts(found)
+            if isinstance(found, Langevin):
+                raise _ByParts("noise is drawn anew for every batch")
             self._whole = self._fitting(start, executor)
         except _ByParts as reason:
             self._reason, self._whole = str(reason), None
@@ -683,7 +684,7 @@ class Whole:
         run = Run(
             em.steps, float(loop.lr or 0.0), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
             settle=True,  # of what start set, and the plan does not
-            method=method if isinstance(method, Accelerated) else None,
+            method=None if isinstance(method, str) else method,
         )  # fmt: skip
         with torch.no_grad():
             values = planner.values(self.executor.program.leaves)

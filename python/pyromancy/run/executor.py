@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..capture.program import Program
-from ..plan import Accelerated
+from ..plan import Descent, Sway
 from .replay import Replay, replayed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Run:
         record: whether the energies before every step are wanted.
         settle: whether the states were set since the last run, by products that may be rounded in other ways.
         mean: whether `lr` has yet to be divided by the number of energies, which only the executor will know.
-        method: what the steps are of, where they are not plain descent; the four above then do not matter.
+        method: what the steps are of, where they are not plain descent; rates above then do not matter.
     """
 
     steps: int
@@ -42,7 +42,7 @@ class Run:
     record: bool
     settle: bool = False
     mean: bool = False
-    method: Accelerated | None = None
+    method: Sway | Descent | None = None
 
 
 def check_energy(energy: Tensor, record: bool) -> None:

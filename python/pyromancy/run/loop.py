@@ -30,7 +30,7 @@ from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
 from ..diagnose import max_rate
-from ..methods import Descent, FixedPrediction, Method, Stop
+from ..methods import Descent, FixedPrediction, Langevin, Method, Stop
 from ..methods.base import rows
 from ..registration import is_learned, is_state
 from . import stepwise
@@ -41,6 +41,7 @@ from .graph import GraphExecutor
 from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem, check_samples
 from .replay import Replay
 from .stepwise import Resumed
+from .sways import Swayed
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 EXECUTORS = ("chain", "graph", "autograd")
@@ -136,8 +137,7 @@ class InferenceLoop:
     its kind, replayed from then on. Another number of steps or rate, moved parameters or another choice of kernels
     make it another kind; new states and data do not.
 
-    What a momentum or another method remembers starts anew when a state was set since the last run, as by `init`; and
-    with every run, where all of its sweeps are one operator's.
+    What a momentum or another method remembers starts anew when a state was set since the last run, as by `init`.
 
     Args:
         energy: zero-argument callable returning per-sample energies, ``[B]``; one number for states of several samples
@@ -209,7 +209,9 @@ class InferenceLoop:
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
-        self._resumed: tuple[tuple[Any, ...], Resumed] | None = None  # whose, and what another run goes on from
+        self._resumed: tuple[tuple[Any, ...], Resumed | Swayed] | None = (
+            None  # whose, and what another run goes on from
+        )
         self._runner: list[str] = []  # how the last run was run, where it was not the executor's
         self._seen: list[tuple[Any, ...]] = []  # the memory of the states in the last run with a momentum
         self._begun: list[tuple[Any, ...]] = []  # and in the last that was begun
@@ -343,7 +345,7 @@ class InferenceLoop:
         whose = problem, method, self._versions() if method.remembers_energy else ()
         resumed = None
         if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
-            resumed = self._resumed[1]
+            resumed = cast("Resumed", self._resumed[1])
         self._begun, taken = memory, self._taken
 
         def watch(count: int) -> None:
@@ -365,7 +367,7 @@ class InferenceLoop:
         """Whether E-steps are other than descent on states."""
         return self._method is not None
 
-    def fused(self, stop: Stop | None) -> plan.Accelerated | str:
+    def fused(self, stop: Stop | None) -> plan.Sway | plan.Descent | str:
         """The method as plans of chains have it; or why they have none."""
         if self.check_finite:
             return "check_finite looks at every step"
@@ -378,12 +380,25 @@ class InferenceLoop:
         return self._executor.fused(self.method, stop)
 
     def _run_fused(
-        self, method: plan.Accelerated, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
+        self, method: plan.Sway | plan.Descent, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
     ) -> Trace:
         check_samples(executor.program.stand_ins[executor.program.result], self._params)
-        starts = [p.detach().clone() for p in self._params] if method.lr else []
-        energies, outcome = executor.accelerated(method, steps, record)
-        self._begun, self._resumed, self._seen = self._memory(), None, []
+        memory = self._memory()
+        settle = settles(self._params[0].device) and self._begun != memory
+        whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
+        last = None
+        if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
+            last = self._resumed[1]
+        self._resumed = None
+        seed = 0.0
+        if steps and last is None and isinstance(self.method, Langevin):
+            seed = float(self.method.seed(self._params[0].device))
+        starts = [] if self.method.measures else [p.detach().clone() for p in self._params]
+        energies, outcome, swayed = executor.sway(method, steps, record, settle, cast("Swayed | None", last), seed)
+        whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
+        self._begun = self._seen = self._memory()
+        if steps or last is not None:
+            self._resumed = whose, swayed
         self._taken += steps
         self._runner = [_FUSED, *told_of(stop, executor.bound)]
         self.mind(executor.diverged, starts)
@@ -543,7 +558,7 @@ class InferenceLoop:
         (problem, *_), resumed = self._resumed
         if not isinstance(problem, OnFixedPredictions) or problem not in executor.problems.values():
             return None
-        return problem.gradients(wanted, resumed.state.states)
+        return problem.gradients(wanted, cast("Resumed", resumed).state.states)
 
     @_normally
     def explain(self) -> str:

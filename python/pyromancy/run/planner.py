@@ -127,6 +127,8 @@ class Planner:
         energies: Tensor | None = None,
         outcome: Tensor | None = None,
         diverged: Tensor | None = None,
+        kept: Sequence[Tensor] = (),
+        progress: Tensor | None = None,
         swept: frozenset[int] = frozenset(),
         learning: Learn = _NOTHING,
         data: Mapping[int, Tensor] | None = None,
@@ -139,10 +141,12 @@ class Planner:
             states: of all nodes, contiguous.
             run: the E-steps.
             of: how many they are a part of.
-            velocities: of the free states, where there is momentum.
+            velocities: of the free states, where there is momentum, or a method that goes on.
             energies: ``[steps, nodes, B]``, to be written.
-            outcome: ``[B, 2]`` of an accelerated method, likewise.
+            outcome: ``[B, 2]`` of a method that sways, likewise.
             diverged: ``[1]``, set to 1 where states end as NaN or infinite, likewise.
+            kept: of the free states, where a method goes on and keeps more.
+            progress: of such a method, likewise.
             swept: the states that start at their prediction, by slot.
             learning: of parameters, and how.
             data: ``[N, n]`` for clamped states, by slot.
@@ -153,13 +157,13 @@ class Planner:
         for n, s in zip(self.nodes, states, strict=True):
             if n.free or n.state in data:
                 operands.write(s)
-        for t in (*velocities, *learning.tensors):
+        for t in (*velocities, *kept, *learning.tensors):
             operands.write(t)
         for _, slots in learning.of:
             for slot in slots:
                 if slot is not None:
                     operands.write(slot)
-        for written in (energies, outcome, diverged):
+        for written in (energies, outcome, diverged, progress):
             if written is not None:
                 operands.write(written)
         thetas = [_theta(n, values) for n in self.nodes]
@@ -175,19 +179,19 @@ class Planner:
         products = product_precision()
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
-            run.method is not None and (run.method.errors, run.method.momentum is None, outcome is None),
+            run.method is not None and (_form(run.method), outcome is None, bool(kept), progress is None),
             order is None, diverged is None, learning.when, learning.learned, products, operands.pattern(),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
             *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
         )  # fmt: skip
         ints = self._encoded.get(key)
         if ints is None:
-            velocity = iter(velocities)
+            velocity, keep = iter(velocities), iter(kept)
             nodes = tuple(
                 plan.Node(
                     operands[s], n.free, n.state in swept, n.law, operands.find(theta), operands.find(prior),
                     operands[next(velocity)] if velocities and n.free else None, operands.find(data.get(n.state)),
-                    n.weight, operands.find(of_samples),
+                    n.weight, operands.find(of_samples), operands[next(keep)] if kept and n.free else None,
                 )
                 for n, s, theta, prior, of_samples in zip(self.nodes, states, thetas, priors, weights, strict=True)
             )  # fmt: skip
@@ -206,11 +210,15 @@ class Planner:
                 plan.Target(p.what, p.place, rule, operands[t], tuple(operands.find(s) for s in slots))
                 for p, t, (rule, slots) in zip(learning.learned, learning.tensors, learning.of, strict=True)
             )
-            method: plan.Descent | plan.Accelerated = (
+            method: plan.Descent | plan.Sway = (
                 plan.Descent(0, 0, 0, run.nesterov, run.resume, run.settle)
                 if run.method is None
-                else replace(run.method, outcome=operands.find(outcome))
-            )
+                else replace(run.method, settle=run.settle)
+                if isinstance(run.method, plan.Descent)
+                else replace(
+                    run.method, resume=run.resume, outcome=operands.find(outcome), progress=operands.find(progress)
+                )
+            )  # fmt: skip
             made = plan.Plan(
                 nodes, edges, method, run.steps,
                 operands.find(energies), operands.find(order), learning.when, tuple(learning.rules), targets,
@@ -219,9 +227,7 @@ class Planner:
             if len(self._encoded) >= _PLANS:  # the oldest goes
                 del self._encoded[next(iter(self._encoded))]
             ints = self._encoded[key] = plan.encode(made)[0]
-        of_method = (run.lr, run.momentum, run.dampening)
-        if run.method is not None:
-            of_method = (run.method.lr, run.method.momentum or 0.0, run.method.tol)
+        of_method = [run.lr, run.momentum, run.dampening] if run.method is None else plan.numbers_of(run.method)
         numbers = [*of_method, *(n.weight for n in self.nodes)]
         for i, (_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
@@ -266,6 +272,11 @@ class Planner:
             width * width * out + batch * out * width + steps * batch * width * width,
             2 * steps * batch * out * width,
         )
+
+
+def _form(method: plan.Sway | plan.Descent) -> tuple[object, ...]:
+    """What of a method is not among the numbers."""
+    return type(method), *(x for x in vars(method).values() if not isinstance(x, float))
 
 
 def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:

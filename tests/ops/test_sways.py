@@ -1,4 +1,4 @@
-"""Accelerated E-steps in `run_plan_`: where they end, what they tell, and that samples do not interact."""
+"""Methods that sway in `run_plan_`: what they compute, where they end, and that samples do not interact."""
 
 import re
 from dataclasses import replace
@@ -9,19 +9,56 @@ import torch
 from chains import SOME, STEPS, call, energies, planned, problem, thetas, to, with_skips
 from numerics import assert_near, same_bits
 from pyromancy import plan
-from pyromancy.plan import Accelerated, Edge, Law, Learned, Learning, Rule, RuleKind
+from pyromancy.methods import noise
+from pyromancy.plan import (
+    Adam,
+    Edge,
+    Heun,
+    Langevin,
+    Law,
+    Learned,
+    Learning,
+    Momentum,
+    Nesterov,
+    QuasiNewton,
+    Rule,
+    RuleKind,
+)
 
 MANY = 400
 CHAIN = (5, 40, 33, 17, 3)
 LEVEL = (5, 17, 17, 17, 3)  # for skips
-METHODS = {
-    "errors": Accelerated(),
-    "states": Accelerated(errors=False),
-    "errors-at-a-rate": Accelerated(lr=0.05),
-    "errors-momentum": Accelerated(lr=0.05, momentum=0.5),
-    "states-at-a-rate": Accelerated(lr=0.05, errors=False),
+ACCELERATED = {
+    "errors": QuasiNewton(),
+    "states": QuasiNewton(errors=False),
+    "errors-at-a-rate": Nesterov(lr=0.05, restarts=True),
+    "errors-momentum": Nesterov(lr=0.05, momentum=0.5),
+    "states-at-a-rate": Nesterov(lr=0.05, restarts=True, errors=False),
 }
-methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+CONVERGENT = ACCELERATED | {
+    "descent": Momentum(lr=0.05),
+    "SGD": Momentum(lr=0.02, momentum=0.8, dampening=0.3),
+    "SGD-states": Momentum(lr=0.02, momentum=0.8, nesterov=True, errors=False),
+    "Heun": Heun(lr=0.05),
+    "Heun-states": Heun(lr=0.05, errors=False),
+}
+METHODS = CONVERGENT | {
+    "Heun-adaptive": Heun(lr=0.05, adaptive=True, rtol=1e-3, atol=1e-3),
+    "Heun-adaptive-states": Heun(lr=5.0, adaptive=True, rtol=1e-2, atol=1e-3, errors=False),
+    "Adam": Adam(lr=0.02),
+    "Adam-states": Adam(lr=0.02, first=0.5, second=0.8, epsilon=1e-3, errors=False),
+}
+DRAWING = {
+    "Langevin": Langevin(lr=0.02, temperature=0.5, seed=2**53 - 5),
+    "Langevin-states": Langevin(lr=0.02, seed=20, errors=False),
+}
+
+
+def each(of):
+    return pytest.mark.parametrize("method", of.values(), ids=of)
+
+
+methods = each(METHODS)
 skipping = pytest.mark.parametrize("skips", [False, True], ids=["plain", "skips"])
 OPTIONS = {
     "plain": {},
@@ -38,9 +75,10 @@ OPTIONS = {
 
 
 def run(a, method, steps=MANY, targets=(), **options):
-    """Its outcome: the sweeps of every sample, and whether it stopped by itself."""
+    """Its outcome: the steps of every sample, and whether it stopped by itself."""
     outcome = torch.full((len(a["states"][0]), 2), float("nan"), dtype=a["states"][0].dtype)
-    call(*planned(a | {"steps": steps, "velocities": []}, targets, method, outcome, **options))
+    goes_on = a | {"steps": steps} if "progress" in a else a | {"steps": steps, "velocities": []}
+    call(*planned(goes_on, targets, method, outcome, **options))
     return outcome[:, 0], outcome[:, 1]
 
 
@@ -61,17 +99,17 @@ def total(a):
 def test_without_a_rate_it_ends_where_the_gradient_is_zero(errors, options):
     for a in (problem(CHAIN, 7, **options), with_skips(problem(LEVEL, 7, **options), 0.5)):
         before = total(a)
-        run(a, Accelerated(errors=errors), 3000 if errors else 30000)
+        run(a, QuasiNewton(errors=errors), 3000 if errors else 30000)
         assert (total(a) <= before).all()
         assert all(g.abs().max() < 1e-5 for g in gradients(a))
 
 
-@methods
+@each(CONVERGENT)
 def test_a_linear_chain_ends_at_its_one_equilibrium(method):
     a = problem(CHAIN, 7)
     b = {k: to(x) for k, x in a.items()}
     run(a, method, 4000)
-    run(b, replace(Accelerated(), errors=not method.errors), 4000)
+    run(b, QuasiNewton(errors=not method.errors), 4000)
     assert all(torch.allclose(x, y, atol=1e-8) for x, y in zip(a["states"], b["states"], strict=True))
 
 
@@ -83,8 +121,8 @@ def test_what_stops_is_within_the_tolerance(tol, kind):
     a = problem(CHAIN, 65, **options)
     first = problem_after_sweep(a)
     best = {k: to(x) for k, x in a.items()}
-    run(best, Accelerated(), 4000)
-    taken, stopped = run(a, Accelerated(tol=tol), 4000)
+    run(best, QuasiNewton(), 4000)
+    taken, stopped = run(a, QuasiNewton(tol=tol), 4000)
     assert stopped.all()
     assert (taken < 200).all()
     share = (total(a) - total(best) - 1e-10) / (first - total(a))
@@ -129,7 +167,7 @@ def test_samples_do_not_interact(method, skips, threads):
         assert same_bits(whole[1], torch.cat([stopped for _, stopped in found]))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.lr], ids=[k for k, m in METHODS.items() if m.lr])
+@each({k: m for k, m in METHODS.items() if isinstance(m, Nesterov)})
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @skipping
 def test_rates_are_those_of_nesterov(method, skips, batch):
@@ -145,30 +183,179 @@ def test_rates_are_those_of_nesterov(method, skips, batch):
 
 def nesterov(a, method):
     """Take the steps, and set the states."""
-    x = [z.clone() for z in a["states"]]
-    if method.errors:
-        x = [z - mu for z, mu in zip(a["states"], predictions(a, a["states"]), strict=True)]
+    x = variables(a, method)
     v, t = [z.clone() for z in x], torch.ones(len(x[0]), 1, dtype=x[0].dtype)
     for _ in range(STEPS):
-        point = [z.clone().requires_grad_() for z in v]
-        states = risen(a, point) if method.errors else [
-            p if free else z for p, z, free in zip(point, a["states"], a["free"], strict=True)
-        ]  # fmt: skip
-        grads = torch.autograd.grad(torch.stack(energies(a | {"states": states})).sum(), point, allow_unused=True)
-        grads = [
-            torch.zeros_like(z) if g is None or not free else g for g, z, free in zip(grads, v, a["free"], strict=True)
-        ]
+        grads = slopes(a, method, v)
         new = [z - method.lr * g for z, g in zip(v, grads, strict=True)]
         blend = method.momentum
-        if blend is None:
+        if method.restarts:
             up = sum((g * (n - o)).sum(1, keepdim=True) for g, n, o in zip(grads, new, x, strict=True)) > 0
             t = torch.where(up, torch.ones_like(t), t)
             following = (1 + torch.sqrt(1 + 4 * t * t)) / 2
             blend, t = (t - 1) / following, following
         v = [n + blend * (n - o) for n, o in zip(new, x, strict=True)]
         x = new
+    settle(a, method, x)
+
+
+def variables(a, method):
+    """States, or errors, of all nodes: what moves."""
+    if not method.errors:
+        return [z.clone() for z in a["states"]]
+    return [z - mu for z, mu in zip(a["states"], predictions(a, a["states"]), strict=True)]
+
+
+def slopes(a, method, at):
+    """The energy's gradient for what moves, by autograd; 0 for what is clamped."""
+    point = [z.detach().clone().requires_grad_() for z in at]
+    states = risen(a, point) if method.errors else [
+        p if free else z for p, z, free in zip(point, a["states"], a["free"], strict=True)
+    ]  # fmt: skip
+    grads = torch.autograd.grad(torch.stack(energies(a | {"states": states})).sum(), point, allow_unused=True)
+    return [
+        torch.zeros_like(z) if g is None or not free else g for g, z, free in zip(grads, at, a["free"], strict=True)
+    ]
+
+
+def settle(a, method, x):
+    """Set the states by what has moved."""
     last = risen(a, x) if method.errors else x
-    a["states"] = [z if free else s for z, s, free in zip(last, a["states"], a["free"], strict=True)]
+    a["states"] = [z.detach() if free else s for z, s, free in zip(last, a["states"], a["free"], strict=True)]
+
+
+def sized(kinds):
+    """Problems of three sizes of batch, each for another kind of tile, of a method of these kinds."""
+    of = {k: m for k, m in (METHODS | DRAWING).items() if isinstance(m, kinds)}
+    return lambda test: each(of)(pytest.mark.parametrize("batch", [1, 3, 7, 40])(test))
+
+
+def moved_alike(method, batch, move):
+    """The plan's states are those after steps that move(x, gradient, step) takes."""
+    a = problem(CHAIN, batch, "tanh", covariances="one", prior="batch", clamped=(-1,))
+    expected = {k: to(x) for k, x in a.items()}
+    x = variables(expected, method)
+    for step in range(STEPS):
+        x = move(x, lambda at: slopes(expected, method, at), step)
+    settle(expected, method, x)
+    run(a, method, STEPS)
+    for found, z in zip(a["states"], expected["states"], strict=True):
+        assert_near(found, z, 1000)
+
+
+@sized(Momentum | Adam)
+def test_optimizers_are_those_of_torch(method, batch):
+    optimizers = {}
+
+    def move(x, gradient, step):
+        if step == 0:
+            optimizers["x"] = [z.clone().requires_grad_() for z in x]
+            of = optimizers["x"]
+            optimizers["it"] = (
+                torch.optim.SGD(of, method.lr, method.momentum, method.dampening, nesterov=method.nesterov)
+                if isinstance(method, Momentum)
+                else torch.optim.Adam(of, method.lr, (method.first, method.second), method.epsilon)
+            )
+        for z, g in zip(optimizers["x"], gradient(optimizers["x"]), strict=True):
+            z.grad = g
+        optimizers["it"].step()
+        return [z.detach() for z in optimizers["x"]]
+
+    moved_alike(method, batch, move)
+
+
+@sized(Heun)
+def test_heun_is_as_it_is_written(method, batch):
+    """Where it adapts, by the sample's own difference of Euler's step and its own, over all that moves."""
+    length = {}
+
+    def move(x, gradient, step):
+        h = length.setdefault("h", torch.full((batch, 1), method.lr, dtype=x[0].dtype))
+        first = gradient(x)
+        euler = [z - h * g for z, g in zip(x, first, strict=True)]
+        end = [z - h / 2 * (g + k) for z, g, k in zip(x, first, gradient(euler), strict=True)]
+        if not method.adaptive:
+            return end
+        # all nodes but the last one, which is clamped
+        of = [
+            (e - f) / (method.atol + method.rtol * torch.maximum(z.abs(), e.abs()))
+            for z, f, e in [*zip(x, euler, end, strict=True)][:-1]
+        ]
+        difference = torch.cat(of, 1).square().mean(1, keepdim=True).sqrt()
+        length["h"] = h * (0.9 / difference.sqrt()).clamp(0.2, 5.0)
+        return [torch.where(difference <= 1, e, z) for z, e in zip(x, end, strict=True)]
+
+    moved_alike(method, batch, move)
+
+
+@sized(Langevin)
+def test_langevin_draws_by_seed_sample_node_element_and_step(method, batch):
+    seed = torch.full((batch,), int(method.seed))
+
+    def move(x, gradient, step):
+        scale = (2 * method.lr * method.temperature) ** 0.5
+        drawn = [noise.normal(seed, torch.full_like(seed, step), i, z) for i, z in enumerate(x[:-1])]
+        return [z - method.lr * g + scale * d for z, g, d in zip(x, gradient(x), [*drawn, 0.0], strict=True)]
+
+    moved_alike(method, batch, move)
+
+
+@each(METHODS | DRAWING)
+@pytest.mark.parametrize("batch", [1, 3, 7, 40])
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+def test_another_call_goes_on(method, batch, tol):
+    """From a progress, velocities and what is kept; a sample that has stopped aside."""
+    method = replace(method, tol=tol if method.errors and method in CONVERGENT.values() else 0.0)
+    a = problem(CHAIN, batch, "tanh", covariances="one", prior="batch", clamped=(-1,))
+    b = {k: to(x) for k, x in a.items()}
+    left = {k: to(x) for k, x in a.items()}
+    _, stopped = run(left, method, 5)
+    taken, _ = run(a, method, 12)
+    b["progress"] = torch.full((batch, plan.PROGRESS), float("nan"), dtype=torch.float64)
+    b["velocities"] = [torch.full_like(z, float("nan")) for z in b["states"]]
+    b["kept"] = [torch.full_like(z, float("nan")) for z in b["states"]] if method.KEEPS else None
+    first, _ = run(b, method, 5)
+    second, _ = run(b, replace(method, resume=True), 7)
+    goes_on = stopped == 0
+    assert same_bits(taken[goes_on], (first + second)[goes_on])
+    for x, y in zip(a["states"], b["states"], strict=True):
+        torch.testing.assert_close(x[goes_on], y[goes_on], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("free", [2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("turns", [plan.Turns.ALTERNATE, plan.Turns.ONE_BY_ONE])
+def test_states_take_turns(turns, batch, free):
+    """By their gradients at the states that those before them have come to."""
+    a = problem((3, 9, 17, 4, 6, 2)[: free + 2], batch, "tanh", "softplus", covariances=True, record=True)
+    expected = [z.clone() for z in a["states"]]
+    for step in range(STEPS):
+        recorded = torch.stack(energies(a | {"states": expected}))
+        groups = [[*range(1, free + 1, 2)], [*range(2, free + 1, 2)]]
+        if turns is plan.Turns.ONE_BY_ONE:
+            groups = [[free - 1 - step]] if free - 1 - step >= 1 else []
+        for group in groups:
+            g = dict(zip(range(1, free + 1), gradients(a | {"states": expected}), strict=True))
+            expected = [z - 0.05 * g[i] if i in group else z for i, z in enumerate(expected)]
+        if step == 0:
+            first = recorded
+    call(*planned(a, method=plan.Descent(0.05, turns=turns, first=int(turns is plan.Turns.ONE_BY_ONE))))
+    assert_near(a["energies"][0], first, 1000)
+    assert_near(a["energies"][-1], recorded, 1000)
+    for x, y in zip(a["states"], expected, strict=True):
+        assert_near(x, y, 1000)
+
+
+@each(DRAWING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_drawn_does_not_depend_on_the_samples_behind(method, dtype):
+    """To the last bit, whatever the kind of tile."""
+    a = problem((7, 40, 33, 5), 131, "tanh", clamped=(0, -1), dtype=dtype)
+    parts = {n: {k: to(x) for k, x in a.items()} | {"states": [z[:n].clone() for z in a["states"]]} for n in (1, 3, 41)}
+    run(a, method, 5)
+    for n, part in parts.items():
+        run(part, method, 5)
+        assert all(same_bits(z, whole[:n]) for z, whole in zip(part["states"], a["states"], strict=True))
 
 
 def predictions(a, states):
@@ -225,6 +412,20 @@ def test_energies_are_recorded(method):
     assert all(same_bits(x, y) for x, y in zip(a["states"], b["states"], strict=True))
 
 
+@each(METHODS | DRAWING)
+def test_what_rests_is_recorded_where_it_rests(method):
+    """Also where all samples beside it do."""
+    method = replace(method, tol=1e-2 if method in CONVERGENT.values() else 0.0)
+    a = problem(CHAIN, 40, "tanh", covariances="one", prior="one", clamped=(-1,))
+    a["energies"] = torch.full((60, len(CHAIN), 40), float("nan"), dtype=torch.float64)
+    taken, stopped = run(a, method, 60)
+    assert a["energies"].isfinite().all()
+    last = torch.stack(energies(a))
+    for i in stopped.nonzero()[:, 0].tolist():
+        rest = a["energies"][int(taken[i]) :, :, i]
+        assert_near(rest, last[:, i].expand_as(rest), 1000)
+
+
 @methods
 @pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("after", ["identity", "tanh"])
@@ -236,7 +437,7 @@ def test_parameters_learn_from_the_states_that_it_ends_in(method, skips, after, 
     a = with_skips(a) if skips else a
     a["thetas"] = thetas(a)
     laws = [Law.GAUSSIAN, Law.LAPLACE, Law.GAUSSIAN, Law.GAUSSIAN, Law.LAPLACE]
-    a["laws"] = laws if method.lr else [Law.GAUSSIAN] * len(laws)
+    a["laws"] = [Law.GAUSSIAN] * len(laws) if isinstance(method, QuasiNewton) else laws
     parameters = [
         *((Learned.WEIGHT, i, t) for i, t in enumerate(a["weights"])),
         *((Learned.BIAS, i, t) for i, t in enumerate(a["biases"])),
@@ -253,12 +454,14 @@ def test_parameters_learn_from_the_states_that_it_ends_in(method, skips, after, 
         assert_near(g, e, 1000)
 
 
-@methods
+@each(ACCELERATED)
 def test_states_that_are_not_finite_do_not_stop(method):
     a = problem(CHAIN, 3, "tanh")
     a["states"][0][1] = float("nan")
     _, stopped = run(a, replace(method, tol=1e-2), 500)
-    others = float(method.errors or not method.lr)  # of states that momentum carries nothing tells their end
+    others = float(
+        method.errors or isinstance(method, QuasiNewton)
+    )  # of states that momentum carries nothing tells their end
     assert stopped.tolist() == [others, 0.0, others]
     assert all(z[0].isfinite().all() and z[2].isfinite().all() for z in a["states"])
 
@@ -269,12 +472,12 @@ def test_a_step_into_what_is_not_finite_is_taken_back():
     a["parameters"] = [1.0] * 6
     a["states"][-1] *= 1e17
     before = total({k: to(x, torch.float64) for k, x in a.items()})
-    run(a, Accelerated(), 40)
+    run(a, QuasiNewton(), 40)
     assert all(z.isfinite().all() for z in a["states"])
     assert (total({k: to(x, torch.float64) for k, x in a.items()}) < before).all()
 
 
-@methods
+@each(CONVERGENT)
 def test_what_is_at_its_end_already_stays(method):
     """Where everything is predicted exactly, no sample moves by a bit, and all stop at once."""
     a = problem(CHAIN, 5, "tanh", clamped=(0,))
@@ -290,12 +493,12 @@ def test_what_is_at_its_end_already_stays(method):
 def test_steps_of_zero_take_none():
     a = problem(CHAIN, 5, "tanh")
     before = [z.clone() for z in a["states"]]
-    taken, stopped = run(a, Accelerated(), 0)
+    taken, stopped = run(a, QuasiNewton(), 0)
     assert all(same_bits(x, y) for x, y in zip(a["states"], before, strict=True))
     assert taken.tolist() == stopped.tolist() == [0.0] * 5
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.errors], ids=repr)
+@each({k: m for k, m in ACCELERATED.items() if m.errors})
 @pytest.mark.parametrize("after", ["identity", "tanh"])
 def test_where_no_target_feeds_back_it_stops_within_the_tolerance(method, after):
     """The energy is |e|^2 / 2 of free errors, 0 at its least; what the dual has beside that is nothing but rounding."""
@@ -314,8 +517,8 @@ def test_no_bound_where_an_error_has_no_weight():
     a["weights"][1] *= 0.01
     first = total(a)
     best = {k: to(x) for k, x in a.items()}
-    run(best, Accelerated(), 5000)
-    _, stopped = run(a, Accelerated(tol=0.5), 3)
+    run(best, QuasiNewton(), 5000)
+    _, stopped = run(a, QuasiNewton(tol=0.5), 3)
     left, fallen = total(a) - total(best), first - total(a)
     assert (left[stopped.bool()] <= 0.5 * fallen[stopped.bool()]).all()
     assert stopped[2] == 0
@@ -330,7 +533,7 @@ def test_a_plateau_above_is_no_end(errors, tol):
     a["states"][0].copy_(torch.linspace(0.01, 2.0, 64)[:, None])
     a["states"][1].copy_(torch.linspace(0.1, 0.2, 64)[:, None])
     before = total(a)
-    run(a, Accelerated(errors=errors, tol=tol), 30)
+    run(a, QuasiNewton(errors=errors, tol=tol), 30)
     assert (total(a) <= before).all()
     assert (total(a) < 1e-2 * before.max()).all()
 
@@ -344,30 +547,30 @@ def test_a_trial_that_overflows_is_taken_back():
     for z, x in zip(a["states"], ([0.0, 0.0], [-1.0, 0.1], [0.0, 0.0]), strict=True):
         z.copy_(torch.tensor(x)[:, None])
     before = total({k: to(x, torch.float64) for k, x in a.items()})
-    run(a, Accelerated(errors=False), 20)
+    run(a, QuasiNewton(errors=False), 20)
     assert all(z.isfinite().all() for z in a["states"])
     assert (total({k: to(x, torch.float64) for k, x in a.items()}) <= before * (1 + 1e-6)).all()
 
 
 def test_what_it_cannot_do_is_refused():
     a = problem(CHAIN, 5)
-    made, operands = planned(a, method=Accelerated())
+    made, operands = planned(a, method=QuasiNewton())
 
     def refused(message, **changes):
         changed = replace(made, **changes)
         with pytest.raises(RuntimeError, match=re.escape(message)):
             call(changed, operands)
 
-    refused("must not be negative", method=Accelerated(lr=-1.0))
-    refused("must not be negative", method=Accelerated(tol=-1.0))
+    refused("must not be negative", method=Nesterov(lr=-1.0))
+    refused("must not be negative", method=QuasiNewton(tol=-1.0))
     refused("needs plain descent", edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))
     gradient = torch.empty_like(a["weights"][0])
     target = [(Learned.WEIGHT, 0, 0, gradient, ())]
     for when in (Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP):
         with pytest.raises(RuntimeError, match=re.escape("must learn at the end")):
-            call(*planned(a, target, Accelerated(), learning=when, rules=(Rule(RuleKind.GRADIENT),)))
+            call(*planned(a, target, QuasiNewton(), learning=when, rules=(Rule(RuleKind.GRADIENT),)))
     with pytest.raises(RuntimeError, match=re.escape("outcome must have shape (5, 2)")):
-        call(*planned(a, (), Accelerated(), torch.empty(4, 2, dtype=torch.float64)))
+        call(*planned(a, (), QuasiNewton(), torch.empty(4, 2, dtype=torch.float64)))
     assert isinstance(made.edges[0], Edge)
     assert made.nodes[1].law is Law.GAUSSIAN
     assert plan.decode(*plan.encode(made)) == made

@@ -1,0 +1,125 @@
+#pragma once
+
+// All methods that sway, and what is decided of a sample after each of its sweeps.
+
+#include "adam.h"
+#include "heun.h"
+#include "langevin.h"
+#include "momentum.h"
+#include "nesterov.h"
+#include "quasi_newton.h"
+
+namespace pyromancy {
+namespace {
+
+// f(method) for the formulas of a kind
+template <class F>
+inline auto with_sway(SwayKind kind, F f) {
+  switch (kind) {
+  case SwayKind::quasi_newton:
+    return f(QuasiNewton{});
+  case SwayKind::nesterov:
+    return f(Nesterov{});
+  case SwayKind::momentum:
+    return f(Momentum{});
+  case SwayKind::heun:
+    return f(Heun{});
+  case SwayKind::adam:
+    return f(AdamSway{});
+  case SwayKind::langevin:
+    return f(Langevin{});
+  }
+  __builtin_unreachable();
+}
+
+// Sets what follows from a method's kind.
+inline void complete(SwayMethod& method) {
+  with_sway(method.kind, [&](auto of) {
+    method.sweeps = of.kSweeps;
+    method.tries = of.kTries;
+    method.measures = of.kMeasures;
+    method.keeps = of.kKeeps;
+    method.draws = of.kDraws;
+    method.looks = of.looks(method) || method.tol > 0;
+    method.compares = of.compares(method);
+    method.pends = of.kPends;
+  });
+}
+
+inline Progress begin(const SwayMethod& method) {
+  Progress p{};
+  p.certain = p.fresh = true;
+  with_sway(method.kind, [&](auto of) { of.begin(p, method); });
+  return p;
+}
+
+// Another run, of what one before has left.
+inline void resume(Progress& p, const SwayMethod& method) {
+  p.motion = {};
+  with_sway(method.kind, [&](auto of) { of.resume(p); });
+  p.before = p.taken;
+  p.certain = true;
+  p.done = p.converged = false;
+}
+
+// After the first sweep of a step, which is the last one or not.
+inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool last) {
+  p.motion = p.done ? kRest : Motion{};
+  if (p.done)
+    return;
+  ++p.taken;
+  if (p.fresh && (!std::isfinite(f.energy) || (method.measures && !std::isfinite(f.gg)))) {
+    p.done = true;
+    p.motion = kRest;
+    return;
+  }
+  if (!method.tries)
+    p.energy = f.energy;
+  const bool taken = with_sway(method.kind, [&](auto of) { return of.next(p, method, f, last); });
+  p.fresh = false;
+  const bool bounds = method.bounds && p.certain;
+  if (taken && bounds)
+    p.bound = bound(f, method.squares);
+  if (method.tol == 0)
+    return;
+  const int64_t k = p.looked++;
+  if (k == 0)
+    p.first = p.least = p.energy;
+  p.least = std::min(p.least, p.energy);
+  p.history[k % kLongestWindow] = p.least;
+  const double enough = method.tol * (p.first - p.least);
+  const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
+  const bool bounded =
+      bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy) : taken && f.gg == 0;
+  const bool swings = with_sway(method.kind, [&](auto of) { return of.swings(method); });
+  const bool idle = !swings && k >= window && enough > 0 && p.energy - p.least <= enough &&
+                    p.history[(k - window) % kLongestWindow] - p.least <= enough;
+  if (!bounded && !idle)
+    return;
+  p.done = p.converged = true;
+  p.motion = kRest;
+  if (!taken)
+    p.motion.v.s = -1;
+}
+
+// After the second.
+inline void correct(Progress& p, const SwayMethod& method, double difference) {
+  p.motion = p.done ? kRest : Motion{};
+  if (!p.done)
+    with_sway(method.kind, [&](auto of) { of.correct(p, method, difference); });
+}
+
+// After the last sweep of a method that tries: whether the point that it leads to, of this energy,
+// is one to end at, which then is done; else it will be the one before.
+inline void accept(Progress& p, double energy) {
+  p.motion = kRest; // s may be on trial again
+  if (p.done)
+    return;
+  p.done = energy <= p.energy;
+  p.pending = p.done ? 0 : 1;
+  if (!p.done)
+    p.motion.v.s = -1;
+}
+
+} // namespace
+} // namespace pyromancy

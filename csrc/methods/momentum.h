@@ -1,0 +1,27 @@
+#pragma once
+
+#include "sway.h"
+
+namespace pyromancy {
+namespace {
+
+// torch.optim.SGD: s is the velocity, which the first gradient starts. `first` is the momentum,
+// `second` the dampening, and the option Nesterov's form.
+struct Momentum : SwayDefaults {
+  static bool swings(const SwayMethod& method) {
+    return method.first > 0;
+  }
+  static bool next(Progress& p, const SwayMethod& method, const Found&, bool) {
+    const double momentum = method.first;
+    const Motion::Weights s =
+        p.fresh ? Motion::Weights{1, 0, 0} : Motion::Weights{1 - method.second, momentum, 0};
+    const Motion::Weights along =
+        method.option ? Motion::Weights{1 + momentum * s.g, momentum * s.s, 0} : s;
+    p.motion.s = s;
+    p.motion.v = {-method.lr * along.g, -method.lr * along.s, 0};
+    return true;
+  }
+};
+
+} // namespace
+} // namespace pyromancy

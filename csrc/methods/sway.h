@@ -1,0 +1,120 @@
+#pragma once
+
+// Methods that move a sample once a sweep has found its energy and the gradient g at a point v,
+// which is of states or of errors: what they share. Functions are of no linker's: every
+// instruction set has its own, and one would be taken for all.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "../ceil_div.h"
+
+namespace pyromancy {
+
+enum class SwayKind : int64_t { quasi_newton, nesterov, momentum, heun, adam, langevin };
+inline constexpr int64_t kSwayKinds = 6;
+
+struct SwayMethod {
+  SwayKind kind;
+  bool errors; // what moves
+  bool option;
+  double lr, first, second, third; // what the kind makes of them
+  double tol;   // of the decrease, what may be left of it; 0: nothing ends a sample
+  bool bounds;  // whether what is left is bounded by the gradient: of errors of Gaussian nodes
+  bool squares; // whether clamped nodes are Gaussian, too, and not only convex
+
+  // Of the kind:
+  int64_t sweeps; // that make a step
+  bool tries;     // whether the last step is on trial
+  bool measures;  // errors in standard deviations
+  bool keeps;     // another vector, h
+  bool draws;     // noise, into h
+  bool looks;     // at what a step's first sweep has found
+  bool compares;  // what its second has with that of the first
+  bool pends;     // a motion, from run to run
+};
+
+// What a sweep has found, s being what the last motion left and y = g - h. gg is that of errors in
+// standard deviations, `square` of those as they are.
+struct Found {
+  double energy, gg, gs, gv, sy, yy, square;
+};
+
+// How a sample moves: s' = s.g g + s.s s + s.h h, v' = v + v.g g + v.s s + v.h h, and h' = g where
+// it keeps that.
+struct Motion {
+  struct Weights {
+    double g, s, h;
+  } s, v;
+  double keeps;
+};
+
+inline constexpr Motion kRest{{0, 1, 0}, {0, 0, 0}, 0};
+
+inline constexpr int64_t kWindow = 4, kLongestWindow = 32; // steps
+inline constexpr double kRounding = 1e-4; // a share of a square, in which differences are lost
+
+// What is known of a sample between its sweeps.
+struct Progress {
+  Motion motion;
+  double t; // of Nesterov's momentum
+
+  double first, energy, least; // at the start, at the last point, and of all
+  double hh, ss;               // products
+  double length;               // of a step: over the gradient's, or in time
+  double pending;              // what another run begins with
+  double bound;                // what the energy is never below
+  double history[kLongestWindow];
+
+  int64_t taken, before, looked; // steps: all, those of runs before, and those of a tolerance
+  bool done, converged;
+  bool fresh;   // nothing has been found yet
+  bool certain; // every error that moves has a weight
+};
+
+inline constexpr int64_t kProgress = 56; // numbers that it takes
+static_assert(sizeof(Progress) <= kProgress * sizeof(double));
+
+namespace {
+
+// What a kind of method is, unless it says otherwise.
+struct SwayDefaults {
+  static constexpr int64_t kSweeps = 1;
+  static constexpr bool kTries = false, kMeasures = false, kKeeps = false, kDraws = false;
+
+  static bool looks(const SwayMethod&) {
+    return false;
+  }
+  static bool compares(const SwayMethod&) {
+    return false;
+  }
+  // Whether energies swing, so that for a while no gain is no end.
+  static bool swings(const SwayMethod&) {
+    return false;
+  }
+  static void begin(Progress&, const SwayMethod&) {}
+  // The motion that another run begins with, where runs do.
+  static constexpr bool kPends = false;
+  static void resume(Progress&) {}
+  // The motion after a step's first sweep; returns whether the point that it looked at is taken.
+  // static bool next(Progress&, const SwayMethod&, const Found&, bool last);
+
+  // The motion after its second, whose difference from the first is as large as this.
+  static void correct(Progress&, const SwayMethod&, double) {}
+};
+
+// The energy that none is below in a linear network: of the dual of its quadratic problem, at the
+// best multiple of the errors of clamped nodes. Where these feed hardly anything back, both parts
+// of that are rounding, and those errors as they are will do, as where those nodes are only convex:
+// no curvature then is below that of the errors that move, which is 1.
+inline double bound(const Found& f, bool squares) {
+  if (!squares)
+    return f.energy - f.gg / 2;
+  const double top = 2 * f.energy * f.gg - f.gv * f.gv;
+  const double whole = 2 * f.energy - 2 * f.gv + f.gg;
+  return f.energy - (whole > kRounding * f.gg ? std::min(f.gg, top / whole) : f.gg) / 2;
+}
+
+} // namespace
+} // namespace pyromancy

@@ -1,0 +1,101 @@
+"""What plans have for methods of inference."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .. import plan
+from ..methods import ZIL, Accelerated, Adam, Descent, Heun, Langevin, Method, Sequential
+from ..methods.rated import Rates
+
+
+@dataclass
+class Swayed:
+    """What goes on from run to run of a method.
+
+    Attributes:
+        taken: steps so far.
+        seed: of noise.
+        velocities: of the free nodes, in their order.
+        kept: what else is of them.
+        progress: of the samples; None where steps are plain descent, in turns.
+    """
+
+    taken: int = 0
+    seed: float = 0.0
+    velocities: tuple[Tensor, ...] = ()
+    kept: tuple[Tensor, ...] = ()
+    progress: Tensor | None = None
+
+
+def _number(rate: Rates) -> float:
+    """The one rate of a method that is plain."""
+    assert isinstance(rate, float | numbers.Real)
+    return float(rate)
+
+
+def of_accelerated(method: Accelerated, states: int) -> plan.Sway:
+    """By quasi-Newton steps, or Nesterov's for so many free states."""
+    if method.lr is None:
+        return plan.QuasiNewton()
+    momentum = method.blend(states)
+    return plan.Nesterov(lr=_number(method.lr), momentum=momentum or 0.0, restarts=momentum is None)
+
+
+def of_descent(method: Descent, states: int) -> plan.Sway:
+    """With momentum or without."""
+    del states
+    momentum, dampening = float(method.momentum), float(method.dampening)
+    return plan.Momentum(
+        lr=_number(method.lr), momentum=momentum, dampening=dampening, nesterov=method.nesterov
+    )  # fmt: skip
+
+
+def of_heun(method: Heun, states: int) -> plan.Sway:
+    """With adaptive steps or fixed ones."""
+    del states
+    return plan.Heun(
+        lr=_number(method.lr), adaptive=method.adaptive, rtol=float(method.rtol), atol=float(method.atol)
+    )  # fmt: skip
+
+
+def of_adam(method: Adam, states: int) -> plan.Sway:
+    """With the moments of every element."""
+    del states
+    first, second = map(float, method.betas)
+    return plan.Adam(lr=_number(method.lr), first=first, second=second, epsilon=float(method.eps))
+
+
+def of_langevin(method: Langevin, states: int) -> plan.Sway:
+    """With noise of another seed for every run."""
+    del states
+    return plan.Langevin(lr=_number(method.lr), temperature=float(method.temperature))
+
+
+def of_sequential(method: Sequential, states: int) -> plan.Descent:
+    """Every other state, and then those between."""
+    del states
+    return plan.Descent(_number(method.lr), turns=plan.Turns.ALTERNATE)
+
+
+def of_zil(method: ZIL, states: int) -> plan.Descent:
+    """A state at every step."""
+    del method, states
+    return plan.Descent(1.0, turns=plan.Turns.ONE_BY_ONE)
+
+
+SWAYS: dict[type[Method], Callable[[Any, int], plan.Sway | plan.Descent]] = {
+    Accelerated: of_accelerated,
+    Descent: of_descent,
+    Heun: of_heun,
+    Adam: of_adam,
+    Langevin: of_langevin,
+    Sequential: of_sequential,
+    ZIL: of_zil,
+}
+ORDERED = (Langevin, Sequential, ZIL)  # where it matters which state is which
