@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from chains import call, descend, everything_learned, planned, problem, to, with_skips
 from numerics import FLOATS, name, same_bits
 from pyromancy import backends, plan
-from pyromancy.plan import Accelerated, Descent, Edge, Law, Learning, Node, Plan, Rule, RuleKind
+from pyromancy.plan import Descent, Edge, Law, Learning, Node, Plan, QuasiNewton, Rule, RuleKind
 
 BACKENDS = [b for b in ("native", "triton", "reference") if backends.available(b)[0]]
 INTERPRETED = "triton" in BACKENDS
@@ -120,7 +120,7 @@ def test_products_of_bfloat16_are_near():
 def test_accelerated_it_ends_where_the_gradient_is_zero(errors):
     a = classifier((7, 20, 15, 10), 9)
     outcome = torch.zeros(9, 2, dtype=torch.float64)
-    call(*planned(a | {"steps": 2000, "velocities": []}, method=Accelerated(errors=errors), outcome=outcome))
+    call(*planned(a | {"steps": 2000, "velocities": []}, method=QuasiNewton(errors=errors), outcome=outcome))
     before = [z.clone() for z in a["states"]]
     descend_once = descend(a | {"steps": 1, "lr": 1.0, "energies": None})[0]
     for z, after in zip(before, descend_once, strict=True):
@@ -137,9 +137,9 @@ def test_what_stops_is_within_the_tolerance(tol):
     a["swept"] = [False] * 4
     total = lambda b: descend(b | {"steps": 1})[1][0].sum(0)  # noqa: E731
     first, best = total(a), copied(a)
-    call(*planned(best | {"steps": 4000, "velocities": []}, method=Accelerated()))
+    call(*planned(best | {"steps": 4000, "velocities": []}, method=QuasiNewton()))
     outcome = torch.zeros(65, 2, dtype=torch.float64)
-    call(*planned(a | {"steps": 4000, "velocities": []}, method=Accelerated(tol=tol), outcome=outcome))
+    call(*planned(a | {"steps": 4000, "velocities": []}, method=QuasiNewton(tol=tol), outcome=outcome))
     assert outcome[:, 1].all()
     assert (outcome[:, 0] < 100).all()
     assert (total(a) - total(best) <= tol * (first - total(a)) + 1e-10).all()
