@@ -109,12 +109,12 @@ __global__ void __launch_bounds__(kThreads) row_error_kernel(const ErrorArgs a) 
       if (!a.product)
         return static_cast<const T*>(a.given)[row * a.given_row + column];
       const int64_t at = row * a.n + column;
-      T x = static_cast<const T*>(a.product)[at];
+      T product = static_cast<const T*>(a.product)[at];
       if (a.bias)
-        x += static_cast<const T*>(a.bias)[column];
+        product += static_cast<const T*>(a.bias)[column];
       if (a.source)
-        x += static_cast<T>(a.skip) * static_cast<const T*>(a.source)[at];
-      return x;
+        product += static_cast<T>(a.skip) * static_cast<const T*>(a.source)[at];
+      return product;
     };
     const T* const z = static_cast<const T*>(a.state) + row * a.n;
     T most = logit(0);
