@@ -118,6 +118,7 @@ __global__ void __launch_bounds__(kThreads) row_error_kernel(const ErrorArgs a) 
     };
     const T* const z = static_cast<const T*>(a.state) + row * a.n;
     T most = logit(0);
+#pragma unroll 1
     for (int64_t j = lane; j < a.n; j += kWarp)
       most = logit(j) > most ? logit(j) : most;
 #pragma unroll
@@ -127,6 +128,7 @@ __global__ void __launch_bounds__(kThreads) row_error_kernel(const ErrorArgs a) 
     }
     most = __shfl_sync(0xffffffffu, most, 0);
     double total = 0, mass = 0; // of e^x, and of z
+#pragma unroll 1
     for (int64_t j = lane; j < a.n; j += kWarp) {
       total += exp(logit(j) - most);
       mass += z[j];
@@ -135,6 +137,7 @@ __global__ void __launch_bounds__(kThreads) row_error_kernel(const ErrorArgs a) 
     mass = __shfl_sync(0xffffffffu, sum_over<kWarp>(mass), 0);
     const T share = static_cast<T>(mass / total), log_total = static_cast<T>(std::log(total));
     const T weight = a.sample_weights ? static_cast<const T*>(a.sample_weights)[row] : T(1);
+#pragma unroll 1
     for (int64_t j = lane; j < a.n; j += kWarp) {
       const T p = a.rate ? weight * static_cast<const T*>(a.rate)[j] : weight;
       const T x = logit(j) - most, push = Categorical::push(z[j], exp(x), share, p);
