@@ -126,6 +126,9 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
                         (node.kept != kNothing) == (goes_on && sway.keeps),
                     "node ", l, " must have a velocity, and what is kept, where a method goes on, ",
                     "and only there");
+    STD_TORCH_CHECK(!sway.errors || !node.free || node.law == Law::none || is_of_distance(node.law),
+                    "errors move where the law of a free node is one of its distance from the "
+                    "prediction");
   }
   STD_TORCH_CHECK(!method.resume || method.progress != kNothing, "resume needs a progress");
   if (const Tensor* progress = operands.find(method.progress)) {
@@ -190,7 +193,8 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   if (const Tensor* theta = operands.find(node.theta)) {
     const Name theta_name{"theta of node", l};
     check_like(theta_name, *theta, first_name, first);
-    STD_TORCH_CHECK(predicted, theta_name, " needs a law");
+    STD_TORCH_CHECK(has_scale(node.law) || node.law == Law::full_gaussian, theta_name,
+                    " needs a law that has one");
     if (node.law == Law::full_gaussian)
       check_square(theta_name, *theta, n);
     else
@@ -199,6 +203,9 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   } else {
     STD_TORCH_CHECK(node.law != Law::full_gaussian, "theta of node ", l, " must be its precision");
   }
+  STD_TORCH_CHECK(!has_parameter(node.law) || node.law_parameter > 0,
+                  "parameter of the law of node ", l, " must be positive, got ",
+                  node.law_parameter);
   if (const Tensor* prior = operands.find(node.prior)) {
     const Name prior_name{"prior of node", l};
     check_like(prior_name, *prior, first_name, first);
@@ -288,7 +295,7 @@ void check_target(const Plan& plan, const Operands& operands, size_t i) {
                                                       : plan.edges[target.owner].bias;
   const Name name{noun(target.what), target.owner};
   STD_TORCH_CHECK(of != kNothing, name, " is to be learned, and there is none");
-  STD_TORCH_CHECK(!of_node || is_elementwise(plan.nodes[target.owner].law), name,
+  STD_TORCH_CHECK(!of_node || has_scale(plan.nodes[target.owner].law), name,
                   " must be log-variances or log-scales to be learned");
   const Tensor &parameter = operands[of], &written = operands[target.tensor];
   const Name written_name{"targets", static_cast<int64_t>(i)};
@@ -420,6 +427,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     node.data = read.maybe_tensor("tensor of data");
     node.sample_weights = read.maybe_tensor("tensor of sample weights");
     node.weight = read.real("weight");
+    node.law_parameter = read.real("parameter of a law");
   }
   for (PlanEdge& edge : plan.edges) {
     edge.source = read.number("source", 0, nodes);

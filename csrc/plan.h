@@ -37,13 +37,14 @@ struct PlanNode {
   bool free;
   bool swept; // starts at its prediction, whatever its state was
   Law law;
-  int64_t theta, prior;                  // prior: constant prediction [1 or B, n]
-  int64_t velocity;                      // [B, n], of a momentum; of what sways, s
-  int64_t kept;                          // [B, n], of what sways, h
-  int64_t data;                          // [N, n], of which `order` picks the state, or the
-                                         // classes [N] of categorical ones, which are one-hot
-  int64_t sample_weights;                // [B], more factors of its energy
-  double weight;                         // of its energy
+  int64_t theta, prior;   // prior: constant prediction [1 or B, n]
+  int64_t velocity;       // [B, n], of a momentum; of what sways, s
+  int64_t kept;           // [B, n], of what sways, h
+  int64_t data;           // [N, n], of which `order` picks the state, or the
+                          // classes [N] of categorical ones, which are one-hot
+  int64_t sample_weights; // [B], more factors of its energy
+  double weight;          // of its energy
+  double law_parameter;
   int64_t in = kNothing, out = kNothing; // edges
 };
 

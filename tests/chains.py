@@ -44,11 +44,16 @@ FUNCTIONS = {
     "hardtanh": (lambda x, p: F.hardtanh(x, -p, p), 0.5),
     "selu": (lambda x, _: F.selu(x), 0.0),
 }
-# what the laws that go element by element make of distances d = z - mu and rates p, per sample
+# what the laws that go element by element make of states z, predictions mu, rates p = exp(-theta) and their parameter
 DEVIATIONS = {
-    Law.GAUSSIAN: lambda d, p: 0.5 * (p * d.square()).sum(1),
-    Law.LAPLACE: lambda d, p: (p * d.abs()).sum(1),
+    Law.GAUSSIAN: lambda z, mu, p, _: 0.5 * p * (z - mu).square(),
+    Law.LAPLACE: lambda z, mu, p, _: p * (z - mu).abs(),
+    Law.BERNOULLI: lambda z, mu, p, _: F.binary_cross_entropy_with_logits(mu, z, reduction="none"),
+    Law.POISSON: lambda z, mu, p, _: F.poisson_nll_loss(mu, z, reduction="none"),
+    Law.STUDENT: lambda z, mu, p, v: (v + 1) / 2 * torch.log1p((p * (z - mu)).square() / v),
+    Law.HUBER: lambda z, mu, p, bound: F.huber_loss(mu, z, reduction="none", delta=bound),
 }
+PARAMETERS = {Law.STUDENT: 2.5, Law.HUBER: 0.75}
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (
     [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)],
@@ -117,6 +122,15 @@ def problem(widths, batch, before="identity", after="identity", *, prior=False, 
         **(momentum or {}),
     }  # fmt: skip
     return {k: to(x, dtype) for k, x in arguments.items()}
+
+
+def with_laws(a, laws):
+    """A problem whose nodes follow these laws, with no theta where a law has none."""
+    plain = [not law.has_scale and law is not Law.FULL_GAUSSIAN for law in laws]
+    for key in ("precisions", "thetas"):
+        if key in a:
+            a[key] = [None if is_plain else x for is_plain, x in zip(plain, a[key], strict=True)]
+    return a | {"laws": list(laws), "law_parameters": [PARAMETERS.get(law, 0.0) for law in laws]}
 
 
 def of_size(widths, batch, dtype):
@@ -252,11 +266,11 @@ def planned(a, targets=(), method=None, outcome=None, **options):
     nodes = [
         Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
              number(a["prior"]) if i == 0 else None, number(v), number(d), scale, number(s),
-             number(k))
-        for i, (z, free, sweeps, law, predicted, theta, v, k, d, scale, s) in enumerate(zip(
+             number(k), parameter)
+        for i, (z, free, sweeps, law, predicted, theta, v, k, d, scale, s, parameter) in enumerate(zip(
             a["states"], a["free"], swept, a.get("laws") or map(law_of, a["precisions"]), a["predicted"],
             a.get("thetas") or thetas(a), velocities, kept, data, a["scales"],
-            a.get("sample_weights", [None] * count), strict=True,
+            a.get("sample_weights", [None] * count), a.get("law_parameters", [0.0] * count), strict=True,
         ))
     ]  # fmt: skip
     functions = [Activation(*f) for f in zip(a["activations"], a["parameters"], strict=True)]
@@ -404,9 +418,10 @@ def energies(a):
         product = F.linear(functions[2 * i](states[i]), w, b)
         predictions.append(functions[2 * i + 1](product + skip[0] * states[i] if skip else product))
     result = []
-    for z, mu, law, precision, predicted, scale, of_samples in zip(
+    for z, mu, law, precision, predicted, scale, of_samples, parameter in zip(
         states, predictions, a.get("laws") or map(law_of, a["precisions"]), a["precisions"], a["predicted"],
-        a["scales"], a.get("sample_weights", [None] * len(states)), strict=True
+        a["scales"], a.get("sample_weights", [None] * len(states)),
+        a.get("law_parameters", [0.0] * len(states)), strict=True
     ):  # fmt: skip
         if not predicted:
             result.append(z.new_zeros(z.shape[0]))
@@ -418,7 +433,7 @@ def energies(a):
         elif law is Law.FULL_GAUSSIAN:
             energy = 0.5 * scale * torch.einsum("bi,ij,bj->b", d, p, d)
         else:
-            energy = scale * DEVIATIONS[law](d, p)
+            energy = scale * DEVIATIONS[law](z, mu.expand_as(z), p, parameter).sum(1)
         result.append(energy if of_samples is None else of_samples * energy)
     return result
 

@@ -78,14 +78,18 @@ def chain_call(problem, learn=False):
     return {"written": operands.written, "read": operands.read, "plan": ints, "numbers": numbers}
 
 
-def of_every_law(problem):
-    """The same, its nodes taking turns with the laws that go element by element, and weights per sample for each."""
-    elementwise = [law for law in Law if law.is_elementwise]
-    laws = [elementwise[i % len(elementwise)] for i in range(len(problem["states"]))]
+ELEMENTWISE = [law for law in Law if law.is_elementwise]
+IN_ONE_KERNEL = [law for law in ELEMENTWISE if not law.has_parameter]
+
+
+def of_laws(problem, some):
+    """The same, its nodes taking turns with some laws that go element by element, and weights per sample for each."""
+    laws = [some[i % len(some)] for i in range(len(problem["states"]))]
     for i, precision in enumerate(problem["precisions"]):
         if precision is not None and precision.dim() == 2:
             laws[i] = Law.FULL_GAUSSIAN
-    return problem | {"laws": laws, "sample_weights": [z.new_ones(len(z)) for z in problem["states"]]}
+    weights = [z.new_ones(len(z)) for z in problem["states"]]
+    return chains.with_laws(problem, laws) | {"sample_weights": weights}
 
 
 def of_classes(problem):
@@ -109,7 +113,9 @@ def chain_calls():
         for f, widths in (("gelu", (64, 256, 16)), ("softplus", (5, 33, 7, 3))):
             problem = chains.problem(widths, 64, dtype=dtype, **options | {"before": f, "after": f})
             persistent.height = lambda *_: 0
-            for some in (problem, of_every_law(problem), of_every_law(problem | {"precisions": [None] * len(widths)})):
+            plain = problem | {"precisions": [None] * len(widths)}
+            of_every_law = [of_laws(p, laws) for p in (problem, plain) for laws in (ELEMENTWISE, ELEMENTWISE[::-1])]
+            for some in (problem, *of_every_law):
                 yield chain_call(some, learn=True), dtype
             yield chain_call(of_classes(problem)), dtype
     options |= {"covariances": False, "before": "gelu_tanh", "after": "gelu"}
@@ -118,7 +124,7 @@ def chain_calls():
             problem = chains.problem(widths, 64, dtype=torch.float32, **options)
             problem |= {"precisions": [torch.ones(n) for n in widths], "matmul_precision": products}
             persistent.height = lambda *_, tall=tall: tall
-            for some in (problem, of_every_law(problem)):
+            for some in (problem, of_laws(problem, IN_ONE_KERNEL)):
                 yield chain_call(some), torch.float32
 
 

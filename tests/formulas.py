@@ -106,6 +106,13 @@ def laplace_energy(value, pred, scale):
     return -(torch.distributions.Laplace(pred, scale).log_prob(value) + math.log(2)).flatten(1).sum(1)
 
 
+def student_energy(value, pred, scale, dof):
+    """The energy of independent components with heavy tails by `torch.distributions`."""
+    v = torch.tensor(float(dof), dtype=torch.float64)
+    constant = torch.lgamma((v + 1) / 2) - torch.lgamma(v / 2) - 0.5 * torch.log(v * math.pi)
+    return -(torch.distributions.StudentT(v, pred, scale).log_prob(value) - constant).flatten(1).sum(1)
+
+
 def multivariate_normal_energy(value, pred, covariance):
     """The energy of [B, P, n] states with one covariance by `torch.distributions`."""
     normal = torch.distributions.MultivariateNormal(pred, covariance_matrix=covariance)

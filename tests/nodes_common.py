@@ -9,5 +9,11 @@ GAUSSIAN = {
     "multivariate": nodes.MultivariateGaussianNode,
 }
 LEARNED = {k: v for k, v in GAUSSIAN.items() if k != "standard"}
-STATEFUL = {**GAUSSIAN, "laplace": nodes.LaplaceNode, "float": nodes.FloatNode, "fixed": nodes.FixedNode}
+STATEFUL = {
+    **GAUSSIAN,
+    "laplace": nodes.LaplaceNode,
+    "student": nodes.StudentNode,
+    "float": nodes.FloatNode,
+    "fixed": nodes.FixedNode,
+}
 EVERY = {**STATEFUL, "bias": nodes.BiasNode}

@@ -82,6 +82,12 @@ class TestBroadcasting:
             (functional.laplace_error, ()),
             (functional.categorical_energy, ()),
             (functional.categorical_error, ()),
+            (functional.bernoulli_energy, ()),
+            (functional.bernoulli_error, ()),
+            (functional.poisson_energy, ()),
+            (functional.poisson_error, ()),
+            (functional.student_energy, ()),
+            (functional.student_error, ()),
             (functional.multivariate_energy, (factor,)),
             (functional.multivariate_error, (factor,)),
         ):
@@ -152,6 +158,9 @@ class TestBroadcasting:
         for energy in (
             functional.gaussian_energy(empty, empty, logvar),
             functional.laplace_energy(empty, empty, logvar),
+            functional.student_energy(empty, empty, logvar, 3),
+            functional.bernoulli_energy(empty, empty.clone().requires_grad_()),
+            functional.poisson_energy(empty, empty.clone().requires_grad_()),
             functional.multivariate_energy(empty, empty, factor),
         ):
             assert (energy.shape, energy.dtype) == ((0,), dtype)
@@ -255,6 +264,15 @@ class TestGradients:
         for function in (functional.categorical_energy, functional.categorical_error):
             assert gradcheck(function, tuple(inputs))
             assert gradgradcheck(function, tuple(inputs))
+
+    @pytest.mark.parametrize("name", ["bernoulli_energy", "bernoulli_error", "poisson_energy", "poisson_error",
+                                      "student_energy", "student_error"])  # fmt: skip
+    def test_energies_of_other_nodes(self, name):
+        function, inputs = getattr(functional, name), leaves(torch.clone, randn(2, 3, 2, 2), randn(2, 3, 2, 2))
+        if name.startswith("student"):
+            inputs = *inputs, randn(3, 1, 1).requires_grad_(), 2.5
+        assert gradcheck(function, inputs)
+        assert gradgradcheck(function, inputs)
 
     @pytest.mark.parametrize("wanted", range(3), ids=["value", "pred", "logvar"])
     def test_gaussian_energy_of_one_argument(self, wanted):
@@ -694,6 +712,12 @@ def test_what_was_made_in_inference_mode_is_taken_there_with_gradients_on(size):
         "laplace_error": (value, pred, logvar),
         "categorical_energy": (value, pred),
         "categorical_error": (value, pred),
+        "bernoulli_energy": (value, pred),
+        "bernoulli_error": (value, pred),
+        "poisson_energy": (value, pred),
+        "poisson_error": (value, pred),
+        "student_energy": (value, pred, logvar),
+        "student_error": (value, pred, logvar),
         "cholesky_factor": (randn(3), randn(3, 3)),
         "multivariate_energy": (factor, randn(4, 3), whole),
         "multivariate_error": (factor, randn(4, 3), whole),

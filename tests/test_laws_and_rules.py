@@ -20,7 +20,18 @@ def matrix():
 
 
 SCALES = [lambda: None, vector(N), vector(1), vector()]
-THETAS = {Law.GAUSSIAN: SCALES, Law.FULL_GAUSSIAN: [matrix], Law.LAPLACE: SCALES, Law.CATEGORICAL: [lambda: None]}
+NONE = [lambda: None]
+THETAS = {
+    Law.GAUSSIAN: SCALES,
+    Law.FULL_GAUSSIAN: [matrix],
+    Law.LAPLACE: SCALES,
+    Law.BERNOULLI: NONE,
+    Law.POISSON: NONE,
+    Law.STUDENT: SCALES,
+    Law.HUBER: NONE,
+    Law.CATEGORICAL: NONE,
+}
+PARAMETERS = {Law.STUDENT: 3.5, Law.HUBER: 0.7}
 DECAYS = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}]
 
 
@@ -87,15 +98,18 @@ def test_laws_are_derivatives_of_their_energy(law, theta, weight):
     functions, theta = LAWS[law], theta()
     z, mu = (torch.randn(B, N, dtype=torch.float64, requires_grad=True) for _ in range(2))
     inputs = [z, mu] if theta is None else [z, mu, theta.requires_grad_()]
-    energy = functions.energy(z, mu, theta, weight)
+    numbers = weight, PARAMETERS.get(law, 0.0)
+    energy = functions.energy(z, mu, theta, *numbers)
     assert energy.shape == (B,)
     of_z, of_mu, *of_theta = torch.autograd.grad(energy.sum(), inputs)
-    torch.testing.assert_close(functions.pull(z, mu, theta, weight), of_z)
-    torch.testing.assert_close(functions.push(z, mu, theta, weight), -of_mu)
-    torch.testing.assert_close(torch.autograd.grad(functions.deviation(z, mu, theta, weight).sum(), z)[0], of_z)
-    assert law is Law.CATEGORICAL or not functions.deviation(z, z, theta, weight).any()
+    torch.testing.assert_close(functions.pull(z, mu, theta, *numbers), of_z)
+    torch.testing.assert_close(functions.push(z, mu, theta, *numbers), -of_mu)
+    torch.testing.assert_close(torch.autograd.grad(functions.deviation(z, mu, theta, *numbers).sum(), z)[0], of_z)
+    if law.is_of_distance:
+        assert not functions.deviation(z, z, theta, *numbers).any()
+        assert torch.equal(functions.push(z, mu, theta, *numbers), functions.pull(z, mu, theta, *numbers))
     for expected in of_theta:
-        torch.testing.assert_close(functions.moment(z, mu, theta, weight), expected)
+        torch.testing.assert_close(functions.moment(z, mu, theta, *numbers), expected)
 
 
 @pytest.mark.parametrize(("rule", "optimizer", "names"), [case for cases in CASES.values() for case in cases])

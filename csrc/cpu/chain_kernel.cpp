@@ -45,6 +45,41 @@ bool is_finite(const C* x, int64_t n) {
   return result;
 }
 
+// What a law makes of elements: the deviation and the moment where these are wanted.
+template <class C>
+struct OfLaw {
+  Vec<C> pull, push, deviation, moment;
+};
+
+template <class C, class L>
+PYROMANCY_INLINE OfLaw<C> of_formulas(L law, Vec<C> z, Vec<C> mu, Vec<C> p, Vec<C> weight,
+                                      bool energy) {
+  OfLaw<C> x{law.pull(z, mu, p, weight), law.push(z, mu, p, weight), {}, {}};
+  if (energy) {
+    x.deviation = law.deviation(z, mu, p, weight);
+    x.moment = law.moment(z, mu, p, weight);
+  }
+  return x;
+}
+
+// Once for all that asks, which is compiled for every activation and kind of tile.
+template <class C>
+__attribute__((noinline)) OfLaw<C> of_any_law(Law law, double parameter, Vec<C> z, Vec<C> mu,
+                                              Vec<C> p, Vec<C> weight, bool energy) {
+  OfLaw<C> x;
+  with_formulas(law, parameter,
+                [&](auto formulas) { x = of_formulas<C>(formulas, z, mu, p, weight, energy); });
+  return x;
+}
+
+template <class C>
+PYROMANCY_INLINE OfLaw<C> of_law(const ChainNode& node, Vec<C> z, Vec<C> mu, Vec<C> p,
+                                 Vec<C> weight, bool energy) {
+  return node.law == Law::gaussian
+             ? of_formulas<C>(Gaussian{}, z, mu, p, weight, energy)
+             : of_any_law<C>(node.law, node.law_parameter, z, mu, p, weight, energy);
+}
+
 // What products may multiply a matrix with.
 enum class Input : int { activation, delta, error, residual };
 constexpr int kInputs = 4;
@@ -60,11 +95,11 @@ struct Buffers {
   C* mu;       // a prediction that does not change
   C* residual; // z - mu, for a full precision
   C* error;    // what the law pulls with: P (z - mu) for a Gaussian
-  C* delta;  // after' times what it pushes with, which is the pull: where that is the identity, too
-  C* slope;  // after', where a full precision comes between
-  C* energy; // the law's deviation, to be recorded
-  C* moment; // what that grows by with theta, to be learned from
-  C* drive;  // W^T P (z' - b) from the clamped node that this one predicts
+  C* delta;    // after' times what it pushes with: where both are the pull, the same as that
+  C* slope;    // after', where a full precision comes between
+  C* energy;   // the law's deviation, to be recorded
+  C* moment;   // what that grows by with theta, to be learned from
+  C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
   C* v; // what a method that sways moves, where the gradient is g: z itself, or the error z - mu
   C* g;
@@ -119,7 +154,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.mu = take(node.predicted && !varies);
     b.residual = take(full);
     b.error = take(varies || full || every);
-    b.delta = bent ? take(true) : b.error;
+    b.delta = bent || (every && pushes_apart(node.law)) ? take(true) : b.error;
     b.slope = take(bent && (full || rises));
     // of errors that move, a Gaussian's energy follows at once
     const bool at_once = rises && node.law == Law::gaussian;
@@ -324,6 +359,11 @@ struct Tile {
     return weighted(node, p, v);
   }
 
+  // The weight of its energy, likewise.
+  Vec<C> weight(const ChainNode& node, int v) const {
+    return weighted(node, splat(static_cast<C>(node.weight)), v);
+  }
+
   // What is linear in a node's energy, times the weights of the samples of vector v.
   Vec<C> weighted(const ChainNode& node, Vec<C> x, int v) const {
     return node.sample_weights ? x * Layout::of_samples(node.sample_weights, first, v) : x;
@@ -451,12 +491,12 @@ struct Tile {
           store(b.residual + at, z - mu);
           continue;
         }
-        const Vec<C> p = rate(node, i, v);
-        with_formulas(node.law, [&](auto law) {
-          if (b.error)
-            store(b.error + at, law.pull(z, mu, p));
-          keep_energy(law, b, at, z, mu, p);
-        });
+        const OfLaw<C> of = of_law<C>(node, z, mu, rate(node, i, v), weight(node, v), keeps(b));
+        if (b.error)
+          store(b.error + at, of.pull);
+        if (b.delta != b.error) // of an activation it would come by the product
+          store(b.delta + at, of.push);
+        keep_energy(b, at, of);
       }
     round(l, Input::residual, wanted.begin, wanted.end - wanted.begin);
   }
@@ -509,12 +549,14 @@ struct Tile {
   }
 
   // What is recorded of an element's energy, and learned from.
-  template <class L>
-  static void keep_energy(L law, const Buffers<P>& b, int64_t at, Vec<C> z, Vec<C> mu, Vec<C> p) {
+  static void keep_energy(const Buffers<P>& b, int64_t at, const OfLaw<C>& of) {
     if (b.energy)
-      store(b.energy + at, law.deviation(z, mu, p));
+      store(b.energy + at, of.deviation);
     if (b.moment)
-      store(b.moment + at, law.moment(z, mu, p));
+      store(b.moment + at, of.moment);
+  }
+  static bool keeps(const Buffers<P>& b) {
+    return b.energy || b.moment;
   }
 
   template <Activation kind>
@@ -554,13 +596,12 @@ struct Tile {
           store(b.slope + at, slopes);
         return;
       }
-      const Vec<C> p = rate(node, r, v);
-      with_formulas(node.law, [&](auto law) {
-        if (b.delta != b.error)
-          store(b.delta + at, law.push(z, prediction, p) * slopes);
-        store(b.error + at, law.pull(z, prediction, p));
-        keep_energy(law, b, at, z, prediction, p);
-      });
+      const OfLaw<C> of =
+          of_law<C>(node, z, prediction, rate(node, r, v), weight(node, v), keeps(b));
+      if (b.delta != b.error)
+        store(b.delta + at, of.push * slopes);
+      store(b.error + at, of.pull);
+      keep_energy(b, at, of);
     });
   }
 
@@ -738,18 +779,16 @@ struct Tile {
           store(b.z + at, mu + error);
         if (b.residual)
           store(b.residual + at, error);
-        else if (learns)
-          with_formulas(node.law, [&](auto law) {
-            const Vec<C> p = rate(node, r, v);
-            store(b.error + at, law.pull(error, Vec<C>{}, p));
-            if (b.delta != b.error)
-              store(b.delta + at, law.push(error, Vec<C>{}, p) * slopes);
-            keep_energy(law, b, at, error, Vec<C>{}, p);
-          });
-        else if (b.energy)
-          with_formulas(node.law, [&](auto law) {
-            store(b.energy + at, law.deviation(error, Vec<C>{}, rate(node, r, v)));
-          });
+        else if (learns || b.energy) {
+          const OfLaw<C> of =
+              of_law<C>(node, error, Vec<C>{}, rate(node, r, v), weight(node, v), keeps(b));
+          keep_energy(b, at, of);
+          if (!learns)
+            continue;
+          store(b.error + at, of.pull);
+          if (b.delta != b.error)
+            store(b.delta + at, of.push * slopes);
+        }
       }
   }
 
@@ -784,9 +823,8 @@ struct Tile {
         if (node.predicted && (!args.method.errors || node.full_precision))
           g = load(b.error + at);
         else if (node.predicted)
-          with_formulas(node.law, [&](auto law) {
-            g = law.pull(load(b.v + at), Vec<C>{}, rate(node, r, v));
-          });
+          g = of_law<C>(node, load(b.v + at), Vec<C>{}, rate(node, r, v), weight(node, v), false)
+                  .pull;
         g -= back;
         store(b.g + at, by_metric ? g / metric(node, r, v) : g);
         if (args.method.errors && b.delta)
@@ -1026,7 +1064,8 @@ struct Tile {
     const Nonlinearity before{kind, feedback ? args.edge[args.node[l].out].before.parameter : 0};
     const Buffers<P> b = buffers[l];
     const Skipping skipping = this->skipping(l, feedback);
-    const bool from_prediction = b.mu && !args.node[l].full_precision;
+    const ChainNode& node = args.node[l];
+    const bool from_prediction = b.mu && !node.full_precision;
     C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
     const Vec<C> momentum = splat(static_cast<C>(args.momentum));
@@ -1037,9 +1076,8 @@ struct Tile {
       for (int v = 0; v < width; ++v, at += w) {
         Vec<C> z = load(b.z + at), g{};
         if (from_prediction) {
-          with_formulas(args.node[l].law, [&](auto law) {
-            g = law.pull(z, load(b.mu + at), rate(args.node[l], i + r, v));
-          });
+          g = of_law<C>(node, z, load(b.mu + at), rate(node, i + r, v), weight(node, v), false)
+                  .pull;
         } else if (b.error) {
           g = load(b.error + at);
         }

@@ -44,6 +44,7 @@ struct ChainNode {
   // [B, n] of free nodes, or null: of momentum; or of what sways and goes on, s, and h
   void *velocity, *kept;
   Law law;
+  double law_parameter, weight; // of the law and of its energy
   // weight * exp(-theta) of the law, for a Gaussian the diagonal of P: [n], padded with zeros; null
   // is 1.
   const void* rate;

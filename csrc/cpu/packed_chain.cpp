@@ -96,12 +96,14 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.first = method.first;
   args.method = method.sway;
   args.method.bounds = method.sway.errors;
-  args.method.squares = true;
+  args.method.squares = args.method.floored = true;
   complete(args.method);
   for (const PlanNode& node : plan.nodes) {
-    const bool bounded = node.law == Law::gaussian || (!node.free && node.law != Law::laplace);
+    const bool gaussian = node.law == Law::gaussian || node.law == Law::full_gaussian;
+    const bool bounded = node.law == Law::gaussian || (!node.free && is_convex(node.law));
     args.method.bounds &= bounded && (node.weight > 0 || node.law == Law::none);
-    args.method.squares &= node.law != Law::categorical;
+    args.method.squares &= gaussian || node.law == Law::none;
+    args.method.floored &= has_floor(node.law, node.free) && node.weight >= 0;
   }
   if (const Tensor* progress = operands.find(method.progress))
     args.progress = static_cast<double*>(progress->data_ptr());
@@ -125,6 +127,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.velocity = from.velocity == kNothing ? nullptr : operands[from.velocity].data_ptr();
     node.kept = from.kept == kNothing ? nullptr : operands[from.kept].data_ptr();
     node.law = from.law;
+    node.law_parameter = from.law_parameter;
+    node.weight = from.weight;
     node.rate = rate(from, node.n);
     if (const Tensor* weights = operands.find(from.sample_weights))
       node.sample_weights = pad(weights, args.batch, kernels.samples[0]); // of the widest tile
@@ -206,7 +210,8 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
 void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
-    node.stirs = node.swept && !args.resume && !args.sways ? kNever : 0;
+    const bool rests = node.swept && is_of_distance(node.law); // the law does not pull it
+    node.stirs = rests && !args.resume && !args.sways ? kNever : 0;
     node.moves = kNever;
   }
   for (bool changed = true; changed;) {
@@ -260,8 +265,10 @@ void PackedChain::find_what_settles() {
 }
 
 const void* PackedChain::rate(const PlanNode& node, int64_t n) {
+  // beyond the last element there must be no energy
   const bool weighted = is_elementwise(node.law) || is_rowwise(node.law);
-  if (!weighted || (node.theta == kNothing && node.weight == 1))
+  const bool resting = is_of_distance(node.law) || is_rowwise(node.law);
+  if (!weighted || (node.theta == kNothing && node.weight == 1 && resting))
     return nullptr;
   const Tensor* const theta = operands_.find(node.theta);
   void* const p = const_cast<void*>(pad(nullptr, n));

@@ -5,6 +5,7 @@
 // can never hand AVX-512 code to a machine without it.
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX2__)
@@ -41,6 +42,8 @@ template <class C>
 inline constexpr int kLanes = kVectorBytes / sizeof(C);
 template <class C>
 using Vec = VecN<C, kLanes<C>>;
+template <class V>
+using Number = std::remove_cvref_t<decltype(V{}[0])>;
 
 inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;

@@ -16,10 +16,11 @@ using MaybeTensors = std::vector<MaybeTensor>;
 struct ChainOperands {
   Tensors states, weights;
   MaybeTensors biases;
-  std::vector<Law> laws;       // by node
-  MaybeTensors rates;          // of laws of elements, [n], or 1
-  MaybeTensors matrices;       // precisions that are one, [n, n]
-  MaybeTensors sample_weights; // by node, [B], or 1
+  std::vector<Law> laws;                              // by node
+  std::vector<double> law_parameters, energy_weights; // of them
+  MaybeTensors rates;                                 // of laws of elements, [n], or 1
+  MaybeTensors matrices;                              // precisions that are one, [n, n]
+  MaybeTensors sample_weights;                        // by node, [B], or 1
   MaybeTensor prior;
   std::vector<Nonlinearity> before, after; // by edge
   std::vector<double> skips;               // by edge: what of the state its prediction has besides

@@ -73,13 +73,14 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
         moment[k] = 0; // nothing learns from it
       }
     } else {
-      with_formulas(a.law, [&](auto law) {
+      const T whole = static_cast<T>(a.weight) * weight;
+      with_formulas(a.law, a.law_parameter, [&](auto law) {
 #pragma unroll
         for (int k = 0; k < V; ++k) {
-          pull[k] = law.pull(z[k], mu[k], x[k]);
-          push[k] = law.push(z[k], mu[k], x[k]);
-          deviation[k] = law.deviation(z[k], mu[k], x[k]);
-          moment[k] = law.moment(z[k], mu[k], x[k]);
+          pull[k] = law.pull(z[k], mu[k], x[k], whole);
+          push[k] = law.push(z[k], mu[k], x[k], whole);
+          deviation[k] = law.deviation(z[k], mu[k], x[k], whole);
+          moment[k] = law.moment(z[k], mu[k], x[k], whole);
         }
       });
     }

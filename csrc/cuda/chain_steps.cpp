@@ -26,10 +26,7 @@ public:
         continue;
       node.product = chain.like_state(l);
       node.weight = transposed(chain.weights[l - 1]);
-      // where nothing is to be multiplied with what a law pulls with, it is the delta itself, as
-      // laws push with that
-      node.delta =
-          chain.after(l - 1).kind == Activation::identity ? node.error : chain.like_state(l);
+      node.delta = pushes_apart(l) ? chain.like_state(l) : node.error;
     }
   }
 
@@ -54,6 +51,12 @@ private:
     MaybeTensor activated, feedback, product, weight, residual, error, deviation, delta;
   };
 
+  // Whether the delta is another than what the law pulls with.
+  bool pushes_apart(int64_t l) const {
+    return chain_.after(l - 1).kind != Activation::identity ||
+           pyromancy::pushes_apart(chain_.laws[l]);
+  }
+
   void find_error(int64_t l, int64_t step) {
     const Node& node = nodes_[l];
     const bool full = chain_.matrices[l].has_value();
@@ -62,7 +65,7 @@ private:
     ErrorArgs args = schedule_.live[l] ? chain_.error_args(l, *node.product)
                                        : chain_.error_args(l, schedule_.constant[l]->data_ptr(),
                                                            schedule_.constant_row[l]);
-    const bool bends = node.delta && chain_.after(l - 1).kind != Activation::identity;
+    const bool apart = node.delta && pushes_apart(l);
     if (full) {
       args.residual = node.residual->data_ptr();
       launch_error(args, chain_.stream());
@@ -73,7 +76,7 @@ private:
     if (!full || args.sample_weights)
       args.error = node.error->data_ptr();
     args.deviation = pointer(node.deviation);
-    args.delta = bends ? node.delta->data_ptr() : nullptr;
+    args.delta = apart ? node.delta->data_ptr() : nullptr;
     if (args.error || args.deviation || args.delta)
       launch_error(args, chain_.stream());
     if (node.deviation)

@@ -49,6 +49,8 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
       args.sweeps += node.swept;
     }
     node.law = chain.laws[l];
+    node.law_parameter = static_cast<float>(chain.law_parameters[l]);
+    node.weight = static_cast<float>(chain.energy_weights[l]);
     node.rate = floats(chain.rates[l]);
     node.sample_weights = floats(chain.sample_weights[l]);
     node.constant = floats(schedule.constant[l]);

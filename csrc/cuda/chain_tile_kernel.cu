@@ -296,17 +296,19 @@ struct Tile {
   // What a law's formulas take of two neurons.
   struct Elements {
     float2 z, mu, rate;
+    float weight;
 
     template <class F>
     __device__ float2 of(F formula) const {
-      return make_float2(formula(z.x, mu.x, rate.x), formula(z.y, mu.y, rate.y));
+      return make_float2(formula(z.x, mu.x, rate.x, weight), formula(z.y, mu.y, rate.y, weight));
     }
   };
 
   __device__ Elements elements(const TileNode& node, const Pair& p, float2 mu) const {
     const float2 rate = of_columns(node.rate_at, p, 1);
     const float weight = weight_of(node, p);
-    return {pair(node.z, p), mu, make_float2(weight * rate.x, weight * rate.y)};
+    return {pair(node.z, p), mu, make_float2(weight * rate.x, weight * rate.y),
+            node.weight * weight};
   }
 
   // Keeps what a node's law pulls with, and publishes what the feedback is made of.
@@ -332,7 +334,7 @@ struct Tile {
     for_errors(round, [&](const TileNode& node) {
       if (node.weigh != kAbsent)
         return find_residuals(node);
-      with_formulas(node.law, [&](auto law) {
+      with_formulas(node.law, node.law_parameter, [&](auto law) {
         for_pairs(node, [&](const Pair& p) {
           const Elements x = elements(node, p, prediction_of(node, p));
           if (node.deviation != kAbsent)
@@ -409,7 +411,7 @@ struct Tile {
       if (node.weigh != kAbsent)
         return for_pairs(
             node, [&](const Pair& p) { give_delta(node, p, input_of(node, p), pair(node.e, p)); });
-      with_formulas(node.law, [&](auto law) {
+      with_formulas(node.law, node.law_parameter, [&](auto law) {
         for_pairs(node, [&](const Pair& p) {
           const float2 input = input_of(node, p);
           const Elements x = elements(node, p, activate(node.after, input));

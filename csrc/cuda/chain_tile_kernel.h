@@ -52,7 +52,8 @@ struct TileNode {
   Nonlinearity before, after;  // of the edges from here and to here
   Feedback feedback;
   Law law;
-  float normalizer; // that the energy has times theta
+  float law_parameter, weight; // of the law and of its energy
+  float normalizer;            // that the energy has times theta
 
   const float *bias, *rate, *drive; // [n], [n] or null, [rows, n]
   const float* sample_weights;      // [rows], of the energy, or null

@@ -10,6 +10,8 @@ namespace pyromancy::cuda {
 
 template <class C>
 using Vec = C;
+template <class V>
+using Number = V;
 
 template <class C>
 __device__ inline C splat(C x) {
@@ -51,6 +53,11 @@ __device__ inline C expm1(C x) {
 template <class C>
 __device__ inline C log1p_unit(C u) {
   return std::log1p(u);
+}
+// log x for x >= 1
+template <class C>
+__device__ inline C log_upwards(C x) {
+  return std::log(x);
 }
 template <class C>
 __device__ inline C tanh(C x) {

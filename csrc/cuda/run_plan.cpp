@@ -116,6 +116,8 @@ private:
     places_.push_back(place);
     chain_.states.push_back(operands_[node.state]);
     chain_.laws.push_back(node.law);
+    chain_.law_parameters.push_back(node.law_parameter);
+    chain_.energy_weights.push_back(node.weight);
     chain_.rates.push_back(rate_of(node, operands_));
     chain_.matrices.push_back(node.law == Law::full_gaussian ? maybe(operands_.find(node.theta))
                                                              : MaybeTensor());

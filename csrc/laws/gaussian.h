@@ -46,19 +46,19 @@ namespace pyromancy::PYROMANCY_TARGET {
 // The same as a row of laws.h.
 struct Gaussian {
   template <class V>
-  static PYROMANCY_FORMULA V pull(V z, V mu, V p) {
+  static PYROMANCY_FORMULA V pull(V z, V mu, V p, V = V{}) {
     return gaussian::pull(gaussian::residual(z, mu), p);
   }
   template <class V>
-  static PYROMANCY_FORMULA V push(V z, V mu, V p) {
+  static PYROMANCY_FORMULA V push(V z, V mu, V p, V = V{}) {
     return gaussian::push(gaussian::residual(z, mu), p);
   }
   template <class V>
-  static PYROMANCY_FORMULA V deviation(V z, V mu, V p) {
+  static PYROMANCY_FORMULA V deviation(V z, V mu, V p, V = V{}) {
     return gaussian::twice_energy_by_pull(gaussian::residual(z, mu), pull(z, mu, p)) * half<V>();
   }
   template <class V>
-  static PYROMANCY_FORMULA V moment(V z, V mu, V p) {
+  static PYROMANCY_FORMULA V moment(V z, V mu, V p, V = V{}) {
     return -deviation(z, mu, p);
   }
 

@@ -38,7 +38,9 @@ struct QuasiNewton : SwayDefaults {
     // g and h at the point that is kept
     const double gy = (f.gg - p.hh + f.yy) / 2, gh = f.gg - gy;
     if (fresh)
-      p.length = method.errors ? 2 * f.energy / std::max(2 * f.energy + f.gg, tiny) : kFirst;
+      p.length = method.errors && method.floored
+                     ? 2 * f.energy / std::max(2 * f.energy + f.gg, tiny)
+                     : kFirst;
     else if (curved)
       p.length = takes ? f.sy / f.yy : std::max(f.sy / f.yy, p.length);
     else if (!takes)

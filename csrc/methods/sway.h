@@ -23,6 +23,7 @@ struct SwayMethod {
   double tol;   // of the decrease, what may be left of it; 0: nothing ends a sample
   bool bounds;  // whether what is left is bounded by the gradient: of errors of Gaussian nodes
   bool squares; // whether clamped nodes are Gaussian, too, and not only convex
+  bool floored; // whether no energy is below 0
 
   // Of the kind:
   int64_t sweeps; // that make a step

@@ -9,6 +9,13 @@ and so is a Laplace node's, with scales b:
 
     F = sum_i |z_i - mu_i| / b_i + log b_i     per sample
 
+and a Student node's, with v degrees of freedom and scales s; a Bernoulli node's, whose prediction is logits, and a
+Poisson node's, whose prediction is logarithms of rates:
+
+    F = sum_i (v + 1) / 2 log(1 + (z_i - mu_i)^2 / (v s_i^2)) + log s_i
+    F = sum_i log(1 + exp(mu_i)) - z_i mu_i
+    F = sum_i exp(mu_i) - z_i mu_i
+
 A categorical node's state is a distribution over classes, its prediction logits, and its energy the cross-entropy:
 
     F = -sum_i z_i log softmax(mu)_i     per sample
@@ -16,13 +23,14 @@ A categorical node's state is a distribution over classes, its prediction logits
 Every function takes float32, float64, bfloat16 or float16 (the last two accumulate in float32), any layout,
 and NaN or infinity, which propagate. States and predictions broadcast, one state for many predictions with a warning.
 Under `torch.func` transforms and in forward mode (`torch.autograd.forward_ad`) the eager reference runs, which they can
-see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. The Laplace and categorical functions
-are made of PyTorch's own operators.
+see through; everywhere else the fused operators of ``torch.ops.pyromancy`` do. The functions of other nodes than
+Gaussian ones are made of PyTorch's own operators.
 Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but the in-place function.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -34,6 +42,8 @@ from . import ops
 from .ops import autograd, reference
 
 __all__ = [
+    "bernoulli_energy",
+    "bernoulli_error",
     "categorical_energy",
     "categorical_error",
     "cholesky_factor",
@@ -44,6 +54,10 @@ __all__ = [
     "laplace_error",
     "multivariate_energy",
     "multivariate_error",
+    "poisson_energy",
+    "poisson_error",
+    "student_energy",
+    "student_error",
 ]
 
 _FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -209,6 +223,140 @@ def _with_classes(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
     return value, pred
 
 
+def bernoulli_energy(value: Tensor, pred: Tensor) -> Tensor:
+    """Energy of a Bernoulli node, one number per sample: the cross-entropy of `value` and ``sigmoid(pred)``.
+
+    Computes ``sum_i [ log(1 + exp(pred_i)) - value_i pred_i ]`` over all node positions i, without overflow.
+
+    Args:
+        value: states, ``[B, *node]``, as a rule in [0, 1].
+        pred: logits, of the same shape or broadcasting with it.
+
+    Returns:
+        Energies in nats, ``[B]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred):
+        return handle_torch_function(bernoulli_energy, (value, pred), value, pred)
+    value, pred, _ = _operands(value, pred, None)
+    return reference.bernoulli_energy(value, pred)
+
+
+def bernoulli_error(value: Tensor, pred: Tensor) -> Tensor:
+    """Prediction error ``value - sigmoid(pred)``: the energy's gradient for `pred`, with the other sign.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: logits, of the same shape or broadcasting with it.
+
+    Returns:
+        Errors, ``[B, *node]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred):
+        return handle_torch_function(bernoulli_error, (value, pred), value, pred)
+    value, pred, _ = _operands(value, pred, None)
+    return reference.bernoulli_error(value, pred)
+
+
+def poisson_energy(value: Tensor, pred: Tensor) -> Tensor:
+    """Energy of a Poisson node without the constant of its counts, one number per sample.
+
+    Computes ``sum_i [ exp(pred_i) - value_i pred_i ]`` over all node positions i.
+
+    Args:
+        value: counts, ``[B, *node]``.
+        pred: logarithms of rates, of the same shape or broadcasting with it.
+
+    Returns:
+        Energies in nats, ``[B]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred):
+        return handle_torch_function(poisson_energy, (value, pred), value, pred)
+    value, pred, _ = _operands(value, pred, None)
+    return reference.poisson_energy(value, pred)
+
+
+def poisson_error(value: Tensor, pred: Tensor) -> Tensor:
+    """Prediction error ``value - exp(pred)``: the energy's gradient for `pred`, with the other sign.
+
+    Args:
+        value: counts, ``[B, *node]``.
+        pred: logarithms of rates, of the same shape or broadcasting with it.
+
+    Returns:
+        Errors, ``[B, *node]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, or devices differ.
+    """
+    if has_torch_function_variadic(value, pred):
+        return handle_torch_function(poisson_error, (value, pred), value, pred)
+    value, pred, _ = _operands(value, pred, None)
+    return reference.poisson_error(value, pred)
+
+
+def student_energy(value: Tensor, pred: Tensor, logscale: Tensor | None = None, dof: float = 1.0) -> Tensor:
+    """Energy of a Student node with independent components, one number per sample; with ``dof=1``, a Cauchy node.
+
+    Computes ``sum_i [ (dof + 1) / 2 log(1 + d_i^2 / (dof s_i^2)) + logscale_i ]`` over all node positions i, with
+    ``d = value - pred`` and ``s = exp(logscale)``, without overflow; a log-scale that several positions share counts at
+    each of them.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: predictions, of the same shape or broadcasting with it.
+        logscale: logarithms of the scales, broadcasting against the node dimensions; None is a scale of 1.
+        dof: degrees of freedom.
+
+    Returns:
+        Energies in nats, ``[B]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, devices differ, or `dof` is not finite and above 0.
+    """
+    if has_torch_function_variadic(value, pred, logscale):
+        return handle_torch_function(student_energy, (value, pred, logscale), value, pred, logscale, dof)
+    _check_dof(dof)
+    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    return reference.student_energy(value, pred, logscale, dof)
+
+
+def student_error(value: Tensor, pred: Tensor, logscale: Tensor | None = None, dof: float = 1.0) -> Tensor:
+    """Prediction error ``(dof + 1) d / (dof s^2 + d^2)`` with ``d = value - pred``: the energy's gradient for `value`.
+
+    Args:
+        value: states, ``[B, *node]``.
+        pred: predictions, of the same shape or broadcasting with it.
+        logscale: logarithms of the scales s, broadcasting against the node dimensions; None is a scale of 1.
+        dof: degrees of freedom.
+
+    Returns:
+        Errors, ``[B, *node]``.
+
+    Raises:
+        TypeError: a tensor is not of a floating-point dtype.
+        ValueError: shapes do not broadcast, devices differ, or `dof` is not finite and above 0.
+    """
+    if has_torch_function_variadic(value, pred, logscale):
+        return handle_torch_function(student_error, (value, pred, logscale), value, pred, logscale, dof)
+    _check_dof(dof)
+    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    return reference.student_error(value, pred, logscale, dof)
+
+
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     """Cholesky factor ``L = tril(offtril, -1) + diag(exp(logdiag))`` of the covariance ``L L^T``.
 
@@ -344,6 +492,11 @@ def estep_(
         raise ValueError(f"momentum={momentum} needs buffer, a tensor like value that keeps the velocity")
     ops.estep_(value, buffer, error, feedback, lr, momentum, dampening, nesterov)
     return value
+
+
+def _check_dof(dof: float) -> None:
+    if not (math.isfinite(dof) and dof > 0):
+        raise ValueError(f"dof must be finite and above 0, got {dof}")
 
 
 def _calls_operators() -> bool:

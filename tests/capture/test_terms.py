@@ -7,8 +7,25 @@ import torch.nn.functional as F
 
 import pyromancy as pyro
 from descent import assert_as_autograd, free
-from pyromancy.functional import gaussian_energy, gaussian_error, laplace_energy
-from pyromancy.nodes import FactorizedGaussianNode, FixedNode, MultivariateGaussianNode, StandardGaussianNode
+from pyromancy.functional import (
+    bernoulli_energy,
+    gaussian_energy,
+    gaussian_error,
+    laplace_energy,
+    poisson_energy,
+    student_energy,
+)
+from pyromancy.nodes import (
+    BernoulliNode,
+    BiasNode,
+    FactorizedGaussianNode,
+    FixedNode,
+    FloatNode,
+    LaplaceNode,
+    MultivariateGaussianNode,
+    StandardGaussianNode,
+    StudentNode,
+)
 
 
 class Net(nn.Module):
@@ -203,6 +220,86 @@ def test_absolute_errors_of_a_free_state():
     assert_is_a_chain(lambda n: laplace_energy(n.z, n.up(n.below.value)) + n.error().abs().sum(1), Net(), 2)
 
 
+# binary and count data, and errors with heavy tails, of whose energies the rest is autograd's
+BINARY = {
+    "loss": lambda n: F.binary_cross_entropy_with_logits(n.mu(), n.b, reduction="none").sum(1),
+    "loss-mean": lambda n: 0.5 * F.binary_cross_entropy_with_logits(n.mu(), target=n.b, reduction="none").mean(1),
+    "loss-module": lambda n: nn.BCEWithLogitsLoss(reduction="none")(n.mu(), n.b).sum(1),
+    "weighted": lambda n: n.weights * F.binary_cross_entropy_with_logits(n.mu(), n.b, reduction="none").sum(1),
+    "softplus": lambda n: (F.softplus(n.mu()) - n.b * n.mu()).sum(1),
+    "softplus-module": lambda n: 0.7 * (nn.Softplus()(n.mu()) - n.mu() * n.b).sum(1),
+    "likelihood": lambda n: -(lambda mu: n.b * mu - F.softplus(mu))(n.mu()).sum(1),
+    "added": lambda n: (lambda mu: -(n.b * mu) + F.softplus(mu))(n.mu()).mean(1),
+    "of-the-rest": lambda n: F.binary_cross_entropy_with_logits(n.mu(), 1 - n.b, reduction="none").sum(1),
+    "function": lambda n: bernoulli_energy(n.b, n.mu()),
+}  # fmt: skip
+COUNTS = {
+    "loss": lambda n: F.poisson_nll_loss(n.mu(), n.counts, reduction="none").sum(1),
+    "loss-module": lambda n: 0.5 * nn.PoissonNLLLoss(reduction="none")(n.mu(), n.counts).mean(1),
+    "exp": lambda n: (torch.exp(n.mu()) - n.counts * n.mu()).sum(1),
+    "exp-method": lambda n: 0.7 * (lambda mu: mu.exp() - mu * n.counts + 2.0)(n.mu()).sum(1),
+    "function": lambda n: poisson_energy(n.counts, n.mu()),
+}  # fmt: skip
+TAILS = {
+    "huber": lambda n: F.huber_loss(n.mu(), n.y, reduction="none").sum(1),
+    "huber-delta": lambda n: 0.5 * F.huber_loss(n.y, n.mu(), reduction="none", delta=0.3).mean(1),
+    "huber-module": lambda n: n.weights * nn.HuberLoss("none", 0.7)(n.mu(), n.y).sum(1),
+    "smooth": lambda n: F.smooth_l1_loss(n.mu(), n.y, reduction="none", beta=0.4).sum(1),
+    "smooth-module": lambda n: nn.SmoothL1Loss(reduction="none")(n.mu(), n.y).sum(1),
+    "smooth-without-beta": lambda n: F.smooth_l1_loss(n.mu(), n.y, reduction="none", beta=0).sum(1),
+    "cauchy": lambda n: torch.log1p(n.error() ** 2).sum(1),
+    "cauchy-of-a-scale": lambda n: 0.3 * torch.log1p((n.error() / 0.6).square()).sum(1),
+    "student": lambda n: 2 * torch.log1p(n.error().square() / 3).sum(1),
+    "log": lambda n: (1 + 2 * n.error() ** 2).log().mean(1),
+    "weighted": lambda n: n.weights * (n.error() ** 2 / 2).log1p().sum(1),
+    "function": lambda n: student_energy(n.y, n.mu()),
+    "function-of-scales": lambda n: 0.4 * student_energy(n.y, n.mu(), n.out.logvar, 4),
+    "variance": lambda n: F.gaussian_nll_loss(n.mu(), n.y, 0.3, reduction="none").sum(1),
+    "variances": lambda n: F.gaussian_nll_loss(n.mu(), n.y, n.out.logvar.exp().expand(4, -1), reduction="none").sum(1),
+    "variances-like": lambda n: F.gaussian_nll_loss(
+        n.mu(), n.y, torch.exp(n.out.logvar).expand_as(n.y), reduction="none"
+    ).mean(1),
+    "variances-module": lambda n: nn.GaussianNLLLoss(reduction="none")(
+        n.mu(), n.y, n.out.logvar.exp().expand(4, 3)
+    ).sum(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in (BINARY, COUNTS, TAILS) for name in kind],
+    ids=lambda x: x if isinstance(x, str) else "",
+)  # fmt: skip
+def test_other_losses_are_energies_of_nodes(kind, name):
+    n = Net()
+    n.b, n.counts = torch.rand(4, 3).double().round(decimals=1), torch.randint(5, (4, 3)).double()
+    assert_is_a_chain(lambda n: n.first() + kind[name](n), n)
+
+
+# whose energy is another, or that have no one law
+NO_LAW = {
+    "positive-weights": lambda n: F.binary_cross_entropy_with_logits(
+        n.mu(), n.b, pos_weight=torch.tensor([1.0, 2.0, 3.0]).double(), reduction="none"
+    ),
+    "weights-of-elements": lambda n: F.binary_cross_entropy_with_logits(n.mu(), n.b, weight=n.b, reduction="none"),
+    "rates": lambda n: F.poisson_nll_loss(n.mu().exp(), n.b, log_input=False, reduction="none"),
+    "with-the-constant": lambda n: F.poisson_nll_loss(n.mu(), n.b, full=True, reduction="none"),
+    "softplus-with-beta": lambda n: F.softplus(n.mu(), 2.0) - n.b * n.mu(),
+    "another-logit": lambda n: F.softplus(n.mu()) - n.b * (n.mu() + 1),
+    "another-factor": lambda n: F.softplus(n.mu()) - 2 * (n.b * n.mu()),
+    "exp-alone": lambda n: n.mu().exp(),
+    "variances-of-samples": lambda n: F.gaussian_nll_loss(n.mu(), n.y, n.weights[:, None] + 1, reduction="none"),
+    "log-of-a-difference": lambda n: torch.log1p(-0.01 * n.error() ** 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_LAW)
+def test_what_looks_like_an_energy_and_is_none(name):
+    n = Net()
+    n.b = torch.rand(4, 3).double()
+    explained = assert_as_autograd(lambda: n.first() + NO_LAW[name](n).sum(1), [n.z], [*n.top.parameters()])
+    assert "\nnot chain: a term of the energy" in explained
+
+
 TARGETS = {
     "view": lambda n: n.y.view(-1, 3),
     "flattened": lambda n: n.y.unsqueeze(2).flatten(1),
@@ -252,6 +349,8 @@ PRIORS = {
     "scaled-sum": lambda n: 0.5 * (0.8 * (n.z + 0.5)).square().sum(1),
     "absolute": lambda n: 0.3 * n.z.abs().sum(1),
     "absolute-around-a-number": lambda n: 0.3 * (n.z - 0.5).abs().sum(1),
+    "cauchy": lambda n: 0.3 * torch.log1p(n.z**2).sum(1),
+    "huber": lambda n: 0.3 * F.huber_loss(n.z, torch.zeros_like(n.z), reduction="none", delta=0.2).sum(1),
     "around-data": lambda n: 0.5 * (n.z - n.below.value[:, :5]).square().sum(1),
 }
 
@@ -432,6 +531,36 @@ def test_squares_of_a_state_are_its_prior(name):
     assert_is_a_chain(lambda n: PRIORS[name](n) + n.second(), Net())
 
 
+HEADS = {
+    "float-node": (lambda: FloatNode(6, prior=student_energy), lambda n: n.code.energy()),
+    "of-ones-own": (
+        lambda: FloatNode(6, prior=lambda z, mu: 0.3 * F.huber_loss(z, mu, reduction="none").sum(1)),
+        lambda n: n.code.energy(),
+    ),
+    "laplace-node": (lambda: LaplaceNode(6, scale=0.7), lambda n: n.code.energy(torch.zeros(()).double())),
+    "student-node": (lambda: StudentNode(6, dof=4, scale=0.7), lambda n: n.code.energy(torch.ones(6).double())),
+    "gaussian-node": (lambda: FactorizedGaussianNode(6), lambda n: n.code.energy(torch.ones(1, 6).double())),
+    "bias": (lambda: StandardGaussianNode(6), lambda n: n.code.energy(n.mean(n.code.value))),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_a_chain_have_priors(name):
+    """A free state that nothing predicts, above binary data: states, scales and weights are plain autograd's."""
+    kind, prior = HEADS[name]
+    n = Net()
+    n.code, n.mean, n.pixels = kind().double(), BiasNode(6).double(), BernoulliNode(3).double()
+    n.code.init(torch.randn(4, 6).double()), n.pixels.init(torch.rand(4, 3).double())
+    learned = [*n.up.parameters(), *n.top.parameters(), *(p for k, p in n.code.named_parameters() if k == "logscale")]
+
+    def energy():
+        return prior(n) + n.hidden.energy(n.up(n.code.value)) + n.pixels.energy(n.mu())
+
+    explained = assert_as_autograd(energy, [n.code.value, n.z], learned)
+    assert explained.startswith("executor: chain")
+    assert "not fused M-step" not in explained
+
+
 NUMBERS = {
     "sum": lambda n: (n.first() + n.second()).sum(),
     "sums": lambda n: n.first().sum() + n.second().sum(),
@@ -447,6 +576,10 @@ NUMBERS = {
     "loss-mean": lambda n: F.mse_loss(n.up(n.below.value), n.z) + nn.MSELoss()(n.mu(), n.y),
     "absolute-loss-sum": lambda n: n.first().sum() + 0.5 * F.l1_loss(n.y, n.mu(), reduction="sum"),
     "absolute-loss-mean": lambda n: F.l1_loss(n.up(n.below.value), n.z) + nn.L1Loss()(n.mu(), n.y),
+    "binary-loss-mean": lambda n: (
+        n.first().mean() + F.binary_cross_entropy_with_logits(n.mu(), n.below.value[:, :3].sigmoid())
+    ),
+    "huber-loss-sum": lambda n: n.first().sum() + F.huber_loss(n.mu(), n.y, reduction="sum", delta=0.4),
     "loss-none": lambda n: n.first().sum() + F.mse_loss(n.y, n.mu(), reduction="none").sum(),
     "view": lambda n: (n.first() + n.second()).view(-1, 1).sum(),
 }

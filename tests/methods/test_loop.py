@@ -396,7 +396,23 @@ class TestWords:
         loop = loop_of(network, network.e_params(), methods.Accelerated())
         loop.run(3, tol=0.1)
         assert "fused" in loop.explain()
-        assert "tol by what sweeps gain; no bound: the law of nodes.2.value has no precision" in loop.explain()
+        assert "tol by a bound from errors and gradients" in loop.explain()
+
+    @pytest.mark.parametrize(("free", "reason"), [
+        (False, "the energy of target is not convex in its prediction"),
+        (True, "the law of z has no precision"),
+    ], ids=["clamped", "free"])  # fmt: skip
+    def test_of_what_does_not(self, free, reason):
+        x, target, up, down = torch.randn(5, 4), torch.randn(5, 3), torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        z = torch.nn.Parameter(torch.randn(5, 6))
+        student, gaussian = pyro.functional.student_energy, pyro.functional.gaussian_energy
+        kinds = (student, gaussian) if free else (gaussian, student)
+        loop = pyro.InferenceLoop(
+            lambda: kinds[0](z, up(x)) + kinds[1](target, down(z)), [z], method=methods.Accelerated()
+        )
+        loop.run(3, tol=0.1)
+        assert "fused" in loop.explain()
+        assert f"tol by what sweeps gain; no bound: {reason}" in loop.explain()
 
     def test_of_what_runs(self):
         network, states = chain()

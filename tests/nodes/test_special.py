@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pyromancy
-from pyromancy import nodes
+from pyromancy import functional, nodes
 
 
 class TestBias:
@@ -65,6 +65,25 @@ class TestInputs:
         node(torch.ones(2, 3)).sum().backward()
         assert torch.equal(node.value.grad, torch.ones(2, 3))
 
-    @pytest.mark.parametrize("cls", [nodes.FixedNode, nodes.FloatNode], ids=lambda c: c.__name__)
-    def test_have_no_energy(self, cls):
-        assert not hasattr(cls(3), "energy")
+    def test_fixed_ones_have_no_energy(self):
+        assert not hasattr(nodes.FixedNode(3), "energy")
+
+
+class TestPriors:
+    @pytest.mark.parametrize(
+        "prior", [functional.gaussian_energy, functional.laplace_energy, functional.student_energy]
+    )
+    def test_are_energies_around_zero(self, prior):
+        node, value = nodes.FloatNode(5, prior=prior).double(), torch.randn(3, 5).double()
+        node.init(value)
+        assert torch.equal(node.energy(), prior(value, torch.zeros(3, 5).double()))
+
+    def test_are_functions(self):
+        with pytest.raises(TypeError, match=r"prior must be a function of a state and a prediction, or None, got 1\.0"):
+            nodes.FloatNode(5, prior=1.0)
+        node = nodes.FloatNode(5)
+        node.init(torch.zeros(2, 5))
+        with pytest.raises(RuntimeError, match=r"FloatNode\(5\) has no energy without a prior"):
+            node.energy()
+        with pytest.raises(RuntimeError, match=r"FloatNode\(5\).energy\(\) needs a state"):
+            nodes.FloatNode(5, prior=functional.gaussian_energy).energy()

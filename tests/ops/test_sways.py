@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chains import SOME, STEPS, call, energies, planned, problem, thetas, to, with_skips
+from chains import SOME, STEPS, call, energies, planned, problem, thetas, to, with_laws, with_skips
 from numerics import assert_near, same_bits
 from pyromancy import plan
 from pyromancy.methods import noise
@@ -128,6 +128,62 @@ def test_what_stops_is_within_the_tolerance(tol, kind):
     share = (total(a) - total(best) - 1e-10) / (first - total(a))
     assert (share > tol).sum() <= 2
     assert (share <= 2 * tol).all()
+
+
+SMOOTH = (Law.BERNOULLI, Law.POISSON, Law.HUBER)  # and convex; a Laplace node's kinks leave it to gains when to stop
+
+
+def with_data(a, law):
+    """A problem of Gaussian nodes whose last one is clamped to what a law is for, a little of it far away."""
+    a = with_laws(a, [*[Law.GAUSSIAN] * (len(a["states"]) - 1), law])
+    z = a["states"][-1]
+    data = {Law.BERNOULLI: (z > 0).double(), Law.POISSON: (3 * z.abs()).floor()}
+    z.copy_(data.get(law, torch.where(z > 1, 20 * z, z)))
+    return a
+
+
+@pytest.mark.parametrize("law", SMOOTH, ids=lambda law: law.name.lower())
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
+def test_what_stops_by_the_bound_of_a_convex_law_is_within_the_tolerance(tol, law):
+    """The energy of Gaussian errors has at least their curvature, whatever is convex beside it."""
+    a = with_data(problem(CHAIN, 65, covariances="one", prior="one", clamped=(-1,)), law)
+    first = problem_after_sweep(a)
+    best = {k: to(x) for k, x in a.items()}
+    run(best, Accelerated(), 4000)
+    taken, stopped = run(a, Accelerated(tol=tol), 4000)
+    share = (total(a) - total(best) - 1e-10) / (first - total(a))
+    assert stopped.all()
+    assert (share > tol).sum() <= 2  # which have gained nothing for long
+    assert taken.median() < 30
+
+
+@pytest.mark.parametrize("errors", [True, False], ids=["errors", "states"])
+@pytest.mark.parametrize(
+    "laws",
+    [
+        [Law.STUDENT, Law.GAUSSIAN, Law.GAUSSIAN, Law.GAUSSIAN, Law.BERNOULLI],
+        [Law.GAUSSIAN, Law.GAUSSIAN, Law.HUBER, Law.GAUSSIAN, Law.POISSON],
+        [Law.GAUSSIAN, Law.STUDENT, Law.GAUSSIAN, Law.GAUSSIAN, Law.STUDENT],
+        [Law.GAUSSIAN, Law.GAUSSIAN, Law.GAUSSIAN, Law.GAUSSIAN, Law.HUBER],
+    ],
+    ids=lambda laws: "-".join(law.name.lower() for law in laws if law is not Law.GAUSSIAN),
+)
+def test_smooth_laws_end_where_the_gradient_is_zero(laws, errors):
+    a = problem(CHAIN, 7, "tanh", covariances="one", scales=True, prior="one", clamped=(-1,))
+    a = with_laws(a, laws)
+    if laws[-1] in (Law.BERNOULLI, Law.POISSON):
+        a["states"][-1].copy_(a["states"][-1].abs().clamp(max=1))
+    before = total(a)
+    run(a, Accelerated(errors=errors), 30000)
+    assert (total(a) <= before).all()
+    assert all(g.abs().max() < 1e-5 for g in gradients(a))
+
+
+def test_errors_of_a_free_state_that_has_none_are_refused():
+    a = with_laws(problem(CHAIN, 3), [Law.GAUSSIAN, Law.POISSON, *[Law.GAUSSIAN] * 3])
+    with pytest.raises(RuntimeError, match="errors move where the law of a free node is one of its distance"):
+        run(a, Accelerated(), 3)
+    run(a, Accelerated(errors=False), 3)
 
 
 def problem_after_sweep(a):

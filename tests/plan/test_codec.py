@@ -47,7 +47,7 @@ def random_plan(seed):
     return Plan(
         tuple(
             Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
-                 maybe(), maybe(WRITTEN))
+                 maybe(), maybe(WRITTEN), draw.random())
             for _ in range(n)
         ),
         tuple(
@@ -85,7 +85,7 @@ def test_there_and_back(seed):
 
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0)
     pairs = [
         ("nodes", one, other),
         ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0, 4.0)),

@@ -1,6 +1,7 @@
 """`EM` does what `start; loop.run; zero_grad; loop.backward; optimizer.step` does: by autograd, in float64."""
 
 import copy
+import functools
 import platform
 import re
 import signal
@@ -16,11 +17,14 @@ import pyromancy as pyro
 from numerics import same_bits
 from pyromancy import native, ops
 from pyromancy.nodes import (
+    BernoulliNode,
     FactorizedGaussianNode,
     FixedNode,
     IsotropicGaussianNode,
     LaplaceNode,
+    PoissonNode,
     StandardGaussianNode,
+    StudentNode,
 )
 from pyromancy.run.interrupt import Uninterrupted
 from twins import UNIT, Net, assert_same, assert_same_state, batches, plainly, twins
@@ -54,6 +58,9 @@ KINDS = {
     "variances": (FactorizedGaussianNode, IsotropicGaussianNode, FactorizedGaussianNode),
     "scales": (LaplaceNode,) * 3,
     "a-hidden-scale": (StandardGaussianNode, LaplaceNode, FactorizedGaussianNode),
+    "heavy-tails": (StudentNode, FactorizedGaussianNode, functools.partial(StudentNode, dof=3)),
+    "binary": (StandardGaussianNode, FactorizedGaussianNode, BernoulliNode),
+    "counts": (StudentNode, StandardGaussianNode, PoissonNode),
 }
 
 

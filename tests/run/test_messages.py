@@ -265,7 +265,7 @@ def test_what_keeps_gradients_from_a_chain_is_told_with_names(of):
 def test_a_term_that_is_no_nodes_energy_is_named_by_its_states():
     net = Net().init()
     loop = pyro.InferenceLoop(lambda: net.energy() + net.hidden.value.exp().sum(1), [net.hidden.value], lr=0.1)
-    told = "a term of the energy, sum of exp of net.hidden.value, is not the energy of a Gaussian or Laplace node"
+    told = "a term of the energy, sum of exp of net.hidden.value, is not the energy of a node of a known law"
     assert told in loop.explain()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..plan import Law
 from .calls import Slot
 from .program import Program
-from .terms import ENERGIES
+from .terms import ENERGIES, NodeEnergy
 
 
 def floor(program: Program, leaves: Sequence[Tensor]) -> Tensor | float:
@@ -24,15 +24,21 @@ def floor(program: Program, leaves: Sequence[Tensor]) -> Tensor | float:
     for term in program.terms:
         if term.slot is None or term.slot not in program.varying:
             continue
-        if term.node is None or not term.weight * term.node.scale >= 0:
+        if term.node is None or not term.weight * term.node.scale >= 0 or not _has_floor(program, term.node):
             return -math.inf
         call = program.producer[term.slot]
-        if call.function in ENERGIES and term.node.law is not Law.CATEGORICAL:  # which have more than a deviation
+        if call.function in ENERGIES and term.node.law.is_of_distance:  # which have more than a deviation
             of, _, *theta = (a.index for a in call.args if isinstance(a, Slot))
             z, *values = program.evaluate([of, *theta, *term.sample_weights], leaves)
-            normalizer = call.function(z, z, *values[: len(theta)])
-            found = found + term.of(normalizer, shape, *values[len(theta) :])
+            numbers = call.args[3:]  # the law's parameter
+            given = [*values[: len(theta)], *[None] * (bool(numbers) - len(theta))]
+            found = found + term.of(call.function(z, z, *given, *numbers), shape, *values[len(theta) :])
     return found
+
+
+def _has_floor(program: Program, node: NodeEnergy) -> bool:
+    """Whether no energy is below what it is where the state is its prediction, or of Bernoulli nodes below 0."""
+    return node.law is not Law.POISSON and not (node.law is Law.BERNOULLI and node.state in program.free)
 
 
 def is_gaussian(program: Program) -> bool:

@@ -102,7 +102,7 @@ class Errors:
                 if state in program.ancestors(term.slot):
                     raise NoErrors(
                         f"{program.told(state)} has no error that is known: the term {program.told(term.slot)} is not "
-                        f"the energy of a Gaussian or Laplace node; {_INSTEAD}"
+                        f"the energy of a node of a known law; {_INSTEAD}"
                     )
         if not self.terms:
             raise NoErrors(f"no free state is predicted, and so none has an error; {_INSTEAD}")

@@ -18,7 +18,7 @@ from .terms import Term
 from .vocabulary import arguments, unusual
 
 _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
-_SPREAD = {Law.GAUSSIAN: "the covariance", Law.FULL_GAUSSIAN: "the covariance", Law.LAPLACE: "the scale"}
+_SPREAD = {Law.GAUSSIAN: "the covariance", Law.FULL_GAUSSIAN: "the covariance"}  # of the others the scale
 
 
 class NotAChain(Exception):
@@ -58,6 +58,7 @@ class Node:
         theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
         prediction: a prediction that no chain edge makes, and no free state changes; a float is it everywhere.
         sample_weights: more factors of that term, each of one number per sample, or for all.
+        law_parameter: of laws that have one.
     """
 
     state: int
@@ -68,6 +69,7 @@ class Node:
     theta: int | None = None
     prediction: int | float | None = None
     sample_weights: tuple[int, ...] = ()
+    law_parameter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def lower(program: Program) -> list[Chain]:
         _check_state(program, state)
         if type(of.prediction) is int:
             of_pred, of_state = (tuple(program.stand_ins[s].shape) for s in (of.prediction, state))
-            if of_pred != of_state:
+            constant = of.prediction not in program.varying and _expands(of_pred, of_state)
+            if of_pred != of_state and not constant:
                 raise NotAChain(f"the prediction of {name}, {of_pred}, broadcasts with it, {of_state}")
         if (first := nodes.get(state)) is not None:
             assert first.term is not None
@@ -115,7 +118,7 @@ def lower(program: Program) -> list[Chain]:
         if of.law is Law.CATEGORICAL and state in program.free:
             raise NotAChain(f"{name}, of whose energy it is the distribution, is free")
         if of.theta in program.varying:
-            raise NotAChain(f"{_SPREAD[of.law]} of {name} depends on a free state")
+            raise NotAChain(f"{_SPREAD.get(of.law, 'the scale')} of {name} depends on a free state")
         source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
         if source in outgoing:
             if source in program.free:
@@ -132,6 +135,7 @@ def lower(program: Program) -> list[Chain]:
             of.theta,
             of.prediction if edge is None else None,
             weights,
+            of.parameter,
         )
         if source is not None and edge is not None:
             outgoing[source], incoming[state] = state, (source, edge)
@@ -164,6 +168,11 @@ def lower(program: Program) -> list[Chain]:
     return chains
 
 
+def _expands(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether what has a shape is the same for every sample, or element, of what has another."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
 def _check_dtype(program: Program, chain: Chain) -> None:
     slots = [s for n in chain.nodes for s in (n.state, n.theta, n.prediction)]
     slots += [s for e in chain.edges for s in (e.weight, e.bias)]
@@ -186,15 +195,15 @@ def _no_node(program: Program, term: Term) -> str:
         )
     if term.within != term.slot:
         told = f"{program.producer[term.slot].name} of {told}"
-    return f"a term of the energy, {told}, is not the energy of a Gaussian or Laplace node"
+    return f"a term of the energy, {told}, is not the energy of a node of a known law"
 
 
 def _told(program: Program, term: Term) -> str:
     """What to call a term that is a node's energy."""
     assert term.slot is not None
     assert term.node is not None
-    law = {Law.LAPLACE: "Laplace", Law.CATEGORICAL: "categorical"}.get(term.node.law, "Gaussian")
-    return f"a {law} one ({program.told(term.slot)})"
+    name = {Law.FULL_GAUSSIAN: "Gaussian", Law.CATEGORICAL: "categorical"}.get(term.node.law)
+    return f"a {name or term.node.law.name.capitalize()} one ({program.told(term.slot)})"
 
 
 def _check_state(program: Program, slot: int) -> None:

@@ -15,7 +15,7 @@ from .. import functional
 from ..laws.categorical import distribution
 from .calls import Call, Slot, filled, is_number
 from .program import Program
-from .terms import REDUCTIONS, logits_of
+from .terms import REDUCTIONS, elements_of_normal, logits_of
 from .vocabulary import arguments
 
 Factor = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a tensor, and its arguments after that
@@ -47,6 +47,11 @@ def normal(program: Program, batch: int, roots: Collection[int] = ()) -> Program
         roots: slots that keep their names even where they hold what another does.
     """
     return _Writer(program, batch, roots).written()
+
+
+def _no_less(variance: Tensor, least: float) -> Tensor:
+    """A variance that is at least so much, with the gradient that it has anyway, as the loss takes it."""
+    return variance + (variance.clamp(min=least) - variance).detach()
 
 
 class _Writer:
@@ -95,6 +100,8 @@ class _Writer:
                 self._addmm(call, output)
             case "einsum":
                 self._einsum(call, output)
+            case "gaussian_nll_loss":
+                call = self._normal_loss(call)
             case "add" | "sub" | "rsub" if len(call.args) == 2:
                 self._sum(call, output)
             case "mul" | "div" | "neg" if not call.kwargs:
@@ -165,6 +172,28 @@ class _Writer:
             self._calls[-1] = replace(of_node, written=None)
             self._calls.append(Call(torch.sum, (Slot(energy),), {}, call.result, (energy,), (output,), call))
         return True
+
+    def _normal_loss(self, call: Call) -> Call:
+        """A Gaussian's loss by log-variances, or with a number for the variance by a square."""
+        given = arguments(call.function, call.args, call.kwargs)
+        mu, z, variance, eps = (given[name] for name in ("input", "target", "var", "eps"))
+        output, alike = call.outputs[0], isinstance(mu, Slot) and isinstance(z, Slot)
+        if given["full"] or given["reduction"] != "none" or not alike:
+            return call
+        if isinstance(variance, float):
+            variance = max(variance, eps)
+            d = self._computed(torch.sub, z.index, mu, shape=tuple(self._stand_ins[output].shape))
+            energy = self._computed(torch.mul, self._computed(torch.square, d), 0.5 / variance)
+            constant = 0.5 * math.log(variance)
+            return Call(torch.add, (Slot(energy), constant), {}, call.result, (energy,), call.outputs, call)
+        made = self._made.get(variance.index)
+        of = made.inputs[0] if made and made.meaning in ("expand", "takes the second's form") else variance.index
+        form, width = tuple(self._stand_ins[of].shape), self._stand_ins[output].shape[1]
+        if form not in ((width,), (1, width), (1,), (1, 1), ()) or of in self._program.varying:
+            return call
+        theta = self._computed(torch.log, self._computed(_no_less, of, eps))
+        inputs = (z.index, mu.index, theta)
+        return Call(elements_of_normal, tuple(map(Slot, inputs)), {}, call.result, inputs, call.outputs, call)
 
     def _pass(self, output: int, of: int) -> None:
         """Take one slot for another that holds the same; or compute it as that is, if it must keep its name."""
@@ -254,10 +283,18 @@ class _Writer:
         terms = (a, 1), (b, alpha if call.meaning == "add" else -alpha)
         for (x, of_x), (y, of_y) in (terms, terms[::-1]):
             if isinstance(x, Slot) and x.index in self._linears:
-                linear = self._times(self._linears[x.index], _by(of_x))
+                of = self._linears[x.index]
+                if of_x < 0 and isinstance(y, Slot) and self._is_target(of, y.index):
+                    return
+                linear = self._times(of, _by(of_x))
                 if linear is not None:
                     self._add(output, linear, y, of_y)
                 return
+
+    def _is_target(self, linear: _Linear, other: int) -> bool:
+        """Whether a matrix less a Linear may be an error: it is not one that the Linear is a function of."""
+        source, _ = self._scaled.get(other, (other, []))
+        return self._stand_ins[other].dim() == 2 and source not in self._program.ancestors(linear.source)
 
     def _add(self, output: int, linear: _Linear, other: Any, times: float = 1) -> None:
         """A Linear plus a number times what has a row for every sample, or what is the same for all."""

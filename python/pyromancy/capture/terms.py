@@ -2,7 +2,8 @@
 
 Sums, differences, multiples, stacks, and sums and means over elements are taken apart; so are squares of differences,
 which are a Gaussian node's energy by another name, ``1/2 sum_i (z_i - mu_i)^2``, their absolute values, which are a
-Laplace node's, and products with logarithms of softmax, which are a categorical node's.
+Laplace node's, ``log(1 + (z - mu)^2)``, which is a Student node's, products with logarithms of softmax, which are a
+categorical node's, and what PyTorch has as losses.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,18 +19,51 @@ from torch import Tensor
 from .. import functional
 from ..plan import Law
 from .calls import Call, Slot, is_number, replaced
-from .vocabulary import arguments
+from .vocabulary import arguments, unusual
 
 ENERGIES = {
     functional.gaussian_energy: Law.GAUSSIAN,
     functional.multivariate_energy: Law.FULL_GAUSSIAN,
     functional.laplace_energy: Law.LAPLACE,
     functional.categorical_energy: Law.CATEGORICAL,
+    functional.bernoulli_energy: Law.BERNOULLI,
+    functional.poisson_energy: Law.POISSON,
+    functional.student_energy: Law.STUDENT,
 }
-_LOSSES = {"mse_loss": Law.GAUSSIAN, "l1_loss": Law.LAPLACE}
-_TIMES = {Law.GAUSSIAN: 2.0, Law.LAPLACE: 1.0}  # how many energies a square or an absolute value is
+_LOSSES = {
+    "mse_loss": Law.GAUSSIAN,
+    "l1_loss": Law.LAPLACE,
+    "huber_loss": Law.HUBER,
+    "smooth_l1_loss": Law.HUBER,
+    "poisson_nll_loss": Law.POISSON,
+    "binary_cross_entropy_with_logits": Law.BERNOULLI,
+}
+_PAIRS = {"softplus": Law.BERNOULLI, "exp": Law.POISSON}  # of a prediction, less its product with the state
 _Weighted = tuple[tuple[float, int | float, int | float], tuple[int, ...]]  # c, a and b, and the slots of more factors
 REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
+
+
+def elements_of_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """Energies of a Gaussian node, element by element."""
+    return 0.5 * ((z - mu).square() * torch.exp(-logvar) + logvar)
+
+
+class _Elements(NamedTuple):
+    """What comes, element by element, to energies of a law: of the state a and the prediction b, or the other way.
+
+    Attributes:
+        law: of the energies.
+        weighted: c, a and b, and the slots of more factors.
+        times: how many energies 1 of it is.
+        theta: the law's, as a slot.
+        parameter: the law's.
+    """
+
+    law: Law
+    weighted: _Weighted
+    times: float = 1.0
+    theta: int | None = None
+    parameter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +77,7 @@ class NodeEnergy:
         theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
         scale: how many such energies one value of the term is.
         sample_weights: slots of more factors of that, of one element per sample or one for all.
+        parameter: the law's, of those that have one.
     """
 
     law: Law
@@ -51,6 +86,7 @@ class NodeEnergy:
     theta: int | None = None
     scale: float = 1.0
     sample_weights: tuple[int, ...] = ()
+    parameter: float = 0.0
 
     @property
     def operands(self) -> list[int]:
@@ -156,7 +192,7 @@ class Terms:
         samples = self._shape or (self._batch if weighted else torch.Size())
         match call.meaning:
             case "add" | "sub" | "rsub" | "neg" | "positive" | "mul" | "div":
-                parts = self._linear(call)
+                parts = None if self._pair(call) else self._linear(call)
                 if parts is None and call.meaning == "mul":
                     parts = self._weighted(call)
                 return None if parts is None else [replace(t, summed=summed) for t in parts]
@@ -277,19 +313,25 @@ class Terms:
             state, prediction, theta = (a.index if isinstance(a, Slot) else None for a in (*call.args, None)[:3])
             assert state is not None
             assert prediction is not None
-            return NodeEnergy(law, state, prediction, theta)
+            return NodeEnergy(law, state, prediction, theta, parameter=parameter_of(call))
         if summed is not None and (crossed := self._crossed(call)) is not None:
             return crossed
-        law = _LOSSES.get(call.meaning or "") or (Law.LAPLACE if call.meaning == "abs" else Law.GAUSSIAN)
-        found = self._loss(call) if call.meaning in _LOSSES else self._distance(call) or self._square(call)
+        found = self._loss(call) or self._distance(call) or self._logarithm(call) or self._pair(call)
+        if found is None and (square := self._square(call)) is not None:
+            found = _Elements(Law.GAUSSIAN, square, 2.0)
         if found is None or (summed is None) != (self._forms[slot].dim() == 0):
             return None
-        (of, a, b), weights = found
-        states = [s for s in (a, b) if type(s) is int and (s not in self._producer or s not in self._varying)]
+        (of, a, b), weights = found.weighted
+        # where state and prediction pull differently, the first is the state
+        states = [s for s in ((a, b) if found.law.is_of_distance else (a,)) if type(s) is int and self._may_be_state(s)]
         if not states:
             return None
         state = min(states, key=lambda s: (s not in self._free, s in self._producer))
-        return NodeEnergy(law, state, b if state == a else a, None, _TIMES[law] * of, weights)
+        mu = b if state == a else a
+        return NodeEnergy(found.law, state, mu, found.theta, found.times * of, weights, found.parameter)
+
+    def _may_be_state(self, slot: int) -> bool:
+        return slot not in self._producer or slot not in self._varying
 
     def _crossed(self, call: Call) -> NodeEnergy | None:
         """``c z log_softmax(mu)`` element by element."""
@@ -305,12 +347,70 @@ class Terms:
                 return NodeEnergy(Law.CATEGORICAL, z, logits, None, -c, weights)
         return None
 
-    def _distance(self, call: Call) -> _Weighted | None:
+    def _distance(self, call: Call) -> _Elements | None:
         """``c |a - b|`` element by element."""
         match call.meaning, [*call.args, *call.kwargs.values()]:
             case "abs", [Slot(x)]:
                 (c, a, b), weights = self._difference(x)
-                return None if weights else ((abs(c), a, b), ())  # whose signs are not known
+                if not weights:  # whose signs are not known
+                    return _Elements(Law.LAPLACE, ((abs(c), a, b), ()))
+        return None
+
+    def _logarithm(self, call: Call) -> _Elements | None:
+        """``log(1 + c (a - b)^2)``, which is a Student node's of scale 1 and 1 / c degrees of freedom."""
+        match call.meaning, [*call.args, *call.kwargs.values()]:
+            case "log1p", [Slot(x)]:
+                return self._student(x)
+            case "log", [Slot(x)] if (inner := self._producer.get(x)) is not None:
+                match self._linear(inner):
+                    case [Term(int(y), c), Term(None, 1.0)] | [Term(None, 1.0), Term(int(y), c)]:
+                        return self._student(y, c)
+        return None
+
+    def _student(self, slot: int, factor: float = 1.0) -> _Elements | None:
+        """The same of what a factor is multiplied by, which comes to ``c (a - b)^2``."""
+        slot, factor = self._unscaled(slot, factor)
+        call = self._producer.get(slot)
+        square = None if call is None else self._square(call)
+        if square is None:
+            return None
+        (c, a, b), weights = square
+        if weights or not (0 < c * factor < math.inf):
+            return None
+        dof = 1 / (c * factor)
+        return _Elements(Law.STUDENT, ((1.0, a, b), ()), 2 / (dof + 1), parameter=dof)
+
+    def _unscaled(self, slot: int, factor: float) -> tuple[int, float]:
+        """What a slot is a number times, and that number times a factor."""
+        while (call := self._producer.get(slot)) is not None and call.meaning is not None:
+            match self._linear(call):
+                case [Term(int(inner), c)]:
+                    slot, factor = inner, factor * c
+                case _:
+                    break
+        return slot, factor
+
+    def _pair(self, call: Call) -> _Elements | None:
+        """``c (softplus(mu) - z mu)``, a Bernoulli node's, or ``c (exp(mu) - z mu)``, a Poisson node's."""
+        if call.meaning not in ("add", "sub", "rsub"):
+            return None
+        match self._linear(call):
+            case [Term(int(x), c), Term(int(y), d)]:
+                (x, c), (y, d) = self._unscaled(x, c), self._unscaled(y, d)
+            case _:
+                return None
+        for of, product, factor in ((x, y, c), (y, x, d)):
+            first, second = self._producer.get(of), self._producer.get(product)
+            law = None if first is None else _PAIRS.get(first.meaning or "")
+            if first is None or second is None or law is None or second.meaning != "mul" or c != -d:
+                continue
+            if unusual(first.function, first.args, first.kwargs) or len(second.inputs) != 2:
+                continue
+            (mu,), (a, b) = first.inputs, second.inputs
+            z = b if self._same(a, mu) else a if self._same(b, mu) else None
+            whole = self._forms[call.outputs[0]].shape
+            if z is not None and all(self._forms[s].shape == whole for s in (z, mu)):
+                return _Elements(law, ((factor, z, mu), ()))
         return None
 
     def _square(self, call: Call) -> _Weighted | None:
@@ -327,16 +427,40 @@ class Terms:
             return (c * d, a, b), one + other
         return ((-c * d, a, b), one + other) if self._same(a, f) and self._same(b, e) else None
 
-    def _loss(self, call: Call) -> _Weighted | None:
+    def _loss(self, call: Call) -> _Elements | None:
         """The same of a loss, element by element or, where that is the energy, as one number."""
+        if call.function is elements_of_normal:
+            z, mu, theta = (a.index for a in call.args)
+            return _Elements(Law.GAUSSIAN, ((1.0, z, mu), ()), theta=theta)
+        law = _LOSSES.get(call.meaning or "")
+        if law is None:
+            return None
         given = arguments(call.function, call.args, call.kwargs)
-        a, b, *_ = given.values()
-        reduction = REDUCTIONS.get(given["reduction"], given["reduction"])
-        others = [v for k, v in [*given.items()][2:] if k != "reduction" and v is not None]
+        a, b, *_ = (given.pop(name) for name in [*given][:2])
+        reduction = given.pop("reduction")
+        reduction = REDUCTIONS.get(reduction, reduction)
+        times, parameter = (2.0 if law is Law.GAUSSIAN else 1.0), 0.0
+        match call.meaning:
+            case "huber_loss":
+                parameter = given.pop("delta")
+            case "smooth_l1_loss":  # with beta for delta, over that
+                parameter = given.pop("beta")
+                law, times = (Law.HUBER, 1 / parameter) if parameter else (Law.LAPLACE, 1.0)
+            case "poisson_nll_loss":
+                given.pop("eps")  # of rates as they are
+                if not given.pop("log_input") or given.pop("full"):
+                    return None
         count = torch.broadcast_shapes(*(self._forms[s].shape for s in call.inputs)).numel()
+        others = [v for v in given.values() if v is not None]
         if others or not count or (reduction == "none") != (self._forms[call.outputs[0]].dim() > 0):
             return None
-        return (1 / count if reduction == "mean" else 1.0, a.index, b.index), ()
+        if law.has_parameter and not (is_number(parameter) and 0 < parameter < math.inf):
+            return None
+        if not law.is_of_distance and self._forms[a.index].shape != self._forms[b.index].shape:
+            return None
+        first, second = (a, b) if law.is_of_distance else (b, a)  # the state, and its prediction
+        weighted = (1 / count if reduction == "mean" else 1.0, first.index, second.index), ()
+        return _Elements(law, weighted, times, parameter=float(parameter))
 
     def _difference(self, slot: int) -> _Weighted:
         """``c (a - b)``, b being 0.0 where nothing is subtracted."""
@@ -386,6 +510,11 @@ def logits_of(call: Call | None, forms: Sequence[Tensor]) -> int | None:
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
     rows = form.dim() == 2 and form.dtype == whole.dtype and dim in (1, -1)
     return call.inputs[0] if rows else None
+
+
+def parameter_of(call: Call) -> float:
+    """That of the law of an energy that is a function of `ENERGIES`."""
+    return float(call.args[3]) if len(call.args) > 3 else 0.0
 
 
 def _dim(call: Call) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..plan import Law
-from . import categorical, full_gaussian, gaussian, laplace
+from . import bernoulli, categorical, full_gaussian, gaussian, huber, laplace, poisson, student
 
 LAWS: dict[Law, ModuleType] = {
     Law.GAUSSIAN: gaussian,
     Law.FULL_GAUSSIAN: full_gaussian,
     Law.LAPLACE: laplace,
+    Law.BERNOULLI: bernoulli,
+    Law.POISSON: poisson,
+    Law.STUDENT: student,
+    Law.HUBER: huber,
     Law.CATEGORICAL: categorical,
 }

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 
-def pull(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor) -> Tensor:
+def pull(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor, parameter: float = 0.0) -> Tensor:
     """What the energy grows by with z."""
     return -weight * torch.log_softmax(mu, 1)
 
 
-def push(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor) -> Tensor:
+def push(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor, parameter: float = 0.0) -> Tensor:
     """What it grows by with -mu."""
     return weight * (z - torch.softmax(mu, 1) * z.sum(1, keepdim=True))
 
 
-def deviation(z: Tensor, mu: Tensor, theta: None, weight: float) -> Tensor:
+def deviation(z: Tensor, mu: Tensor, theta: None, weight: float, parameter: float = 0.0) -> Tensor:
     """The energy [B]: there is nothing beside it."""
     return weight * -(z * torch.log_softmax(mu, 1)).sum(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def pull(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
+def pull(z: Tensor, mu: Tensor, theta: Tensor, weight: float, parameter: float = 0.0) -> Tensor:
     """What the energy grows by with z."""
     return (z - mu) @ theta
 
@@ -13,7 +13,7 @@ def pull(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
 push = pull  # with -mu: one and the same here
 
 
-def energy(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
+def energy(z: Tensor, mu: Tensor, theta: Tensor, weight: float, parameter: float = 0.0) -> Tensor:
     """Per sample."""
     return 0.5 * ((z - mu) * pull(z, mu, theta, weight)).sum(1)
 
@@ -26,6 +26,6 @@ def normalizer(factor: Tensor, width: int) -> Tensor:
     return factor.diagonal().log().sum()
 
 
-def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float) -> Tensor:
+def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float, parameter: float = 0.0) -> Tensor:
     """What the energies of all samples grow by with theta."""
     return 0.5 * (z - mu).mT @ (z - mu)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor) -> Tensor:
+def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor, parameter: float = 0.0) -> Tensor:
     """What the energy grows by with z, 0 where z is mu."""
     rate = weight if theta is None else torch.exp(-theta) * weight
     return torch.sign(z - mu) * rate
@@ -15,7 +15,7 @@ def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor) ->
 push = pull  # with -mu: one and the same here
 
 
-def deviation(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+def deviation(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float, parameter: float = 0.0) -> Tensor:
     """The energy [B] without its normalizer."""
     return ((z - mu) * pull(z, mu, theta, weight)).sum(1)
 
@@ -25,11 +25,11 @@ def normalizer(theta: Tensor | None, width: int) -> Tensor | float:
     return 0.0 if theta is None else theta.expand(width).sum()
 
 
-def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float) -> Tensor:
+def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float, parameter: float = 0.0) -> Tensor:
     """Per sample."""
     return deviation(z, mu, theta, weight) + weight * normalizer(theta, z.shape[1])
 
 
-def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float | Tensor) -> Tensor:
+def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float | Tensor, parameter: float = 0.0) -> Tensor:
     """What the energies of all samples grow by with theta; the weight may be one of each, [B, 1]."""
     return (weight - pull(z, mu, theta, weight) * (z - mu)).sum(0).sum_to_size(theta.shape)

@@ -11,9 +11,12 @@ from .gaussian import (
 )
 from .laplace import LaplaceNode
 from .special import BiasNode, FixedNode, FloatNode
+from .student import StudentNode
+from .target import BernoulliNode, PoissonNode, TargetNode
 
 __all__ = [
     "AbstractGaussianNode",
+    "BernoulliNode",
     "BiasNode",
     "CategoricalNode",
     "FactorizedGaussianNode",
@@ -23,7 +26,10 @@ __all__ = [
     "LaplaceNode",
     "MultivariateGaussianNode",
     "Node",
+    "PoissonNode",
     "PredictiveNode",
     "StandardGaussianNode",
+    "StudentNode",
+    "TargetNode",
     "VariationalNode",
 ]

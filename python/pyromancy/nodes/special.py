@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,22 +69,42 @@ class FixedNode(StateNode):
 
 @eparameters("value")
 class FloatNode(StateNode):
-    """An input that inference updates: query by initialisation.
+    """An input that inference updates: query by initialisation, or a code with a prior.
 
     Args:
         *shape: dimensions of the node without the batch dimension, None for placeholders.
+        prior: None, or the energy per sample of a state and a prediction, which is 0: `functional.gaussian_energy`,
+            `functional.laplace_energy`, `functional.student_energy` (Cauchy's, of one degree of freedom), or one's own.
 
     Attributes:
         value: the state, ``[B, *node]``, an E-step parameter; empty before `init`.
+        prior: as it was given.
+
+    Raises:
+        TypeError: `prior` cannot be called.
     """
 
     value: nn.Parameter
 
-    def __init__(self, *shape: int | None) -> None:
+    def __init__(self, *shape: int | None, prior: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__(*shape)
+        if not (prior is None or callable(prior)):
+            raise TypeError(f"prior must be a function of a state and a prediction, or None, got {prior!r}")
+        self.prior = prior
         self.value = nn.Parameter(torch.empty(0))
         self._name_if_empty()
 
     def error(self, pred: Tensor) -> Tensor:
         """Error ``z - mu`` of a prediction, of the shape of the state."""
         return functional.gaussian_error(self._state("error"), pred)
+
+    def energy(self) -> Tensor:
+        """The prior's energy of the state, one value per sample: ``[B]``.
+
+        Raises:
+            RuntimeError: the node has no prior, or no state.
+        """
+        if self.prior is None:
+            raise RuntimeError(f"{self._described} has no energy without a prior: FloatNode(..., prior=)")
+        state = self._state("energy")
+        return self.prior(state, torch.zeros_like(state))

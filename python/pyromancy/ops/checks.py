@@ -228,10 +228,17 @@ class _Plan:
         if node.theta is not None:
             theta = self.operands[node.theta]
             self.like(f"theta of node[{i}]", theta)
-            _check(node.law is not Law.NONE, lambda: f"theta of node[{i}] needs a law")
+            _check(
+                node.law.has_scale or node.law is Law.FULL_GAUSSIAN,
+                lambda: f"theta of node[{i}] needs a law that has one",
+            )
             _shaped(f"theta of node[{i}]", theta, *([(n, n)] if node.law is Law.FULL_GAUSSIAN else [(n,), (1,), ()]))
         else:
             _check(node.law is not Law.FULL_GAUSSIAN, lambda: f"theta of node {i} must be its precision")
+        _check(
+            not node.law.has_parameter or node.law_parameter > 0,
+            lambda: f"parameter of the law of node {i} must be positive, got {node.law_parameter}",
+        )
         if node.prior is not None:
             prior = self.operands[node.prior]
             self.like(f"prior of node[{i}]", prior)
@@ -304,7 +311,7 @@ class _Plan:
         if target.what is Learned.LOGVAR:
             node = self.plan.nodes[target.owner]
             _check(
-                node.law.is_elementwise or node.theta is None,
+                node.law.has_scale or node.theta is None,
                 lambda: f"{name} must be log-variances or log-scales to be learned",
             )
             of = node.theta

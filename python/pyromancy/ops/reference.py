@@ -7,9 +7,11 @@ bfloat16 and float16 are computed in float32 and rounded once.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
@@ -86,6 +88,45 @@ def categorical_energy(value: Tensor, pred: Tensor) -> Tensor:
 def categorical_error(value: Tensor, pred: Tensor) -> Tensor:
     z = _wide(value)
     return (z - torch.softmax(_wide(pred), 1) * z.sum(1, keepdim=True)).to(value.dtype)
+
+
+def bernoulli_energy(value: Tensor, pred: Tensor) -> Tensor:
+    mu = _wide(pred)
+    return _per_sample(-F.logsigmoid(-mu) - _wide(value) * mu).to(value.dtype)
+
+
+def bernoulli_error(value: Tensor, pred: Tensor) -> Tensor:
+    return (_wide(value) - _wide(pred).sigmoid()).to(value.dtype)
+
+
+def poisson_energy(value: Tensor, pred: Tensor) -> Tensor:
+    mu = _wide(pred)
+    return _per_sample(mu.exp() - _wide(value) * mu).to(value.dtype)
+
+
+def poisson_error(value: Tensor, pred: Tensor) -> Tensor:
+    return (_wide(value) - _wide(pred).exp()).to(value.dtype)
+
+
+def _student(value: Tensor, pred: Tensor, logscale: Tensor | None, dof: float) -> tuple[Tensor, Tensor]:
+    """R = (z - mu) / (sqrt(v) s), and the one of r and 1 / r that is nearer to 0, of which squares do not overflow."""
+    r = (_wide(value) - _wide(pred)) / math.sqrt(dof)
+    r = r if logscale is None else r * torch.exp(-_wide(logscale))
+    far = r.abs() > 1
+    return r, torch.where(far, torch.where(far, r, 1.0).reciprocal(), r)
+
+
+def student_energy(value: Tensor, pred: Tensor, logscale: Tensor | None, dof: float) -> Tensor:
+    r, least = _student(value, pred, logscale, dof)
+    logs = 2 * torch.where(r.abs() > 1, r, 1.0).abs().log() + least.square().log1p()
+    energy = 0.5 * (dof + 1) * _per_sample(logs)
+    return (energy if logscale is None else energy + _wide(logscale).expand(value.shape[1:]).sum()).to(value.dtype)
+
+
+def student_error(value: Tensor, pred: Tensor, logscale: Tensor | None, dof: float) -> Tensor:
+    _, least = _student(value, pred, logscale, dof)
+    error = (dof + 1) / math.sqrt(dof) * least / (1 + least.square())
+    return (error if logscale is None else error * torch.exp(-_wide(logscale))).to(value.dtype)
 
 
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:

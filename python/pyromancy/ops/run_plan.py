@@ -138,10 +138,10 @@ class _Batch:
         weight = self.operands[edge.weight]
         return edge.scale * (weight.mT if edge.transposed else weight)
 
-    def theta(self, i: int) -> tuple[Tensor | None, float]:
-        """The parameter of a node's law, and the weight of its energy."""
+    def theta(self, i: int) -> tuple[Tensor | None, float, float]:
+        """A node's theta, the weight of its energy, and the parameter of its law."""
         node = self.plan.nodes[i]
-        return None if node.theta is None else self.operands[node.theta], node.weight
+        return None if node.theta is None else self.operands[node.theta], node.weight, node.law_parameter
 
     def per_sample(self, i: int, x: Any) -> Any:
         """What is linear in a node's energy, ``[B, n]`` or a number, times the weights of samples."""
@@ -210,8 +210,9 @@ class _Batch:
         batch = max(1, states[0].shape[0])
         if target.what is Learned.LOGVAR:
             law, mu = LAWS[self.plan.nodes[target.owner].law], errors.prediction[target.owner]
-            theta, weight = self.theta(target.owner)
-            moment: Tensor = law.moment(states[target.owner], mu, theta, self.per_sample(target.owner, weight))
+            theta, weight, parameter = self.theta(target.owner)
+            weight = self.per_sample(target.owner, weight)
+            moment: Tensor = law.moment(states[target.owner], mu, theta, weight, parameter)
             return moment / batch
         edge = self.plan.edges[target.owner]
         delta = errors.delta[edge.target]

@@ -55,7 +55,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
         ints += map(_maybe, (node.theta, node.prior, node.velocity, node.kept, node.data, node.sample_weights))
-        numbers.append(node.weight)
+        numbers += [node.weight, node.law_parameter]
     for edge in plan.edges:
         ints += [edge.source, edge.target, edge.weight, _maybe(edge.bias)]
         for activation in (edge.before, edge.after):
@@ -205,7 +205,8 @@ def _node(read: _Reader) -> Node:
     law, theta, prior = read.kind(Law, "law"), read.maybe_tensor("theta"), read.maybe_tensor("prior")
     velocity, kept = read.maybe_written("velocity"), read.maybe_written("kept")
     data, weights = read.maybe_tensor("tensor of data"), read.maybe_tensor("tensor of sample weights")
-    return Node(state, free, swept, law, theta, prior, velocity, data, read.real("weight"), weights, kept)
+    weight, parameter = read.real("weight"), read.real("parameter of a law")
+    return Node(state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter)
 
 
 def _edge(read: _Reader, nodes: int) -> Edge:

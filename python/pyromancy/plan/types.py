@@ -20,12 +20,41 @@ class Law(IntEnum):
     GAUSSIAN = 1  # 1/2 sum (z - mu)^2 / exp(theta), theta being log-variances [n], [1] or [], or None for 0
     FULL_GAUSSIAN = 2  # 1/2 (z - mu)^T theta (z - mu), theta being a symmetric matrix [n, n]
     LAPLACE = 3  # sum |z - mu| / exp(theta), theta being log-scales, likewise
+    BERNOULLI = 4  # sum log(1 + exp(mu)) - z mu; no theta
+    POISSON = 5  # sum exp(mu) - z mu; no theta
+    STUDENT = 6  # sum (v + 1) / 2 log(1 + (z - mu)^2 / (v exp(2 theta))), theta being log-scales, v the parameter
+    HUBER = 7  # sum (z - mu)^2 / 2, and its tangent where |z - mu| is above the parameter; no theta
     CATEGORICAL = 8  # -z . log softmax(mu), z being a distribution, which is clamped
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether theta is one number per element, or for all."""
+        """Whether the energy is a sum over elements."""
         return self not in (Law.NONE, Law.FULL_GAUSSIAN, Law.CATEGORICAL)
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether theta may be one number per element, or for all."""
+        return self in (Law.GAUSSIAN, Law.LAPLACE, Law.STUDENT)
+
+    @property
+    def is_of_distance(self) -> bool:
+        """Whether the energy is one of z - mu, which is 0 and least at 0: it pulls and pushes alike."""
+        return self not in (Law.NONE, Law.BERNOULLI, Law.POISSON, Law.CATEGORICAL)
+
+    @property
+    def pushes_apart(self) -> bool:
+        """Whether what an element pushes with is another than what it pulls with."""
+        return self.is_elementwise and not self.is_of_distance
+
+    @property
+    def has_parameter(self) -> bool:
+        """Whether a number that is greater than 0 belongs to the law."""
+        return self in (Law.STUDENT, Law.HUBER)
+
+    @property
+    def is_convex(self) -> bool:
+        """Whether the energy of a clamped state is convex in its prediction."""
+        return self is not Law.STUDENT
 
 
 class MatmulPrecision(IntEnum):
@@ -92,6 +121,7 @@ class Node:
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
         sample_weights: ``[B]``, more factors of the energy.
         kept: what a method that goes on keeps beside the velocity, like the state.
+        law_parameter: of laws that have one.
     """
 
     state: Operand
@@ -105,6 +135,7 @@ class Node:
     weight: float = 1.0
     sample_weights: Operand | None = None
     kept: Operand | None = None
+    law_parameter: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,12 @@ class ChainExecutor(ReplayingExecutor):
         """What tells an operator's samples how far their energies can still fall; or why nothing does."""
         for node in self.planner.nodes:
             name = self.program.told(node.state)
-            if node.law is plan.Law.LAPLACE:
-                return f"none: the law of {name} has no precision"
             if node.free and node.law is plan.Law.NONE:
                 return f"none: nothing predicts {name}"
+            if node.free and node.law not in (plan.Law.GAUSSIAN, plan.Law.FULL_GAUSSIAN):
+                return f"none: the law of {name} has no precision"
+            if not node.free and not node.law.is_convex:
+                return f"none: the energy of {name} is not convex in its prediction"
         return "errors and gradients"
 
     def fused(self, method: Method, stop: Stop | None) -> plan.Sway | plan.Descent | str:
@@ -94,6 +96,10 @@ class ChainExecutor(ReplayingExecutor):
             return reason
         if tol and not errors:
             return "no operator tells what is left to be gained on states"
+        if errors and (
+            of := next((n for n in self.planner.nodes if n.free and n.law and not n.law.is_of_distance), None)
+        ):
+            return f"the law of {self.program.told(of.state)} is not one of an error"
         full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
         if errors and full and (tol or method.measures):
             return "no operator measures errors by a full covariance"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread
 from ..capture.partition import Energy, evaluation
 from ..capture.program import Program
+from ..laws import huber
 from ..methods.base import Evaluation, Point, inner, moved
 from ..plan import Law
 from .executor import check_energy
@@ -213,6 +215,11 @@ class OnErrors(Captured):
         for slot in {s for t in self._of.terms.values() for s in t.sample_weights} if self._certain else ():
             self._certain = (self.program.evaluate([slot], self._leaves)[0].reshape(-1) > 0) & self._certain
         self.bound = "none: a state has no error, or no precision" if self._certain is False else "errors and gradients"
+        nodes = [t.node for t in self.program.terms if t.node is not None]
+        bent = next((n for n in nodes if n.state not in self.program.free and not n.law.is_convex), None)
+        if bent is not None:
+            self._certain = False
+            self.bound = f"none: the energy of {self.program.told(bent.state)} is not convex in its prediction"
 
     def _variables(self, leaves: list[Tensor]) -> list[Tensor]:
         return self._of.errors(leaves, self._free)
@@ -303,7 +310,7 @@ class OnFixedPredictions(Problem):
         for term in self._terms:
             if term.node is None:
                 assert term.slot is not None
-                raise NoErrors(f"the term {program.told(term.slot)} is not the energy of a Gaussian or Laplace node")
+                raise NoErrors(f"the term {program.told(term.slot)} is not the energy of a node of a known law")
 
     def begin(self) -> None:
         self.point = [self.program.leaves[i].detach().clone() for i in self._free]
@@ -324,8 +331,8 @@ class OnFixedPredictions(Problem):
             values = dict(zip(wanted, self.program.evaluate(wanted, leaves), strict=True))
             z = moving.get(node.state, values[node.state])
             mu = values[node.prediction] if type(node.prediction) is int else torch.full_like(z, node.prediction)
-            theta = () if node.theta is None else (values[node.theta],)
-            energy = term.weight * node.scale * _NODES[node.law](z, mu, *theta)
+            theta = None if node.theta is None else values[node.theta]
+            energy = term.weight * node.scale * _NODES[node.law](z, mu, theta, node.parameter)
             for slot in term.sample_weights:
                 energy = energy * values[slot].reshape(-1)
             total = total + energy
@@ -374,11 +381,16 @@ class OnFixedPredictions(Problem):
         return [None if s is None else found[s] for s in slots]
 
 
-_NODES: dict[Law, Callable[..., Tensor]] = {
-    Law.GAUSSIAN: functional.gaussian_energy,
-    Law.FULL_GAUSSIAN: functional.multivariate_energy,
-    Law.LAPLACE: functional.laplace_energy,
-    Law.CATEGORICAL: functional.categorical_energy,
+_Energy = Callable[[Tensor, Tensor, Any, float], Tensor]
+_NODES: dict[Law, _Energy] = {  # of a state, its prediction, theta and the parameter of the law
+    Law.GAUSSIAN: lambda z, mu, theta, _: functional.gaussian_energy(z, mu, theta),
+    Law.FULL_GAUSSIAN: lambda z, mu, theta, _: functional.multivariate_energy(z, mu, theta),
+    Law.LAPLACE: lambda z, mu, theta, _: functional.laplace_energy(z, mu, theta),
+    Law.BERNOULLI: lambda z, mu, *_: functional.bernoulli_energy(z, mu),
+    Law.POISSON: lambda z, mu, *_: functional.poisson_energy(z, mu),
+    Law.STUDENT: lambda z, mu, theta, dof: functional.student_energy(z, mu, theta, dof),
+    Law.HUBER: lambda z, mu, _, bound: huber.energy(z, mu, None, 1.0, bound),
+    Law.CATEGORICAL: lambda z, mu, *_: functional.categorical_energy(z, mu),
 }
 
 

@@ -192,6 +192,7 @@ class Planner:
                     operands[s], n.free, n.state in swept, n.law, operands.find(theta), operands.find(prior),
                     operands[next(velocity)] if velocities and n.free else None, operands.find(data.get(n.state)),
                     n.weight, operands.find(of_samples), operands[next(keep)] if kept and n.free else None,
+                    n.law_parameter,
                 )
                 for n, s, theta, prior, of_samples in zip(self.nodes, states, thetas, priors, weights, strict=True)
             )  # fmt: skip
@@ -228,7 +229,7 @@ class Planner:
                 del self._encoded[next(iter(self._encoded))]
             ints = self._encoded[key] = plan.encode(made)[0]
         of_method = [run.lr, run.momentum, run.dampening] if run.method is None else plan.numbers_of(run.method)
-        numbers = [*of_method, *(n.weight for n in self.nodes)]
+        numbers = [*of_method, *(x for n in self.nodes for x in (n.weight, n.law_parameter))]
         for i, (_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
                 numbers.append(x if slope is None else self._read(values, slope))
@@ -292,7 +293,7 @@ def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tens
     """Of a node that no edge predicts."""
     if isinstance(node.prediction, float):
         return torch.full_like(state, node.prediction)
-    return None if node.prediction is None else values[node.prediction].expand(state.shape[0], -1).contiguous()
+    return None if node.prediction is None else values[node.prediction].expand_as(state).contiguous()
 
 
 def _is_vector(weights: Tensor, state: Tensor) -> bool:

@@ -42,7 +42,7 @@ def _expm1(x):
 
 
 @triton.jit
-def _log1p_unit(u):
+def log1p_unit(u):
     """log(1 + u) for u in [0, 1]: 2 artanh(u / (2 + u)) by its series."""
     TERMS: tl.constexpr = 18 if u.dtype == tl.float64 else 8  # (1/3)^(2 terms) is below the last place
     s = u / (u + 2.0)
@@ -80,7 +80,7 @@ def activate(x, parameter, KIND: tl.constexpr):
         y = tl.sigmoid(x)
     elif KIND == _SOFTPLUS:
         z = x * parameter
-        soft = (tl.where(z > 0, z, 0.0) + _log1p_unit(tl.exp(-tl.abs(z)))) / parameter
+        soft = (tl.where(z > 0, z, 0.0) + log1p_unit(tl.exp(-tl.abs(z)))) / parameter
         y = tl.where(z > 20, x, soft)
     elif KIND == _CLIPPED_RELU:
         y = tl.where(x < 0, 0.0, tl.where(x > parameter, parameter, x))

@@ -43,7 +43,7 @@ def activate_kernel(
 @triton.jit
 def error_kernel(
     state, product, bias, rate, weighted, samples, error, delta, moment, parts, rows, n, tiles, product_row,
-    parameter: tl.float64, weight: tl.float64,
+    parameter: tl.float64, weight: tl.float64, law_parameter: tl.float64,
     AFTER: tl.constexpr, LAW: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One tile of what follows from a node's prediction mu = after(product + bias), as far as there is room for it.
@@ -70,7 +70,7 @@ def error_kernel(
         by = tl.full([1, BLOCK_N], 1.0, ACC)
         if rate is not None:
             by = tl.load(rate + column, mask=column < n, other=0.0)[None, :]
-        pull, push, twice, grown = of_law(z, mu, by, tl.full([], weight, ACC), LAW)
+        pull, push, twice, grown = of_law(z, mu, by, tl.full([], weight, ACC), tl.full([], law_parameter, ACC), LAW)
     s = tl.full([BLOCK_B, 1], 1.0, ACC)
     if samples is not None:
         s = tl.load(samples + row, mask=row < rows, other=0.0)[:, None]
@@ -138,7 +138,7 @@ class Errors(NamedTuple):
 
     @property
     def to_feed_back(self) -> Tensor:
-        """Delta, which is the error itself where there is no activation after the product."""
+        """Delta, which is the error itself where no activation and no law sets it apart."""
         found = self.error if self.delta is None else self.delta
         assert found is not None
         return found
@@ -224,7 +224,7 @@ class Chain:
         self, node: int, *, error: bool = False, delta: bool = False, moment: bool = False, parts: bool = False
     ) -> Errors:
         state, full = self.states[node], self.full(node)
-        apart = delta and self.after[node - 1][0] != IDENTITY
+        apart = delta and (self.after[node - 1][0] != IDENTITY or self.laws[node].law.pushes_apart)
         return Errors(
             torch.empty_like(state) if error or full or (delta and not apart) else None,
             torch.empty_like(state) if apart else None,
@@ -236,30 +236,32 @@ class Chain:
     def errors(self, node: int, forward: Forward, room: Errors) -> None:
         """Fill the room; a full precision is a library product, and what needs it is done after that."""
         error, delta, moment, parts, residual = room
-        law, rate, weight, samples = self.laws[node]
+        law, rate, weight, samples, parameter = self.laws[node]
         if law is Law.CATEGORICAL:  # no activation comes between, and it has no theta
             product, bias, *_ = forward
             tiling = self.tiling(node)
             categorical.errors(self.states[node], product, bias, rate, samples, error, parts, tiling, self.acc)
             return
         if residual is None:
-            self._errors(node, forward, law, weight, rate, None, samples, error, delta, moment, parts)
+            self._errors(node, forward, law, (weight, parameter), rate, None, samples, error, delta, moment, parts)
             return
         assert rate is not None
         assert error is not None
-        unit = Law.GAUSSIAN, 1.0
+        unit = Law.GAUSSIAN, (1.0, 0.0)
         self._errors(node, forward, *unit, None, None, samples, residual, None, None, None)
         torch.mm(residual, rate, out=error)
         if delta is not None or parts is not None:
             self._errors(node, forward, *unit, None, error, None, None, delta, None, parts)
 
-    def _errors(self, node: int, forward: Forward, law: Law, weight: float, *operands: Tensor | None) -> None:
+    def _errors(
+        self, node: int, forward: Forward, law: Law, numbers: tuple[float, float], *operands: Tensor | None
+    ) -> None:
         product, bias, after, parameter = forward
         state = self.states[node]
         tiles, tall, width = self.tiling(node)
         launch(
             error_kernel, blocks(self.batch, tall) * tiles, state, product, bias, *operands,
-            self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter, weight,
+            self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter, *numbers,
             after, int(law), self.acc, tall, width, num_warps=8 if self.acc == tl.float64 else 4,  # four would spill
         )  # fmt: skip
 

@@ -94,10 +94,10 @@ def _activate(x, parameter, which, KINDS: tl.constexpr):
 @triton.jit
 def _of_law(z, mu, p, which, LAWS: tl.constexpr):
     """The pull, the push and twice the deviation of the law whose place among the chain's is given."""
-    pull, push, twice, _ = of_law(z, mu, p, 1.0, LAWS[0])
+    pull, push, twice, _ = of_law(z, mu, p, 1.0, 0.0, LAWS[0])
     for j in tl.static_range(1, len(LAWS)):
         if which == j:
-            pull, push, twice, _ = of_law(z, mu, p, 1.0, LAWS[j])
+            pull, push, twice, _ = of_law(z, mu, p, 1.0, 0.0, LAWS[j])
     return pull, push, twice
 
 
@@ -226,12 +226,9 @@ def rows_of_a_program(chain: Chain, descent: Descent) -> int:
     state, count = chain.states[0], len(chain.states)
     momentum = {v is not None for v, free in zip(descent.velocities, descent.free, strict=True) if free}
     alike = len(momentum) == 1
-    if (
-        state.dtype != torch.float32
-        or count > _MOST_NODES
-        or not all(law.law.is_elementwise for law in chain.laws if law.law is not Law.NONE)
-        or not alike
-    ):
+    known = [law.law for law in chain.laws if law.law is not Law.NONE]
+    apart = any(not law.is_elementwise or law.has_parameter for law in known)  # no rows, nor numbers of nodes there
+    if state.dtype != torch.float32 or count > _MOST_NODES or apart or not alike:
         return 0
     if any(chain.skips):
         return 0
@@ -293,7 +290,7 @@ def descend(chain: Chain, descent: Descent, tall: int) -> None:
         kind, parameter = chain.after[i]
         target, law = states[i + 1], chain.laws[i + 1]
         deltas[i] = errors[i + 1] = torch.empty_like(target)
-        if free[i + 1] and kind != IDENTITY:
+        if free[i + 1] and (kind != IDENTITY or law.law.pushes_apart):
             errors[i + 1] = torch.empty_like(target)
         edges.add(
             **operands, weights=weight, sizes=len(weight), biases=chain.biases[i], targets=target,

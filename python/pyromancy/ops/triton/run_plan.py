@@ -138,4 +138,4 @@ def _law(node: Node, operands: list[Tensor]) -> NodeLaw:
     elif rate is None and node.weight != 1:
         rate = state.new_full(state.shape[1:], node.weight)
     samples = None if node.sample_weights is None else operands[node.sample_weights]
-    return NodeLaw(node.law, rate, node.weight, samples)
+    return NodeLaw(node.law, rate, node.weight, samples, node.law_parameter)
