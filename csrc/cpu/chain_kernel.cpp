@@ -154,7 +154,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.mu = take(node.predicted && !varies);
     b.residual = take(full);
     b.error = take(varies || full || every);
-    b.delta = bent || (every && pushes_apart(node.law)) ? take(true) : b.error;
+    b.delta = bent || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
     b.slope = take(bent && (full || rises));
     // of errors that move, a Gaussian's energy follows at once
     const bool at_once = rises && node.law == Law::gaussian;
