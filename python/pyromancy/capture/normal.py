@@ -36,10 +36,10 @@ def normal(program: Program, batch: int, roots: Collection[int] = ()) -> Program
     """The same program, on the same leaves and with the same slots, and more of them, for what it calls otherwise.
 
     Products with a matrix, numbers times them and sums with a vector become Linears of a weight and a bias that are
-    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over. The sum of one and
-    a number times another matrix becomes ``torch.add(linear, matrix, alpha=number)``. What is divided by a tensor of
-    one element, or of one for every sample, is multiplied by its reciprocal. Cross-entropies become energies of a
-    categorical node, whose state is computed.
+    computed, and what leaves a matrix as it is, such as a view of its own shape, is passed over. The sum of one and a
+    number times what it takes, or that is a function of, becomes ``torch.add(linear, matrix, alpha=number)``. What is
+    divided by a tensor of one element, or of one for every sample, is multiplied by its reciprocal. Cross-entropies
+    become energies of a categorical node, whose state is computed.
 
     Args:
         program: as it was captured.
@@ -324,11 +324,11 @@ class _Writer:
         self._linears[output] = replace(linear, bias=new)
 
     def _skip(self, output: int, linear: _Linear, other: int, times: float) -> bool:
-        """Whether what is added to a Linear is a number times a matrix of the result's form, and no second one."""
+        """Whether what is added to a Linear is a number times what that takes, or what this is a function of."""
         source, factors = self._scaled.get(other, (other, []))
-        share = _number(factors)
+        share, made = _number(factors), self._made.get(linear.source)
         forms = [(t.shape, t.dtype) for t in (self._stand_ins[source], self._stand_ins[output])]
-        if share is None or forms[0] != forms[1] or other in self._linears or linear.skip not in (None, source):
+        if share is None or forms[0] != forms[1] or source not in (linear.source, *(made.inputs if made else ())):
             return False
         if source not in self._program.varying | self._program.ancestors(linear.source):  # as a target
             return False
