@@ -283,18 +283,10 @@ class _Writer:
         terms = (a, 1), (b, alpha if call.meaning == "add" else -alpha)
         for (x, of_x), (y, of_y) in (terms, terms[::-1]):
             if isinstance(x, Slot) and x.index in self._linears:
-                of = self._linears[x.index]
-                if of_x < 0 and isinstance(y, Slot) and self._is_target(of, y.index):
-                    return
-                linear = self._times(of, _by(of_x))
+                linear = self._times(self._linears[x.index], _by(of_x))
                 if linear is not None:
                     self._add(output, linear, y, of_y)
                 return
-
-    def _is_target(self, linear: _Linear, other: int) -> bool:
-        """Whether a matrix less a Linear may be an error: it is not one that the Linear is a function of."""
-        source, _ = self._scaled.get(other, (other, []))
-        return self._stand_ins[other].dim() == 2 and source not in self._program.ancestors(linear.source)
 
     def _add(self, output: int, linear: _Linear, other: Any, times: float = 1) -> None:
         """A Linear plus a number times what has a row for every sample, or what is the same for all."""
@@ -328,9 +320,9 @@ class _Writer:
         source, factors = self._scaled.get(other, (other, []))
         share, made = _number(factors), self._made.get(linear.source)
         forms = [(t.shape, t.dtype) for t in (self._stand_ins[source], self._stand_ins[output])]
-        if share is None or forms[0] != forms[1] or source not in (linear.source, *(made.inputs if made else ())):
+        if share is None or forms[0] != forms[1] or linear.skip not in (None, source):
             return False
-        if source not in self._program.varying | self._program.ancestors(linear.source):  # as a target
+        if source not in (linear.source, *(made.inputs if made else ())):
             return False
         self._linears[output] = replace(linear, skip=source, share=linear.share + times * share)
         return True
