@@ -149,8 +149,8 @@ def test_what_stops_by_the_bound_of_a_convex_law_is_within_the_tolerance(tol, la
     a = with_data(problem(CHAIN, 65, covariances="one", prior="one", clamped=(-1,)), law)
     first = problem_after_sweep(a)
     best = {k: to(x) for k, x in a.items()}
-    run(best, Accelerated(), 4000)
-    taken, stopped = run(a, Accelerated(tol=tol), 4000)
+    run(best, QuasiNewton(), 4000)
+    taken, stopped = run(a, QuasiNewton(tol=tol), 4000)
     share = (total(a) - total(best) - 1e-10) / (first - total(a))
     assert stopped.all()
     assert (share > tol).sum() <= 2  # which have gained nothing for long
@@ -174,7 +174,7 @@ def test_smooth_laws_end_where_the_gradient_is_zero(laws, errors):
     if laws[-1] in (Law.BERNOULLI, Law.POISSON):
         a["states"][-1].copy_(a["states"][-1].abs().clamp(max=1))
     before = total(a)
-    run(a, Accelerated(errors=errors), 30000)
+    run(a, QuasiNewton(errors=errors), 30000)
     assert (total(a) <= before).all()
     assert all(g.abs().max() < 1e-5 for g in gradients(a))
 
@@ -182,8 +182,8 @@ def test_smooth_laws_end_where_the_gradient_is_zero(laws, errors):
 def test_errors_of_a_free_state_that_has_none_are_refused():
     a = with_laws(problem(CHAIN, 3), [Law.GAUSSIAN, Law.POISSON, *[Law.GAUSSIAN] * 3])
     with pytest.raises(RuntimeError, match="errors move where the law of a free node is one of its distance"):
-        run(a, Accelerated(), 3)
-    run(a, Accelerated(errors=False), 3)
+        run(a, QuasiNewton(), 3)
+    run(a, QuasiNewton(errors=False), 3)
 
 
 def problem_after_sweep(a):
