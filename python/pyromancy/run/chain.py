@@ -96,10 +96,9 @@ class ChainExecutor(ReplayingExecutor):
             return reason
         if tol and not errors:
             return "no operator tells what is left to be gained on states"
-        if errors and (
-            of := next((n for n in self.planner.nodes if n.free and n.law and not n.law.is_of_distance), None)
-        ):
-            return f"the law of {self.program.told(of.state)} is not one of an error"
+        odd = [n for n in self.planner.nodes if n.free and n.law and not n.law.is_of_distance]
+        if errors and odd:
+            return f"the law of {self.program.told(odd[0].state)} is not one of an error"
         full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
         if errors and full and (tol or method.measures):
             return "no operator measures errors by a full covariance"
