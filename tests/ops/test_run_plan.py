@@ -30,6 +30,7 @@ from chains import (
     run_plan_,
     to,
     with_gram,
+    with_laws,
 )
 from numerics import FLOATS, name, same_bits, saying
 from pyromancy import plan
@@ -48,6 +49,17 @@ def test_sizes(widths, batch, dtype):
 
 def test_every_activation_has_a_number():
     assert [*activations.ACTIVATIONS] == [*FUNCTIONS]
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("law", [law for law in Law if law.is_elementwise], ids=lambda law: law.name.lower())
+def test_laws(law, record):
+    """Of a clamped node, a free one and both, whose errors are kept for nobody else where nothing is recorded."""
+    for laws in ([Law.GAUSSIAN] * 3 + [law], [Law.GAUSSIAN, law, Law.GAUSSIAN, Law.GAUSSIAN], [law] * 4):
+        for dtype in FLOATS:
+            for after in ("identity", "tanh"):
+                a = problem((5, 33, 7, 3), SOME, "tanh", after, record=record, dtype=dtype)
+                check(with_laws(a, laws))
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
