@@ -179,6 +179,46 @@ class TestLaplaceOutput:
         assert torch.equal(net.predict(x), module(x))
 
 
+class TestVarianceOfTheOutput:
+    MADE = {  # noqa: RUF012
+        "mlp": lambda variance: networks.mlp(SIZES, "tanh", variance=variance),
+        "sequential": lambda variance: networks.from_sequential(classifier(), variance=variance),
+    }
+
+    @pytest.mark.parametrize("made", MADE)
+    def test_energies(self, made):
+        net, (x, y) = self.MADE[made](9.0).double(), data()
+        net.start(x, y)
+        squares, width = (y - net.predict(x)).square().sum(1), y.shape[1]
+        torch.testing.assert_close(net.energy(), squares / 18 + 0.5 * width * math.log(9.0))
+        assert torch.equal(net.node_energies()[:-1], torch.zeros_like(net.node_energies()[:-1]))
+
+    def test_weights_learn_as_by_backpropagation_as_it_grows(self):
+        """Their gradients times the variance are those of half a square, up to something times its inverse."""
+        far = []
+        for variance in (1e2, 1e4):
+            torch.manual_seed(0)
+            net, (x, y) = networks.mlp(SIZES, "tanh", variance=variance).double(), data()
+            weights = list(net.edges.parameters())
+            exact = torch.autograd.grad(0.5 * (y - net.predict(x)).square().sum(1).mean(), weights)
+            net.start(x, y)
+            loop = pyro.InferenceLoop(net.energy, net.e_params(), method=pyro.methods.Accelerated())
+            loop.run(100)
+            loop.backward(weights)
+            off = [(variance * w.grad - g).norm() / g.norm() for w, g in zip(weights, exact, strict=True)]
+            far.append(max(off).item())
+        assert far[0] > 1e-4
+        assert far[1] < 0.02 * far[0]
+
+    def test_it_is_not_learned(self):
+        net = networks.mlp(SIZES, "tanh", variance=4.0)
+        em = em_of(net)
+        for _ in range(3):
+            em.step(*(t.float() for t in data()))
+        assert em.explain().startswith("a batch: one call of an operator")
+        torch.testing.assert_close(net.nodes[-1].covariance, 4 * torch.eye(SIZES[-1]))
+
+
 class TestTraining:
     def twin(self, activation="tanh"):
         """A network of the tests, written by hand, and the same by `mlp`."""
@@ -607,6 +647,9 @@ class TestMessages:
             ({"activation": "rely"}, ValueError, "activation must be one of 'identity', 'relu', .*, got 'rely'"),
             ({"activation": nn.ReLU}, ValueError, "activation must be one of 'identity', 'relu'"),
             ({"output": "one-hot"}, ValueError, "one of 'gaussian', 'laplace', 'categorical'.*, got 'one-hot'"),
+            ({"variance": "1"}, TypeError, "variance must be a number, got '1'"),
+            ({"variance": 0.0}, ValueError, r"variance must be finite and above 0, got 0\.0"),
+            ({"variance": 2.0, "output": "laplace"}, ValueError, "variance must be 1 with output='laplace'"),
             ({"scaling": "mup"}, ValueError, "scaling must be one of 'mupc' or None, got 'mup'"),
             ({"scaling": "mupc", "bias": True}, ValueError, "bias must be False or None with scaling='mupc'"),
             ({"scaling": "mupc", "sizes": [3, 2]}, ValueError, r"at least 3 widths, with scaling, got \[3, 2\]"),

@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nodes import CategoricalNode, FixedNode, LaplaceNode, PredictiveNode, StandardGaussianNode
+from .nodes import CategoricalNode, FixedNode, IsotropicGaussianNode, LaplaceNode, PredictiveNode, StandardGaussianNode
 from .nodes.base import StateNode
 from .registration import get_estep_params, get_mstep_params
 
@@ -230,6 +230,26 @@ class _Copy(nn.Module):
         return x.clone()
 
 
+def _output(kind: str, variance: float) -> Callable[..., PredictiveNode]:
+    """What makes the last node of a shape."""
+    _known("output", kind, OUTPUTS)
+    if isinstance(variance, bool) or not isinstance(variance, int | float):
+        raise TypeError(f"variance must be a number, got {variance!r}")
+    if not (math.isfinite(variance) and variance > 0):
+        raise ValueError(f"variance must be finite and above 0, got {variance}")
+    if variance == 1:
+        return OUTPUTS[kind]
+    if kind != "gaussian":
+        raise ValueError(f"variance must be 1 with output={kind!r}, which has none, got {variance}")
+
+    def constant(*shape: int | None) -> IsotropicGaussianNode:
+        node = IsotropicGaussianNode(*shape, variance=variance)
+        node.logvar.requires_grad_(False)
+        return node
+
+    return constant
+
+
 def mlp(
     sizes: Sequence[int],
     activation: str = "relu",
@@ -237,6 +257,7 @@ def mlp(
     scaling: str | None = None,
     skips: bool = False,
     bias: bool | None = None,
+    variance: float = 1.0,
 ) -> PCN:
     """A multilayer perceptron as a predictive coding network: activation first, and none before the first edge.
 
@@ -258,6 +279,8 @@ def mlp(
         scaling: None, or "mupc".
         skips: whether hidden nodes, which must be of one width then, add their state to their prediction of the next.
         bias: whether edges have biases; None means yes, unless `scaling` is "mupc", which has none.
+        variance: of a Gaussian output, which does not learn it. The larger it is, the less the states give way, and the
+            nearer what weights learn is to backpropagation: docs/methods.md says which to take for deep networks.
 
     Returns:
         The network.
@@ -276,7 +299,7 @@ def mlp(
             raise ValueError(f"every width in sizes must be positive, got {n} in {sizes}")
     least = 2 if scaling is None else 3
     _known("activation", activation, ACTIVATIONS)
-    _known("output", output, OUTPUTS)
+    make_output = _output(output, variance)
     if scaling is not None:
         _known("scaling", scaling, ("mupc",), " or None")
         if bias:
@@ -299,10 +322,12 @@ def mlp(
         edge = nn.Sequential(ACTIVATIONS[activation](), layer) if i else layer
         edges.append(Skip(edge) if hidden and skips else edge)
     hidden_nodes = (StandardGaussianNode(n) for n in sizes[1:-1])
-    return PCN([FixedNode(sizes[0]), *hidden_nodes, OUTPUTS[output](sizes[-1])], edges)
+    return PCN([FixedNode(sizes[0]), *hidden_nodes, make_output(sizes[-1])], edges)
 
 
-def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, output: str = "gaussian") -> PCN:
+def from_sequential(
+    module: nn.Sequential, cut: Iterable[int] | None = None, output: str = "gaussian", variance: float = 1.0
+) -> PCN:
     """A network of layers for backpropagation as a predictive coding network, on the very same parameters.
 
     ``predict(x)`` is ``module(x)`` to the last bit. Nothing is copied: what either of the two learns or loads, the
@@ -321,6 +346,7 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
         cut: where nodes are put between the ends, as indices of layers, in order: ``cut=[2, 4]`` makes three edges, of
             layers 0 and 1, 2 and 3, and the rest.
         output: kind of the last node, by name: one of `OUTPUTS`.
+        variance: of a Gaussian output, as in `mlp`.
 
     Returns:
         The network.
@@ -332,7 +358,7 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
     """
     if not isinstance(module, nn.Sequential):
         raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
-    _known("output", output, OUTPUTS)
+    make_output = _output(output, variance)
     layers = list(_flat([module]))
     first = next((i for i, m in enumerate(layers) if next(m.parameters(), None) is not None), None)
     if first is None:
@@ -350,7 +376,7 @@ def from_sequential(module: nn.Sequential, cut: Iterable[int] | None = None, out
         parts = layers[begin:end]
         for layer in parts:
             shape = _shape_after(layer, shape)
-        nodes.append((StandardGaussianNode if end < len(layers) else OUTPUTS[output])(*shape))
+        nodes.append((StandardGaussianNode if end < len(layers) else make_output)(*shape))
         edges.append(_in_a_row(parts))
     like = next(module.parameters())
     for node in nodes:
