@@ -47,6 +47,7 @@ def tables(result: Result) -> list[Table]:
         (_incremental, result.of("incremental")),
         (_equilibrium, result.of("equilibrium")),
         (_sweep_cost, result.of("sweep-cost")),
+        (_sparse, result.of("sparse")),
     ]
     return [make(rows) for make, rows in kinds if rows]
 
@@ -173,6 +174,20 @@ def _sweep_cost(rows: list[Row]) -> Table:
         for row in rows
     ]
     return Table("What a sweep costs", header, lines)
+
+
+def _sparse(rows: list[Row]) -> Table:
+    header = ["sparse codes", "gap", "FISTA's steps", "FISTA", "scikit-learn's", "scikit-learn over FISTA"]
+    lines = [
+        [
+            f"{row['problem']}, {row['contender']}",
+            f"{row['gap']:.2g}",
+            f"{row['steps']}",
+            *_marked(row, _time(row["seconds"]), _time(row["theirs"]), f"{row['over']:.3g}x"),
+        ]
+        for row in rows
+    ]
+    return Table("Sparse codes to the duality gap of scikit-learn's", header, lines)
 
 
 def sweeps(rows: list[Row]) -> dict[str, list[tuple[int, Row]]]:

@@ -88,6 +88,58 @@ Method read_method(Reader& read) {
   return method;
 }
 
+Way read_way(Reader& read) {
+  Way way;
+  way.known = read.maybe_tensor("mask");
+  const bool has_low = read.flag("low"), has_high = read.flag("high");
+  way.pace = read.real("pace");
+  way.shrink = read.real("shrink");
+  way.towards = read.real("towards");
+  const double low = read.real("low"), high = read.real("high");
+  if (has_low)
+    way.low = low;
+  if (has_high)
+    way.high = high;
+  return way;
+}
+
+// Rates of nodes, schedules, norms and constraints are of steps at a rate, constraints of those
+// that move states, where nothing tells what is left to be gained.
+void check_ways(const Plan& plan, const Operands& operands) {
+  const SwayMethod& sway = plan.method.sway;
+  const bool rated = plan.method.sways && is_rated(sway);
+  STD_TORCH_CHECK(rated || (plan.max_norm == 0 && plan.factors.empty()),
+                  "max_norm and factors need steps at a rate, without a velocity");
+  STD_TORCH_CHECK(plan.max_norm >= 0, "max_norm must not be negative, got ", plan.max_norm);
+  for (double factor : plan.factors)
+    STD_TORCH_CHECK(factor >= 0, "factors must not be negative, got ", factor);
+  for (size_t l = 0; l < plan.nodes.size(); ++l) {
+    const Way& way = plan.nodes[l].way;
+    STD_TORCH_CHECK((way.pace == 1 && !way.constrains()) || (rated && plan.nodes[l].free),
+                    "way of node ", l,
+                    " needs steps at a rate, without a velocity, and a free node");
+    STD_TORCH_CHECK(!way.constrains() || (!sway.errors && sway.tol == 0), "constraints of node ", l,
+                    " need steps that move states, and no tol");
+    STD_TORCH_CHECK(way.pace >= 0 && way.shrink >= 0, "pace and shrink of node ", l,
+                    " must not be negative, got ", way.pace, " and ", way.shrink);
+    STD_TORCH_CHECK(way.low <= way.high, "low of node ", l, " must not be above its high, got ",
+                    way.low, " and ", way.high);
+    const Tensor* known = operands.find(way.known);
+    if (!known)
+      continue;
+    const Tensor& state = operands[plan.nodes[l].state];
+    STD_TORCH_CHECK(
+        known->scalar_type() == torch::headeronly::ScalarType::Bool && known->dim() == 2 &&
+            (known->size(0) == 1 || known->size(0) == state.size(0)) &&
+            known->size(1) == state.size(1),
+        "mask of node ", l, " must be bool of shape (1, ", state.size(1), ") or (", state.size(0),
+        ", ", state.size(1), "), got ", torch::headeronly::toString(known->scalar_type()), " of ",
+        to_string(known->sizes()));
+    STD_TORCH_CHECK(device_key(*known) == device_key(state), "mask of node ", l,
+                    " must be on the device of the states");
+  }
+}
+
 // What is looked at only once may lie on the CPU for plans of other devices.
 void check_near(Name name, const Tensor& t, const Tensor& state) {
   int32_t type;
@@ -340,7 +392,7 @@ void check_uses(const Plan& plan, const Operands& operands) {
       uses[i].most = std::min(uses[i].most, most);
   };
   for (const PlanNode& node : plan.nodes) {
-    for (int64_t i : {node.theta, node.prior, node.data, node.sample_weights})
+    for (int64_t i : {node.theta, node.prior, node.data, node.sample_weights, node.way.known})
       read(i);
     write(node.velocity);
     write(node.kept);
@@ -413,6 +465,10 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
   plan.precision = static_cast<MatmulPrecision>(read.number("precision of products", 0, 3));
   plan.learning = static_cast<Learning>(read.number("time of learning", 0, kLearnings));
   plan.diverged = read.maybe_written("tensor that tells of divergence");
+  const bool scheduled = read.flag("schedule");
+  plan.max_norm = read.real("max_norm");
+  for (int64_t t = 0; scheduled && t < plan.steps; ++t)
+    plan.factors.push_back(read.real("factor"));
   const int64_t nodes = static_cast<int64_t>(plan.nodes.size());
   const int64_t edges = static_cast<int64_t>(plan.edges.size());
   for (PlanNode& node : plan.nodes) {
@@ -428,6 +484,8 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     node.sample_weights = read.maybe_tensor("tensor of sample weights");
     node.weight = read.real("weight");
     node.law_parameter = read.real("parameter of a law");
+    if (read.flag("way"))
+      node.way = read_way(read);
   }
   for (PlanEdge& edge : plan.edges) {
     edge.source = read.number("source", 0, nodes);
@@ -478,6 +536,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     check_target(plan, operands, i);
   const int64_t batch = operands[plan.nodes.front().state].size(0);
   check_method(plan, operands, batch);
+  check_ways(plan, operands);
   if (const Tensor* energies = operands.find(plan.energies)) {
     check_like("energies", *energies, "states", operands[plan.nodes.front().state]);
     STD_TORCH_CHECK(energies->dim() == 3 && energies->size(0) == plan.steps &&

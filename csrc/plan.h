@@ -4,7 +4,9 @@
 // python/pyromancy/plan: `run_plan_` takes two lists of tensors, and a plan that refers to them by
 // number, first those written, then those read.
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -32,6 +34,20 @@ enum class Learning : int64_t {
 };
 inline constexpr int64_t kLearnings = 4;
 
+// What a step does of a free node beside what the method does: its rate over the method's; a weight
+// of |z - towards| in the energy, of which it takes the proximal step; limits, infinite where open;
+// and a mask, bool [1 or B, n], of elements that hold still.
+struct Way {
+  double pace = 1, shrink = 0, towards = 0;
+  double low = -std::numeric_limits<double>::infinity();
+  double high = std::numeric_limits<double>::infinity();
+  int64_t known = kNothing;
+
+  bool constrains() const {
+    return shrink > 0 || std::isfinite(low) || std::isfinite(high) || known != kNothing;
+  }
+};
+
 struct PlanNode {
   int64_t state; // [B, n], contiguous; written where free
   bool free;
@@ -45,6 +61,7 @@ struct PlanNode {
   int64_t sample_weights; // [B], more factors of its energy
   double weight;          // of its energy
   double law_parameter;
+  Way way;                               // of steps at a rate
   int64_t in = kNothing, out = kNothing; // edges
 };
 
@@ -93,6 +110,8 @@ struct Plan {
   MatmulPrecision precision;
   Learning learning;
   int64_t diverged; // [1], set to 1 where a free state ends as NaN or infinite, if a device looks
+  double max_norm;  // that steps at a rate scale a node's gradient down to, of a sample; 0: none
+  std::vector<double> factors; // of their rate in every step, or none
   std::vector<PlanNode> nodes;
   std::vector<PlanEdge> edges;
   std::vector<Rule> rules;

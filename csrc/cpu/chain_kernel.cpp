@@ -105,6 +105,8 @@ struct Buffers {
   C* g;
   C* s;                                 // what the motions of the method leave
   C* h;                                 // and what else it keeps, or draws
+  C* known;                             // 1 where an element holds still
+  C* scale;                             // that gradients of samples are brought down by: one row
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
   const C* input(Input of) const {
@@ -132,11 +134,11 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
     const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
-    const auto take = [&](bool wanted) -> C* {
+    const auto take = [&](bool wanted, int64_t n = 0) -> C* {
       if (!wanted)
         return nullptr;
       C* p = base + taken;
-      taken += Layout::rows(node.n) * Layout::width * kLanes<C>;
+      taken += Layout::rows(n ? n : node.n) * Layout::width * kLanes<C>;
       return p;
     };
     const bool gram = out && out->gram;
@@ -167,6 +169,8 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.g = take(sways);
     b.s = take(sways);
     b.h = take(sways && (args.method.keeps || args.method.draws));
+    b.known = take(sways && node.known);
+    b.scale = take(sways && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
       const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
       const bool fed_back = in && node.predicted && args.node[in->source].free && !in->gram;
@@ -187,7 +191,7 @@ struct Sway {
   struct Weights {
     Vec<typename Layout::C> g, s, h;
   } s[Layout::width], v[Layout::width];
-  Vec<typename Layout::C> keeps[Layout::width];
+  Vec<typename Layout::C> keeps[Layout::width], rate[Layout::width];
 };
 
 // Places in two vectors of numbers.
@@ -252,6 +256,8 @@ struct Tile {
         load_samples(node.state, node.n, node.n, b.z);
       else if (node.in < 0)
         load_samples(node.prior, node.prior_stride, node.n, b.z);
+      if (b.known)
+        load_samples(node.known, node.known_stride, node.n, b.known);
       if (b.velocity && args.resume)
         load_samples(node.velocity, node.n, node.n, b.velocity);
       else if (node.moves > 0)
@@ -305,6 +311,7 @@ struct Tile {
       if (node.kept)
         load_samples(node.kept, node.n, node.n, b.h);
       fill(b.g, node.n, 0);
+      fill(b.scale, 1, 1);
     }
     prepare_motion();
   }
@@ -625,10 +632,38 @@ struct Tile {
     round(l, Input::activation);
   }
 
+  // The rate of a node over the method's, for every sample.
+  struct Pace {
+    Vec<C> of[width];
+  };
+  Pace pace(const ChainNode& node, const Buffers<P>& b) const {
+    Pace result;
+    for (int v = 0; v < width; ++v) {
+      const Vec<C> own = splat(static_cast<C>(node.pace));
+      result.of[v] = b.scale ? own * load(b.scale + v * w) : own;
+    }
+    return result;
+  }
+
+  // Where constraints leave a step of a node's state by its gradient.
+  Vec<C> kept(const ChainNode& node, const Buffers<P>& b, int64_t at, Vec<C> rate) const {
+    const Vec<C> z = load(b.z + at);
+    Vec<C> x = fnma(rate, load(b.g + at), z);
+    if (node.shrink > 0) {
+      const Vec<C> towards = splat(static_cast<C>(node.towards)), off = x - towards;
+      const Vec<C> limit = rate * static_cast<C>(node.shrink);
+      const Vec<C> nearer = off > C(0) ? x - limit : x + limit;
+      x = (off > C(0) ? off : -off) <= limit ? towards : nearer; // NaN stays that
+    }
+    const Vec<C> low = splat(static_cast<C>(node.low)), high = splat(static_cast<C>(node.high));
+    x = x < low ? low : x > high ? high : x;
+    return b.known ? load(b.known + at) > C(0) ? z : x : x;
+  }
+
   // The next point of what moves of a node, at an element of vector v.
-  Vec<C> moved(const Buffers<P>& b, int64_t at, int v) const {
+  Vec<C> moved(const Buffers<P>& b, int64_t at, int v, Vec<C> pace) const {
     const auto &s = sway->s[v], &of = sway->v[v];
-    const Vec<C> g = load(b.g + at);
+    const Vec<C> g = pace * load(b.g + at);
     const Vec<C> from = load(b.s + at);
     if (args.method.kind == SwayKind::adam)
       return moved_by_adam(b, at, v);
@@ -641,6 +676,15 @@ struct Tile {
     }
     store(b.s + at, to);
     return next;
+  }
+
+  // The same of a state that constraints hold.
+  Vec<C> moved_within(const ChainNode& node, const Buffers<P>& b, int64_t at, int v,
+                      Vec<C> pace) const {
+    const Vec<C> x = kept(node, b, at, sway->rate[v] * pace);
+    const Vec<C> change = x - load(b.v + at) + load(b.s + at);
+    store(b.s + at, sway->s[v].s * change);
+    return x + sway->v[v].s * change;
   }
 
   // The same by moments of gradients, s and h.
@@ -717,14 +761,18 @@ struct Tile {
   }
 
   void move(int64_t l, Rows wanted, int64_t t) {
+    const ChainNode& node = args.node[l];
     const Buffers<P>& b = buffers[l];
+    const Pace pace = this->pace(node, b);
+    const bool within = node.constrained && t > 0; // what is left of a run before, nothing holds
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
         if (t == 0)
           stay(b, at);
         if (follows(t))
-          store(b.z + at, moved(b, at, v));
+          store(b.z + at,
+                within ? moved_within(node, b, at, v, pace.of[v]) : moved(b, at, v, pace.of[v]));
       }
     activate_source(l, wanted.begin, wanted.end - wanted.begin);
   }
@@ -746,6 +794,7 @@ struct Tile {
     const Nonlinearity after{kind, c ? args.edge[node.in].after.parameter : 0};
     const Buffers<P> b = buffers[l];
     const bool learns = learning && errs_by_moving(args, node);
+    const Pace pace = this->pace(node, b);
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
@@ -762,7 +811,7 @@ struct Tile {
         }
         Vec<C> error{};
         if (follows(t)) {
-          error = moved(b, at, v);
+          error = moved(b, at, v, pace.of[v]);
         } else if (args.resume) {
           error = load(b.z + at) - mu;
         } else if (!node.swept) {
@@ -826,6 +875,8 @@ struct Tile {
           g = of_law<C>(node, load(b.v + at), Vec<C>{}, rate(node, r, v), weight(node, v), false)
                   .pull;
         g -= back;
+        if (b.known)
+          g = load(b.known + at) > C(0) ? Vec<C>{} : g;
         store(b.g + at, by_metric ? g / metric(node, r, v) : g);
         if (args.method.errors && b.delta)
           store(b.delta + at, b.slope ? back * load(b.slope + at) : back);
@@ -836,21 +887,27 @@ struct Tile {
   void judge(int64_t t) {
     const int64_t sweeps = args.method.sweeps;
     if (t % sweeps == 0)
-      judge_first(t + sweeps == args.steps * sweeps);
+      judge_first(t / sweeps);
     else
       compare();
     prepare_motion();
   }
 
-  void judge_first(bool last) {
+  void judge_first(int64_t step) {
     double sums[6][Layout::samples] = {};
-    if (args.method.looks)
-      look(sums);
+    SwayMethod method = args.method;
+    if (args.factors)
+      method.factor = args.factors[step];
+    for (int64_t l = 0; l < args.nodes; ++l)
+      if (buffers[l].scale)
+        scale(l);
+    if (method.looks)
+      look(method.factor * method.lr, sums);
     for (int64_t i = 0; i < Layout::samples; ++i)
       pyromancy::judge(
-          sway->of[i], args.method,
+          sway->of[i], method,
           {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i], sums[4][i]},
-          last);
+          step + 1 == args.steps);
     if (args.method.looks && args.method.keeps)
       drop_lost(sums[1]);
   }
@@ -880,8 +937,21 @@ struct Tile {
       drop_lost(sums[0]);
   }
 
-  // Energies of all samples, and what else `Found` has of what moves of a node.
-  void look(double (&sums)[6][Layout::samples]) const {
+  // How far down the gradients of a node go.
+  void scale(int64_t l) {
+    const Buffers<P>& b = buffers[l];
+    double squares[1][Layout::samples] = {};
+    Layout::template sums<1>(args.node[l].n, squares, [&](int64_t, int, int64_t at) {
+      return std::array<Vec<C>, 1>{{load(b.g + at) * load(b.g + at)}};
+    });
+    for (double& x : squares[0])
+      x = args.max_norm / std::max(std::sqrt(x), args.max_norm);
+    for (int v = 0; v < width; ++v)
+      store(b.scale + v * w, Layout::per_sample(squares[0], v));
+  }
+
+  // Energies of all samples, and what else `Found` has of what moves of a node, at a rate.
+  void look(double lr, double (&sums)[6][Layout::samples]) const {
     const bool measures = args.method.measures;
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
@@ -893,6 +963,7 @@ struct Tile {
       if (!node.free)
         continue;
       const bool has_metric = this->has_metric(node), adds = node.predicted && !b.energy;
+      const Pace pace = this->pace(node, b);
       Layout::template sums<6>(node.n, sums, [&](int64_t i, int v, int64_t at) {
         std::array<Vec<C>, 6> x{};
         const Vec<C> to = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
@@ -903,7 +974,14 @@ struct Tile {
         x[1] = measures || !has_metric ? raw * g : raw * g / p;
         x[2] = raw * s;
         x[3] = raw * to;
-        x[4] = raw * g;
+        x[4] = raw * g * pace.of[v];
+        if (args.constrained) {
+          const Vec<C> rate = static_cast<C>(lr) * pace.of[v];
+          const Vec<C> by = node.constrained ? (to - kept(node, b, at, rate)) / rate : g;
+          const Vec<C> led = rate > C(0) ? by : Vec<C>{};
+          x[2] = led * s;
+          x[4] = led * led * pace.of[v];
+        }
         if (measures) {
           const Vec<C> y = g - load(b.h + at), py = p * y;
           x[4] = py * s;
@@ -970,6 +1048,7 @@ struct Tile {
       sway->s[v] = weights(&Motion::s);
       sway->v[v] = weights(&Motion::v);
       sway->keeps[v] = vector(v, [](auto& m) { return m.keeps; });
+      sway->rate[v] = vector(v, [](auto& m) { return m.rate; });
     }
   }
 
@@ -1010,6 +1089,8 @@ struct Tile {
       one(mine.g, its.g);
       one(mine.s, its.s);
       one(mine.h, its.h);
+      if (mine.scale)
+        f(mine.scale, its.scale, 1);
     }
   }
 

@@ -54,6 +54,12 @@ struct ChainNode {
   const void* prior; // constant prediction, rows prior_stride apart; or null
   int64_t prior_stride;
 
+  // What a step does of it beside; constrained where it does more than by its pace.
+  double pace, shrink, towards, low, high;
+  bool constrained;
+  const void* known; // 1 where an element holds still, else 0, rows known_stride apart; or null
+  int64_t known_stride;
+
   // What learning wants of this node, each [B, n], or null.
   void* delta;     // after' push: minus the energy's gradient for W before(z) + b + skip z
   void* moment;    // what the law's deviation grows by with theta
@@ -85,6 +91,9 @@ struct ChainArgs {
   bool moves;    // whether states are stored
   bool sways;    // steps are those of this method instead
   SwayMethod method;
+  bool constrained;      // a state
+  double max_norm;       // of a node's gradient, of a sample; 0: none
+  const double* factors; // of the rate in every step, or null
   Learn learn;
   void* energies;   // [steps, nodes, B] before each step, without log-determinants; or null
   int* diverged;    // set to 1 where a state that is stored is NaN or infinite

@@ -98,6 +98,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.method.bounds = method.sway.errors;
   args.method.squares = args.method.floored = true;
   complete(args.method);
+  args.max_norm = plan.max_norm;
+  args.factors = plan.factors.empty() ? nullptr : plan.factors.data();
   for (const PlanNode& node : plan.nodes) {
     const bool gaussian = node.law == Law::gaussian || node.law == Law::full_gaussian;
     const bool bounded = node.law == Law::gaussian || (!node.free && is_convex(node.law));
@@ -132,6 +134,18 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.rate = rate(from, node.n);
     if (const Tensor* weights = operands.find(from.sample_weights))
       node.sample_weights = pad(weights, args.batch, kernels.samples[0]); // of the widest tile
+    const Way& way = from.way;
+    node.pace = way.pace;
+    node.constrained = way.constrains();
+    args.constrained |= node.constrained;
+    node.shrink = way.shrink;
+    node.towards = way.towards;
+    node.low = way.low;
+    node.high = way.high;
+    if (const Tensor* known = operands.find(way.known)) {
+      node.known = mask(*known);
+      node.known_stride = known->size(0) == 1 ? 0 : node.n;
+    }
     if (const Tensor* prior = operands.find(from.prior)) {
       node.prior = keep(*prior).data_ptr();
       node.prior_stride = prior->size(0) == 1 ? 0 : node.n;
@@ -281,6 +295,17 @@ const void* PackedChain::rate(const PlanNode& node, int64_t n) {
           from ? node.weight * std::exp(-static_cast<double>(from[one ? 0 : i])) : node.weight);
   });
   return p;
+}
+
+const void* PackedChain::mask(const Tensor& t) {
+  const Tensor& from = keep(t);
+  void* const to = scratch(from.numel());
+  with_computed(dtype_of("states", operands_[plan_.nodes.front().state]), [&](auto zero) {
+    const bool* const x = static_cast<const bool*>(from.data_ptr());
+    for (int64_t i = 0; i < from.numel(); ++i)
+      static_cast<decltype(zero)*>(to)[i] = x[i];
+  });
+  return to;
 }
 
 Tensor PackedChain::scaled(const Tensor& t, double scale) {

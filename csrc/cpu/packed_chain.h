@@ -55,6 +55,8 @@ private:
   }
   // weight * exp(-theta) of a node's law, padded, or null where that is 1.
   const void* rate(const PlanNode& node, int64_t n);
+  // Bools as numbers, contiguous.
+  const void* mask(const Tensor& t);
   // t, contiguous, times a number
   Tensor scaled(const Tensor& t, double scale);
   PackedMatrix gram(const Tensor& weight, const ChainEdge& out);

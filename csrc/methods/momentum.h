@@ -12,13 +12,14 @@ struct Momentum : SwayDefaults {
     return method.first > 0;
   }
   static bool next(Progress& p, const SwayMethod& method, const Found&, bool) {
-    const double momentum = method.first;
+    const double momentum = method.first, lr = method.factor * method.lr;
     const Motion::Weights s =
         p.fresh ? Motion::Weights{1, 0, 0} : Motion::Weights{1 - method.second, momentum, 0};
     const Motion::Weights along =
         method.option ? Motion::Weights{1 + momentum * s.g, momentum * s.s, 0} : s;
     p.motion.s = s;
-    p.motion.v = {-method.lr * along.g, -method.lr * along.s, 0};
+    p.motion.v = {-lr * along.g, -lr * along.s, 0};
+    p.motion.rate = lr;
     return true;
   }
 };

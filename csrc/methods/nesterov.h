@@ -19,9 +19,10 @@ struct Nesterov : SwayDefaults {
     p.t = 1;
   }
   static bool next(Progress& p, const SwayMethod& method, const Found& f, bool last) {
+    const double lr = method.factor * method.lr;
     double blend = method.first;
     if (method.option) {
-      if (f.gs > method.lr * f.square) // g . (x' - x) > 0
+      if (f.gs > lr * f.square) // g . (x' - x) > 0
         p.t = 1;
       const double next = (1 + std::sqrt(1 + 4 * p.t * p.t)) / 2;
       blend = (p.t - 1) / next;
@@ -29,12 +30,13 @@ struct Nesterov : SwayDefaults {
     }
     p.pending = last ? blend : 0;
     if (last) { // at x', and what momentum adds waits for another run
-      p.motion.s = {-method.lr, 1, 0};
-      p.motion.v = {-method.lr, 0, 0};
+      p.motion.s = {-lr, 1, 0};
+      p.motion.v = {-lr, 0, 0};
     } else {
-      p.motion.s = {-blend * method.lr, blend, 0};
-      p.motion.v = {-(1 + blend) * method.lr, blend, 0};
+      p.motion.s = {-blend * lr, blend, 0};
+      p.motion.v = {-(1 + blend) * lr, blend, 0};
     }
+    p.motion.rate = lr;
     return true;
   }
   static constexpr bool kPends = true;

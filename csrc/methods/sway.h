@@ -20,6 +20,7 @@ struct SwayMethod {
   bool errors; // what moves
   bool option;
   double lr, first, second, third; // what the kind makes of them
+  double factor = 1;               // of the rate, in the step that is judged
   double tol;   // of the decrease, what may be left of it; 0: nothing ends a sample
   bool bounds;  // whether what is left is bounded by the gradient: of errors of Gaussian nodes
   bool squares; // whether clamped nodes are Gaussian, too, and not only convex
@@ -36,22 +37,30 @@ struct SwayMethod {
   bool pends;     // a motion, from run to run
 };
 
+// Whether every step is one by a gradient at a rate.
+inline bool is_rated(const SwayMethod& method) {
+  return method.kind == SwayKind::nesterov ||
+         (method.kind == SwayKind::momentum && method.first == 0);
+}
+
 // What a sweep has found, s being what the last motion left and y = g - h. gg is that of errors in
-// standard deviations, `square` of those as they are.
+// standard deviations, `square` of those as they are, nodes counting by their rates over lr. Where
+// constraints hold states gs and square are those of what would lead where the step does without.
 struct Found {
   double energy, gg, gs, gv, sy, yy, square;
 };
 
 // How a sample moves: s' = s.g g + s.s s + s.h h, v' = v + v.g g + v.s s + v.h h, and h' = g where
-// it keeps that.
+// it keeps that. Where constraints hold a state, what a step at the rate makes of v takes the place
+// of v - rate g.
 struct Motion {
   struct Weights {
     double g, s, h;
   } s, v;
-  double keeps;
+  double keeps, rate;
 };
 
-inline constexpr Motion kRest{{0, 1, 0}, {0, 0, 0}, 0};
+inline constexpr Motion kRest{{0, 1, 0}, {0, 0, 0}, 0, 0};
 
 inline constexpr int64_t kWindow = 4, kLongestWindow = 32; // steps
 inline constexpr double kRounding = 1e-4; // a share of a square, in which differences are lost

@@ -98,6 +98,18 @@ SWEEP_COST = {
 }
 
 
+SPARSE = {
+    "kind": "sparse",
+    "problem": "500 patches of 8 x 8, 128 atoms",
+    "contender": "lasso_cd",
+    "gap": 1e-6,
+    "steps": 200,
+    "seconds": 0.02,
+    "theirs": 0.1,
+    "over": 5.0,
+}
+
+
 def equilibrium(contender, rate, sweeps, seconds, of_ours=None):
     gaps = (0.1, 0.01, 0.0001)
     return {
@@ -157,6 +169,7 @@ RESULT = {
                 equilibrium("descent, best rate", 0.304, (45, 1500, None), (0.045, 1.5, None), of_ours=500.0),
                 equilibrium("LBFGS()", None, (None, None, None), (None, None, None)),
                 SWEEP_COST,
+                SPARSE,
             ]
         )
     ],
@@ -242,6 +255,12 @@ Measured in the run: copy rate 12.5 GB/s, matrix-product rate 180 GFLOP/s.
 | problem | E-step of descent | sweep of Accelerated() | over descent |
 | --- | ---: | ---: | ---: |
 | 784-128x19-10 tanh, batch 64 | 500 us | 600 us | 1.2x |
+
+### Sparse codes to the duality gap of scikit-learn's
+
+| sparse codes | gap | FISTA's steps | FISTA | scikit-learn's | scikit-learn over FISTA |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| 500 patches of 8 x 8, 128 atoms, lasso_cd | 1e-06 | 200 | 20 ms | 100 ms | 5x |
 """
 
 
@@ -302,6 +321,7 @@ HEADINGS = {
     "incremental": ["### Incremental"],
     "equilibrium": ["### Sweeps and time"],
     "sweep-cost": ["### What a sweep costs"],
+    "sparse": ["### Sparse codes"],
 }
 
 

@@ -259,6 +259,19 @@ def test_samples_stop_near_the_lasso(method, tol):
     assert "constraints hold states" in loop.explain()
 
 
+def test_a_start_out_of_range_is_no_measure():
+    """The step into the range is long, and those after it are not short for that."""
+    net = Codes(5, 12, 20)
+    with torch.no_grad():
+        net.code.fill_(40.0)
+    method = PROXIMAL["FISTA"](net.rate, constraints={net.code: Range(-0.2, 0.1)})
+    loop = pyro.InferenceLoop(net.energy, [net.code], method=method)
+    assert loop.run(2000, tol=1e-4).converged.all()
+    w, y = net.edge.weight.numpy(), net.node.value.detach().numpy()
+    expected = torch.stack([torch.as_tensor(lsq_linear(w, row, (-0.2, 0.1), tol=1e-14).x) for row in y])
+    torch.testing.assert_close(net.code.detach(), expected, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("key", ["state", "node"])
 def test_states_are_named_by_tensors_or_by_nodes(key):
     """A node's state when a run is made, and not when it was named."""

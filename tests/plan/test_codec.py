@@ -22,6 +22,7 @@ from pyromancy.plan import (
     Sway,
     Target,
     Turns,
+    Way,
 )
 from pyromancy.plan.activations import ACTIVATIONS
 
@@ -34,9 +35,12 @@ def random_plan(seed):
     flag = lambda: draw.random() < 0.5  # noqa: E731
     operand = lambda: draw.randrange(TENSORS)  # noqa: E731
     maybe = lambda end=TENSORS: draw.choice([None, draw.randrange(end)])  # noqa: E731
+    limit = lambda: draw.choice([None, draw.random()])  # noqa: E731
+    way = lambda: Way(*(draw.random() for _ in range(3)), limit(), limit(), maybe()) if flag() else None  # noqa: E731
     activation = lambda: Activation(draw.randrange(len(ACTIVATIONS)), draw.random())  # noqa: E731
     pick = lambda kinds: draw.choice([*kinds])  # noqa: E731
     n, e, r, t = draw.randint(1, 5), draw.randint(0, 4), draw.randint(1, 3), draw.randint(0, 4)
+    steps = draw.randrange(100)
     kinds = [*Learned] if e else [Learned.LOGVAR]
     targets = []
     for _ in range(t):
@@ -47,7 +51,7 @@ def random_plan(seed):
     return Plan(
         tuple(
             Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
-                 maybe(), maybe(WRITTEN), draw.random())
+                 maybe(), maybe(WRITTEN), draw.random(), way())
             for _ in range(n)
         ),
         tuple(
@@ -56,11 +60,12 @@ def random_plan(seed):
             for _ in range(e)
         ),
         random_method(draw),
-        draw.randrange(100), maybe(WRITTEN), maybe(), pick(Learning),
+        steps, maybe(WRITTEN), maybe(), pick(Learning),
         tuple(
             Rule(pick(RuleKind), *(draw.random() for _ in range(5)), *(flag() for _ in range(4))) for _ in range(r)
         ),
-        tuple(targets), pick(MatmulPrecision), maybe(WRITTEN),
+        tuple(targets), pick(MatmulPrecision), maybe(WRITTEN), draw.random(),
+        tuple(draw.random() for _ in range(steps)) if flag() else (),
     )  # fmt: skip
 
 
@@ -85,7 +90,7 @@ def test_there_and_back(seed):
 
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way())
     pairs = [
         ("nodes", one, other),
         ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0, 4.0)),
@@ -98,12 +103,16 @@ def test_every_field_is_written():
         for field in fields(plain):
             spoilt = replace(plain, **{field.name: getattr(changed, field.name)})
             assert plan.encode(replace(bare, **{key: (spoilt,)})) != before, field.name
+    before, changed = plan.encode(replace(bare, nodes=(other,))), Way(2.0, 3.0, 4.0, 5.0, 6.0, 7)
+    for field in fields(changed):
+        spoilt = replace(other, way=replace(Way(), **{field.name: getattr(changed, field.name)}))
+        assert plan.encode(replace(bare, nodes=(spoilt,))) != before, field.name
     for changes in (
         {"steps": 1}, {"energies": 1}, {"order": 1}, {"learning": Learning.AT_THE_END},
         {"precision": MatmulPrecision.HIGH}, {"diverged": 1}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
         {"method": Descent(0.0, dampening=1.0)}, {"method": Descent(0.0, nesterov=True)},
         {"method": Descent(0.0, resume=True)}, {"method": Descent(0.0, turns=Turns.ALTERNATE)},
-        {"method": Descent(0.0, first=1)},
+        {"method": Descent(0.0, first=1)}, {"max_norm": 1.0}, {"factors": (1.0,)},
     ):  # fmt: skip
         assert plan.encode(replace(bare, **changes)) != plan.encode(bare), changes
     written = []

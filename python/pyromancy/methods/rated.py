@@ -182,7 +182,7 @@ class Rated(Method):
     def left(self, objective: Objective, found: Evaluation) -> Tensor | None:
         if not (self.is_constrained and self.is_proximal):
             return None
-        steps = Steps(self.ways(objective.states), 1.0, self.max_norm, found.gradient)
+        steps = self.steps(objective, found.gradient)
         led = steps.led(objective.point, steps.along(objective.point))
         return inner(led, led).sqrt()
 

@@ -19,7 +19,7 @@ class Progress(NamedTuple):
     Attributes:
         least: its least energy after every sweep, from the first on, ``[B]`` each.
         done: whether it is at its end, ``[B]``.
-        longest: the longest step's gradient so far, ``[B]``, where constraints hold it.
+        longest: the longest step's gradient so far but for the first, ``[B]``, where constraints hold it.
     """
 
     least: list[Tensor]
@@ -36,8 +36,8 @@ class Stop:
     energy has fallen by no more than this share within the last half of all sweeps, at least four of them (and where
     chains run all sweeps in one operator, at most 31).
 
-    Constraints leave no bound: a sample stops where its step's gradient is at most `tol` times the longest so far, or
-    by gains as above, and then where that step leads.
+    Constraints leave no bound: a sample stops where its step's gradient is at most `tol` times the longest but for the
+    first, or by gains as above, and then where that step leads.
 
     Args:
         tol: the share, above 0.
@@ -73,11 +73,12 @@ class Stop:
         """
         least = [*progress.least, torch.minimum(progress.least[-1], energy) if progress.least else energy]
         done = progress.done | (gap <= self.tol * (least[0] - energy))
-        longest = progress.longest
-        if left is not None:
+        sweeps, longest = len(least) - 1, progress.longest
+        if left is not None and sweeps == 0:
+            done |= left == 0  # else it tells nothing: a start may be out of range, and a step long for that alone
+        elif left is not None:
             longest = left if longest is None else torch.maximum(longest, left)
             done |= left <= self.tol * longest
-        sweeps = len(least) - 1
         window = max(_LEAST, -(-sweeps // _SHARE))
         if sweeps >= window and not swings:
             gained, fallen = least[-1 - window] - least[-1], least[0] - least[-1]

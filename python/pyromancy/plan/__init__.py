@@ -1,6 +1,6 @@
 """What `run_plan_` does, as a value."""
 
-from .codec import decode, encode, numbers_of
+from .codec import decode, encode, numbers_of, numbers_of_way
 from .types import (
     PROGRESS,
     Activation,
@@ -24,6 +24,7 @@ from .types import (
     Sway,
     Target,
     Turns,
+    Way,
 )
 
 __all__ = [
@@ -49,7 +50,9 @@ __all__ = [
     "Sway",
     "Target",
     "Turns",
+    "Way",
     "decode",
     "encode",
     "numbers_of",
+    "numbers_of_way",
 ]

@@ -29,6 +29,7 @@ from .types import (
     Sway,
     Target,
     Turns,
+    Way,
 )
 
 SLOTS = 4
@@ -52,10 +53,16 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
     numbers = numbers_of(plan.method)
     ints += _of_method(plan.method)
     ints += [_maybe(plan.energies), _maybe(plan.order), plan.precision, plan.learning, _maybe(plan.diverged)]
+    ints.append(bool(plan.factors))
+    numbers += [plan.max_norm, *plan.factors]
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
         ints += map(_maybe, (node.theta, node.prior, node.velocity, node.kept, node.data, node.sample_weights))
         numbers += [node.weight, node.law_parameter]
+        ints.append(node.way is not None)
+        if node.way is not None:
+            ints += [_maybe(node.way.known), node.way.low is not None, node.way.high is not None]
+            numbers += numbers_of_way(node.way)
     for edge in plan.edges:
         ints += [edge.source, edge.target, edge.weight, _maybe(edge.bias)]
         for activation in (edge.before, edge.after):
@@ -95,13 +102,15 @@ def decode(ints: Sequence[int], numbers: Sequence[float], written: int = _ANY, t
     precision = read.kind(MatmulPrecision, "precision of products")
     learning = read.kind(Learning, "time of learning")
     diverged = read.maybe_written("tensor that tells of divergence")
+    scheduled, max_norm = read.flag("schedule"), read.real("max_norm")
+    factors = tuple(read.real("factor") for _ in range(steps)) if scheduled else ()
     plan = Plan(
         tuple(_node(read) for _ in nodes),
         tuple(_edge(read, len(nodes)) for _ in edges),
         method, steps, energies, order, learning,
         tuple(_rule(read) for _ in rules),
         tuple(_target(read, len(nodes), len(edges), len(rules)) for _ in targets),
-        precision, diverged,
+        precision, diverged, max_norm, factors,
     )  # fmt: skip
     read.finish()
     return plan
@@ -114,6 +123,11 @@ def numbers_of(method: Descent | Sway) -> list[float]:
     _, _, names = _row(method)
     given: list[float] = [getattr(method, name) for name in names]
     return [*given, *[0.0] * (_NUMBERS - len(given)), method.tol]
+
+
+def numbers_of_way(way: Way) -> list[float]:
+    """The numbers of what steps do of a node, in their order."""
+    return [float(x) for x in (way.pace, way.shrink, way.towards, way.low or 0.0, way.high or 0.0)]
 
 
 def _row(method: Sway) -> tuple[int, str | None, tuple[str, ...]]:
@@ -206,7 +220,15 @@ def _node(read: _Reader) -> Node:
     velocity, kept = read.maybe_written("velocity"), read.maybe_written("kept")
     data, weights = read.maybe_tensor("tensor of data"), read.maybe_tensor("tensor of sample weights")
     weight, parameter = read.real("weight"), read.real("parameter of a law")
-    return Node(state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter)
+    way = _way(read) if read.flag("way") else None
+    return Node(state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter, way)
+
+
+def _way(read: _Reader) -> Way:
+    known, has_low, has_high = read.maybe_tensor("mask"), read.flag("low"), read.flag("high")
+    pace, shrink, towards = read.real("pace"), read.real("shrink"), read.real("towards")
+    low, high = read.real("low"), read.real("high")
+    return Way(pace, shrink, towards, low if has_low else None, high if has_high else None, known)
 
 
 def _edge(read: _Reader, nodes: int) -> Edge:

@@ -105,6 +105,26 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Way:
+    """What a step does of a free node beside what the method does.
+
+    Attributes:
+        pace: its rate, over the method's.
+        shrink: the weight of ``|z - towards|`` in the energy, of which a step takes the proximal step.
+        low: the least that an element may be; None leaves it open.
+        high: the most.
+        known: bool ``[1 or B, n]``, of elements that hold still.
+    """
+
+    pace: float = 1.0
+    shrink: float = 0.0
+    towards: float = 0.0
+    low: float | None = None
+    high: float | None = None
+    known: Operand | None = None
+
+
+@dataclass(frozen=True)
 class Node:
     """A state, and what its energy is made of.
 
@@ -122,6 +142,7 @@ class Node:
         sample_weights: ``[B]``, more factors of the energy.
         kept: what a method that goes on keeps beside the velocity, like the state.
         law_parameter: of laws that have one.
+        way: what steps at a rate, without a velocity, do beside; a constraint is of states.
     """
 
     state: Operand
@@ -136,6 +157,7 @@ class Node:
     sample_weights: Operand | None = None
     kept: Operand | None = None
     law_parameter: float = 0.0
+    way: Way | None = None
 
 
 @dataclass(frozen=True)
@@ -340,6 +362,8 @@ class Plan:
         targets: what learns.
         precision: of products.
         diverged: ``[1]``, set to 1 where a free state ends as NaN or infinite; a backend may leave it.
+        max_norm: of a node's gradient, for every sample, to which steps at a rate scale it down; 0 is none.
+        factors: of their rate, one for every step, or none where that stays.
     """
 
     nodes: tuple[Node, ...]
@@ -353,6 +377,8 @@ class Plan:
     targets: tuple[Target, ...] = ()
     precision: MatmulPrecision = MatmulPrecision.HIGHEST
     diverged: Operand | None = None
+    max_norm: float = 0.0
+    factors: tuple[float, ...] = ()
 
     @property
     def descent(self) -> Descent:
@@ -361,6 +387,7 @@ class Plan:
         Raises:
             NotImplementedError: it is another.
         """
-        if not isinstance(self.method, Descent) or self.method.turns is not Turns.TOGETHER:
+        beside = self.max_norm or self.factors or any(n.way for n in self.nodes)
+        if beside or not isinstance(self.method, Descent) or self.method.turns is not Turns.TOGETHER:
             raise NotImplementedError("E-steps other than plain descent are the compiled CPU kernels' alone in a plan")
         return self.method

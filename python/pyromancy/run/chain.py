@@ -19,7 +19,7 @@ from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
-from ..methods import Method, Rated, Stop
+from ..methods import Descent, Method, Rated, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
@@ -90,8 +90,9 @@ class ChainExecutor(ReplayingExecutor):
     def fused(self, method: Method, stop: Stop | None) -> plan.Sway | plan.Descent | str:
         """What plans have for a method; or why they have none."""
         tol, errors = 0.0 if stop is None else stop.tol, method.moves == "errors"
-        if isinstance(method, Rated) and not method.is_plain:
-            return "no operator has rates of states, schedules, max_norm or constraints"
+        if isinstance(method, Rated) and not (method.is_plain or method.is_proximal):
+            whose = "velocities" if isinstance(method, Descent) else type(method).__name__
+            return f"no operator has rates of states, schedules, max_norm or constraints with {whose}"
         if reason := backends.without_methods(self.program.leaves[self._free[0]].device.type):
             return reason
         if tol and not errors:
@@ -116,7 +117,15 @@ class ChainExecutor(ReplayingExecutor):
         return [self._velocity[n.state] for n in self.planner.nodes if n.free] == [*range(len(self._free))]
 
     def sway(
-        self, method: plan.Sway | plan.Descent, steps: int, record: bool, settle: bool, last: Swayed | None, seed: float
+        self,
+        method: plan.Sway | plan.Descent,
+        steps: int,
+        record: bool,
+        settle: bool,
+        last: Swayed | None,
+        seed: float,
+        rated: Rated | None,
+        factors: Sequence[float],
     ) -> tuple[Tensor | None, Tensor, Swayed]:
         """Run a method that plans have, in one operator.
 
@@ -127,6 +136,8 @@ class ChainExecutor(ReplayingExecutor):
             settle: as in a run.
             last: what it goes on from, and overwrites; None begins anew.
             seed: of noise, where it begins anew.
+            rated: the method, where its steps do more than go by one rate.
+            factors: of the rate in every step, or none.
 
         Returns:
             Energies as `run` gives them; of every sample the steps it took, and 1 where it stopped by itself,
@@ -146,10 +157,13 @@ class ChainExecutor(ReplayingExecutor):
             swayed.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
         if isinstance(method, plan.Langevin):
             method = replace(method, seed=swayed.seed)
-        run = Run(steps, 0.0, 0.0, 0.0, False, last is not None, record, settle, method=method)
+        run = Run(
+            steps, 0.0, 0.0, 0.0, False, last is not None, record, settle, method=method, rated=rated, factors=factors
+        )
         with torch.no_grad():
             recorded = self._infer(leaves, [], run, outcome, swayed)
-        swayed.taken += steps
+        stops = isinstance(method, plan.Sway) and method.tol > 0 and len(outcome)
+        swayed.taken += int(outcome[:, 0].max()) if stops else steps
         return recorded[0] if record else None, outcome, swayed
 
     def _infer(

@@ -684,7 +684,8 @@ class Whole:
         run = Run(
             em.steps, float(loop.lr or 0.0), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
             settle=True,  # of what start set, and the plan does not
-            method=None if isinstance(method, str) else method,
+            method=None if isinstance(method, str) else method, rated=loop.rated,
+            factors=loop.method.factors(0, em.steps),
         )  # fmt: skip
         with torch.no_grad():
             values = planner.values(self.executor.program.leaves)

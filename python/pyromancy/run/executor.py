@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..capture.program import Program
+from ..methods import Rated
 from ..plan import Descent, Sway
 from .replay import Replay, replayed
 
@@ -31,6 +32,8 @@ class Run:
         settle: whether the states were set since the last run, by products that may be rounded in other ways.
         mean: whether `lr` has yet to be divided by the number of energies, which only the executor will know.
         method: what the steps are of, where they are not plain descent; rates above then do not matter.
+        rated: what they do beside, of such a method.
+        factors: of its rate in every step, or none.
     """
 
     steps: int
@@ -43,6 +46,8 @@ class Run:
     settle: bool = False
     mean: bool = False
     method: Sway | Descent | None = None
+    rated: Rated | None = None
+    factors: Sequence[float] = ()
 
 
 def check_energy(energy: Tensor, record: bool) -> None:

@@ -30,7 +30,7 @@ from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
 from ..diagnose import max_rate
-from ..methods import Descent, FixedPrediction, Langevin, Method, Stop
+from ..methods import Descent, FixedPrediction, Langevin, Method, Rated, Stop
 from ..methods.base import rows
 from ..registration import is_learned, is_state
 from . import stepwise
@@ -363,6 +363,11 @@ class InferenceLoop:
         return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
 
     @property
+    def rated(self) -> Rated | None:
+        """The method, where its steps do more than go by one rate."""
+        return self._method if isinstance(self._method, Rated) and not self._method.is_plain else None
+
+    @property
     def has_method(self) -> bool:
         """Whether E-steps are other than descent on states."""
         return self._method is not None
@@ -386,15 +391,16 @@ class InferenceLoop:
         memory = self._memory()
         settle = settles(self._params[0].device) and self._begun != memory
         whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
-        last = None
+        last: Swayed | None = None
         if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
-            last = self._resumed[1]
+            last = cast("Swayed", self._resumed[1])
+        factors = self.method.factors(0 if last is None else last.taken, steps)
         self._resumed = None
         seed = 0.0
         if steps and last is None and isinstance(self.method, Langevin):
             seed = float(self.method.seed(self._params[0].device))
         starts = [] if self.method.measures else [p.detach().clone() for p in self._params]
-        energies, outcome, swayed = executor.sway(method, steps, record, settle, cast("Swayed | None", last), seed)
+        energies, outcome, swayed = executor.sway(method, steps, record, settle, last, seed, self.rated, factors)
         whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
         self._begun = self._seen = self._memory()
         if steps or last is not None:

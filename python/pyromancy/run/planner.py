@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import plan
 from ..capture.lowering import Chain, Node, precision
 from ..capture.program import Program
+from ..methods import Shrink
 from .executor import Run
 from .replay import product_precision
 
@@ -169,7 +170,9 @@ class Planner:
         thetas = [_theta(n, values) for n in self.nodes]
         priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         weights = [sample_weights(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
-        for operand in (*states, *thetas, *priors, *weights, *data.values(), order):
+        ways = self._ways(run)
+        masks = {slot: mask for slot, (_, mask) in ways.items()}
+        for operand in (*states, *thetas, *priors, *weights, *data.values(), order, *masks.values()):
             if operand is not None:
                 operands.read(operand)
         for _, e in self.edges:
@@ -180,6 +183,8 @@ class Planner:
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
             run.method is not None and (_form(run.method), outcome is None, bool(kept), progress is None),
+            bool(run.factors),
+            tuple((s, w.low is None, w.high is None, mask is None) for s, (w, mask) in ways.items()),
             order is None, diverged is None, learning.when, learning.learned, products, operands.pattern(),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
             *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
@@ -193,6 +198,7 @@ class Planner:
                     operands[next(velocity)] if velocities and n.free else None, operands.find(data.get(n.state)),
                     n.weight, operands.find(of_samples), operands[next(keep)] if kept and n.free else None,
                     n.law_parameter,
+                    replace(ways[n.state][0], known=operands.find(masks[n.state])) if n.state in ways else None,
                 )
                 for n, s, theta, prior, of_samples in zip(self.nodes, states, thetas, priors, weights, strict=True)
             )  # fmt: skip
@@ -223,13 +229,18 @@ class Planner:
             made = plan.Plan(
                 nodes, edges, method, run.steps,
                 operands.find(energies), operands.find(order), learning.when, tuple(learning.rules), targets,
-                plan.MatmulPrecision[products.upper()], operands.find(diverged),
+                plan.MatmulPrecision[products.upper()], operands.find(diverged), factors=tuple(run.factors),
             )  # fmt: skip
             if len(self._encoded) >= _PLANS:  # the oldest goes
                 del self._encoded[next(iter(self._encoded))]
             ints = self._encoded[key] = plan.encode(made)[0]
         of_method = [run.lr, run.momentum, run.dampening] if run.method is None else plan.numbers_of(run.method)
-        numbers = [*of_method, *(x for n in self.nodes for x in (n.weight, n.law_parameter))]
+        max_norm = 0.0 if run.rated is None else run.rated.max_norm or 0.0
+        numbers = [*of_method, max_norm, *run.factors]
+        for n in self.nodes:
+            numbers += (n.weight, n.law_parameter)
+            if n.state in ways:
+                numbers += plan.numbers_of_way(ways[n.state][0])
         for i, (_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
                 numbers.append(x if slope is None else self._read(values, slope))
@@ -237,6 +248,25 @@ class Planner:
         for r in learning.rules:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
         return Call(operands.written, operands.only_read, ints, numbers)
+
+    def _ways(self, run: Run) -> dict[int, tuple[plan.Way, Tensor | None]]:
+        """What steps do of states beside, by slot, where they do, and the masks of what is known."""
+        ways: dict[int, tuple[plan.Way, Tensor | None]] = {}
+        if run.rated is None:
+            return ways
+        free = [n.state for n in self.nodes if n.free]
+        states = [self.program.leaves[slot] for slot in free]
+        own = isinstance(getattr(run.rated, "lr", None), Mapping)
+        for slot, state, way in zip(free, states, run.rated.ways(states), strict=True):
+            shrink, limits = way.shrink or Shrink(0.0), way.range
+            made = plan.Way(
+                way.rate if own else 1.0, float(shrink.weight), float(shrink.towards),
+                None if limits is None else limits.low, None if limits is None else limits.high,
+            )  # fmt: skip
+            if way.known is not None or made != plan.Way():
+                mask = None if way.known is None else way.known.expand(len(way.known), state.shape[1])
+                ways[slot] = made, mask
+        return ways
 
     def _read(self, values: Mapping[int, Tensor], slope: int) -> float:
         x = float(values[slope])

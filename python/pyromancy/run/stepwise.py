@@ -106,7 +106,8 @@ def run(
                 gap = torch.full_like(found.energy, torch.inf) if rests else problem.gap(found)
                 energy = found.energy + method.penalty(problem)
                 resting = progress.done
-                progress = stop.look(progress, energy, gap, method.swings, method.left(problem, found))
+                left = method.left(problem, found) if problem.factor > 0 else None
+                progress = stop.look(progress, energy, gap, method.swings, left)
                 stays = problem.point, state
                 state = method.move(problem, state, found)
                 # what constraints hold ends where they have put it, and not where it was looked at

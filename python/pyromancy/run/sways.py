@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +33,8 @@ class Swayed:
 
 
 def _number(rate: Rates) -> float:
-    """The one rate of a method that is plain."""
-    assert isinstance(rate, float | numbers.Real)
-    return float(rate)
+    """The rate of a method; 1 where states have their own, which plans have beside it."""
+    return 1.0 if isinstance(rate, Mapping) else float(rate)
 
 
 def of_accelerated(method: Accelerated, states: int) -> plan.Sway:
@@ -50,7 +48,8 @@ def of_accelerated(method: Accelerated, states: int) -> plan.Sway:
 def of_descent(method: Descent, states: int) -> plan.Sway:
     """With momentum or without."""
     del states
-    momentum, dampening = float(method.momentum), float(method.dampening)
+    momentum = float(method.momentum)
+    dampening = float(method.dampening) if momentum else 0.0
     return plan.Momentum(
         lr=_number(method.lr), momentum=momentum, dampening=dampening, nesterov=method.nesterov
     )  # fmt: skip
