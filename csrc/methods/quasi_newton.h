@@ -28,13 +28,15 @@ struct QuasiNewton : SwayDefaults {
       p.energy = found.energy;
       return true;
     }
-    constexpr double kFirst = 0.2, kShorter = 0.5, kLonger = 100, tiny = 1e-300;
+    constexpr double kFirst = 0.2, kShorter = 0.5, kLonger = 100, kNoise = 1e-12, kLost = 1e-10,
+                     tiny = 1e-300;
     const bool fresh = p.fresh;
     const bool finite = std::isfinite(found.energy) && std::isfinite(found.gg);
     const Found f = finite ? found : Found{found.energy, p.hh, 0, 0, 0, 0, 0}; // as if g were h
     const bool takes = fresh || (finite && f.energy <= p.energy);
     const double least = std::min(1e-2 * p.ss, 1e-3 * std::sqrt(p.ss * f.yy));
-    const bool curved = !fresh && finite && f.yy > tiny && f.sy > std::max(least, tiny);
+    const bool curved =
+        !fresh && finite && f.yy > std::max(kNoise * f.gg, tiny) && f.sy > std::max(least, tiny);
     // g and h at the point that is kept
     const double gy = (f.gg - p.hh + f.yy) / 2, gh = f.gg - gy;
     if (fresh)
@@ -51,8 +53,12 @@ struct QuasiNewton : SwayDefaults {
     // -a k - of_s s + of_y (g - h), with k the gradient that is kept
     Motion::Weights d{of_y - (takes ? a : 0), -of_s, -of_y - (takes ? 0 : a)};
     const double sh = f.gs - f.sy;
-    double ss = std::max(0.0, d.g * d.g * f.gg + d.s * d.s * p.ss + d.h * d.h * p.hh +
-                                  2 * (d.g * d.s * f.gs + d.g * d.h * gh + d.s * d.h * sh));
+    const double parts = d.g * d.g * f.gg + d.s * d.s * p.ss + d.h * d.h * p.hh;
+    double ss = parts + 2 * (d.g * d.s * f.gs + d.g * d.h * gh + d.s * d.h * sh);
+    if (!(ss > kLost * parts)) { // nobody knows how far that would go: along the gradient, then
+      d = {takes ? -a : 0, 0, takes ? 0 : -a};
+      ss = a * a * (takes ? f.gg : p.hh);
+    }
     // After a failure, nearer; else no leap, in which a sum of v and s would lose v.
     const double most =
         takes ? kLonger * kLonger * std::max(p.ss, a * a * f.gg) : kShorter * kShorter * p.ss;

@@ -86,6 +86,16 @@ def test_equilibrium(kinds, method):
 
 
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_sweeps_beyond_rounding_lead_nowhere(kinds):
+    """What gradients differ by is rounding there, of which no step may be made."""
+    for seed in range(60):
+        torch.manual_seed(seed)
+        pcn, free, _, least, _ = chain(kinds)
+        InferenceLoop(pcn.energy, free, method=methods.Accelerated()).run(60)
+        torch.testing.assert_close(pcn.energy().detach(), least, **TIGHT)
+
+
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
 def test_without_a_rate_a_dozen_sweeps_are_enough(kinds):
     """Of a problem in as many dimensions as the target has, whatever its depth: quasi-Newton steps end there."""
     pcn, free, _, least, _ = chain(kinds)

@@ -24,6 +24,7 @@ MOMENTA = ("restart", "depth")
 # below both of these a pair tells of no curvature to go by: of s.y over s.s, which in measured errors is 1 or more but
 # for what is not linear, and of s.y over the norms of s and y
 _CURVED, _ALIGNED = 1e-2, 1e-3
+_NOISE = 1e-12  # of y.y over g.g: what is less is rounding
 _SHORTER = 0.5  # the most that a step may be of one that has failed
 _LONGER = 100.0  # the most that it may be of the last, or of the gradient times h, where that has not: rounding leaps
 _FIRST = 0.2  # of the gradient, for the first step on states, or where nothing bounds the energy from below
@@ -148,7 +149,7 @@ def _judged(state: Trial, objective: Objective, errors: bool) -> Trial:
     s, y = state.step, moved(found.gradient, -1.0, state.gradient)
     ss, sy, yy = inner(s, s), inner(s, y), inner(y, y)
     least = torch.minimum(_CURVED * ss, _ALIGNED * (ss * yy).sqrt())
-    curved = ~fresh & (sy > least) & yy.isfinite()
+    curved = ~fresh & (sy > least) & (yy > _NOISE * squares) & yy.isfinite()
     of_pair = sy / yy
     # at a kink, as by rounding, y does not shrink with s: a trial that failed there may not lower h
     of_pair = torch.where(fell, of_pair, torch.maximum(of_pair, scale))
