@@ -72,14 +72,15 @@ def test_one_operator_does_what_steps_do(option, method, batch):
     net = network(batch)
     other = copy.deepcopy(net)
     loop = pyro.InferenceLoop(net.energy, net.e_params(), method=made(option, method, net, batch))
+    executor = "graph" if "errors" in method else "autograd"  # which needs no trace, and has no errors
     stepwise = pyro.InferenceLoop(
-        other.energy, other.e_params(), method=made(option, method, other, batch), executor="graph"
+        other.energy, other.e_params(), method=made(option, method, other, batch), executor=executor
     )
     starts = [p.detach().clone() for p in net.e_params()]
     loop.run(STEPS)
     stepwise.run(STEPS)
     assert "fused: all sweeps in one operator" in loop.explain()
-    assert "stepwise, on what was captured" in stepwise.explain()
+    assert f"stepwise, on {'autograd' if executor == 'autograd' else 'what was captured'}" in stepwise.explain()
     for p, q in zip(net.e_params(), other.e_params(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
     assert any(not torch.equal(p, s) for p, s in zip(net.e_params(), starts, strict=True))
@@ -111,21 +112,16 @@ def test_a_schedule_goes_on_from_run_to_run(executor):
 
 @ways
 def test_runs_go_on(option, method):
-    """As one run does, in one operator and stepwise."""
+    """As one run does."""
     net = network(19)
-    nets = [net, copy.deepcopy(net), copy.deepcopy(net)]
-    loops = [
-        pyro.InferenceLoop(n.energy, n.e_params(), method=made(option, method, n, 19), executor=executor)
-        for n, executor in zip(nets, (None, None, "graph"), strict=True)
-    ]
+    nets = [net, copy.deepcopy(net)]
+    loops = [pyro.InferenceLoop(n.energy, n.e_params(), method=made(option, method, n, 19)) for n in nets]
     loops[0].run(STEPS)
-    for loop in loops[1:]:
-        for steps in (1, 2, STEPS - 3):
-            loop.run(steps)
+    for steps in (1, 2, STEPS - 3):
+        loops[1].run(steps)
     assert "fused: all sweeps in one operator" in loops[1].explain()
-    for whole, parts, stepwise in zip(*(n.e_params() for n in nets), strict=True):
+    for whole, parts in zip(*(n.e_params() for n in nets), strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(parts, stepwise, rtol=1e-11, atol=1e-11)
 
 
 def test_a_run_that_a_schedule_is_too_short_for_changes_nothing():
@@ -173,19 +169,19 @@ def test_samples_stop_as_stepwise(option, method):
 
 
 @ways
-@pytest.mark.parametrize("threads", [1, 2])
-def test_samples_do_not_interact(option, method, threads):
+def test_samples_do_not_interact(option, method):
     """To the last bit, in any number, whatever tiles and threads there are."""
-    rows = [(0, 1), (1, 4), (4, 9), (9, 41), (41, 131)]
+    rows = [(0, 1, 2), (1, 4, 1), (4, 9, 2), (9, 41, 1), (41, 131, 2), (0, 131, 2)]
     for dtype in (torch.float32, torch.float64):
         net = network(131, dtype)
         starts = [n.value.detach().clone() for n in net.nodes]
         was = torch.get_num_threads()
-        torch.set_num_threads(threads)
         try:
+            torch.set_num_threads(1)
             pyro.InferenceLoop(net.energy, net.e_params(), method=made(option, method, net, 131)).run(STEPS)
             whole = [p.detach().clone() for p in net.e_params()]
-            for i, j in rows:
+            for i, j, threads in rows:
+                torch.set_num_threads(threads)
                 for node, value in zip(net.nodes, starts, strict=True):
                     node.init(value[i:j])
                 method_of = made(option, method, net, 131)
