@@ -655,3 +655,28 @@ def test_weights_of_samples_and_covariances_are_measured():
         loop_of(network, states, methods.Accelerated()).run(4)
         found.append(states[0].detach() / unit)
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("executor", [None, "graph"])
+def test_no_steps_move_nothing(executor):
+    """Also after a sample has stopped, with a step on trial."""
+    network, states = chain()
+    loop = pyro.InferenceLoop(network.energy, states, method=methods.Accelerated(), executor=executor)
+    loop.run(200, tol=0.3)
+    ends = values(states)
+    loop.run(0)
+    for a, b in zip(ends, states, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_prior_has_errors_stepwise_too():
+    code, data = nodes.FloatNode(2, prior=pyro.functional.gaussian_energy), nodes.StandardGaussianNode(3)
+    up = nn.Linear(2, 3).double()
+    code.double().init(torch.randn(4, 2)), data.double().init(torch.randn(4, 3))
+    energy = lambda: code.energy() + data.energy(up(code.value.tanh()))  # noqa: E731
+    start, ends = code.value.detach().clone(), []
+    for executor in ("chain", "graph"):
+        code.init(start)
+        pyro.InferenceLoop(energy, [code.value], method=methods.Accelerated(), executor=executor).run(50)
+        ends.append(code.value.detach().clone())
+    torch.testing.assert_close(*ends)

@@ -84,6 +84,18 @@ class TestLoop:
         with pytest.raises(FloatingPointError, match=r"^hidden\.value\[0, 0\] is nan before the first E-step$"):
             loop.run(steps)
 
+    def test_steps_of_a_method_are_counted_that_were_made(self, executor):
+        net, loop = self.loop(executor, 0.01, check_finite=False)
+        method = pyro.methods.Accelerated(coordinates="states" if executor == "autograd" else "errors")
+        wanted = None if executor == "chain" else executor  # which looks at no step of a method
+        loop = pyro.InferenceLoop(net.energy, [net.hidden.value], method=method, executor=wanted)
+        taken = loop.run(500, tol=0.5).steps
+        loop.check_finite = True
+        with torch.no_grad():
+            net.hidden.value[1] = math.nan
+        with pytest.raises(FloatingPointError, match=rf"^hidden\.value\[1, 0\] is nan after E-step {taken}$"):
+            loop.run(3)
+
     @pytest.mark.parametrize("options", [{}, {"momentum": 0.8, "nesterov": True}], ids=["plain", "nesterov"])
     def test_it_changes_nothing_else(self, executor, options):
         results = []

@@ -405,10 +405,10 @@ class InferenceLoop:
         self._begun = self._seen = self._memory()
         if steps or last is not None:
             self._resumed = whose, swayed
-        self._taken += steps
+        trace = Trace.of(outcome)
+        self._taken += trace.steps
         self._runner = [_FUSED, *told_of(stop, executor.bound)]
         self.mind(executor.diverged, starts)
-        trace = Trace.of(outcome)
         energies = None if energies is None else energies[: trace.steps].sum(2)
         return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
 

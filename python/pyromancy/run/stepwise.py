@@ -119,7 +119,8 @@ def run(
                 problem.end()
                 watch(count)
         rest = problem.point
-        method.end(problem, state)
+        if count:
+            method.end(problem, state)
         if progress is not None:
             problem.point = chosen(progress.done, rest, problem.point)
         energies = None
