@@ -88,7 +88,7 @@ def test_equilibrium(kinds, method):
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
 def test_sweeps_beyond_rounding_lead_nowhere(kinds):
     """What gradients differ by is rounding there, of which no step may be made."""
-    for seed in range(60):
+    for seed in (29, 35, 41, 43, 51):  # of networks that were led away
         torch.manual_seed(seed)
         pcn, free, _, least, _ = chain(kinds)
         InferenceLoop(pcn.energy, free, method=methods.Accelerated()).run(60)
