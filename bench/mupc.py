@@ -32,7 +32,7 @@ from pyromancy.networks import PCN, mlp
 from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
 from .general import GENERAL
 from .loops import em_step, plain
-from .rivals import BETAS, EPS, NotHereError
+from .rivals import EPS, NotHereError, jax_adam
 from .settings import ADAM_RATE
 from .timing import per_call
 
@@ -96,12 +96,7 @@ def jax_scan(general: General) -> tuple[Batch, Callable[[], list[Tensor]]]:
 
         states, _ = jax.lax.scan(estep, states, None, length=general.steps)
         gradients = jax.grad(lambda w: energy(w, states, predict(0, w, x), y) / general.batch)(weights)
-        count += 1
-        mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1 - BETAS[0]) * g, mean, gradients)
-        square = jax.tree.map(lambda v, g: BETAS[1] * v + (1 - BETAS[1]) * g * g, square, gradients)
-        rate, scale = ADAM_RATE / (1 - BETAS[0] ** count), 1 / (1 - BETAS[1] ** count)
-        moved = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * scale) + EPS), weights, mean, square)
-        return moved, mean, square, count, states
+        return *jax_adam(weights, mean, square, count, gradients), states
 
     with jax.default_matmul_precision("highest"):
         step = jax.jit(batch, donate_argnums=(0, 1, 2, 3))

@@ -226,6 +226,20 @@ def has_jax() -> bool:
     return True
 
 
+def jax_adam(parameters: Any, mean: Any, square: Any, count: Any, gradients: Any) -> tuple[Any, Any, Any, Any]:
+    """A step of Adam in JAX: parameters, moments and the number of steps after it."""
+    jax = importlib.import_module("jax")
+    count = count + 1
+    mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1 - BETAS[0]) * g, mean, gradients)
+    square = jax.tree.map(lambda v, g: BETAS[1] * v + (1 - BETAS[1]) * g * g, square, gradients)
+    rate, scale = ADAM_RATE / (1 - BETAS[0] ** count), 1 / (1 - BETAS[1] ** count)
+
+    def moved(p: Any, m: Any, v: Any) -> Any:
+        return p - rate * m / (jax.numpy.sqrt(v * scale) + EPS)
+
+    return jax.tree.map(moved, parameters, mean, square), mean, square, count
+
+
 def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32, categorical: bool = False) -> Runner:
     """JAX: the whole batch under one jit, a scan over the E-steps, buffers of the parameters donated.
 
@@ -276,12 +290,7 @@ def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32, 
 
         states, _ = jax.lax.scan(estep, states, None, length=setting.steps)
         gradients = jax.grad(lambda p: energy(p[1:], states, predict(p[0], x), y) / setting.batch)(parameters)
-        count += 1
-        mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1 - BETAS[0]) * g, mean, gradients)
-        square = jax.tree.map(lambda v, g: BETAS[1] * v + (1 - BETAS[1]) * g * g, square, gradients)
-        rate, scale = ADAM_RATE / (1 - BETAS[0] ** count), 1 / (1 - BETAS[1] ** count)
-        moved = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * scale) + EPS), parameters, mean, square)
-        return moved, mean, square, count, states
+        return *jax_adam(parameters, mean, square, count, gradients), states
 
     with jax.default_matmul_precision("highest"), jax.default_device(place), double():
         step = jax.jit(batch, donate_argnums=(0, 1, 2, 3))

@@ -79,12 +79,12 @@ def plainly(net, optimizer, x, y, *, steps, lr, incremental=False, **options):
         optimizer.step()
 
 
-def assert_same(one, other, within=1e-10):
+def assert_same(one, other):
     for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=within, atol=within)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def assert_same_state(one, other, within=1e-10):
+def assert_same_state(one, other):
     one, other = one.state_dict()["state"], other.state_dict()["state"]
     assert one.keys() == other.keys()
     for k, state in other.items():
@@ -92,6 +92,6 @@ def assert_same_state(one, other, within=1e-10):
         for name, value in state.items():
             if isinstance(value, torch.Tensor):
                 assert one[k][name].dtype == value.dtype
-                torch.testing.assert_close(one[k][name], value, rtol=within, atol=within)
+                torch.testing.assert_close(one[k][name], value, rtol=1e-10, atol=1e-10)
             else:
                 assert one[k][name] == value

@@ -665,8 +665,7 @@ def test_no_steps_move_nothing(executor):
     loop.run(200, tol=0.3)
     ends = values(states)
     loop.run(0)
-    for a, b in zip(ends, states, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(ends, states, strict=True))
 
 
 def test_a_prior_has_errors_stepwise_too():
@@ -674,9 +673,8 @@ def test_a_prior_has_errors_stepwise_too():
     up = nn.Linear(2, 3).double()
     code.double().init(torch.randn(4, 2)), data.double().init(torch.randn(4, 3))
     energy = lambda: code.energy() + data.energy(up(code.value.tanh()))  # noqa: E731
-    start, ends = code.value.detach().clone(), []
+    start = code.value.detach().clone()
     for executor in ("chain", "graph"):
         code.init(start)
-        pyro.InferenceLoop(energy, [code.value], method=methods.Accelerated(), executor=executor).run(50)
-        ends.append(code.value.detach().clone())
-    torch.testing.assert_close(*ends)
+        pyro.InferenceLoop(energy, [code.value], method=methods.Accelerated(), executor=executor).run(100)
+        assert torch.autograd.grad(energy().sum(), code.value)[0].abs().max() < 1e-7

@@ -3,13 +3,13 @@
 import re
 
 import pytest
-import torch
 
 from chains import (
     BATCHES,
     FUNCTIONS,
     SOME,
     check,
+    check_alone,
     check_mstep,
     check_resumed,
     operator,
@@ -95,18 +95,4 @@ class TestSkips:
 def test_no_sample_depends_on_others_or_on_threads(dtype):
     """In any bit: tiles of every kind."""
     a = with_skips(problem((5, 33, 33, 33, 3), 70, "tanh", covariances=True, record=True, dtype=dtype))
-    whole = {k: to(x) for k, x in a.items()}
-    operator(**whole)
-    threads = torch.get_num_threads()
-    try:
-        for n, rows in ((1, slice(0, 1)), (7, slice(0, 70)), (3, slice(5, 9)), (2, slice(20, 41)), (1, slice(3, 70))):
-            torch.set_num_threads(n)
-            part = {k: to(x) for k, x in a.items()}
-            part["states"] = [z[rows].clone() for z in part["states"]]
-            part["energies"] = part["energies"][..., rows].clone()
-            operator(**part)
-            assert same_bits(part["energies"], whole["energies"][..., rows])
-            for found, exact in zip(part["states"], whole["states"], strict=True):
-                assert same_bits(found, exact[rows])
-    finally:
-        torch.set_num_threads(threads)
+    check_alone(a)

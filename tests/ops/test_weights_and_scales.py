@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from chains import BATCHES, check, operator, problem, to, with_weights_and_scales
-from numerics import FLOATS, name, same_bits
+from chains import BATCHES, check, check_alone, operator, problem, with_weights_and_scales
+from numerics import FLOATS, name
 
 
 @pytest.mark.usefixtures("backend")
@@ -50,19 +50,4 @@ def test_no_sample_depends_on_others_or_on_threads(dtype, covariances):
     a = with_weights_and_scales(a | {"prior": None})
     a["predicted"][0], a["sample_weights"][0] = False, None
     a["sample_weights"][2] = torch.rand(70, dtype=dtype)
-    whole = {k: to(x) for k, x in a.items()}
-    operator(**whole)
-    threads = torch.get_num_threads()
-    try:
-        for n, rows in ((1, slice(0, 1)), (7, slice(0, 70)), (3, slice(5, 9)), (2, slice(20, 41)), (1, slice(3, 70))):
-            torch.set_num_threads(n)
-            part = {k: to(x) for k, x in a.items()}
-            part["states"] = [z[rows].clone() for z in part["states"]]
-            part["sample_weights"] = [w if w is None else w[rows].clone() for w in part["sample_weights"]]
-            part["energies"] = part["energies"][..., rows].clone()
-            operator(**part)
-            assert same_bits(part["energies"], whole["energies"][..., rows])
-            for found, exact in zip(part["states"], whole["states"], strict=True):
-                assert same_bits(found, exact[rows])
-    finally:
-        torch.set_num_threads(threads)
+    check_alone(a)

@@ -118,22 +118,22 @@ def check_epochs(net, *, size, passes):
 @pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_equals_the_plain_loop(optimizer, incremental, kinds):
-    within = 1e-9 if kinds == "counts" else 1e-10  # exp makes more of what rounding has left
-    em = learned_as_plainly(twins(kinds=KINDS[kinds]), optimizer, incremental, within)
+    rate = 0.02 if kinds == "counts" else 0.1  # steeper: exp would make more and more of what rounding leaves
+    em = learned_as_plainly(twins(kinds=KINDS[kinds]), optimizer, incremental, rate)
     assert ("one call" in em.explain().splitlines()[0]) == (optimizer != "called")
 
 
-def learned_as_plainly(both, optimizer, incremental, within=1e-10):
+def learned_as_plainly(both, optimizer, incremental, rate=0.1):
     """The EM of one of two twins, after five batches that have left what autograd leaves the other."""
     net, plain = both
     ours, theirs = (OPTIMIZERS[optimizer](n.m_params()) for n in (net, plain))
-    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=5, lr=0.1, incremental=incremental)
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=5, lr=rate, incremental=incremental)
     for x, y in batches(5, last=7):
         em.step(x, y)
-        plainly(plain, theirs, x, y, steps=5, lr=0.1, incremental=incremental)
-        assert_same(net.e_params(), plain.e_params(), within)
-    assert_same(net.m_params(), plain.m_params(), within)
-    assert_same_state(ours, theirs, within)
+        plainly(plain, theirs, x, y, steps=5, lr=rate, incremental=incremental)
+        assert_same(net.e_params(), plain.e_params())
+    assert_same(net.m_params(), plain.m_params())
+    assert_same_state(ours, theirs)
     return em
 
 

@@ -151,6 +151,8 @@ class Errors:
                 needed: Sequence[int] = [term.node.prediction] if type(term.node.prediction) is int else []
             else:
                 needed = call.inputs if call is not None else []
+                if slot not in program.varying:  # of states it takes the form, which their errors have
+                    needed = [s for s in needed if s not in self.terms]
             stack.extend((s, False) for s in reversed(needed) if s not in done)
         return schedule
 

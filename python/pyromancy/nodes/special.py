@@ -107,5 +107,4 @@ class FloatNode(StateNode):
         if self.prior is None:
             raise RuntimeError(f"{self._described} has no energy without a prior: FloatNode(..., prior=)")
         state = self._state("energy")
-        # of the state's form alone: what is made of the state itself would be taken for a prediction by it
-        return self.prior(state, torch.zeros(state.shape, dtype=state.dtype, device=state.device))
+        return self.prior(state, torch.zeros_like(state))

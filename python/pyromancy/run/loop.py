@@ -329,7 +329,10 @@ class InferenceLoop:
             _warn(reason)
         if self._velocities is not None:
             self._seen = self._memory()
-        self.mind(executor.diverged if isinstance(executor, ChainExecutor) else not self._are_finite())
+        if isinstance(executor, ChainExecutor):
+            self.mind(executor.diverged)
+        elif self._params[0].is_cpu:  # another device would be waited for
+            self.mind(not self._are_finite())
         if energies is None:
             return Trace(steps)
         return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
@@ -473,8 +476,7 @@ class InferenceLoop:
         self._lost = diverged
 
     def _are_finite(self) -> bool:
-        """Whether all states are, as far as that can be told without waiting for a device."""
-        return not self._params[0].is_cpu or all(bool(p.isfinite().all()) for p in self._params)
+        return all(bool(p.isfinite().all()) for p in self._params)
 
     def _predictions(self) -> list[Tensor]:
         """The free states of a forward sweep; 0 where nothing predicts them."""

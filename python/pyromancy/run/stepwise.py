@@ -127,7 +127,8 @@ def run(
         if record:
             energies = torch.stack(recorded) if recorded else problem.terms().unsqueeze(0)[:0]
     finally:  # what was done before an interruption stays
-        problem.end()
+        if count:
+            problem.end()
         problem.release()
     converged = None if stop is None or progress is None else progress.done
     return Outcome(count, energies, taken, converged, Resumed(state, made + count, progress))
