@@ -60,7 +60,7 @@ class Codes:
         self._node, target = FloatNode(len(atoms)), StandardGaussianNode(data.shape[1])
         edge = nn.Linear(len(atoms), data.shape[1], bias=False, dtype=dtype).requires_grad_(False)
         edge.weight.copy_(torch.as_tensor(atoms.T))
-        target.init(torch.as_tensor(data, dtype=dtype))
+        target.to(dtype).init(torch.as_tensor(data, dtype=dtype))
         self._zeros = torch.zeros(len(data), len(atoms), dtype=dtype)
         self._node.to(dtype).init(self._zeros)
         rate = 1 / float(np.linalg.eigvalsh(atoms @ atoms.T)[-1])

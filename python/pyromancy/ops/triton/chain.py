@@ -259,10 +259,12 @@ class Chain:
         product, bias, after, parameter = forward
         state = self.states[node]
         tiles, tall, width = self.tiling(node)
+        heavy = law.has_parameter or law.pushes_apart
+        warps = 8 if self.acc == tl.float64 or heavy else 4  # with less, registers would spill or run out
         launch(
             error_kernel, blocks(self.batch, tall) * tiles, state, product, bias, *operands,
             self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter, *numbers,
-            after, int(law), self.acc, tall, width, num_warps=8 if self.acc == tl.float64 else 4,  # four would spill
+            after, int(law), self.acc, tall, width, num_warps=warps,
         )  # fmt: skip
 
 
