@@ -104,7 +104,7 @@ Way read_way(Reader& read) {
 }
 
 // Rates of nodes, schedules, norms and constraints are of steps at a rate, constraints of those
-// that move states, where nothing tells what is left to be gained.
+// that move states, where nothing tells what is left to be gained; masks are of any.
 void check_ways(const Plan& plan, const Operands& operands) {
   const SwayMethod& sway = plan.method.sway;
   const bool rated = plan.method.sways && is_rated(sway);
@@ -127,6 +127,7 @@ void check_ways(const Plan& plan, const Operands& operands) {
     const Tensor* known = operands.find(way.known);
     if (!known)
       continue;
+    STD_TORCH_CHECK(plan.nodes[l].free, "mask of node ", l, " needs a free node");
     const Tensor& state = operands[plan.nodes[l].state];
     STD_TORCH_CHECK(
         known->scalar_type() == torch::headeronly::ScalarType::Bool && known->dim() == 2 &&

@@ -36,7 +36,7 @@ inline constexpr int64_t kLearnings = 4;
 
 // What a step does of a free node beside what the method does: its rate over the method's; a weight
 // of |z - towards| in the energy, of which it takes the proximal step; limits, infinite where open;
-// and a mask, bool [1 or B, n], of elements that hold still.
+// and, of any method, a mask, bool [1 or B, n], of elements of the state that hold still.
 struct Way {
   double pace = 1, shrink = 0, towards = 0;
   double low = -std::numeric_limits<double>::infinity();
@@ -44,7 +44,7 @@ struct Way {
   int64_t known = kNothing;
 
   bool constrains() const {
-    return shrink > 0 || std::isfinite(low) || std::isfinite(high) || known != kNothing;
+    return shrink > 0 || std::isfinite(low) || std::isfinite(high);
   }
 };
 

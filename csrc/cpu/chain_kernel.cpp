@@ -169,7 +169,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.g = take(sways);
     b.s = take(sways);
     b.h = take(sways && (args.method.keeps || args.method.draws));
-    b.known = take(sways && node.known);
+    b.known = take(node.free && node.known);
     b.scale = take(sways && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
       const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
@@ -393,12 +393,15 @@ struct Tile {
     return result;
   }
 
-  // The prediction where a state differs from it by no more than rounding does, else the state.
-  static Vec<C> settled(Vec<C> z, Vec<C> prediction, Vec<C> rounding) {
+  // The prediction where a state that is not known differs from it by no more than rounding does,
+  // else the state.
+  static Vec<C> settled(const Buffers<P>& b, int64_t at, Vec<C> z, Vec<C> prediction,
+                        Vec<C> rounding) {
     constexpr C eps = sizeof(C) == 4 ? C(1.1920929e-7) : C(2.220446049250313e-16);
     const Vec<C> d = z - prediction, size = prediction < C(0) ? -prediction : prediction;
     const Vec<C> bound = rounding + C(4) * eps * size;
-    return (d < C(0) ? -d : d) <= bound ? prediction : z;
+    const Vec<C> to = (d < C(0) ? -d : d) <= bound ? prediction : z;
+    return b.known ? load(b.known + at) > C(0) ? z : to : to;
   }
 
   // Adds what skips the product that predicts node l to its rows i to i + rows.
@@ -429,8 +432,9 @@ struct Tile {
       for (int64_t r = i; r < i + rows; ++r)
         for (int v = 0; v < width; ++v) {
           C* const z = buffers[l].z + r * row + v * w;
-          store(z, settled(load(z), load(buffers[l].mu + r * row + v * w),
-                           Layout::constant(args.node[l].rounding, r) * norm->of[v]));
+          store(z,
+                settled(buffers[l], r * row + v * w, load(z), load(buffers[l].mu + r * row + v * w),
+                        Layout::constant(args.node[l].rounding, r) * norm->of[v]));
         }
       activate_source(l, i, rows);
     }
@@ -594,7 +598,7 @@ struct Tile {
     each([&](int64_t r, int v, int64_t at, Vec<C> product) {
       const Vec<C> prediction = activate<C>(after, product);
       if (norm)
-        store(b.z + at, settled(load(b.z + at), prediction,
+        store(b.z + at, settled(b, at, load(b.z + at), prediction,
                                 Layout::constant(node.rounding, r) * norm->of[v]));
       const Vec<C> z = load(b.z + at), slopes = slope<C>(after, product, prediction);
       if (full) {
@@ -643,6 +647,11 @@ struct Tile {
       result.of[v] = b.scale ? own * load(b.scale + v * w) : own;
     }
     return result;
+  }
+
+  // x where an element is not known, else 0.
+  static Vec<C> unknown(const Buffers<P>& b, int64_t at, Vec<C> x) {
+    return b.known ? load(b.known + at) > C(0) ? Vec<C>{} : x : x;
   }
 
   // Where constraints leave a step of a node's state by its gradient.
@@ -756,6 +765,7 @@ struct Tile {
             noise<C>(seed, sample, node, step, Counts<C>{} + static_cast<uint32_t>(i / 4), of);
           store(to, of[i % 4]);
         }
+        store(to, unknown(b, i * row + v * w, load(to)));
       }
     }
   }
@@ -817,15 +827,19 @@ struct Tile {
         } else if (!node.swept) {
           Vec<C> z = load(b.z + at);
           if (norm)
-            z = settled(z, mu, Layout::constant(node.rounding, r) * norm->of[v]);
+            z = settled(b, at, z, mu, Layout::constant(node.rounding, r) * norm->of[v]);
           error = z - mu;
           store(b.z + at, z);
         }
+        Vec<C> z = load(b.z + at);
+        if (follows(t) || node.swept)
+          z = b.known && follows(t) ? load(b.known + at) > C(0) ? z : mu + error : mu + error;
+        if (b.known) // what holds its state has the error that its prediction makes
+          error = load(b.known + at) > C(0) ? z - mu : error;
+        store(b.z + at, z);
         store(b.v + at, error);
         if (t == 0)
           stay(b, at);
-        if (follows(t) || node.swept)
-          store(b.z + at, mu + error);
         if (b.residual)
           store(b.residual + at, error);
         else if (learns || b.energy) {
@@ -874,12 +888,13 @@ struct Tile {
         else if (node.predicted)
           g = of_law<C>(node, load(b.v + at), Vec<C>{}, rate(node, r, v), weight(node, v), false)
                   .pull;
-        g -= back;
-        if (b.known)
-          g = load(b.known + at) > C(0) ? Vec<C>{} : g;
+        if (args.method.errors && b.delta) {
+          // what holds its state pushes its prediction as a clamped one does
+          const Vec<C> push = b.known ? load(b.known + at) > C(0) ? g : back : back;
+          store(b.delta + at, b.slope ? push * load(b.slope + at) : push);
+        }
+        g = unknown(b, at, g - back);
         store(b.g + at, by_metric ? g / metric(node, r, v) : g);
-        if (args.method.errors && b.delta)
-          store(b.delta + at, b.slope ? back * load(b.slope + at) : back);
       }
   }
 
@@ -1089,6 +1104,7 @@ struct Tile {
       one(mine.g, its.g);
       one(mine.s, its.s);
       one(mine.h, its.h);
+      one(mine.known, its.known);
       if (mine.scale)
         f(mine.scale, its.scale, 1);
     }
@@ -1173,6 +1189,7 @@ struct Tile {
         }
         if (skipping.delta)
           g = fnma(skipping.by, load(skipping.delta + at), g);
+        g = unknown(b, at, g);
         if (b.velocity) {
           Vec<C> velocity = fresh ? Vec<C>{} : load(b.velocity + at);
           g = accelerate<C>(g, velocity, momentum, undamped, nesterov, fresh);

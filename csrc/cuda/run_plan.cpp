@@ -203,9 +203,11 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   Plan plan = decode(ints, numbers, operands);
   STD_TORCH_CHECK(!plan.method.sways && plan.method.turns == Turns::together,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");
-  for (const PlanNode& node : plan.nodes)
+  for (const PlanNode& node : plan.nodes) {
+    STD_TORCH_CHECK(node.way.known == kNothing, "masks are the CPU's alone in a plan");
     if (const Tensor* data = operands.find(node.data))
       STD_TORCH_CHECK(!holds_classes(*data), "data must be rows of states here, got classes");
+  }
   const NoGrad no_grad;
   const Tensor& first_state = operands[plan.nodes.front().state];
   // An order is looked at here, which waits for a device that has it, and goes by rows there.

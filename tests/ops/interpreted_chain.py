@@ -213,6 +213,17 @@ class TestDecision:
         assert persistent.height(500, 0, 0, 132) == 0
 
 
+def test_masks_are_refused():
+    made, operands = planned(problem((3, 5, 2), 4, dtype=torch.float32))
+    way = plan.Way(known=operands.number(torch.ones(4, 5, dtype=torch.bool)))
+    made = replace(made, nodes=tuple(replace(n, way=way) if i == 1 else n for i, n in enumerate(made.nodes)))
+    before = [t.clone() for t in operands.written]
+    with pytest.raises(NotImplementedError, match="is the CPU's alone in a plan"):
+        call(made, operands)
+    assert all(torch.equal(t, b) for t, b in zip(operands.written, before, strict=True))
+    assert backends.without_masks("cpu") == "the triton kernels on cpu take no masks"
+
+
 @pytest.mark.parametrize(("precision", "unit"), [("high", 2.0**-11), ("medium", 2.0**-8)])
 def test_less_precise_products(way, precision, unit):
     check(problem((5, 33, 7, 3), 17, "tanh", dtype=torch.float32) | {"matmul_precision": precision}, unit=unit)

@@ -51,6 +51,13 @@ def test_masks_are_checked(made, shape):
         call(made, operands)
 
 
+def test_masks_are_of_free_nodes(made):
+    plan, operands = made
+    known = operands.number(torch.ones(6, 3, dtype=torch.bool))
+    with pytest.raises(RuntimeError, match="mask of node 0 needs a free node"):
+        call(with_way(plan, Way(known=known), 0), operands)
+
+
 @pytest.mark.parametrize("way", [Way(pace=0.5), Way(shrink=1.0), Way(high=1.0)], ids=repr)
 @pytest.mark.parametrize("method", OTHERS, ids=lambda m: type(m).__name__)
 def test_ways_are_of_steps_at_a_rate(made, way, method):

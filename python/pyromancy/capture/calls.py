@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,35 @@ def tensors(tree: Any) -> list[Tensor]:
 def filled(tree: Any, values: dict[int, Tensor]) -> Any:
     """Arguments or a result with the values of its slots."""
     return replaced(tree, Slot, lambda slot: values[slot.index])
+
+
+def alike(producer: Mapping[int, Call], a: int | float, b: int | float, known: dict[tuple[int, int], bool]) -> bool:
+    """Whether two slots, or numbers, are the same, or computed in the same way.
+
+    Args:
+        producer: the call that computes a slot; none of leaves.
+        a: a slot, or a float.
+        b: another.
+        known: what is known of pairs of slots, which grows.
+    """
+    if type(a) is not int or type(b) is not int or a == b:
+        return type(a) is type(b) and a == b
+    if (a, b) not in known:
+        first, second = producer.get(a), producer.get(b)
+        known[a, b] = (
+            first is not None
+            and second is not None
+            and first.function == second.function
+            and len(first.outputs) == 1 == len(second.outputs)
+            and _form(first) == _form(second)
+            and all(alike(producer, x, y, known) for x, y in zip(first.inputs, second.inputs, strict=True))
+        )
+    return known[a, b]
+
+
+def _form(call: Call) -> Any:
+    """The arguments of a call without its tensors."""
+    return replaced((call.args, call.kwargs), Slot, lambda _: None)
 
 
 def is_number(argument: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..plan import Law
 from .calls import Call, filled, tensors
+from .held import Held
 from .program import Program
 from .terms import NodeEnergy, Term
 
@@ -75,6 +76,7 @@ class Errors:
 
     Attributes:
         terms: those that predict a free state, by its slot.
+        held: of such states those of which entries are data, whose errors move nothing.
 
     Raises:
         NoErrors: a state is predicted twice or by itself, or its energy is not recognised.
@@ -83,13 +85,19 @@ class Errors:
     def __init__(self, program: Program, measured: bool = False) -> None:
         self.program, self._measured = program, measured
         self.terms: dict[int, Term] = {}
+        self.held: dict[int, Held] = {}
         unknown: list[Term] = []
         for term in program.terms:
             if term.slot is None or term.slot not in program.varying:
                 continue
             if term.node is None:
                 unknown.append(term)
-            elif (state := term.node.state) in program.free:
+                continue
+            state = term.node.state
+            if (held := program.held(state)) is not None:
+                state = held.state
+                self.held[state] = held
+            if state in program.free:
                 if state in self.terms:
                     raise NoErrors(
                         f"{program.told(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
@@ -106,6 +114,9 @@ class Errors:
                     )
         if not self.terms:
             raise NoErrors(f"no free state is predicted, and so none has an error; {_INSTEAD}")
+        # what stands in their places, of which a call may take the form alone before it is known
+        stand_ins = ((c.outputs[0], program.held(c.outputs[0])) for c in program.calls)
+        self._of_form = {slot: h.state for slot, h in stand_ins if h is not None and h.state in self.held}
         self._to_energy = self._schedule([program.result])
         self._to_states = self._schedule(sorted(program.free))
 
@@ -152,7 +163,7 @@ class Errors:
             else:
                 needed = call.inputs if call is not None else []
                 if slot not in program.varying:  # of states it takes the form, which their errors have
-                    needed = [s for s in needed if s not in self.terms]
+                    needed = [s for s in needed if s not in self.terms and s not in self._of_form]
             stack.extend((s, False) for s in reversed(needed) if s not in done)
         return schedule
 
@@ -170,7 +181,7 @@ class Errors:
         return [*(() if term.node.theta is None else (term.node.theta,)), *term.sample_weights]
 
     def _evaluated(self, schedule: list[int | Call], leaves: Sequence[Tensor]) -> dict[int, Tensor]:
-        values = dict(enumerate(leaves))
+        values = dict(enumerate(leaves)) | {slot: leaves[state] for slot, state in self._of_form.items()}
         spreads = self.spreads(leaves) if self._measured else {}
         for item in schedule:
             if isinstance(item, int):
@@ -200,6 +211,12 @@ class Errors:
         """Those of some slots, of leaves with errors in the places of states."""
         values = self._evaluated(self._to_states, leaves)
         return [values[i] for i in free]
+
+    def known(self, state: int, leaves: Sequence[Tensor]) -> Tensor | None:
+        """Which entries of a state are data, if any are."""
+        if (held := self.held.get(state)) is None:
+            return None
+        return held.known(dict(zip([held.mask], self.program.evaluate([held.mask], leaves), strict=True)))
 
     def errors(self, leaves: Sequence[Tensor], free: Sequence[int]) -> list[Tensor]:
         """The errors of states: where nothing predicts one, itself."""

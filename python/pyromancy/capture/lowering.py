@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..plan import Activation, Law
 from ..plan.activations import ACTIVATIONS
-from .calls import Call, Slot, filled, is_number
+from .calls import Call, Slot, alike, filled, is_number
+from .held import Held
 from .program import Program
 from .terms import Term
 from .vocabulary import arguments, unusual
@@ -51,6 +52,7 @@ class Node:
 
     Attributes:
         state: a leaf, or where no free state changes it what is computed from leaves, as a target may be.
+        held: the slot of what stands in the state's place where entries of it are data, and what that is made of.
         free: whether inference updates it.
         term: index of its energy in the program's terms.
         weight: of that term.
@@ -70,6 +72,7 @@ class Node:
     prediction: int | float | None = None
     sample_weights: tuple[int, ...] = ()
     law_parameter: float = 0.0
+    held: tuple[int, Held] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,15 @@ def lower(program: Program) -> list[Chain]:
     nodes: dict[int, Node] = {}
     incoming: dict[int, tuple[int, Edge]] = {}  # target state -> source state, edge
     outgoing: dict[int, int] = {}  # source state -> target state
+    masked = _masked(program)
     for index, term in enumerate(program.terms):
         if term.slot is None or term.slot not in program.varying:
             continue
         of = term.node
         if of is None:
             raise NotAChain(_no_node(program, term))
-        state, name = of.state, program.told(of.state)
+        state = _state(program, of.state)
+        name = program.told(state)
         _check_state(program, state)
         if type(of.prediction) is int:
             of_pred, of_state = (tuple(program.stand_ins[s].shape) for s in (of.prediction, state))
@@ -136,11 +141,12 @@ def lower(program: Program) -> list[Chain]:
             of.prediction if edge is None else None,
             weights,
             of.parameter,
+            masked.get(state),
         )
         if source is not None and edge is not None:
             outgoing[source], incoming[state] = state, (source, edge)
     for source in outgoing:
-        nodes.setdefault(source, Node(source, source in program.free))
+        nodes.setdefault(source, Node(source, source in program.free, held=masked.get(source)))
         _check_state(program, source)
     for slot in program.free:
         nodes.setdefault(slot, Node(slot, True))
@@ -168,6 +174,35 @@ def lower(program: Program) -> list[Chain]:
     return chains
 
 
+def _state(program: Program, slot: int) -> int:
+    """The state in whose place a slot stands, which is the slot itself where nothing of it is data."""
+    held = program.held(slot)
+    return slot if held is None else held.state
+
+
+def _masked(program: Program) -> dict[int, tuple[int, Held]]:
+    """Of every free state that is data where it is known: what stands in its place, which must be so wherever it is."""
+    found: dict[int, tuple[int, Held]] = {}
+    moved = [t.slot for t in program.terms if t.slot is not None and t.slot in program.varying]
+    reaches = set[int]().union(*map(program.ancestors, moved))
+    calls = [c for c in program.calls if not reaches.isdisjoint(c.outputs)]
+    known: dict[tuple[int, int], bool] = {}
+    for call in calls:
+        held = program.held(call.outputs[0])
+        if held is None:
+            continue
+        first = found.setdefault(held.state, (call.outputs[0], held))[1]
+        pairs = (first.mask, held.mask), (first.data, held.data)
+        if first.inverted != held.inverted or not all(alike(program.producer, a, b, known) for a, b in pairs):
+            raise NotAChain(f"{program.told(held.state)} is taken with two masks, or with other data")
+    for call in calls:
+        read = set(call.inputs) & found.keys() & program.varying if program.varying & set(call.outputs) else ()
+        for state in read:
+            if program.held(call.outputs[0]) is None:
+                raise NotAChain(f"{program.told(state)} is taken as it is by {call.name}, and elsewhere with a mask")
+    return found
+
+
 def _expands(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     """Whether what has a shape is the same for every sample, or element, of what has another."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
@@ -185,6 +220,12 @@ def _no_node(program: Program, term: Term) -> str:
     """Why a term is not the energy of a node."""
     assert term.slot is not None
     assert term.within is not None
+    for slot in sorted(program.ancestors(term.within) & program.producer.keys()):
+        if program.producer[slot].meaning == "where" and program.held(slot) is None and slot in program.varying:
+            return (
+                f"{program.told(slot)} is no state: chains take torch.where(known, data, state), by position, of a "
+                "mask and data that no free state changes, and of the state's own shape and dtype"
+            )
     call = program.producer.get(term.within)
     told = program.told(term.within)
     factor = next((s for s in call.inputs if s not in program.varying), None) if call else None
@@ -242,6 +283,7 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
     ):
         raise NotAChain(f"the weight or bias of the Linear that predicts {target} broadcasts")
     before, slope_before, slot = _unwrapped(program, source.index)
+    slot = _state(program, slot)
     form = program.stand_ins[slot]
     if slot in program.varying:
         if slot >= len(program.leaves):
@@ -251,7 +293,7 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
             raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
     elif form.dim() != 2 or form.shape[:1] != program.batch:
         return None, None
-    if skipping not in (None, slot):
+    if skipping is not None and _state(program, skipping) != slot:
         if slot not in program.varying and skipping not in program.varying:
             return None, None
         raise NotAChain(

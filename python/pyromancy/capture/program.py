@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .calls import Call, filled, tensors
+from .held import Held, held
 from .terms import Term, Terms
 from .vocabulary import arguments
 
@@ -214,6 +215,10 @@ class Program:
         """What tells of a tensor's layout and gradient: for a stand-in one on no device, else the tensor itself."""
         slot = self._slots.get(id(t))
         return t if slot is None else self.layouts[slot].tensor()
+
+    def held(self, slot: int) -> Held | None:
+        """What a slot holds of a free state that is data where it is known; None of any other slot."""
+        return held(self.producer.get(slot), self.stand_ins, self.varying, self.free)
 
     def ancestors(self, slot: int) -> set[int]:
         """Slots that a slot is computed from, itself included."""

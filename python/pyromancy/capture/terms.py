@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .. import functional
 from ..plan import Law
-from .calls import Call, Slot, is_number, replaced
+from .calls import Call, Slot, alike, is_number
+from .held import held
 from .vocabulary import arguments, unusual
 
 ENERGIES = {
@@ -326,12 +327,16 @@ class Terms:
         states = [s for s in ((a, b) if found.law.is_of_distance else (a,)) if type(s) is int and self._may_be_state(s)]
         if not states:
             return None
-        state = min(states, key=lambda s: (s not in self._free, s in self._producer))
+        state = min(states, key=lambda s: (s not in self._free and not self._holds(s), s in self._producer))
         mu = b if state == a else a
         return NodeEnergy(found.law, state, mu, found.theta, found.times * of, weights, found.parameter)
 
     def _may_be_state(self, slot: int) -> bool:
-        return slot not in self._producer or slot not in self._varying
+        return slot not in self._producer or slot not in self._varying or self._holds(slot)
+
+    def _holds(self, slot: int) -> bool:
+        """Whether it is a free state but for entries that are data."""
+        return held(self._producer.get(slot), self._forms, self._varying, self._free) is not None
 
     def _crossed(self, call: Call) -> NodeEnergy | None:
         """``c z log_softmax(mu)`` element by element."""
@@ -486,20 +491,7 @@ class Terms:
                     return (factor, slot, 0.0), weights
 
     def _same(self, a: int | float, b: int | float) -> bool:
-        """Whether two slots, or numbers, are the same, or computed in the same way."""
-        if type(a) is not int or type(b) is not int or a == b:
-            return type(a) is type(b) and a == b
-        if (a, b) not in self._known:
-            first, second = self._producer.get(a), self._producer.get(b)
-            self._known[a, b] = (
-                first is not None
-                and second is not None
-                and first.function == second.function
-                and len(first.outputs) == 1 == len(second.outputs)
-                and _form(first) == _form(second)
-                and all(map(self._same, first.inputs, second.inputs))
-            )
-        return self._known[a, b]
+        return alike(self._producer, a, b, self._known)
 
 
 def logits_of(call: Call | None, forms: Sequence[Tensor]) -> int | None:
@@ -521,8 +513,3 @@ def _dim(call: Call) -> int:
     """Along which a stack or a concatenation joins tensors."""
     rest: Iterable[Any] = (*call.args[1:], *call.kwargs.values())
     return next((d for d in rest if isinstance(d, int)), 0)
-
-
-def _form(call: Call) -> Any:
-    """The arguments of a call without its tensors."""
-    return replaced((call.args, call.kwargs), Slot, lambda _: None)

@@ -38,6 +38,7 @@ _SPELLINGS = {
     **{name: (name,) for name in ("l1_loss", "huber_loss", "smooth_l1_loss", "gaussian_nll_loss", "poisson_nll_loss")},
     "binary_cross_entropy_with_logits": ("binary_cross_entropy_with_logits",),
     **{name: (name,) for name in ("exp", "log", "log1p")},
+    "where": ("where",),
     "expand": ("expand", "broadcast_to"),
     "stack": ("stack",),
     "cat": ("cat", "concat", "concatenate"),

@@ -122,6 +122,13 @@ class Rated(Method):
         return False
 
     @property
+    def only_masks(self) -> bool:
+        """Whether all that it does beside steps of one rate is to hold what is known."""
+        several = [c for of in (self.constraints or {}).values() for c in _several(of)]
+        one_rate = not isinstance(getattr(self, "lr", None), Mapping) and self.schedule is None and not self.max_norm
+        return one_rate and all(isinstance(c, Known) for c in several)
+
+    @property
     def is_plain(self) -> bool:
         """Whether it does nothing beside, and has one rate."""
         rate = getattr(self, "lr", None)

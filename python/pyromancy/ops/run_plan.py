@@ -23,11 +23,11 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
 
     Edges predict their targets as ``mu = after(W before(z) + b + s z)``, W and b times their scales, s their skip. With
     errors ``e = P (z - mu)`` and ``d = after' e`` a step is ``z <- z - lr (e - before'(z) W^T d_target - s d_target)``,
-    on all free nodes at once, with the momentum of `torch.optim.SGD` where there are velocities. P is ``weight
-    exp(-theta)`` of a node whose law is GAUSSIAN, or its weight without a theta; of one that is FULL_GAUSSIAN it is
-    theta as it is, in which its weight is a factor already. One that is CATEGORICAL is clamped and predicted by logits
-    mu, and has ``weight (z - softmax(mu) sum(z))`` in the place of ``e_target``. Where a node has weights per sample,
-    all of its energy is multiplied by them, and so its errors.
+    on all free nodes at once, with the momentum of `torch.optim.SGD` where there are velocities; elements that are
+    known have no gradient. P is ``weight exp(-theta)`` of a node whose law is GAUSSIAN, or its weight without a theta;
+    of one that is FULL_GAUSSIAN it is theta as it is, in which its weight is a factor already. One that is CATEGORICAL
+    is clamped and predicted by logits mu, and has ``weight (z - softmax(mu) sum(z))`` in the place of ``e_target``.
+    Where a node has weights per sample, all of its energy is multiplied by them, and so its errors.
 
     The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
     weights and biases, times their scales, with ``d = after' e``, and for log-variances ``1/2 (weight - mean(e (z -
@@ -188,6 +188,8 @@ class _Batch:
                 gradient -= slope * (delta @ self.weight(edge))
                 if edge.skip:
                     gradient -= edge.skip * delta
+            if node.way is not None and node.way.known is not None:
+                gradient.masked_fill_(self.operands[node.way.known], 0.0)
             if node.velocity is not None:
                 velocity = self.operands[node.velocity]
                 if fresh:

@@ -5,7 +5,7 @@ Tensors are referred to by number: `run_plan_` takes two lists, and a number cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
 
@@ -113,7 +113,7 @@ class Way:
         shrink: the weight of ``|z - towards|`` in the energy, of which a step takes the proximal step.
         low: the least that an element may be; None leaves it open.
         high: the most.
-        known: bool ``[1 or B, n]``, of elements that hold still.
+        known: bool ``[1 or B, n]``, of elements that hold still, whatever the method.
     """
 
     pace: float = 1.0
@@ -142,7 +142,7 @@ class Node:
         sample_weights: ``[B]``, more factors of the energy.
         kept: what a method that goes on keeps beside the velocity, like the state.
         law_parameter: of laws that have one.
-        way: what steps at a rate, without a velocity, do beside; a constraint is of states.
+        way: what steps do beside; but for a mask they are those at a rate, without a velocity, and on states.
     """
 
     state: Operand
@@ -387,7 +387,8 @@ class Plan:
         Raises:
             NotImplementedError: it is another.
         """
-        beside = self.max_norm or self.factors or any(n.way for n in self.nodes)
+        ways = [n.way for n in self.nodes if n.way is not None]
+        beside = self.max_norm or self.factors or any(replace(way, known=None) != Way() for way in ways)
         if beside or not isinstance(self.method, Descent) or self.method.turns is not Turns.TOGETHER:
             raise NotImplementedError("E-steps other than plain descent are the compiled CPU kernels' alone in a plan")
         return self.method

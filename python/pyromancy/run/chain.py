@@ -75,6 +75,11 @@ class ChainExecutor(ReplayingExecutor):
         return super().run(run, velocities)
 
     @property
+    def obstacle(self) -> str:
+        """Why this cannot run where it would, or ""."""
+        return backends.without_masks(self.program.leaves[self._free[0]].device.type) if self.planner.masks else ""
+
+    @property
     def bound(self) -> str:
         """What tells an operator's samples how far their energies can still fall; or why nothing does."""
         for node in self.planner.nodes:
@@ -90,9 +95,9 @@ class ChainExecutor(ReplayingExecutor):
     def fused(self, method: Method, stop: Stop | None) -> plan.Sway | plan.Descent | str:
         """What plans have for a method; or why they have none."""
         tol, errors = 0.0 if stop is None else stop.tol, method.moves == "errors"
-        if isinstance(method, Rated) and not (method.is_plain or method.is_proximal):
+        if isinstance(method, Rated) and not (method.is_plain or method.is_proximal or method.only_masks):
             whose = "velocities" if isinstance(method, Descent) else type(method).__name__
-            return f"no operator has rates of states, schedules, max_norm or constraints with {whose}"
+            return f"no operator has rates of states, schedules, max_norm or limits with {whose}"
         if reason := backends.without_methods(self.program.leaves[self._free[0]].device.type):
             return reason
         if tol and not errors:
@@ -191,9 +196,7 @@ class ChainExecutor(ReplayingExecutor):
                 ops.run_plan_(*call)
             self.diverged = diverged is not None and bool(diverged)
         finally:  # what was done before an interruption stays
-            for node, state in zip(planner.nodes, states, strict=True):
-                if node.free and not leaves[node.state].is_contiguous():
-                    leaves[node.state].copy_(state)
+            planner.put_back(values, states, leaves)
         if energies is None:
             return []
         recorded = self._constant_energies(leaves, steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -506,6 +506,7 @@ class Whole:
         self._outcome: Tensor | None = None  # of a batch whose samples stop by themselves
         self._last: _Last | None = None  # where the next call may be the same
         self._same = 0  # of the calls before, in a row
+        self._masked: tuple[Mapping[int, Tensor], Sequence[Tensor]] | None = None  # what a call was made of
         self._sort_settings()
 
     def _sort_settings(self) -> None:
@@ -519,6 +520,9 @@ class Whole:
             slot = slot_of.get(id(setting.node.value))
             if slot is not None and slot in program.free and found is not None and slot in into:
                 source, edge = into[slot]
+                if self.nodes[source].held is not None or self.nodes[source + 1].held is not None:
+                    self.set_.append(setting)  # what it is set to knows nothing of a mask
+                    continue
                 slots = (edge.weight, edge.bias, *edge.slopes)
                 taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
                 given = (found.weight, found.bias, *found.slopes)
@@ -590,7 +594,8 @@ class Whole:
             captured = em.loop.program
             assert captured is not None
             clamped = {self._slot_of.get(id(setting.node.value), -1) for setting in self.set_}
-            if self.by_hand or self.start_.reaches(captured) or self.executor.planner.computes_from(clamped):
+            planner = self.executor.planner
+            if planner.masks or self.by_hand or self.start_.reaches(captured) or planner.computes_from(clamped):
                 return False
             for setting in self.set_:
                 place = self.start_.place(setting)
@@ -622,6 +627,9 @@ class Whole:
         learns = self._learns(em)
         with torch.no_grad(), Uninterrupted() if learns and learner.begins else nullcontext():
             ops.run_plan_(*call)
+            if self._masked is not None:
+                self.executor.planner.put_back(*self._masked, self.executor.program.leaves)
+                self._masked = None
             if learns:
                 learner.commit()
         for p in self.parameters if learns or not em.incremental else ():
@@ -694,6 +702,8 @@ class Whole:
                 torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum
             ]
             outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
+            if planner.masks:
+                self._masked = values, states
             if self._diverged is None and states[0].is_cpu:
                 self._diverged = states[0].new_zeros(1)
             if order is None:  # batches of an order leave the call that may be used again, and so what it tells

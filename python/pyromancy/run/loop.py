@@ -688,7 +688,8 @@ class InferenceLoop:
         if last is not None and self._executor is not None:
             change = check(self._energy, last)
             if change is None:
-                if isinstance(self._executor, AutogradExecutor) and not self._is_patient():
+                given_up = isinstance(self._executor, AutogradExecutor) and not self._is_patient()
+                if given_up or (isinstance(self._executor, ChainExecutor) and self._executor.obstacle):
                     self._try_again(last)
                 return self._executor
             last.rest()
@@ -727,7 +728,7 @@ class InferenceLoop:
         return None, recording
 
     def _try_again(self, program: Program) -> None:
-        """To run a program that only autograd could."""
+        """To run a program otherwise: only autograd could, or chains no longer can."""
         ready = next(r for r in self._ready if r.program is program)
         self._reasons = {}
         self._executor = self._executor_of(program)
@@ -783,9 +784,12 @@ class InferenceLoop:
             try:
                 written = normal(program, program.batch[0] if program.batch else 1)
                 chains = lower(written)
-                executor = ChainExecutor(written, chains, self._params, self._replay)
-            except NotAChain as reason:
-                self._reasons["chain"] = str(reason)
+                chain = ChainExecutor(written, chains, self._params, self._replay)
+                if reason := chain.obstacle:
+                    raise NotAChain(reason)
+                executor = chain
+            except NotAChain as refusal:
+                self._reasons["chain"] = str(refusal)
         try:
             executor = executor or GraphExecutor(program, self._params, self._replay)
         except NotCapturable as reason:

@@ -214,12 +214,20 @@ class OnErrors(Captured):
         self._certain = set(self._free) == self._spreads.keys() and all(s.known for s in self._spreads.values())
         for slot in {s for t in self._of.terms.values() for s in t.sample_weights} if self._certain else ():
             self._certain = (self.program.evaluate([slot], self._leaves)[0].reshape(-1) > 0) & self._certain
+        if any(self._spreads[i].factor is not None for i in self._of.held):  # whose entries that are data pull others
+            self._certain = False
         self.bound = "none: a state has no error, or no precision" if self._certain is False else "errors and gradients"
         nodes = [t.node for t in self.program.terms if t.node is not None]
         bent = next((n for n in nodes if n.state not in self.program.free and not n.law.is_convex), None)
         if bent is not None:
             self._certain = False
             self.bound = f"none: the energy of {self.program.told(bent.state)} is not convex in its prediction"
+
+    @torch.no_grad()
+    def end(self) -> None:
+        for i, z in zip(self._free, self._states(self._placed()), strict=True):
+            known = self._of.known(i, self._leaves)
+            self._leaves[i].copy_(z if known is None else torch.where(known, self._leaves[i], z))
 
     def _variables(self, leaves: list[Tensor]) -> list[Tensor]:
         return self._of.errors(leaves, self._free)
@@ -311,6 +319,8 @@ class OnFixedPredictions(Problem):
             if term.node is None:
                 assert term.slot is not None
                 raise NoErrors(f"the term {program.told(term.slot)} is not the energy of a node of a known law")
+            if term.node.state in program.varying - program.free:
+                raise NoErrors(f"{program.told(term.node.state)}, which a prediction is of, is no state but computed")
 
     def begin(self) -> None:
         self.point = [self.program.leaves[i].detach().clone() for i in self._free]

@@ -86,6 +86,7 @@ class Planner:
         firsts = accumulate((len(c.nodes) for c in chains), initial=0)
         self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
         operands = [s for n in self.nodes for s in (n.state, n.theta, n.prediction, *n.sample_weights)]
+        operands += [s for n in self.nodes if n.held is not None for s in (n.held[0], n.held[1].mask)]
         operands += [s for _, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
         self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
@@ -96,21 +97,46 @@ class Planner:
         self._encoded: dict[tuple[object, ...], list[int]] = {}
 
     def values(self, leaves: Sequence[Tensor]) -> dict[int, Tensor]:
-        """What the chains take, by slot."""
+        """What the chains take, by slot; of a state of which entries are data, what stands in its place."""
         values = dict(enumerate(leaves))
         if self._computed:
             values.update(zip(self._computed, self.program.evaluate(self._computed, leaves), strict=True))
+        for n in self.nodes:
+            if n.held is not None:
+                values[n.state] = values[n.held[0]]
         return values
+
+    def put_back(self, values: Mapping[int, Tensor], states: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+        """Set free states to what a run has made of them, where it could not write into them.
+
+        Args:
+            values: that it took.
+            states: that it has written.
+            leaves: whose free ones are to be set; entries that are data stay as they are.
+        """
+        for n, made in zip(self.nodes, states, strict=True):
+            if not n.free:
+                continue
+            leaf = leaves[n.state]
+            if n.held is not None:
+                leaf.copy_(torch.where(n.held[1].known(values), leaf, made))
+            elif not leaf.is_contiguous():
+                leaf.copy_(made)
 
     @property
     def takes_leaves_alone(self) -> bool:
         """Whether plans take what the program reads itself, and nothing computed, or read, for every call."""
         thetas = [self.program.stand_ins[n.theta] for n in self.nodes if n.theta is not None]
         return not (
-            self._computed or self._slopes or any(t.dim() > 1 for t in thetas)
+            self._computed or self._slopes or any(t.dim() > 1 for t in thetas) or self.masks
             or any(n.prediction is not None or n.law is plan.Law.FULL_GAUSSIAN for n in self.nodes)
             or any(not self._is_plain(n) for n in self.nodes)
         )  # fmt: skip
+
+    @property
+    def masks(self) -> bool:
+        """Whether entries of a free state are data."""
+        return any(n.held is not None for n in self.nodes)
 
     def _is_plain(self, node: Node) -> bool:
         """Whether plans take a node's weights per sample as they are."""
@@ -170,7 +196,7 @@ class Planner:
         thetas = [_theta(n, values) for n in self.nodes]
         priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         weights = [sample_weights(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
-        ways = self._ways(run)
+        ways = self._ways(run, values)
         masks = {slot: mask for slot, (_, mask) in ways.items()}
         for operand in (*states, *thetas, *priors, *weights, *data.values(), order, *masks.values()):
             if operand is not None:
@@ -249,22 +275,28 @@ class Planner:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
         return Call(operands.written, operands.only_read, ints, numbers)
 
-    def _ways(self, run: Run) -> dict[int, tuple[plan.Way, Tensor | None]]:
+    def _ways(self, run: Run, values: Mapping[int, Tensor]) -> dict[int, tuple[plan.Way, Tensor | None]]:
         """What steps do of states beside, by slot, where they do, and the masks of what is known."""
         ways: dict[int, tuple[plan.Way, Tensor | None]] = {}
+        for n in self.nodes:
+            if n.held is not None:
+                ways[n.state] = plan.Way(), _wide(n.held[1].known(values), values[n.state])
         if run.rated is None:
             return ways
         free = [n.state for n in self.nodes if n.free]
         states = [self.program.leaves[slot] for slot in free]
-        own = isinstance(getattr(run.rated, "lr", None), Mapping)
+        paces = isinstance(getattr(run.rated, "lr", None), Mapping)
         for slot, state, way in zip(free, states, run.rated.ways(states), strict=True):
             shrink, limits = way.shrink or Shrink(0.0), way.range
             made = plan.Way(
-                way.rate if own else 1.0, float(shrink.weight), float(shrink.towards),
+                way.rate if paces else 1.0, float(shrink.weight), float(shrink.towards),
                 None if limits is None else limits.low, None if limits is None else limits.high,
             )  # fmt: skip
             if way.known is not None or made != plan.Way():
-                mask = None if way.known is None else way.known.expand(len(way.known), state.shape[1])
+                mask = ways[slot][1] if slot in ways else None
+                if way.known is not None:
+                    own = _wide(way.known, state)
+                    mask = own if mask is None else own | mask
                 ways[slot] = made, mask
         return ways
 
@@ -303,6 +335,11 @@ class Planner:
             width * width * out + batch * out * width + steps * batch * width * width,
             2 * steps * batch * out * width,
         )
+
+
+def _wide(mask: Tensor, state: Tensor) -> Tensor:
+    """A mask that is one for all samples or for each, of every element."""
+    return mask.expand(len(mask), state.shape[1])
 
 
 def _form(method: plan.Sway | plan.Descent) -> tuple[object, ...]:

@@ -17,8 +17,10 @@ from .laws import NodeLaw
 
 @torch.no_grad()
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
-    operands = [*written, *read]
-    for batch in batches(decode(plan, numbers), operands):
+    operands, decoded = [*written, *read], decode(plan, numbers)
+    if any(node.way for node in decoded.nodes):
+        raise NotImplementedError("what nodes do beside steps of one rate is the CPU's alone in a plan")
+    for batch in batches(decoded, operands):
         for first, some in _passes(batch):
             for nodes in _chains(batch):
                 _run(some, operands, nodes, first)
