@@ -106,7 +106,7 @@ class TestInit:
         assert torch.equal(node.value, torch.ones(3, 5))
 
     def test_of_an_empty_batch(self, kind):
-        with pytest.raises(ValueError, match="must be positive, got 0"):
+        with pytest.raises(ValueError, match="must have a row per sample, and one at least, got shape"):
             STATEFUL[kind](5).init(torch.zeros(0, 5))
 
     @pytest.mark.parametrize("bad", [None, 1.0, [[0.0] * 5]], ids=["none", "number", "list"])

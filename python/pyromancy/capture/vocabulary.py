@@ -33,6 +33,7 @@ _SPELLINGS = {
     "abs": ("abs", "absolute", "__abs__"),
     "mse_loss": ("mse_loss",),
     "log_softmax": ("log_softmax",),
+    "softmax": ("softmax",),
     "cross_entropy": ("cross_entropy",),
     "nll_loss": ("nll_loss",),
     **{name: (name,) for name in ("l1_loss", "huber_loss", "smooth_l1_loss", "gaussian_nll_loss", "poisson_nll_loss")},

@@ -145,6 +145,12 @@ def check_number(name: str, value: Any, least: float = 0.0, below: float = math.
         raise ValueError(f"{name} must be finite, {bound}{more}, got {value}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raise where an option of a method is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def column(values: Tensor, like: Tensor) -> Tensor:
     """One value per sample, ``[B]``, against all dimensions of a variable."""
     return values.reshape(-1, *[1] * (like.dim() - 1))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Evaluation, Objective, Point, check_number, chosen, moved, zeros
+from .base import Evaluation, Objective, Point, check_flag, check_number, chosen, moved, zeros
 from .rated import Rated, Rates
 
 
@@ -32,7 +32,7 @@ class Descent(Rated):
         constraints: see there; no `Shrink` beside a momentum.
 
     Raises:
-        TypeError: a rate is not a number.
+        TypeError: a rate is not a number, or `nesterov` neither True nor False.
         ValueError: an argument is out of range; the message says which.
     """
 
@@ -46,6 +46,7 @@ class Descent(Rated):
         super().__post_init__()
         check_number("momentum", self.momentum)
         check_number("dampening", self.dampening, least=float("-inf"))
+        check_flag("nesterov", self.nesterov)
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and no dampening")
         if self.momentum and self.shrinks:

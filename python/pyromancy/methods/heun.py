@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Evaluation, Objective, check_number, chosen, moved, rows
+from .base import Evaluation, Objective, check_flag, check_number, chosen, moved, rows
 from .rated import Rated
 
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 5.0  # of a controller, as in Hairer, Norsett & Wanner I, section II.4
@@ -38,7 +38,7 @@ class Heun(Rated):
         constraints: see there; no `Shrink`.
 
     Raises:
-        TypeError: an argument is not a number.
+        TypeError: an argument is not a number, or `adaptive` neither True nor False.
         ValueError: it is out of range; the message says which.
     """
 
@@ -55,6 +55,7 @@ class Heun(Rated):
     def __post_init__(self) -> None:
         check_number("lr", self.lr, open_=True)
         super().__post_init__()
+        check_flag("adaptive", self.adaptive)
         check_number("rtol", self.rtol)
         check_number("atol", self.atol, open_=True)
         if self.adaptive and self.schedule is not None:

@@ -16,6 +16,7 @@ Of = Tensor | nn.Module  # a state, or what holds it
 Rates = float | Mapping[Of | None, float]
 Schedule = Callable[[int], float] | Sequence[float]
 _KINDS = (Range, Known, Shrink)
+_SHOWN = 4  # factors of a schedule
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,6 +103,8 @@ class Rated(Method):
                 value = f"{{{', '.join(f'{_told(of)}: {x!r}' for of, x in value.items())}}}"
             elif f.name == "schedule" and callable(value):
                 value = getattr(value, "__name__", type(value).__name__)
+            elif f.name == "schedule" and len(value) > _SHOWN:
+                value = f"({', '.join(map(repr, value[:_SHOWN]))}, ... {len(value)} factors)"
             else:
                 value = repr(value)
             given.append(f"{f.name}={value}")

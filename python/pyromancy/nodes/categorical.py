@@ -87,6 +87,8 @@ class CategoricalNode(VariationalNode):
     def _check_fits(self, name: str, value: Tensor) -> None:
         """A state's shape, or one of class indices."""
         if _holds_classes(value):
+            if value.dim() and len(value) == 0:
+                super()._check_fits(name, value)
             fits = value.dim() > 0 and self._shape.compat(value.shape[0], self._classes, *value.shape[1:])
             if not fits:
                 expected = (self._shape.rshape[0], *self._shape.rshape[2:])
@@ -100,19 +102,20 @@ class CategoricalNode(VariationalNode):
         """Raise ValueError where a value that fits the node is no class indices, or no probabilities, of it."""
         if value.is_meta or value.numel() == 0:
             return
+        name = f"{self._described}.value"
         if _holds_classes(value):
             least, most = (int(x) for x in value.aminmax())
             if least < 0 or most >= self._classes:
                 wrong = least if least < 0 else most
-                raise ValueError(f"value must be class indices from 0 to {self._classes - 1}, got {wrong}")
+                raise ValueError(f"{name} must be class indices from 0 to {self._classes - 1}, got {wrong}")
             return
         if not (lowest := float(value.amin())) >= 0:
-            raise ValueError(f"value must be probabilities, none of them negative, got {lowest}")
+            raise ValueError(f"{name} must be probabilities, none of them negative, got {lowest}")
         lowest, highest = (float(x) for x in value.sum(1).aminmax())
         eps = max(torch.finfo(t).eps for t in (value.dtype, torch.float32))  # which they may have been rounded to
         if not (1 - lowest <= math.sqrt(eps) >= highest - 1):
             total = lowest if 1 - lowest > highest - 1 else highest
-            raise ValueError(f"value must be probabilities that sum to 1 over the classes, got a sum of {total:.6g}")
+            raise ValueError(f"{name} must be probabilities that sum to 1 over the classes, got a sum of {total:.6g}")
 
     def distribution(self, value: Tensor) -> Tensor:
         """Probabilities, given those or class indices; ValueError as of `check`."""

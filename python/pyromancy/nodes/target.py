@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn as nn
@@ -21,6 +23,9 @@ class TargetNode(StateNode):
         value: the state, ``[B, *node]``, a buffer; empty before `init`.
     """
 
+    _most: ClassVar[float]  # what an element may be
+    _told: ClassVar[str]  # what elements must be
+
     value: nn.Buffer
 
     def __init__(self, *shape: int | None) -> None:
@@ -31,7 +36,7 @@ class TargetNode(StateNode):
     def init(self, value: Tensor) -> Tensor:
         """Set the state, in the node's dtype and on its device.
 
-        Where `pyromancy.EM` runs a batch in one call, targets after the first batch are taken as they are.
+        Where `pyromancy.EM` runs a batch in one call, targets on a GPU are taken as they are after the first batch.
 
         Args:
             value: ``[B, *node]``; copied.
@@ -44,16 +49,26 @@ class TargetNode(StateNode):
             ValueError: the shape does not fit the node, the batch is empty, or an element is not what the node is for.
         """
         self._check_fits("value", value)
-        if watched.setter is None and not value.is_meta:
-            if value.is_complex():
-                raise TypeError(f"value must be real, got {value.dtype}")
-            self._check_targets(value.detach())
+        if watched.setter is None:
+            self.check(value)
         state: Tensor = super().init(value)
         return state
 
-    @abstractmethod
-    def _check_targets(self, value: Tensor) -> None:
-        """Raise where an element is not what the node is for."""
+    def _refill(self, value: Tensor) -> None:
+        if value.is_cpu:  # another device would be waited for
+            self.check(value)
+        self.value.copy_(value)
+
+    def check(self, value: Tensor) -> None:
+        """Raise TypeError or ValueError where a value that fits the node has an element that the node is not for."""
+        if value.is_complex():
+            raise TypeError(f"{self._described}.value must be real, got {value.dtype}")
+        if value.is_meta or value.numel() == 0:
+            return
+        least, most = (float(x) for x in value.detach().aminmax())  # both NaN where an element is
+        if not (least >= 0 and most <= self._most):
+            wrong = most if least >= 0 else least
+            raise ValueError(f"{self._described}.value must be {self._told}, got {wrong}")
 
     @abstractmethod
     def error(self, pred: Tensor) -> Tensor:
@@ -81,9 +96,7 @@ class BernoulliNode(TargetNode):
         value: the state, ``[B, *node]``, a buffer; empty before `init`.
     """
 
-    def _check_targets(self, value: Tensor) -> None:
-        if not ((value >= 0) & (value <= 1)).all():
-            raise ValueError(f"value must be from 0 to 1 everywhere, got {_first(value, (value >= 0) & (value <= 1))}")
+    _most, _told = 1.0, "from 0 to 1 everywhere"
 
     def error(self, pred: Tensor) -> Tensor:
         """Error ``z_i - sigmoid(mu_i)``, of the shape of the state."""
@@ -124,10 +137,7 @@ class PoissonNode(TargetNode):
         value: the state, ``[B, *node]``, a buffer; empty before `init`.
     """
 
-    def _check_targets(self, value: Tensor) -> None:
-        fits = (value >= 0) & (value < torch.inf)
-        if not fits.all():
-            raise ValueError(f"value must be counts, finite and not negative, got {_first(value, fits)}")
+    _most, _told = sys.float_info.max, "counts, finite and not negative"
 
     def error(self, pred: Tensor) -> Tensor:
         """Error ``z_i - exp(mu_i)``, of the shape of the state."""
@@ -153,8 +163,3 @@ class PoissonNode(TargetNode):
         """
         self._check_fits("value", value)
         return torch.poisson(value.detach().exp(), generator=generator)
-
-
-def _first(value: Tensor, fits: Tensor) -> float:
-    """The first element that does not fit."""
-    return value[~fits][0].item()

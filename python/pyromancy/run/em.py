@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from ..capture.capture import NotCapturable, has_hooks
 from ..methods import Method, Stop
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
+from ..nodes.target import TargetNode
 from ..plan import Langevin
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, names_of, states_of, told_of
+from .loop import InferenceLoop, Trace, _warn, names_of, states_of, told_of
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
@@ -54,6 +56,11 @@ class Part:
 
     batches: int
     samples: int
+
+
+def _of_loop(name: str) -> property:
+    """An option of the E-steps, which the loop has."""
+    return property(lambda em: getattr(em.loop, name), lambda em, value: setattr(em.loop, name, value))
 
 
 class EM:
@@ -128,12 +135,15 @@ class EM:
         self._starts: list[Start] = []
         self._whole: Whole | None = None
         self._repeat: Repeat | None = None
+        self._warned = False  # of a target that is missing
         self._wait = _FIRST  # batches that one call does in a row, before the next may be a repetition
         self._reason = ""  # why a batch is not one plan
         self._pace: tuple[object, int] = None, 1  # batches of a part, of the kind of the last
         self._order: Tensor | None = None  # samples of the epoch that are left
         self._source: torch.Generator | None = None  # of its order
         self._loaded: dict[str, Any] = {}  # where the next epoch is to go on
+
+    lr, momentum, dampening, nesterov = (_of_loop(name) for name in ("lr", "momentum", "dampening", "nesterov"))
 
     def step(self, *batch: Any) -> Trace:
         """One batch.
@@ -351,6 +361,12 @@ class EM:
             if isinstance(found, Langevin):
                 raise _ByParts("noise is drawn anew for every batch")
             self._whole = self._fitting(start, executor)
+            if self._whole.unheard and not self._warned:
+                self._warned = True
+                _warn(
+                    f"start sets {self._whole.unheard}, which E-steps leave alone, to its own prediction, from which "
+                    "nothing is learned; a target may be missing, as y is in step(x)"
+                )
         except _ByParts as reason:
             self._reason, self._whole = str(reason), None
             return None
@@ -506,6 +522,7 @@ class Whole:
         self._outcome: Tensor | None = None  # of a batch whose samples stop by themselves
         self._last: _Last | None = None  # where the next call may be the same
         self._same = 0  # of the calls before, in a row
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}  # data that were checked, by their nodes
         self._masked: tuple[Mapping[int, Tensor], Sequence[Tensor]] | None = None  # what a call was made of
         self._sort_settings()
 
@@ -516,9 +533,12 @@ class Whole:
         slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True) if s is not None}
         into = {planner.nodes[source + 1].state: (source, e) for source, e in planner.edges}
         swept, self.set_ = set(), []
+        self.unheard = ""  # a clamped state that is set to its own prediction
         for setting, found in self.start_.edges():
             slot = slot_of.get(id(setting.node.value))
-            if slot is not None and slot in program.free and found is not None and slot in into:
+            if found is None and slot not in program.free:
+                found = self.start_.edge_of_logits(setting)
+            if slot is not None and found is not None and slot in into:
                 source, edge = into[slot]
                 if self.nodes[source].held is not None or self.nodes[source + 1].held is not None:
                     self.set_.append(setting)  # what it is set to knows nothing of a mask
@@ -531,9 +551,11 @@ class Whole:
                     and (found.before, found.after) == (edge.before, edge.after)
                     and found.form == (edge.transposed, edge.scale, edge.bias_scale, edge.skip)
                 )  # fmt: skip
-                if same:
+                if same and slot in program.free:
                     swept.add(slot)
                     continue
+                if same:
+                    self.unheard = program.told(slot)
             self.set_.append(setting)
         # what would be computed from states that the plan has yet to compute
         self.by_hand = any(map(self.start_.depends_on_states, self.set_))
@@ -602,10 +624,7 @@ class Whole:
                 slot = self._slot_of.get(id(setting.node.value))
                 if place is None or slot is None or not _are_rows(data[place], setting.node):
                     return False
-                rows[slot] = data[place]
-                if isinstance(setting.node, CategoricalNode):  # whose classes are looked at on a CPU alone
-                    setting.node.check(data[place])
-                    rows[slot] = data[place] if data[place].is_cpu else setting.node.distribution(data[place])
+                rows[slot] = self._looked_at(data[place], setting.node)
         last, settings = self._last, self._settings(em)
         rates = None
         if order is None and last is not None and last.settings == settings and last.learner.still(em.optimizer):
@@ -640,6 +659,18 @@ class Whole:
         em.loop.restore()
         self.mind(em)
         return True
+
+    def _looked_at(self, data: Tensor, node: StateNode) -> Tensor:
+        """Rows that a node may be set to, once they have been looked at as they are now."""
+        if isinstance(node, CategoricalNode | TargetNode):
+            last = self._seen.get(id(node))
+            version = None if data.is_inference() else data._version
+            if version is None or last is None or last[0]() is not data or last[1] != version:
+                node.check(data)
+                self._seen[id(node)] = weakref.ref(data), version
+            if isinstance(node, CategoricalNode) and not data.is_cpu:  # where classes are not looked at
+                return node.distribution(data)
+        return data
 
     def mind(self, em: EM) -> None:
         """Have a warning given where the states of what was run last have diverged."""

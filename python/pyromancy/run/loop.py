@@ -30,8 +30,9 @@ from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
 from ..diagnose import max_rate
-from ..methods import Descent, FixedPrediction, Langevin, Method, Rated, Stop
+from ..methods import Adam, Descent, FixedPrediction, Langevin, Method, Rated, Stop
 from ..methods.base import rows
+from ..nodes.base import StateNode
 from ..registration import is_learned, is_state
 from . import stepwise
 from .autograd import AutogradExecutor
@@ -180,6 +181,7 @@ class InferenceLoop:
         )
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params must hold every state once, got one of them twice")
+        self._energy, self._wanted = energy, executor
         self.lr: Any = lr
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
         self._method = self._taken_apart(method)
@@ -198,7 +200,6 @@ class InferenceLoop:
                 f"params are the states that E-steps move, and hold what is learned: {', '.join(learned)}; "
                 "pyromancy.get_estep_params(net) gives the states alone"
             )
-        self._energy, self._wanted = energy, executor
         self._program: Program | None = None
         self._executor: Executor | None = None
         self._reasons: dict[str, str] = {}  # executor -> why it cannot run this energy
@@ -488,14 +489,25 @@ class InferenceLoop:
         problem.release()
         return [p.detach().clone() for p in self._params]
 
+    def _not_finite(self) -> list[str]:
+        """What the energy reads beside the states that is not finite, but for data that may have gaps."""
+        program = self._program
+        if program is None:
+            return []
+        gaps = {s for call in program.calls if call.meaning == "where" for s in call.inputs}
+        fixed = [(i, t) for i, t in enumerate(program.leaves) if i not in program.free | gaps]
+        return [program.told(i) for i, t in fixed if t.is_floating_point() and not bool(t.isfinite().all())]
+
     def _diverged(self, method: Method, starts: Sequence[Tensor]) -> str:
         """That states are not finite, and at which rate they might be."""
         with torch.no_grad():
             wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in self._params]).any(0)
             told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {method!r}"
+            if odd := self._not_finite():
+                return f"{told}, and neither is what the energy reads: {', '.join(odd)}"
             if getattr(method, "lr", None) is None:
                 return f"{told}; check_finite=True tells where, and when first"
-            if method.moves == "errors":
+            if method.moves == "errors" or isinstance(method, Adam):  # whose rates are others than those of descent
                 return f"{told}; pyromancy.methods.Accelerated() needs no rate"
             ends = [p.detach().clone() for p in self._params]
             try:
@@ -599,8 +611,11 @@ class InferenceLoop:
         """What may not be meant."""
         doubts = [reason] if (reason := self._one_number(executor)) else []
         if (program := self._program) is not None:
-            names = [named.get(id(program.leaves[slot]), "a state") for slot in idle(program)]
-            doubts += [f"{name} predicts nothing and moves to its prediction: exclude a target" for name in names]
+            laws = {t.node.state: t.node.law for t in program.terms if t.node is not None}
+            for slot in idle(program):
+                name, law = named.get(id(program.leaves[slot]), "a state"), laws[slot]
+                moves = "moves to its prediction" if law.is_of_distance else "never rests, as its energy has no least"
+                doubts.append(f"{name} predicts nothing and {moves}: exclude a target")
         return doubts
 
     def _one_number(self, executor: Executor) -> str | None:
@@ -650,7 +665,17 @@ class InferenceLoop:
                     f"params must hold data, got one of shape {tuple(p.shape)} on meta; collect it after the first init"
                 )
             if not p.requires_grad:
-                raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not")
+                clamped = self._node_of(p)
+                why = f": it is the state of a {clamped}, which is clamped" if clamped else ""
+                raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not{why}")
+
+    def _node_of(self, state: Tensor) -> str:
+        """The node among what the energy can reach that holds a state; or ""."""
+        for root in _reached(self._energy).values():
+            for module in root.modules():
+                if isinstance(module, StateNode) and module.value is state:
+                    return module._described
+        return ""
 
     def _check_rates(self) -> None:
         for name, value in (("lr", self.lr), ("momentum", self.momentum), ("dampening", self.dampening)):
@@ -659,6 +684,8 @@ class InferenceLoop:
             if not math.isfinite(value) or (value < 0 and name != "dampening"):
                 least = "" if name == "dampening" else " and not negative"
                 raise ValueError(f"{name} must be finite{least}, got {value}")
+        if not isinstance(self.nesterov, bool):
+            raise TypeError(f"nesterov must be True or False, got {self.nesterov!r}")
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and no dampening")
 

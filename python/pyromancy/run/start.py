@@ -201,6 +201,12 @@ class Start:
         for s in self.settings:
             yield s, edge_of(self._normal, s.slot, self.origin)
 
+    def edge_of_logits(self, setting: Setting) -> EdgeTensors | None:
+        """The edge that predicts the logits whose probabilities a state is set to; None where it is set to others."""
+        call = self._normal.producer.get(setting.slot)
+        of = call.inputs if call is not None and call.meaning == "softmax" else ()
+        return edge_of(self._normal, of[0], self.origin) if len(of) == 1 else None
+
     def values(self, settings: Sequence[Setting]) -> list[Tensor]:
         """What states are set to."""
         return self.program.evaluate([s.slot for s in settings])

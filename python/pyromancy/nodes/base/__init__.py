@@ -82,6 +82,8 @@ class Node(nn.Module, ABC):
     def _check_fits(self, name: str, value: Tensor) -> None:
         """Raise where an argument is no tensor of the node's shape."""
         self._check_is_tensor(name, value)
+        if value.dim() and len(value) == 0:
+            raise ValueError(f"{name} must have a row per sample, and one at least, got shape {tuple(value.shape)}")
         if not self._shape.compat(*value.shape):
             raise ValueError(f"{name} must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
 
