@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -151,8 +152,22 @@ def exact_incremental(setting: Setting, optimizer: Callable[[Sequence[Tensor]], 
     return Outcome(chain.states[1:-1], chain.learned)
 
 
-def exact_of_edges(edges: nn.ModuleList, x: Tensor, y: Tensor, steps: int, rate: float) -> Outcome:
-    """`outcome` of any edges, by autograd through the energy written out: half the squares of all errors."""
+# energies of state and prediction, summed
+ENERGIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gaussian": lambda z, mu: 0.5 * (z - mu).square().sum(),
+    "categorical": lambda z, mu: -(z * mu.log_softmax(1)).sum(),
+    "bernoulli": lambda z, mu: (F.softplus(mu) - z * mu).sum(),
+    "laplace": lambda z, mu: (z - mu).abs().sum(),
+}
+
+
+def exact_of_edges(
+    edges: nn.ModuleList, x: Tensor, y: Tensor, steps: int, rate: float, laws: Mapping[int, str] = MappingProxyType({})
+) -> Outcome:
+    """`outcome` of any edges, by autograd through the energy written out.
+
+    That is half the squares of all errors, but of the nodes, by their places, that have another of `ENERGIES`.
+    """
     edges, x, y = edges.double(), x.double(), y.double()
     states = [x]
     with torch.no_grad():
@@ -160,9 +175,13 @@ def exact_of_edges(edges: nn.ModuleList, x: Tensor, y: Tensor, steps: int, rate:
             states.append(edge(states[-1]))
     states.append(y)
 
+    energies = [ENERGIES["gaussian"]] * len(states)
+    for node, law in laws.items():
+        energies[node] = ENERGIES[law]
+
     def energy() -> Tensor:
-        links = zip(pairwise(states), edges, strict=True)
-        return sum(0.5 * (above - edge(below)).square().sum() for (below, above), edge in links)
+        links = zip(energies[1:], pairwise(states), edges, strict=True)
+        return torch.stack([of(above, edge(below)) for of, (below, above), edge in links]).sum()
 
     for _ in range(steps):
         free = [z.detach().requires_grad_() for z in states[1:-1]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -240,10 +241,12 @@ def jax_adam(parameters: Any, mean: Any, square: Any, count: Any, gradients: Any
     return jax.tree.map(moved, parameters, mean, square), mean, square, count
 
 
-def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32, categorical: bool = False) -> Runner:
+def jax_scan(
+    setting: Setting, device: str, dtype: torch.dtype = torch.float32, laws: Mapping[int, str] = MappingProxyType({})
+) -> Runner:
     """JAX: the whole batch under one jit, a scan over the E-steps, buffers of the parameters donated.
 
-    With a categorical output the last energy is a cross-entropy.
+    Nodes are Gaussian, but for those, by their places, that have another law of `exact.ENERGIES`.
 
     Raises:
         NotHereError: JAX is not installed, or does not run on the device.
@@ -267,15 +270,22 @@ def jax_scan(setting: Setting, device: str, dtype: torch.dtype = torch.float32, 
         parameters = [(put(linear.weight), put(linear.bias)) for linear in linears(make_edges(setting))]
         zeros = jax.tree.map(jnp.zeros_like, parameters)
 
+    of_law = {
+        "gaussian": lambda z, mu: 0.5 * jnp.sum((z - mu) ** 2),
+        "categorical": lambda z, mu: -jnp.sum(z * jax.nn.log_softmax(mu)),
+        "bernoulli": lambda z, mu: jnp.sum(jax.nn.softplus(mu) - z * mu),
+        "laplace": lambda z, mu: jnp.sum((z - mu) * jax.lax.stop_gradient(jnp.sign(z - mu))),  # of abs it is 1 at 0
+    }
+    energies = [of_law["gaussian"]] * len(setting.sizes)
+    for node, law in laws.items():
+        energies[node] = of_law[law]
+
     def predict(edge: Any, below: Any) -> Any:
         return f(below) @ edge[0].T + edge[1]
 
     def energy(edges: Any, states: Any, first: Any, y: Any) -> Any:
         predictions = [first, *(predict(edge, z) for edge, z in zip(edges, states, strict=True))]
-        squares = [0.5 * jnp.sum((z - mu) ** 2) for z, mu in zip([*states, y], predictions, strict=True)]
-        if categorical:
-            squares[-1] = -jnp.sum(y * jax.nn.log_softmax(predictions[-1]))
-        return sum(squares)
+        return sum(of(z, mu) for of, z, mu in zip(energies[1:], [*states, y], predictions, strict=True))
 
     def batch(parameters: Any, mean: Any, square: Any, count: Any, x: Any, y: Any) -> Any:
         bottom, *edges = parameters

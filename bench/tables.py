@@ -48,6 +48,7 @@ def tables(result: Result) -> list[Table]:
         (_equilibrium, result.of("equilibrium")),
         (_sweep_cost, result.of("sweep-cost")),
         (_sparse, result.of("sparse")),
+        (_laws, result.of("laws")),
     ]
     return [make(rows) for make, rows in kinds if rows]
 
@@ -188,6 +189,17 @@ def _sparse(rows: list[Row]) -> Table:
         for row in rows
     ]
     return Table("Sparse codes to the duality gap of scikit-learn's", header, lines)
+
+
+def _laws(rows: list[Row]) -> Table:
+    header = ["EM batch", "a node's law", "EM", "all Gaussian", "over that", "JAX over EM"]
+    has_jax = bool(_having(rows, "over_jax"))
+    lines = []
+    for row in rows:
+        over = [f"{row['over_jax']:.3g}x"] if has_jax else []
+        times = _time(row["seconds"]), _time(row["gaussian_seconds"])
+        lines.append([row["setting"], row["law"], *_marked(row, *times, f"{row['over_gaussian']:.2f}", *over)])
+    return Table("EM batch with another law, beside Gaussian nodes", header[: len(lines[0])], lines)
 
 
 def sweeps(rows: list[Row]) -> dict[str, list[tuple[int, Row]]]:
