@@ -69,6 +69,7 @@ Method read_method(Reader& read) {
     method.settle = read.flag("settle");
     method.turns = static_cast<Turns>(read.number("turns", 0, kTurns));
     method.first = read.number("first step", 0, INT64_MAX);
+    method.fixed = read.flag("fixed");
     for (double* number : {&method.lr, &method.momentum, &method.dampening})
       *number = read.real("number of a method");
     return method;
@@ -149,6 +150,23 @@ void check_near(Name name, const Tensor& t, const Tensor& state) {
                   " must be on the CPU or on the device of the states, got another");
 }
 
+// Energies are of the predictions of states as they are, which nobody finds where these stay.
+void check_fixed(const Plan& plan) {
+  STD_TORCH_CHECK(plan.method.turns == Turns::together, "fixed needs states that move at once");
+  STD_TORCH_CHECK(plan.learning == Learning::never || plan.learning == Learning::at_the_end,
+                  "weights must learn at the end, not in every step, where predictions are fixed");
+  STD_TORCH_CHECK(plan.energies == kNothing, "energies must not be recorded, as fixed predictions "
+                                             "are not those of the states");
+  for (size_t e = 0; e < plan.edges.size(); ++e)
+    STD_TORCH_CHECK(!plan.edges[e].gram, "gram of edge ", e, " needs predictions that move");
+  for (const PlanNode& node : plan.nodes) {
+    STD_TORCH_CHECK(node.velocity == kNothing, "velocities need predictions that move");
+    STD_TORCH_CHECK(
+        !plan.method.resume || !node.free || node.kept != kNothing,
+        "resume needs the first states, kept of all free nodes, where predictions are fixed");
+  }
+}
+
 // What moves in error coordinates is the error of the one prediction that every free node has,
 // whose law must not care where z and mu are, but how far apart.
 void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
@@ -161,8 +179,11 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
     for (const PlanNode& node : plan.nodes)
       STD_TORCH_CHECK(node.velocity == kNothing, "velocities need states that move at once");
   }
+  if (method.fixed)
+    check_fixed(plan);
   for (const PlanNode& node : plan.nodes)
-    STD_TORCH_CHECK(node.kept == kNothing || method.sways, "kept of a node needs what sways");
+    STD_TORCH_CHECK(node.kept == kNothing || method.sways || method.fixed,
+                    "kept of a node needs what sways, or fixed predictions");
   if (!method.sways)
     return;
   STD_TORCH_CHECK(

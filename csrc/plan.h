@@ -55,7 +55,7 @@ struct PlanNode {
   Law law;
   int64_t theta, prior;   // prior: constant prediction [1 or B, n]
   int64_t velocity;       // [B, n], of a momentum; of what sways, s
-  int64_t kept;           // [B, n], of what sways, h
+  int64_t kept;           // [B, n], of what sways, h; of fixed predictions, the first states
   int64_t data;           // [N, n], of which `order` picks the state, or the
                           // classes [N] of categorical ones, which are one-hot
   int64_t sample_weights; // [B], more factors of its energy
@@ -93,6 +93,7 @@ struct Method {
   bool nesterov;
   Turns turns;
   int64_t first; // steps before, which turns count
+  bool fixed;    // predictions and their derivatives stay those of the first states
   bool resume;   // velocities hold those of steps before, and so does what goes on
   bool settle;   // states that are their predictions but for rounding begin as these
 

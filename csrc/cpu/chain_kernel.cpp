@@ -90,7 +90,8 @@ struct Buffers {
   using C = typename P::Number;
 
   C* z;
-  C* a;        // before(z); z itself where that is the identity
+  C* base;     // the first z, where predictions are fixed
+  C* a;        // before(z), or before(base); the same itself where that is the identity
   C* next;     // the activations to come, where the update still reads a
   C* mu;       // a prediction that does not change
   C* residual; // z - mu, for a full precision
@@ -109,6 +110,9 @@ struct Buffers {
   C* scale;                             // that gradients of samples are brought down by: one row
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
 
+  const C* source() const { // of predictions
+    return base ? base : z;
+  }
   const C* input(Input of) const {
     return of == Input::activation ? a
            : of == Input::delta    ? delta
@@ -143,6 +147,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     };
     const bool gram = out && out->gram;
     const bool varies = node.predicted && node.prediction_varies;
+    const bool fed_back = node.predicted && node.feeds_back;
     const bool bent = node.predicted && is_bent(args, node);
     const bool full = node.predicted && node.full_precision;
     const bool every =
@@ -151,11 +156,14 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     const bool rises = sways && args.method.errors;
     Buffers<typename Layout::Products> b{};
     b.z = take(true);
+    b.base = take(node.free && args.fixed);
     b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
+    if (b.a == b.z && b.base)
+      b.a = b.base;
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
     b.residual = take(full);
-    b.error = take(varies || full || every);
+    b.error = take(fed_back || full || every);
     b.delta = bent || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
     b.slope = take(bent && (full || rises));
     // of errors that move, a Gaussian's energy follows at once
@@ -256,6 +264,8 @@ struct Tile {
         load_samples(node.state, node.n, node.n, b.z);
       else if (node.in < 0)
         load_samples(node.prior, node.prior_stride, node.n, b.z);
+      if (b.base && args.resume)
+        load_samples(node.kept, node.n, node.n, b.base);
       if (b.known)
         load_samples(node.known, node.known_stride, node.n, b.known);
       if (b.velocity && args.resume)
@@ -333,7 +343,7 @@ struct Tile {
       const ChainNode& node = args.node[l];
       const Buffers<P>& b = buffers[l];
       store_samples(b.delta, node.n, node.delta);
-      store_samples(b.z, node.n, node.source);
+      store_samples(b.source(), node.n, node.source);
       store_samples(b.a, node.n, node.activated);
       store_samples(b.moment, node.n, node.moment);
     }
@@ -347,6 +357,8 @@ struct Tile {
       store_samples(buffers[l].z, node.n, node.state);
       if (!is_finite(static_cast<const C*>(node.state) + first * node.n, count() * node.n))
         __atomic_store_n(args.diverged, 1, __ATOMIC_RELAXED); // other tiles may, too
+      if (buffers[l].base && !args.resume)
+        store_samples(buffers[l].base, node.n, node.kept);
       if (args.steps > 0 && !args.sways) // velocities that are not resumed start with the first
         store_samples(buffers[l].velocity, node.n, node.velocity);
     }
@@ -407,7 +419,7 @@ struct Tile {
   // Adds what skips the product that predicts node l to its rows i to i + rows.
   void skip(int64_t l, int64_t i, int64_t rows, Vec<C>* c) const {
     const ChainEdge& in = args.edge[args.node[l].in];
-    const C* const z = buffers[in.source].z + i * row;
+    const C* const z = buffers[in.source].source() + i * row;
     for (int64_t q = 0; q < rows * width; ++q)
       c[q] = fma(splat(static_cast<C>(in.skip)), load(z + q * w), c[q]);
   }
@@ -463,9 +475,11 @@ struct Tile {
   // before(z) for the edge that leads away from node l
   void activate_source(int64_t l, int64_t i, int64_t rows) {
     const Buffers<P>& b = buffers[l];
-    if (b.a != b.z)
-      activate_all<C>(args.edge[args.node[l].out].before, b.z + i * row, b.a + i * row,
-                      rows * width);
+    const C* const z = b.source();
+    if (b.base && !args.resume)
+      std::memcpy(b.base + i * row, b.z + i * row, rows * row * sizeof(C));
+    if (b.a != z)
+      activate_all<C>(args.edge[args.node[l].out].before, z + i * row, b.a + i * row, rows * width);
     round(l, Input::activation, i, rows);
   }
 
@@ -509,7 +523,8 @@ struct Tile {
           store(b.delta + at, of.push);
         keep_energy(b, at, of);
       }
-    round(l, Input::residual, wanted.begin, wanted.end - wanted.begin);
+    round(l, node.full_precision ? Input::residual : Input::delta, wanted.begin,
+          wanted.end - wanted.begin);
   }
 
   // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
@@ -1163,7 +1178,7 @@ struct Tile {
     const Skipping skipping = this->skipping(l, feedback);
     const ChainNode& node = args.node[l];
     const bool from_prediction = b.mu && !node.full_precision;
-    C* const activations = !feedback || b.a == b.z ? nullptr : b.next ? b.next : b.a;
+    C* const activations = !feedback || b.a == b.z || b.base ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
     const Vec<C> momentum = splat(static_cast<C>(args.momentum));
     const Vec<C> undamped = splat(static_cast<C>(1 - args.dampening));
@@ -1185,7 +1200,7 @@ struct Tile {
           if constexpr (kind == Activation::identity)
             g -= back;
           else
-            g = fnma(slope<C>(before, z, load(b.a + at)), back, g);
+            g = fnma(slope<C>(before, b.base ? load(b.base + at) : z, load(b.a + at)), back, g);
         }
         if (skipping.delta)
           g = fnma(skipping.by, load(skipping.delta + at), g);

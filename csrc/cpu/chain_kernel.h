@@ -33,6 +33,7 @@ struct ChainNode {
   bool free, predicted;
   int64_t ordinal;        // among the free ones
   bool prediction_varies; // from step to step
+  bool feeds_back;        // its error, into the node that predicts it, which moves
   bool swept;             // starts at its prediction
   // [n], padded: where a state may be its prediction but for rounding, that rounding over the norm
   // of before(z); such elements are made to be it. Or null.
@@ -41,7 +42,8 @@ struct ChainNode {
   // zero, and the first at which the state can move. What comes before would compute zeros.
   int64_t stirs, moves;
   void* state; // [B, n], contiguous; overwritten where free
-  // [B, n] of free nodes, or null: of momentum; or of what sways and goes on, s, and h
+  // [B, n] of free nodes, or null: of momentum; or of what sways and goes on, s, and h; or of fixed
+  // predictions, the first states
   void *velocity, *kept;
   Law law;
   double law_parameter, weight; // of the law and of its energy
@@ -87,6 +89,7 @@ struct ChainArgs {
   bool narrows;  // tiles, where half of their samples are at their end
   Turns turns;   // of the free nodes
   int64_t first; // steps before, which turns count
+  bool fixed;    // predictions and their derivatives stay those of the first states
   bool resume;   // velocities hold those of steps before, and so does what goes on
   bool moves;    // whether states are stored
   bool sways;    // steps are those of this method instead
@@ -132,12 +135,12 @@ struct Stage {
 // Whether an error's derivative has to go through an activation after the product.
 inline bool is_bent(const ChainArgs& args, const ChainNode& node) {
   return node.in >= 0 && args.edge[node.in].after.kind != Activation::identity &&
-         (node.prediction_varies || args.learn != Learn::never);
+         (node.feeds_back || args.learn != Learn::never);
 }
 
 // Whether that error comes from a product, and not from a prediction that is kept.
 inline bool errs_by_product(const ChainArgs& args, const ChainNode& node, bool learning) {
-  return node.prediction_varies || (learning && is_bent(args, node));
+  return node.prediction_varies || ((learning || args.fixed) && is_bent(args, node));
 }
 
 // stage(s) for the error of node l: for a step, for one whose energies are recorded, or to learn.
@@ -148,11 +151,11 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
     return;
   const bool every = args.energies || learning;
   const bool gram = node.in >= 0 && args.edge[node.in].gram;
-  if (node.prediction_varies ? every || !gram : every || node.full_precision)
+  if (node.feeds_back ? every || !gram : every || node.full_precision)
     stage(Stage{Work::err, l, t, learning});
   if (node.full_precision)
     stage(Stage{Work::weigh, l, t});
-  if (is_rowwise(node.law) && (node.prediction_varies || every))
+  if (is_rowwise(node.law) && (node.feeds_back || every))
     stage(Stage{Work::normalize, l, t});
 }
 

@@ -94,6 +94,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.nesterov = method.nesterov;
   args.turns = method.turns;
   args.first = method.first;
+  args.fixed = method.fixed;
   args.method = method.sway;
   args.method.bounds = method.sway.errors;
   args.method.squares = args.method.floored = true;
@@ -163,7 +164,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     edge.before = from.before;
     edge.after = from.after;
     edge.skip = from.skip;
-    nodes_[from.target].prediction_varies = nodes_[from.source].free;
+    nodes_[from.target].feeds_back = nodes_[from.source].free;
+    nodes_[from.target].prediction_varies = nodes_[from.source].free && !args.fixed;
   }
 }
 
@@ -190,10 +192,10 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
     const int64_t source = nodes_[edge.source].n, target = nodes_[edge.target].n;
     if (steps == 0)
       products.push_back({target, source});
-    if (steps == 0 || !nodes_[edge.target].prediction_varies)
+    if (steps == 0 || !nodes_[edge.target].feeds_back)
       continue;
     products.push_back({source, has_gram(e) ? source : target});
-    if (!has_gram(e))
+    if (!has_gram(e) && !args.fixed)
       products.push_back({target, source});
   }
   tiling_ = choose(products);
@@ -212,8 +214,8 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
     if (has_gram(e))
       edge.gram = gram(weight, edge);
     if (!edge.gram || learn != Learn::never || target.swept)
-      edge.weight =
-          pack(weight, false, target.prediction_varies && !edge.gram ? sweeps_made + 1 : 1);
+      edge.weight = pack(weight, false,
+                         errs_by_product(args, target, false) && !edge.gram ? sweeps_made + 1 : 1);
     if (source.free && steps > 0)
       edge.transposed = pack(weight, true, edge.gram ? 1 : sweeps_made);
   }

@@ -200,7 +200,7 @@ void pass(const Plan& plan, const Operands& operands, int64_t first, int64_t ste
                           first * chain.args.nodes * chain.args.batch * energies->element_size();
   Learner learner(plan, operands, chain);
   if (learn != Learn::never)
-    learner.ask(learn == Learn::before);
+    learner.ask(learn == Learn::before || plan.method.fixed);
   chain.prepare(steps, first == 0, learn);
   chain.run();
   if (const Tensor* diverged = operands.find(plan.diverged); diverged && chain.diverged)

@@ -201,7 +201,7 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
-  STD_TORCH_CHECK(!plan.method.sways && plan.method.turns == Turns::together,
+  STD_TORCH_CHECK(!plan.method.sways && plan.method.turns == Turns::together && !plan.method.fixed,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");
   for (const PlanNode& node : plan.nodes) {
     STD_TORCH_CHECK(node.way.known == kNothing, "masks are the CPU's alone in a plan");

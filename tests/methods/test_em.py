@@ -14,6 +14,7 @@ METHODS = {
     "a-rate": (methods.Accelerated(lr=0.05), 1e-2),
     "momentum": (methods.Accelerated(lr=0.05, momentum=0.5, coordinates="states"), None),
     "descent": (methods.Descent(0.05, coordinates="errors"), 1e-1),
+    "fixed": (methods.FixedPrediction(0.5), None),
     "stepwise": (methods.LBFGS(), 1e-2),
 }
 STEPS = 6

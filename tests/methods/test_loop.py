@@ -66,6 +66,7 @@ FUSED = [
     )),
     methods.Sequential(0.2),
     methods.ZIL(),
+    methods.FixedPrediction(0.3),
 ]  # fmt: skip
 
 
@@ -588,7 +589,8 @@ def test_zil_is_backpropagation():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_fixed_predictions_are_backpropagation():
+@pytest.mark.parametrize("executor", [None, "graph"])
+def test_fixed_predictions_are_backpropagation(executor):
     """After as many steps as there are nodes with an energy: the errors, and what weights learn."""
     network = Chain(["StandardGaussianNode"] * 5, (5, 7, 6, 4, 3))
     x, y = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
@@ -602,9 +604,10 @@ def test_fixed_predictions_are_backpropagation():
     expected = [p.grad for p in parameters]
     network.init(x, y)
     states = states_of(network, (0, 4))
-    loop = loop_of(network, states, methods.FixedPrediction())
+    loop = loop_of(network, states, methods.FixedPrediction(), executor=executor)
     loop.run(1)
     loop.run(3)
+    assert ("fused: all sweeps in one operator" in loop.explain()) == (executor is None)
     for state, mu in zip(states, mus, strict=False):
         torch.testing.assert_close(state.detach() - mu.detach(), -len(x) * mu.grad, rtol=1e-12, atol=1e-12)
     for p in parameters:
@@ -614,7 +617,8 @@ def test_fixed_predictions_are_backpropagation():
         torch.testing.assert_close(p.grad, gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_fixed_predictions_take_precisions():
+@pytest.mark.parametrize("executor", [None, "graph"])
+def test_fixed_predictions_take_precisions(executor):
     """Their fixed point is where ``P e`` is what errors send down through the derivatives that are fixed."""
     network, states = chain()
     with torch.no_grad():
@@ -627,7 +631,7 @@ def test_fixed_predictions_take_precisions():
     middle = network.predict(swept[0], network.edges[1])
     y = network.nodes[3].value.detach()
     (sent,) = torch.autograd.grad(functional_energy(network.nodes[3], y, last).sum(), swept[1])
-    loop_of(network, states, methods.FixedPrediction(lr=0.05)).run(2000)
+    loop_of(network, states, methods.FixedPrediction(lr=0.05), executor=executor).run(2000)
     top = network.nodes[2].covariance.detach()
     torch.testing.assert_close(states[1].detach() - swept[1].detach(), -sent @ top, rtol=1e-8, atol=1e-8)
     (sent,) = torch.autograd.grad(middle, swept[0], sent)

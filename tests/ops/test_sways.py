@@ -402,6 +402,99 @@ def test_states_take_turns(turns, batch, free):
         assert_near(x, y, 1000)
 
 
+FIXED = plan.Descent(0.05, fixed=True)
+
+
+def fixed_slopes(a, base):
+    """For the free states, of energies with their predictions at others, by autograd: of states, and of those."""
+    z, at = ([x.detach().clone().requires_grad_() for x in of] for of in (a["states"], base))
+    mixed = [[*z[: i - 1], at[i - 1], *z[i:]] if i else z for i in range(len(z))]
+    total = sum(energies(a | {"states": states})[i].sum() for i, states in enumerate(mixed))
+    pull, back = (torch.autograd.grad(total, of, retain_graph=True, materialize_grads=True) for of in (z, at))
+    return [p + b for p, b, free in zip(pull, back, a["free"], strict=True) if free]
+
+
+@pytest.mark.parametrize("laws", [False, True], ids=["gaussian", "laws"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@skipping
+def test_predictions_are_fixed(skips, batch, options, laws):
+    """And so are their derivatives; in one call, and in another that goes on from states that the first one keeps."""
+    a = problem(LEVEL if skips else CHAIN, batch, **options)
+    a = with_skips(a) if skips else a
+    if laws:
+        a["precisions"] = [None if p is None or p.dim() > 1 else p for p in a["precisions"]]
+        a = with_laws(a, [Law.LAPLACE, Law.GAUSSIAN, Law.STUDENT, Law.POISSON, Law.HUBER])
+    a["sample_weights"] = [None, *(torch.rand(batch, dtype=torch.float64) for _ in CHAIN[1:])]
+    base, parts = [x.clone() for x in a["states"]], {k: to(x) for k, x in a.items()}
+    parts["kept"] = [torch.full_like(z, float("nan")) for z in parts["states"]]
+    run(a, FIXED, STEPS)
+    for resume, steps in ((False, 2), (True, STEPS - 2)):
+        call(*planned(parts | {"steps": steps}, method=replace(FIXED, resume=resume)))
+    expected = parts | {"states": [x.clone() for x in base]}
+    for _ in range(STEPS):
+        moves = iter(fixed_slopes(expected, base))
+        expected["states"] = [
+            z - FIXED.lr * next(moves) if free else z for z, free in zip(expected["states"], a["free"], strict=True)
+        ]
+    for x, y, z, first, kept, free in zip(
+        a["states"], parts["states"], expected["states"], base, parts["kept"], a["free"], strict=True
+    ):
+        assert_near(x, z, 1000)
+        assert same_bits(x, y)
+        assert not free or same_bits(kept, first)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("after", ["identity", "tanh"])
+@pytest.mark.parametrize("before", ["identity", "gelu"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["straight", "transposed"])
+def test_a_sweep_and_fixed_predictions_learn_as_backpropagation(transposed, before, after, batch):
+    """At a rate of 1, after a step for every free node: all weights, biases and the last node's variance."""
+    a = problem(CHAIN, batch, before, after)
+    a["precisions"][-1] = torch.rand(CHAIN[-1], dtype=torch.float64) + 0.5
+    a["thetas"] = thetas(a)
+    if transposed:
+        a["forms"] = [(True, 1.0, 1.0)] * len(a["weights"])
+        a["weights"] = [w.T.contiguous() for w in a["weights"]]
+    learned = [*((Learned.WEIGHT, i, w) for i, w in enumerate(a["weights"])),
+               *((Learned.BIAS, i, b) for i, b in enumerate(a["biases"])),
+               (Learned.LOGVAR, len(CHAIN) - 1, a["thetas"][-1])]  # fmt: skip
+    leaves = [t.detach().clone().requires_grad_() for *_, t in learned]
+    count = len(a["weights"])
+    twin = a | {"weights": [w.T if transposed else w for w in leaves[:count]], "biases": leaves[count:-1]}
+    z = a["states"][0]
+    for i in range(1, len(CHAIN)):
+        z = predicted(twin | {"forms": [(False, 1.0, 1.0)] * count}, [z] * i, i)
+    off = a["states"][-1] - z
+    loss = 0.5 * (off.square() * torch.exp(-leaves[-1]) + leaves[-1]).sum(1).mean()
+    expected = torch.autograd.grad(loss, leaves)
+    found = [(what, i, 0, torch.full_like(t, float("nan")), ()) for what, i, t in learned]
+    a["swept"] = a["free"]
+    a["velocities"] = []
+    method = plan.Descent(1.0, fixed=True)
+    call(*planned(a | {"steps": count}, found, method, learning=Learning.AT_THE_END, rules=(Rule(),)))
+    for (*_, g, _), e in zip(found, expected, strict=True):
+        assert_near(g, e, 1000)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_do_not_interact_at_fixed_predictions(dtype, threads):
+    a = problem((7, 33, 33, 5), 131, "tanh", "gelu", covariances=True, prior="batch", clamped=(-1,), dtype=dtype)
+    rows = [(0, 1), (1, 4), (4, 9), (9, 41), (41, 131)]
+    parts = [a | {"states": [z[i:j].clone() for z in a["states"]], "prior": a["prior"][i:j].clone()} for i, j in rows]
+    was = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for one in (a, *parts):
+            run(one, FIXED, 9)
+    finally:
+        torch.set_num_threads(was)
+    for i, z in enumerate(a["states"]):
+        assert same_bits(z, torch.cat([part["states"][i] for part in parts]))
+
+
 @each(DRAWING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_drawn_does_not_depend_on_the_samples_behind(method, dtype):
@@ -619,6 +712,9 @@ def test_what_it_cannot_do_is_refused():
 
     refused("must not be negative", method=Nesterov(lr=-1.0))
     refused("must not be negative", method=QuasiNewton(tol=-1.0))
+    refused("needs states that move at once", method=replace(FIXED, turns=plan.Turns.ALTERNATE))
+    refused("needs predictions that move", method=FIXED, edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))
+    refused("resume needs the first states", method=replace(FIXED, resume=True))
     refused("needs plain descent", edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))
     gradient = torch.empty_like(a["weights"][0])
     target = [(Learned.WEIGHT, 0, 0, gradient, ())]

@@ -112,7 +112,7 @@ def test_every_field_is_written():
         {"precision": MatmulPrecision.HIGH}, {"diverged": 1}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
         {"method": Descent(0.0, dampening=1.0)}, {"method": Descent(0.0, nesterov=True)},
         {"method": Descent(0.0, resume=True)}, {"method": Descent(0.0, turns=Turns.ALTERNATE)},
-        {"method": Descent(0.0, first=1)}, {"max_norm": 1.0}, {"factors": (1.0,)},
+        {"method": Descent(0.0, first=1)}, {"method": Descent(0.0, fixed=True)}, {"max_norm": 1.0}, {"factors": (1.0,)},
     ):  # fmt: skip
         assert plan.encode(replace(bare, **changes)) != plan.encode(bare), changes
     written = []

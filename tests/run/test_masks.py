@@ -33,6 +33,7 @@ METHODS = [
     methods.Adam(0.05, coordinates="errors"),
     methods.Sequential(0.05),
     methods.ZIL(),
+    methods.FixedPrediction(0.3),
 ]
 
 

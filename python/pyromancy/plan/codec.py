@@ -139,7 +139,7 @@ def _row(method: Sway) -> tuple[int, str | None, tuple[str, ...]]:
 def _of_method(method: Descent | Sway) -> list[int]:
     """0, or 1 and more for what sways, with five integers."""
     if isinstance(method, Descent):
-        return [0, method.nesterov, method.resume, method.settle, method.turns, method.first]
+        return [0, method.nesterov, method.resume, method.settle, method.turns, method.first, method.fixed]
     kind, option, _ = _row(method)
     flags = [method.errors, option is not None and getattr(method, option), method.resume]
     return [1 + kind, *flags, _maybe(method.outcome), _maybe(method.progress)]
@@ -149,9 +149,9 @@ def _method(read: _Reader) -> Descent | Sway:
     kind = read.number("method", 0, 1 + len(_SWAYS))
     if kind == 0:
         nesterov, resume, settle = read.flag("nesterov"), read.flag("resume"), read.flag("settle")
-        turns, first = read.kind(Turns, "turns"), read.number("first step", 0, _ANY)
+        turns, first, fixed = read.kind(Turns, "turns"), read.number("first step", 0, _ANY), read.flag("fixed")
         lr, momentum, dampening = (read.real("number of a method") for _ in range(3))
-        return Descent(lr, momentum, dampening, nesterov, resume, settle, turns, first)
+        return Descent(lr, momentum, dampening, nesterov, resume, settle, turns, first, fixed)
     of, option, names = _SWAYS[kind - 1]
     errors, chosen, resume = read.flag("errors"), read.flag("option"), read.flag("resume")
     outcome, progress = read.maybe_written("outcome"), read.maybe_written("progress")

@@ -140,7 +140,8 @@ class Node:
             classes that one-hot rows stand for.
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
         sample_weights: ``[B]``, more factors of the energy.
-        kept: what a method that goes on keeps beside the velocity, like the state.
+        kept: what a method that goes on keeps beside the velocity, like the state; of fixed predictions, the first
+            state.
         law_parameter: of laws that have one.
         way: what steps do beside; but for a mask they are those at a rate, without a velocity, and on states.
     """
@@ -202,6 +203,7 @@ class Descent:
             backend may leave it at the rounding.
         turns: that free nodes take.
         first: how many steps came before, which turns count.
+        fixed: predictions and their derivatives stay those of the first states, which nodes keep.
     """
 
     lr: float
@@ -212,6 +214,7 @@ class Descent:
     settle: bool = False
     turns: Turns = Turns.TOGETHER
     first: int = 0
+    fixed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +391,8 @@ class Plan:
             NotImplementedError: it is another.
         """
         ways = [n.way for n in self.nodes if n.way is not None]
-        beside = self.max_norm or self.factors or any(replace(way, known=None) != Way() for way in ways)
-        if beside or not isinstance(self.method, Descent) or self.method.turns is not Turns.TOGETHER:
+        beside, method = self.max_norm or self.factors, self.method
+        beside = beside or any(replace(way, known=None) != Way() for way in ways)
+        if beside or not isinstance(method, Descent) or method.turns is not Turns.TOGETHER or method.fixed:
             raise NotImplementedError("E-steps other than plain descent are the compiled CPU kernels' alone in a plan")
-        return self.method
+        return method

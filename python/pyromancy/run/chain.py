@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
 from .sways import ORDERED, SWAYS, Swayed
 
+_first = operator.itemgetter(0)
 _PART = 0.1  # seconds after which Ctrl-C is noticed
 _SHORT = 4 * 10**9  # multiply-adds that take about as long: every part packs and predicts anew
 
@@ -116,6 +118,11 @@ class ChainExecutor(ReplayingExecutor):
         made = of(method, len(self._free))
         return made if isinstance(made, plan.Descent) else replace(made, errors=errors, tol=tol)
 
+    def in_order(self, of_free: Sequence[Tensor]) -> list[Tensor]:
+        """What is of the free nodes of plans, in the order of the states."""
+        slots = [n.state for n in self.planner.nodes if n.free]
+        return [t for _, t in sorted(zip(map(self._velocity.__getitem__, slots), of_free, strict=True), key=_first)]
+
     @functools.cached_property
     def _in_order(self) -> bool:
         """Whether the free states of the chains are, from first to last, those that methods have."""
@@ -153,13 +160,17 @@ class ChainExecutor(ReplayingExecutor):
         outcome = state.new_zeros(state.shape[0], 2)
         outcome[:, 0] = steps
         swayed = last or Swayed(seed=seed)
+        if last is None:
+            free = [leaves[n.state] for n in self.planner.nodes if n.free]
+            anew = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in free)
+            if isinstance(method, plan.Sway):
+                swayed.velocities = anew
+                swayed.kept = tuple(map(torch.empty_like, anew)) if method.KEEPS else ()
+                swayed.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
+            elif method.fixed:
+                swayed.kept = anew
         if isinstance(method, plan.Descent):
             method = replace(method, first=swayed.taken)
-        elif last is None:
-            free = [leaves[n.state] for n in self.planner.nodes if n.free]
-            swayed.velocities = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in free)
-            swayed.kept = tuple(map(torch.empty_like, swayed.velocities)) if method.KEEPS else ()
-            swayed.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
         if isinstance(method, plan.Langevin):
             method = replace(method, seed=swayed.seed)
         run = Run(
@@ -183,13 +194,21 @@ class ChainExecutor(ReplayingExecutor):
         of_free = [velocities[self._velocity[n.state]] for n in planner.nodes if n.free] if velocities else []
         sways = isinstance(run.method, plan.Sway)
         swayed = swayed or Swayed()
+        fixed = isinstance(run.method, plan.Descent) and run.method.fixed
+        parts: Iterable[tuple[int, int]] = [(0, steps)]  # samples decide for themselves how many steps they take
+        if run.method is None:
+            parts = self._parts(steps)
+        elif fixed and run.record:
+            parts = [(t, 1) for t in range(steps)]
         try:
-            # samples decide for themselves how many steps they take
-            for first, part in self._parts(steps) if run.method is None else [(0, steps)]:
+            for first, part in parts:
                 now = replace(run, steps=part, resume=run.resume or first > 0, settle=run.settle and first == 0)
+                if fixed and energies is not None:  # which are of the predictions of the states as they are
+                    looks = replace(now, method=None, resume=False)
+                    ops.run_plan_(*planner.call(values, states, looks, of=1, energies=energies[first : first + 1]))
                 call = planner.call(
                     values, states, now, of=steps, velocities=swayed.velocities if sways else of_free,
-                    energies=None if energies is None else energies[first : first + part],
+                    energies=None if energies is None or fixed else energies[first : first + part],
                     outcome=outcome if sways else None, kept=swayed.kept, progress=swayed.progress,
                     diverged=diverged,
                 )  # fmt: skip

@@ -45,6 +45,7 @@ from .stepwise import Resumed
 from .sways import Swayed
 
 _M = TypeVar("_M", bound=Callable[..., Any])
+_P = TypeVar("_P", bound=Problem)
 EXECUTORS = ("chain", "graph", "autograd")
 _FUSED = "fused: all sweeps in one operator"
 # Runs on autograd after which something faster is tried again, at most: after a capture, which takes about as long
@@ -447,7 +448,7 @@ class InferenceLoop:
             else:
                 try:
                     if isinstance(method, FixedPrediction):
-                        return OnFixedPredictions(program, self._params)
+                        return _of_nodes(program, lambda of: OnFixedPredictions(of, self._params))
                     if not on_errors:
                         return OnStates(program, self._params)
                     return _on_errors(program, self._params, method.measures)
@@ -576,6 +577,9 @@ class InferenceLoop:
         if self._resumed is None or self._seen != self._memory():
             return None
         (problem, *_), resumed = self._resumed
+        if problem is executor and isinstance(executor, ChainExecutor) and isinstance(self._method, FixedPrediction):
+            kept = executor.in_order(cast("Swayed", resumed).kept)
+            return OnFixedPredictions(executor.program, self._params).gradients(wanted, kept)
         if not isinstance(problem, OnFixedPredictions) or problem not in executor.problems.values():
             return None
         return problem.gradients(wanted, cast("Resumed", resumed).state.states)
@@ -871,14 +875,18 @@ def told_of(stop: Stop | None, bound: str, constrained: bool = False) -> list[st
 
 
 def _on_errors(program: Program, states: Sequence[Tensor], measured: bool) -> OnErrors:
-    """Of a program, or where it tells no errors of the same in its normal form."""
+    return _of_nodes(program, lambda of: OnErrors(of, states, measured))
+
+
+def _of_nodes(program: Program, posed: Callable[[Program], _P]) -> _P:
+    """A problem of a program, or where that tells no errors of the same in its normal form."""
     try:
-        return OnErrors(program, states, measured)
+        return posed(program)
     except NoErrors:
         written = normal(program, program.batch[0] if program.batch else 1)
         if [t.node for t in written.terms] == [t.node for t in program.terms]:
             raise
-        return OnErrors(written, states, measured)
+        return posed(written)
 
 
 def _check_clamped(program: Program) -> None:

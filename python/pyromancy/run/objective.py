@@ -319,7 +319,7 @@ class OnFixedPredictions(Problem):
             if term.node is None:
                 assert term.slot is not None
                 raise NoErrors(f"the term {program.told(term.slot)} is not the energy of a node of a known law")
-            if term.node.state in program.varying - program.free:
+            if term.node.state in program.varying - program.free and program.held(term.node.state) is None:
                 raise NoErrors(f"{program.told(term.node.state)}, which a prediction is of, is no state but computed")
 
     def begin(self) -> None:
@@ -332,14 +332,16 @@ class OnFixedPredictions(Problem):
 
     def _energies(self, states: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
         """Of nodes of some states, whose predictions come from leaves: ``[B]``."""
-        moving = dict(zip(self._free, states, strict=True))
+        placed = list(leaves)
+        for i, z in zip(self._free, states, strict=True):
+            placed[i] = z
         total = states[0].new_zeros(len(states[0]))
         for term in self._terms:
             node = term.node
             assert node is not None
-            wanted = [*(s for s in (node.state, node.prediction, node.theta) if type(s) is int), *term.sample_weights]
+            wanted = [*(s for s in (node.prediction, node.theta) if type(s) is int), *term.sample_weights]
             values = dict(zip(wanted, self.program.evaluate(wanted, leaves), strict=True))
-            z = moving.get(node.state, values[node.state])
+            (z,) = self.program.evaluate([node.state], placed)
             mu = values[node.prediction] if type(node.prediction) is int else torch.full_like(z, node.prediction)
             theta = None if node.theta is None else values[node.theta]
             energy = term.weight * node.scale * _NODES[node.law](z, mu, theta, node.parameter)

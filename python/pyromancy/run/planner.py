@@ -246,7 +246,7 @@ class Planner:
             method: plan.Descent | plan.Sway = (
                 plan.Descent(0, 0, 0, run.nesterov, run.resume, run.settle)
                 if run.method is None
-                else replace(run.method, settle=run.settle)
+                else replace(run.method, resume=run.resume, settle=run.settle)
                 if isinstance(run.method, plan.Descent)
                 else replace(
                     run.method, resume=run.resume, outcome=operands.find(outcome), progress=operands.find(progress)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import plan
-from ..methods import ZIL, Accelerated, Adam, Descent, Heun, Langevin, Method, Sequential
+from ..methods import ZIL, Accelerated, Adam, Descent, FixedPrediction, Heun, Langevin, Method, Sequential
 from ..methods.rated import Rates
 
 
@@ -21,8 +21,8 @@ class Swayed:
         taken: steps so far.
         seed: of noise.
         velocities: of the free nodes, in their order.
-        kept: what else is of them.
-        progress: of the samples; None where steps are plain descent, in turns.
+        kept: what else is of them; of fixed predictions, the first states.
+        progress: of the samples; None where steps are plain descent, in turns or at fixed predictions.
     """
 
     taken: int = 0
@@ -88,6 +88,12 @@ def of_zil(method: ZIL, states: int) -> plan.Descent:
     return plan.Descent(1.0, turns=plan.Turns.ONE_BY_ONE)
 
 
+def of_fixed_prediction(method: FixedPrediction, states: int) -> plan.Descent:
+    """At the predictions of the states where it began."""
+    del states
+    return plan.Descent(float(method.lr), fixed=True)
+
+
 SWAYS: dict[type[Method], Callable[[Any, int], plan.Sway | plan.Descent]] = {
     Accelerated: of_accelerated,
     Descent: of_descent,
@@ -96,5 +102,6 @@ SWAYS: dict[type[Method], Callable[[Any, int], plan.Sway | plan.Descent]] = {
     Langevin: of_langevin,
     Sequential: of_sequential,
     ZIL: of_zil,
+    FixedPrediction: of_fixed_prediction,
 }
 ORDERED = (Langevin, Sequential, ZIL)  # where it matters which state is which
