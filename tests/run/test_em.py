@@ -89,7 +89,7 @@ EDGES = {
     "transposed": (lambda z, v, b: z @ v + b, True),
     "transposed-linear": (lambda z, v, b: F.linear(z, v.T, b), True),
     "transposed-scaled": (lambda z, v, b: 0.5 * (z @ v + b), True),
-    "computed": (lambda z, w, b: z @ (w.T * w.T.sign().abs()) + b, False),
+    "computed": (lambda z, w, b: z @ (w.T * w.T.sign().abs()) + b, True),
 }
 
 
@@ -526,7 +526,12 @@ class TestStart:
         net, _, em, _ = self.loops(lambda net: net.start)
         write_edges(net, "computed")
         em.step(*batches(1)[0])
-        assert "not one call: edges.0.linear.weight is learned through what is computed from it, mul of" in em.explain()
+        assert em.explain().startswith("a batch: one call of an operator, then the optimizer\n")
+        told = "the optimizer is called: edges.0.linear.weight is learned through what is computed from it, mul of"
+        assert told in em.explain()
+        em.incremental = True
+        em.step(*batches(1)[0])
+        assert "not one call: edges.0.linear.weight is learned through what is computed from it" in em.explain()
 
     def test_images(self):
         """Data that are flattened on their way into the first Linear."""

@@ -335,11 +335,11 @@ class _Writer:
             case "neg", (Slot(of),):
                 factors = [(torch.neg, ())]
             case "mul", (Slot(of), other) if self._is_scalar(other):
-                factors = [(torch.mul, (other,))]
+                factors = [(torch.mul, (self._scalar(other),))]
             case "mul", (other, Slot(of)) if self._is_scalar(other):
-                factors = [(torch.mul, (other,))]
+                factors = [(torch.mul, (self._scalar(other),))]
             case "div", (Slot(of), other) if self._is_scalar(other):
-                factors = [(torch.div, (other,))]
+                factors = [(torch.div, (self._scalar(other),))]
             case _:
                 return
         if of in self._linears or of in self._turned_linears:
@@ -354,7 +354,13 @@ class _Writer:
         if not isinstance(other, Slot):
             return is_number(other)
         t = self._stand_ins[other.index]
-        return t.dim() == 0 and t.is_floating_point() and other.index not in self._program.varying
+        return t.numel() == 1 and t.is_floating_point() and other.index not in self._program.varying
+
+    def _scalar(self, other: Any) -> Any:
+        """The same, without dimensions."""
+        if not isinstance(other, Slot) or self._stand_ins[other.index].dim() == 0:
+            return other
+        return Slot(self._computed(torch.reshape, other.index, (), shape=()))
 
     def _times(self, linear: _Linear, factors: list[Factor]) -> _Linear | None:
         """A Linear times factors; None where one of what skips it is no number."""
@@ -375,11 +381,13 @@ class _Writer:
         self._turned[slot] = self._computed(torch.t, slot, shape=tuple(self._stand_ins[slot].shape[::-1]))
         return self._turned[slot]
 
-    def _computed(self, function: Callable[..., Any], of: int, *others: Any, shape: tuple[int, ...] = ()) -> int:
+    def _computed(
+        self, function: Callable[..., Any], of: int, *others: Any, shape: tuple[int, ...] | None = None
+    ) -> int:
         """A slot for a function of another, of the same dtype, and of its shape unless it is told."""
         slot = len(self._stand_ins)
         like = self._stand_ins[of]
-        self._stand_ins.append(like.new_full((), math.nan).expand(shape or like.shape))
+        self._stand_ins.append(like.new_full((), math.nan).expand(like.shape if shape is None else shape))
         inputs = (of, *(o.index for o in others if isinstance(o, Slot)))
         self._calls.append(Call(function, (Slot(of), *others), {}, Slot(slot), inputs, (slot,)))
         return slot

@@ -48,6 +48,15 @@ class _MStep(NamedTuple):
     others: list[Term]
 
 
+class Asked(NamedTuple):
+    """What gives the gradients of leaves: what a plan learns, the slots of that, and the rest."""
+
+    needed: frozenset[int]
+    mstep: _MStep
+    learning: Learn
+    slots: list[int]
+
+
 class ChainExecutor(ReplayingExecutor):
     """Chains of nodes: all steps in one operator, and the M-step's gradients in another call of it."""
 
@@ -252,6 +261,18 @@ class ChainExecutor(ReplayingExecutor):
 
     @torch.no_grad()
     def gradients(self, wanted: Sequence[Tensor], settle: bool) -> list[Tensor | None] | str:
+        asked = self.asked(wanted)
+        if isinstance(asked, str):
+            return asked
+        if asked.learning.learned:
+            values = self.planner.values(self.program.leaves)
+            states = [values[n.state].contiguous() for n in self.planner.nodes]
+            run = Run(0, 0.0, 0.0, 0.0, False, False, False, settle)
+            ops.run_plan_(*self.planner.call(values, states, run, of=0, learning=asked.learning))
+        return self.completed(wanted, asked)
+
+    def asked(self, wanted: Sequence[Tensor]) -> Asked | str:
+        """What a plan learns to give the gradients of tensors; or why autograd has to compute them."""
         if reason := self._obstacle_of(wanted):
             return reason
         slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
@@ -261,44 +282,40 @@ class ChainExecutor(ReplayingExecutor):
             mstep = self._msteps[needed] = self._obstacle(needed) or self._mstep(needed)
         if isinstance(mstep, str):
             return mstep
+        of, planner, forms = mstep.wanted, self.planner, self.program.stand_ins
+        learned = [
+            *((plan.Learned.WEIGHT, i, planner.edges[i][1].weight) for i in of.weights),
+            *((plan.Learned.BIAS, i, planner.edges[i][1].bias) for i in of.biases),
+            *((plan.Learned.LOGVAR, i, planner.nodes[i].theta) for i in of.thetas),
+        ]
+        slots = [slot for *_, slot in learned if slot is not None]
+        learning = Learn(
+            plan.Learning.AT_THE_END,
+            tuple(Learned(what, place) for what, place, _ in learned),
+            [forms[slot].new_empty(forms[slot].shape) for slot in slots],
+            (plan.Rule(),), [(0, ())] * len(learned),
+        )  # fmt: skip
+        return Asked(needed, mstep, learning if learned else Learn(), slots)
+
+    @torch.no_grad()
+    def completed(self, wanted: Sequence[Tensor], asked: Asked) -> list[Tensor | None]:
+        """The gradients of tensors, once a plan has given its part, of the states as they are."""
         found: dict[int, Tensor] = {}
 
-        def add(slot: int | None, gradient: Tensor) -> None:
-            assert slot is not None
+        def add(slot: int, gradient: Tensor) -> None:
             found[slot] = found[slot] + gradient if slot in found else gradient
 
-        wanted_of, planner = mstep.wanted, self.planner
-        learned = [
-            *((plan.Learned.WEIGHT, i, planner.edges[i][1].weight) for i in wanted_of.weights),
-            *((plan.Learned.BIAS, i, planner.edges[i][1].bias) for i in wanted_of.biases),
-            *((plan.Learned.LOGVAR, i, planner.nodes[i].theta) for i in wanted_of.thetas),
-        ]
-        if learned:
-            values = planner.values(self.program.leaves)
-            states = [values[n.state].contiguous() for n in planner.nodes]
-            gradients = [
-                torch.empty_like(values[slot], memory_format=torch.contiguous_format)
-                for *_, slot in learned
-                if slot is not None
-            ]
-            learning = Learn(
-                plan.Learning.AT_THE_END,
-                tuple(Learned(what, place) for what, place, _ in learned),
-                gradients,
-                (plan.Rule(),), [(0, ())] * len(learned),
-            )  # fmt: skip
-            run = Run(0, 0.0, 0.0, 0.0, False, False, False, settle)
-            ops.run_plan_(*planner.call(values, states, run, of=0, learning=learning))
-            for (*_, slot), gradient in zip(learned, gradients, strict=True):
-                add(slot, gradient if self._samples == 1 else gradient.mul_(self._samples))
-        for i in wanted_of.factors:
+        for slot, gradient in zip(asked.slots, asked.learning.tensors, strict=True):
+            add(slot, gradient if self._samples == 1 else gradient.mul_(self._samples))
+        for i in asked.mstep.wanted.factors:
             node = self.planner.nodes[i]
             slots = self._spread(node)
             for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
                 add(slot, gradient)
-        self._lead_back(found, needed)
-        for slot, other in self._gradients_of(mstep.others, sorted(needed)):
+        self._lead_back(found, asked.needed)
+        for slot, other in self._gradients_of(asked.mstep.others, sorted(asked.needed)):
             add(slot, other)
+        slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
 
     def _lead_back(self, found: dict[int, Tensor], needed: frozenset[int]) -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from .. import ops, plan
 from ..arguments import kind_of
 from ..capture.capture import NotCapturable, has_hooks
-from ..methods import Method, Stop
+from ..methods import FixedPrediction, Method, Stop
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
 from ..nodes.target import TargetNode
@@ -256,10 +256,14 @@ class EM:
         if self._whole is None and not self._reason:
             return "no batch so far: call step(*batch), or go through epoch(*data), and explain() tells what runs it"
         whole = self._whole is not None
-        lines = ["a batch: one call of an operator" if whole else "a batch: start, E-steps, gradients, optimizer"]
+        outside = "" if self._whole is None else self._whole.outside
+        how = "one call of an operator" if whole else "start, E-steps, gradients, optimizer"
+        lines = [f"a batch: {how}, then the optimizer" if outside else f"a batch: {how}"]
         if self._reason:
             lines.append(f"  not one call: {self._reason}")
         if whole and self._whole is not None:
+            if outside:
+                lines.append(f"  the optimizer is called: {outside}")
             lines += [f"  {told}" for told in told_of(self._stop, self._whole.executor.bound)]
         if self._starts and (reason := self._starts[-1].obstacle):
             lines.append(f"  start is run dry before every batch: {reason}")
@@ -361,6 +365,8 @@ class EM:
             if isinstance(found, Langevin):
                 raise _ByParts("noise is drawn anew for every batch")
             self._whole = self._fitting(start, executor)
+            if self._whole.outside and (self.incremental or isinstance(self.loop.method, FixedPrediction)):
+                raise _ByParts(self._whole.outside)
             if self._whole.unheard and not self._warned:
                 self._warned = True
                 _warn(
@@ -517,7 +523,14 @@ class Whole:
         _refuse_unused(self.parameters, executor.program.leaves, em.loop)
         if shared := self._shared():
             raise _ByParts(shared)
-        self.learned = _learned(executor, self.parameters)
+        self.outside = ""  # why a plan gives gradients, and the optimizer is called
+        self.learned: list[tuple[Learned, Tensor]] = []
+        try:
+            self.learned = _learned(executor, self.parameters)
+        except _ByParts as reason:
+            if executor.shape == () or isinstance(executor.asked(self.parameters), str):
+                raise
+            self.outside = str(reason)
         self._diverged: Tensor | None = None  # [1], whether states have, on devices that look
         self._outcome: Tensor | None = None  # of a batch whose samples stop by themselves
         self._last: _Last | None = None  # where the next call may be the same
@@ -612,6 +625,10 @@ class Whole:
     def run(self, em: EM, data: Sequence[Tensor] = (), order: Tensor | None = None) -> bool:
         """Run the batch whose states are set, or the batches of rows of data; whether it could."""
         rows: dict[int, Tensor] = {}
+        if self.outside:
+            if order is None:
+                self._run_outside(em)
+            return order is None
         if order is not None:
             captured = em.loop.program
             assert captured is not None
@@ -638,7 +655,7 @@ class Whole:
             if learner.obstacle:
                 em._reason, em._whole = learner.obstacle, None
                 return False
-            call = self._made(em, learner, rows, order)
+            call = self._made(em, self._learning(em, learner), rows, order)
             if order is None:
                 self._same = 0
                 keeps = not em.loop.momentum and self.executor.planner.takes_leaves_alone
@@ -646,9 +663,7 @@ class Whole:
         learns = self._learns(em)
         with torch.no_grad(), Uninterrupted() if learns and learner.begins else nullcontext():
             ops.run_plan_(*call)
-            if self._masked is not None:
-                self.executor.planner.put_back(*self._masked, self.executor.program.leaves)
-                self._masked = None
+            self._put_back()
             if learns:
                 learner.commit()
         for p in self.parameters if learns or not em.incremental else ():
@@ -659,6 +674,29 @@ class Whole:
         em.loop.restore()
         self.mind(em)
         return True
+
+    def _run_outside(self, em: EM) -> None:
+        """The batch whose states are set, of which a plan gives the gradients, by the optimizer itself."""
+        asked = self.executor.asked(self.parameters)
+        assert not isinstance(asked, str)
+        call = self._made(em, asked.learning, {}, None)
+        with torch.no_grad():
+            ops.run_plan_(*call)
+            self._put_back()
+        gradients = self.executor.completed(self.parameters, asked)
+        em.optimizer.zero_grad()
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+        em.optimizer.step()
+        em.loop.forget_velocities()
+        em.loop.restore()
+        self.mind(em)
+
+    def _put_back(self) -> None:
+        """Set free states of which entries are data to what the last call has made of them."""
+        if self._masked is not None:
+            self.executor.planner.put_back(*self._masked, self.executor.program.leaves)
+            self._masked = None
 
     def _looked_at(self, data: Tensor, node: StateNode) -> Tensor:
         """Rows that a node may be set to, once they have been looked at as they are now."""
@@ -707,18 +745,18 @@ class Whole:
         leaves = map(id, self.executor.program.leaves)  # all of which the last call keeps
         return em.steps, em.incremental, loop.method, em.tol, self.swept, product_precision(), *leaves
 
-    def _made(self, em: EM, learner: rules.Learner, rows: dict[int, Tensor], order: Tensor | None) -> Call:
-        learning = (
-            Learn(
-                _WHEN[em.incremental],
-                tuple(learned for learned, _ in self.learned),
-                [p for _, p in self.learned],
-                learner.rules,
-                [learner.of[id(p)] for _, p in self.learned],
-            )
-            if self._learns(em)
-            else Learn()
+    def _learning(self, em: EM, learner: rules.Learner) -> Learn:
+        if not self._learns(em):
+            return Learn()
+        return Learn(
+            _WHEN[em.incremental],
+            tuple(learned for learned, _ in self.learned),
+            [p for _, p in self.learned],
+            learner.rules,
+            [learner.of[id(p)] for _, p in self.learned],
         )
+
+    def _made(self, em: EM, learning: Learn, rows: dict[int, Tensor], order: Tensor | None) -> Call:
         loop, planner, method = em.loop, self.executor.planner, em.loop.fused(em._stop)
         run = Run(
             em.steps, float(loop.lr or 0.0), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
