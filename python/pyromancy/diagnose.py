@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from types import MappingProxyType
 from typing import Any, Literal, overload
 
 import torch
@@ -293,6 +294,8 @@ class _Problem:
             energies = energy()
         _check_energies(energies, self.count)
         self.total, self.terms, self._absolute = energies.sum(), watch.terms, watch.absolute
+        self._smooth = watch.smooth
+        self._moving = torch.ones(self.count, self.size, dtype=torch.bool, device=self._device)
         # what cannot be differentiated twice says so, but only where its factor requires a gradient, and if it is asked
         one = torch.ones_like(self.total, requires_grad=True)
         slopes = torch.autograd.grad(self.total, self.params, one, create_graph=True, allow_unused=True)
@@ -305,6 +308,8 @@ class _Problem:
         self.energies = energies.detach().double()
         self.gradient = self.flat(slopes)
         self._slopes = slopes
+        if watch.unused:
+            self._leave_out(watch.unused)
         if self.count > 1:
             self._check_samples()
 
@@ -328,7 +333,17 @@ class _Problem:
         """The same vector for every sample, so that no result depends on the batch around it: [B, n]."""
         generator = torch.Generator("cpu").manual_seed(_SEED)
         row = torch.randn(self.size, generator=generator, dtype=torch.float64, device="cpu")
-        return row.to(self._device).expand(self.count, -1).clone()
+        return row.to(self._device).expand(self.count, -1) * self._moving
+
+    def _leave_out(self, unused: list[tuple[Tensor, Tensor]]) -> None:
+        """Pass over entries of states in whose place the energy takes data: nothing depends on them."""
+        where = [torch.zeros_like(p, dtype=torch.bool) for p in self.params]
+        for state, mask in unused:
+            for p, found in zip(self.params, where, strict=True):
+                if _is_whole(state, p):
+                    found |= mask.expand(state.shape).reshape(p.shape)
+        idle = torch.cat([w.reshape(self.count, -1).to(self._device) for w in where], 1)
+        self._moving = ~idle | (self.gradient != 0) | (self.product(self.random_start()) != 0)
 
     def product(self, vector: Tensor) -> Tensor:
         """The Hessian times a vector for every sample: [B, n]."""
@@ -360,7 +375,7 @@ class _Problem:
 
     def has_kinks(self) -> bool:
         """Whether a function of the energy is known to have kinks."""
-        return any(_KINKED.match(f.name()) for f in _functions([self._root]))
+        return any(_KINKED.match(f.name()) for f in _functions([self._root], self._smooth))
 
     def unseen(self) -> str:
         """What pulls at states without curvature, and which rates suit it, in words; empty where nothing does."""
@@ -437,13 +452,21 @@ def _check_energies(energies: Any, count: int) -> None:
         )
 
 
-def _functions(roots: Iterable[Any]) -> Iterator[Any]:
-    """The functions of an autograd graph, each once."""
+def _functions(roots: Iterable[Any], whole: Mapping[Any, Sequence[Any]] = MappingProxyType({})) -> Iterator[Any]:
+    """The functions of an autograd graph, each once; those of `whole` and what makes them up are passed over.
+
+    Args:
+        roots: where the graph begins.
+        whole: functions, with those that are behind all that they are made up of.
+    """
     found, ahead = set(), [*roots]
     while ahead:
         node = ahead.pop()
         if node is not None and node not in found:
             found.add(node)
+            if node in whole:
+                ahead.extend(whole[node])
+                continue
             ahead.extend(n for n, _ in node.next_functions)
             yield node
 
@@ -542,15 +565,33 @@ class _Edge:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the energies of Gaussian nodes while an energy is evaluated, and of Laplace nodes."""
+    """Notes while an energy is evaluated: energies of Gaussian and Laplace nodes, and what is smooth though it chooses.
+
+    That is a Student node's energy, which is computed in two ways, and what a mask chooses that depends on no state.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.terms: list[_Term] = []
         self.absolute: list[tuple[Tensor, float, Tensor]] = []  # states, the least scale, and the energies
+        self.smooth: dict[Any, list[Any]] = {}  # functions of autograd, and those behind them
+        self.unused: list[tuple[Tensor, Tensor]] = []  # states, and where they are not taken
+        self._told: dict[int, Tensor] = {}  # what tells of states and has no gradient, such as a comparison
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs or {})
+        given = [x for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor)]
+        if isinstance(result, Tensor) and not result.requires_grad:
+            if any(x.requires_grad or id(x) in self._told for x in given):
+                self._told[id(result)] = result
+        elif func is functional.student_energy:
+            self.smooth[result.grad_fn] = [x.grad_fn for x in given]
+        elif func in (torch.where, Tensor.where) and len(args) == 3:
+            mask, chosen, other = args if func is torch.where else (args[1], args[0], args[2])
+            if id(mask) not in self._told:
+                self.smooth[result.grad_fn] = [x.grad_fn for x in (chosen, other) if isinstance(x, Tensor)]
+                pairs = (chosen, ~mask), (other, mask)
+                self.unused += [(x, m) for x, m in pairs if isinstance(x, Tensor) and x.requires_grad]
         if func is functional.gaussian_energy:
             value, pred, logvar = args
             scale = 1.0 if logvar is None else (0.5 * logvar.detach()).exp()
