@@ -86,6 +86,10 @@ Method read_method(Reader& read) {
     const bool any = sway.kind == SwayKind::momentum && number == &sway.second; // a dampening
     STD_TORCH_CHECK(any || *number >= 0, "numbers of a method must not be negative, got ", *number);
   }
+  const double pairs = pairs_of(sway);
+  STD_TORCH_CHECK(sway.kind != SwayKind::lbfgs || (pairs == std::floor(pairs) && pairs >= 1 &&
+                                                   pairs <= static_cast<double>(kMostPairs)),
+                  "memory must be a whole number from 1 to ", kMostPairs, ", got ", pairs);
   return method;
 }
 
@@ -295,8 +299,18 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   }
   if (const Tensor* kept = operands.find(node.kept)) {
     STD_TORCH_CHECK(node.free, "node ", l, " must be free to have kept anything");
-    check_same({"kept of node", l}, *kept, name, state);
-    check_contiguous({"kept of node", l}, *kept);
+    const Name kept_name{"kept of node", l};
+    if (plan.method.sways && plan.method.sway.kind == SwayKind::lbfgs) {
+      const int64_t vectors = 1 + 2 * static_cast<int64_t>(pairs_of(plan.method.sway));
+      check_like(kept_name, *kept, name, state);
+      STD_TORCH_CHECK(kept->dim() == 3 && kept->size(0) == vectors && kept->size(1) == batch &&
+                          kept->size(2) == n,
+                      kept_name, " must have shape (", vectors, ", ", batch, ", ", n, "), got ",
+                      to_string(kept->sizes()));
+    } else {
+      check_same(kept_name, *kept, name, state);
+    }
+    check_contiguous(kept_name, *kept);
   }
   if (const Tensor* data = operands.find(node.data)) {
     const Name data_name{"data of node", l};

@@ -55,7 +55,8 @@ struct PlanNode {
   Law law;
   int64_t theta, prior;   // prior: constant prediction [1 or B, n]
   int64_t velocity;       // [B, n], of a momentum; of what sways, s
-  int64_t kept;           // [B, n], of what sways, h; of fixed predictions, the first states
+  int64_t kept;           // [B, n], of what sways, h; of lbfgs, h and pairs, each such;
+                          // of fixed predictions, the first states
   int64_t data;           // [N, n], of which `order` picks the state, or the
                           // classes [N] of categorical ones, which are one-hot
   int64_t sample_weights; // [B], more factors of its energy

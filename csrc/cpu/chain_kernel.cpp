@@ -106,6 +106,8 @@ struct Buffers {
   C* g;
   C* s;                                 // what the motions of the method leave
   C* h;                                 // and what else it keeps, or draws
+  C* x;                                 // the point before, and
+  C* pairs;                             // ways to points, and then changes of g on these
   C* known;                             // 1 where an element holds still
   C* scale;                             // that gradients of samples are brought down by: one row
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
@@ -177,6 +179,11 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.g = take(sways);
     b.s = take(sways);
     b.h = take(sways && (args.method.keeps || args.method.draws));
+    b.x = take(sways && args.method.searches);
+    for (int64_t k = 0; sways && k < 2 * args.method.pairs; ++k) {
+      C* const one = take(true);
+      b.pairs = k == 0 ? one : b.pairs;
+    }
     b.known = take(node.free && node.known);
     b.scale = take(sways && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
@@ -317,12 +324,14 @@ struct Tile {
       const Buffers<P>& b = buffers[l];
       if (!node.free)
         continue;
-      load_samples(node.velocity, node.n, node.n, b.s);
+      load_samples(node.velocity, node.n, node.n, b.x ? b.x : b.s);
       if (node.kept)
         load_samples(node.kept, node.n, node.n, b.h);
       fill(b.g, node.n, 0);
       fill(b.scale, 1, 1);
     }
+    if (args.method.searches)
+      load_pairs();
     prepare_motion();
   }
 
@@ -330,9 +339,11 @@ struct Tile {
   void suspend() const {
     for (int64_t l = 0; l < args.nodes; ++l)
       if (const ChainNode& node = args.node[l]; node.free) {
-        store_samples(buffers[l].s, node.n, node.velocity);
+        store_samples(buffers[l].x ? buffers[l].x : buffers[l].s, node.n, node.velocity);
         store_samples(buffers[l].h, node.n, node.kept);
       }
+    if (args.method.searches)
+      store_pairs();
     for (int64_t s = 0; s < count(); ++s)
       std::memcpy(args.progress + (first + s) * kProgress, &sway->of[s], sizeof(Progress));
   }
@@ -689,8 +700,8 @@ struct Tile {
     const auto &s = sway->s[v], &of = sway->v[v];
     const Vec<C> g = pace * load(b.g + at);
     const Vec<C> from = load(b.s + at);
-    if (args.method.kind == SwayKind::adam)
-      return moved_by_adam(b, at, v);
+    if (args.method.kind >= SwayKind::adam)
+      return b.x ? moved_along(b, at, v) : moved_by_adam(b, at, v);
     Vec<C> to = s.g * g + s.s * from, next = load(b.v + at) + (of.g * g + of.s * from);
     if (b.h) {
       const Vec<C> h = load(b.h + at);
@@ -709,6 +720,13 @@ struct Tile {
     const Vec<C> change = x - load(b.v + at) + load(b.s + at);
     store(b.s + at, sway->s[v].s * change);
     return x + sway->v[v].s * change;
+  }
+
+  // The same along the way that s is.
+  Vec<C> moved_along(const Buffers<P>& b, int64_t at, int v) const {
+    const auto& of = sway->v[v];
+    const Vec<C> x = load(b.x + at), to = of.s > C(0) ? x + of.s * load(b.s + at) : x;
+    return of.g > C(0) ? to : load(b.v + at);
   }
 
   // The same by moments of gradients, s and h.
@@ -752,6 +770,8 @@ struct Tile {
     store(b.s + at, Vec<C>{});
     if (b.h)
       store(b.h + at, Vec<C>{});
+    if (b.x)
+      store(b.x + at, Vec<C>{});
   }
 
   // Noise of a step, for what moves of a node.
@@ -940,6 +960,243 @@ struct Tile {
           step + 1 == args.steps);
     if (args.method.looks && args.method.keeps)
       drop_lost(sums[1]);
+    if (args.method.searches)
+      set_out(step);
+  }
+
+  // Pair k of node l: the way to a point, or `after` all those, the change of the gradient on it.
+  C* pair(int64_t l, int64_t k, bool after = false) const {
+    const int64_t place = k + (after ? args.method.pairs : 0);
+    return buffers[l].pairs + place * Layout::rows(args.node[l].n) * row;
+  }
+  // One over the product of the two, of samples; 0 where there is no such pair.
+  double* curvatures(int64_t k) const {
+    return reinterpret_cast<double*>(sway + 1) + k * Layout::samples;
+  }
+
+  // f(node, row, vector, where they are) for all elements that move
+  template <class F>
+  void each_moving(F f) const {
+    for (int64_t l = 0; l < args.nodes; ++l)
+      for (int64_t i = 0; args.node[l].free && i < Layout::rows(args.node[l].n); ++i)
+        for (int v = 0; v < width; ++v)
+          f(l, i, v, i * row + v * w);
+  }
+
+  // Moves the pairs of some samples one place on, the last one to the first.
+  void turn_pairs(const double (&whose)[Layout::samples]) const {
+    const int64_t pairs = args.method.pairs;
+    each_moving([&](int64_t l, int64_t, int v, int64_t at) {
+      const Vec<C> of = Layout::per_sample(whose, v);
+      for (const bool after : {false, true}) {
+        Vec<C> before = load(pair(l, pairs - 1, after) + at);
+        for (int64_t k = 0; k < pairs; ++k) {
+          const Vec<C> mine = load(pair(l, k, after) + at);
+          store(pair(l, k, after) + at, of > C(0) ? before : mine);
+          before = mine;
+        }
+      }
+    });
+    for (int i = 0; i < Layout::samples; ++i)
+      for (int64_t k = pairs - 1; whose[i] > 0 && k > 0; --k)
+        std::swap(curvatures(k)[i], curvatures(k - 1)[i]);
+  }
+
+  // Adds the pair of the last step to those of the samples that it tells a curvature of, in place k.
+  void add_pair(int64_t k) const {
+    double live[Layout::samples], paired[Layout::samples], kept[Layout::samples];
+    bool all = true;
+    for (int i = 0; i < Layout::samples; ++i) {
+      const Progress& p = sway->of[i];
+      live[i] = !p.done;
+      paired[i] = !p.done && p.paired;
+      kept[i] = live[i] - paired[i];
+      all &= kept[i] == 0;
+    }
+    if (!all)
+      turn_pairs(kept);
+    for (int i = 0; i < Layout::samples; ++i)
+      if (paired[i] > 0)
+        curvatures(k)[i] = 1 / sway->of[i].ss;
+    each_moving([&](int64_t l, int64_t, int v, int64_t at) {
+      const Buffers<P>& b = buffers[l];
+      const Vec<C> new_ = Layout::per_sample(paired, v), moves = Layout::per_sample(live, v);
+      const Vec<C> to = load(b.v + at), x = load(b.x + at), g = load(b.g + at), h = load(b.h + at);
+      C *const way = pair(l, k) + at, *const change = pair(l, k, true) + at;
+      store(way, new_ > C(0) ? to - x : load(way));
+      store(change, new_ > C(0) ? g - h : load(change));
+      store(b.x + at, moves > C(0) ? to : x);
+      store(b.h + at, moves > C(0) ? g : h);
+    });
+  }
+
+  // The way of a step: the recursion of two loops over pairs, the last of which is in place k.
+  void set_out(int64_t step) {
+    const int64_t pairs = args.method.pairs, last = step % pairs;
+    if (step == 0 && !args.resume)
+      forget_pairs();
+    add_pair(last);
+    const auto place = [&](int64_t j) { return (last - j + pairs) % pairs; }; // of the j-th latest
+    double factor[kMostPairs][Layout::samples], product[2][Layout::samples];
+    // s <- of(s, ...), and the products of what with(s, ...) tells
+    const auto pass = [&](auto of, auto with) {
+      for (auto& x : product)
+        std::fill(x, x + Layout::samples, 0.0);
+      for (int64_t l = 0; l < args.nodes; ++l) {
+        if (!args.node[l].free)
+          continue;
+        const Buffers<P>& b = buffers[l];
+        const bool has_metric = this->has_metric(args.node[l]);
+        Layout::template sums<2>(args.node[l].n, product, [&](int64_t i, int v, int64_t at) {
+          const Vec<C> s = of(l, v, at, load(b.s + at));
+          store(b.s + at, s);
+          std::array<Vec<C>, 2> x = with(l, at, s);
+          if (has_metric)
+            for (Vec<C>& y : x)
+              y = metric(args.node[l], i, v) * y;
+          return x;
+        });
+      }
+    };
+    const auto with_pair = [&](int64_t j, bool after) {
+      return [this, k = place(j), after](int64_t l, int64_t at, Vec<C> s) {
+        return std::array<Vec<C>, 2>{{load(pair(l, k, after) + at) * s, Vec<C>{}}};
+      };
+    };
+    const auto with_gradient = [&](int64_t l, int64_t at, Vec<C> s) {
+      const Vec<C> g = load(buffers[l].g + at);
+      return std::array<Vec<C>, 2>{{g * s, g * g}};
+    };
+    Vec<C> by[width];
+    const auto set = [&](const double(&of)[Layout::samples]) {
+      for (int v = 0; v < width; ++v)
+        by[v] = Layout::per_sample(of, v);
+    };
+    pass([&](int64_t l, int, int64_t at, Vec<C>) { return load(buffers[l].g + at); },
+         with_pair(0, false));
+    for (int64_t j = 0; j < pairs; ++j) {
+      for (int i = 0; i < Layout::samples; ++i)
+        factor[j][i] = curvatures(place(j))[i] * product[0][i];
+      set(factor[j]);
+      const auto less = [&](int64_t l, int v, int64_t at, Vec<C> s) {
+        return s - by[v] * load(pair(l, place(j), true) + at);
+      };
+      if (j + 1 < pairs)
+        pass(less, with_pair(j + 1, false));
+      else
+        pass(less, with_gradient); // whose products are not wanted
+    }
+    double scale[Layout::samples], more[Layout::samples];
+    for (int i = 0; i < Layout::samples; ++i)
+      scale[i] = sway->of[i].scale;
+    set(scale);
+    pass([&](int64_t, int v, int64_t, Vec<C> s) { return by[v] * s; }, with_pair(pairs - 1, true));
+    for (int64_t j = pairs - 1; j >= 0; --j) {
+      for (int i = 0; i < Layout::samples; ++i)
+        more[i] = factor[j][i] - curvatures(place(j))[i] * product[0][i];
+      set(more);
+      const auto plus = [&](int64_t l, int v, int64_t at, Vec<C> s) {
+        return s + by[v] * load(pair(l, place(j)) + at);
+      };
+      if (j > 0)
+        pass(plus, with_pair(j - 1, true));
+      else
+        pass(plus, with_gradient);
+    }
+    double upwards[Layout::samples];
+    for (int i = 0; i < Layout::samples; ++i) {
+      upwards[i] = !(product[0][i] > 0); // by rounding, or where the energy bends down
+      const double slope = upwards[i] > 0 ? -Lbfgs::kFirst * product[1][i] : -product[0][i];
+      if (!sway->of[i].done)
+        Lbfgs::set_out(sway->of[i], slope);
+    }
+    set(upwards);
+    each_moving([&](int64_t l, int64_t, int v, int64_t at) {
+      const Buffers<P>& b = buffers[l];
+      const Vec<C> along = splat(static_cast<C>(-Lbfgs::kFirst)) * load(b.g + at);
+      store(b.s + at, by[v] > C(0) ? along : -load(b.s + at));
+    });
+  }
+
+  void forget_pairs() const {
+    for (int64_t k = 0; k < args.method.pairs; ++k) {
+      std::fill(curvatures(k), curvatures(k) + Layout::samples, 0.0);
+      for (int64_t l = 0; l < args.nodes; ++l)
+        for (const bool after : {false, true})
+          if (args.node[l].free)
+            fill(pair(l, k, after), args.node[l].n, 0);
+    }
+  }
+
+  // What goes on of the pairs, the latest one first.
+  template <class F>
+  void each_kept(int64_t latest, F f) const {
+    const int64_t pairs = args.method.pairs;
+    for (int64_t l = 0; l < args.nodes; ++l)
+      for (int64_t j = 0; args.node[l].free && j < 2 * pairs; ++j) {
+        const int64_t k = ((latest - j) % pairs + pairs) % pairs, n = args.node[l].n;
+        f(pair(l, k, j >= pairs), static_cast<C*>(args.node[l].kept) + (1 + j) * args.batch * n, n);
+      }
+  }
+  void load_pairs() {
+    const int64_t pairs = args.method.pairs;
+    each_kept(pairs - 1, [&](C* to, const C* from, int64_t n) { load_samples(from, n, n, to); });
+    for (int64_t k = 0; k < pairs; ++k) {
+      double products[1][Layout::samples] = {};
+      for (int64_t l = 0; l < args.nodes; ++l)
+        if (const ChainNode& node = args.node[l]; node.free)
+          Layout::template sums<1>(node.n, products, [&](int64_t i, int v, int64_t at) {
+            const Vec<C> p = has_metric(node) ? metric(node, i, v) : splat(C(1));
+            return std::array<Vec<C>, 1>{{p * load(pair(l, k) + at) * load(pair(l, k, true) + at)}};
+          });
+      for (int i = 0; i < Layout::samples; ++i)
+        curvatures(k)[i] = products[0][i] > 0 ? 1 / products[0][i] : 0;
+    }
+  }
+  void store_pairs() const {
+    const int64_t pairs = args.method.pairs;
+    int64_t most = 0;
+    const auto steps = [&](int64_t s) { // after which a sample has gone somewhere
+      const Progress& p = sway->of[s];
+      return p.taken - p.before - p.done;
+    };
+    for (int64_t s = 0; s < count(); ++s)
+      most = std::max(most, steps(s));
+    for (int64_t t = 1; t < pairs; ++t) { // that those who have stopped before have missed
+      double whose[Layout::samples] = {};
+      bool any = false;
+      for (int64_t s = 0; s < count(); ++s) {
+        whose[s] = (most - steps(s)) % pairs >= t;
+        any |= whose[s] > 0;
+      }
+      if (any)
+        turn_pairs(whose);
+    }
+    for (int64_t k = 0; k < pairs; ++k)
+      each_moving([&](int64_t l, int64_t, int v, int64_t at) { // of none there is nothing
+        C* const way = pair(l, k) + at;
+        store(way, Layout::per_sample(curvatures(k), v) > C(0) ? load(way) : Vec<C>{});
+      });
+    each_kept(most + pairs - 1, [&](const C* from, C* to, int64_t n) {
+      Layout::store_samples(from, n, count(), to + first * n);
+    });
+  }
+
+  void search() {
+    double energy[1][Layout::samples] = {};
+    sum_energies(energy);
+    for (int i = 0; i < Layout::samples; ++i)
+      if (Lbfgs::search(sway->of[i], args.method, energy[0][i]))
+        for (int64_t k = 0; k < args.method.pairs; ++k)
+          curvatures(k)[i] = 0;
+    prepare_motion();
+  }
+
+  bool settled() const {
+    for (const Progress& p : sway->of)
+      if (!p.done && !p.settled)
+        return false;
+    return true;
   }
 
   // How much a step's second sweep makes of a difference.
@@ -996,7 +1253,8 @@ struct Tile {
       const Pace pace = this->pace(node, b);
       Layout::template sums<6>(node.n, sums, [&](int64_t i, int v, int64_t at) {
         std::array<Vec<C>, 6> x{};
-        const Vec<C> to = load(b.v + at), g = load(b.g + at), s = load(b.s + at);
+        const Vec<C> to = load(b.v + at), g = load(b.g + at);
+        const Vec<C> s = b.x ? to - load(b.x + at) : load(b.s + at);
         const Vec<C> p = has_metric ? metric(node, i, v) : splat(C(1));
         const Vec<C> raw = measures ? p * g : g;
         x[0] =
@@ -1039,8 +1297,8 @@ struct Tile {
           }
   }
 
-  void accept() {
-    double energy[1][Layout::samples] = {};
+  // Of all nodes, where a sweep upwards has led.
+  void sum_energies(double (&energy)[1][Layout::samples]) const {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<P>& b = buffers[l];
@@ -1051,6 +1309,11 @@ struct Tile {
                         : Gaussian::deviation(load(b.v + at), Vec<C>{}, rate(node, i, v))}};
         });
     }
+  }
+
+  void accept() {
+    double energy[1][Layout::samples] = {};
+    sum_energies(energy);
     for (int64_t i = 0; i < Layout::samples; ++i)
       pyromancy::accept(sway->of[i], energy[0][i]);
     prepare_motion();
@@ -1247,20 +1510,24 @@ struct Tiles {
 
   // Of the buffers, so many bytes, and what else there is of a tile: first what a method knows.
   static int64_t own_size(const ChainArgs& args, int64_t taken) {
-    const int64_t sway = args.sways ? sizeof(Sway<Layout>) : 0;
-    return round_up(taken + sway + args.nodes * int64_t(sizeof(Buffers<P>)), 64);
+    return round_up(taken + sway_size(args) + args.nodes * int64_t(sizeof(Buffers<P>)), 64);
+  }
+
+  static int64_t sway_size(const ChainArgs& args) {
+    const int64_t curvatures = args.method.pairs * Layout::samples * int64_t(sizeof(double));
+    return args.sways ? int64_t(sizeof(Sway<Layout>)) + curvatures : 0;
   }
 
   Tile<Layout> tile(int64_t t) const {
     char* const rest = workspaces + t * size(args, taken) + taken;
-    const int64_t sway = args.sways ? sizeof(Sway<Layout>) : 0;
-    return {args, reinterpret_cast<Buffers<P>*>(rest + sway), (first + t) * Layout::samples,
-            reinterpret_cast<Sway<Layout>*>(rest)};
+    return {args, reinterpret_cast<Buffers<P>*>(rest + sway_size(args)),
+            (first + t) * Layout::samples, reinterpret_cast<Sway<Layout>*>(rest)};
   }
 
   static int64_t rows(const ChainArgs& args, Stage s) {
     const bool whole = s.work == Work::turn || s.work == Work::record || s.work == Work::give ||
-                       s.work == Work::judge || s.work == Work::accept || s.work == Work::normalize;
+                       s.work == Work::judge || s.work == Work::accept ||
+                       s.work == Work::normalize || s.work == Work::search;
     return whole ? 1 : Layout::rows(args.node[s.node].n);
   }
 
@@ -1391,6 +1658,10 @@ struct Tiles {
       for (int64_t t = 0; t < count; ++t)
         tile(t).judge(s.step);
       return;
+    case Work::search:
+      for (int64_t t = 0; t < count; ++t)
+        tile(t).search();
+      return;
     case Work::accept:
       for (int64_t t = 0; t < count; ++t)
         tile(t).accept();
@@ -1408,6 +1679,13 @@ struct Tiles {
     return true;
   }
 
+  bool settled() const {
+    for (int64_t t = 0; t < count; ++t)
+      if (!tile(t).settled())
+        return false;
+    return true;
+  }
+
   void end() const {
     for (int64_t t = 0; t < count; ++t)
       tile(t).end();
@@ -1417,7 +1695,7 @@ struct Tiles {
     begin();
     stages(
         args, [&](Stage s) { stage(s, {0, rows(args, s)}); },
-        [&](int64_t t) { return done() || narrowed(t); });
+        [&](int64_t t) { return done() || narrowed(t); }, [&] { return settled(); });
     end();
   }
 
@@ -1437,7 +1715,7 @@ struct Tiles {
       it.take(wide, half);
       stages_of_sweeping(
           args, t, [&](Stage s) { narrow.stage(s, {0, narrow.rows(args, s)}); },
-          [&](int64_t) { return narrow.done(); });
+          [&](int64_t) { return narrow.done(); }, [&] { return narrow.settled(); });
       it.give_back(wide, half);
       return true;
     }
@@ -1537,6 +1815,14 @@ template <class P>
 bool done(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
   bool result = false;
   with_tiles<P>(args, kind, workspace, nullptr, tile, 1, [&](auto it) { result = it.done(); });
+  return result;
+}
+
+template <class P>
+bool settled(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
+  bool result = false;
+  with_tiles<P>(args, kind, workspace, nullptr, tile, 1,
+                [&](auto it) { result = it.settled(); });
   return result;
 }
 
@@ -1695,6 +1981,7 @@ constexpr ChainKernels table() {
           stage<P>,
           end<P>,
           done<P>,
+          settled<P>,
           rows<P>,
           2 * kLanes<C>,
           2 * kLanes<C> * kDepth,

@@ -43,7 +43,7 @@ struct ChainNode {
   int64_t stirs, moves;
   void* state; // [B, n], contiguous; overwritten where free
   // [B, n] of free nodes, or null: of momentum; or of what sways and goes on, s, and h; or of fixed
-  // predictions, the first states
+  // predictions, the first states. Of lbfgs x, and h and pairs [1 + 2 pairs, B, n].
   void *velocity, *kept;
   Law law;
   double law_parameter, weight; // of the law and of its energy
@@ -122,6 +122,7 @@ enum class Work : int {
   rise, // a node's error, likewise, and its state by the prediction
   fall, // the gradient for what moves of a node
   judge,
+  search, // for the length of a step, given the energies where the last one has led
   accept, // the last point, or not
   give,   // what learning wants
 };
@@ -200,30 +201,38 @@ void stages_of_rising(const ChainArgs& args, int64_t t, bool errors, F stage) {
 
 // stage(s) for sweeps from t on, until there are no more, or done(t) tells before sweep t that all
 // samples are at their end; returns that t. A step of the method may take two sweeps; those
-// recorded are its own.
-template <class F, class Done>
-int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done) {
+// recorded are its own. One that searches looks at points, until settled() tells that all samples
+// are at one to go on from.
+template <class F, class Done, class Settled>
+int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done, Settled settled) {
   for (; t < args.steps * args.method.sweeps && !done(t); ++t) {
-    stages_of_rising(args, t, true, stage);
+    if (t == 0 || !args.method.searches)
+      stages_of_rising(args, t, true, stage);
     if (args.energies && t % args.method.sweeps == 0)
       stage(Stage{Work::record, 0, t / args.method.sweeps});
     for (int64_t l = args.nodes - 1; l >= 0; --l)
       if (args.node[l].free)
         stage(Stage{Work::fall, l, t});
     stage(Stage{Work::judge, 0, t});
+    while (args.method.searches && !settled()) {
+      stages_of_rising(args, t + 1, true, stage);
+      stage(Stage{Work::search, 0, t});
+    }
   }
   return t;
 }
 
 // stage(s) for a method that sways.
-template <class F, class Done>
-void stages_of_sweeps(const ChainArgs& args, F stage, Done done) {
+template <class F, class Done, class Settled>
+void stages_of_sweeps(const ChainArgs& args, F stage, Done done, Settled settled) {
   const int64_t sweeps = args.steps * args.method.sweeps;
   if (args.resume && args.method.pends && args.method.errors)
     stages_of_rising(args, -1, false, stage); // for the errors that the motion begins with
-  int64_t t = stages_of_sweeping(args, 0, stage, done);
+  int64_t t = stages_of_sweeping(args, 0, stage, done, settled);
   const bool tries = args.method.tries && !done(sweeps);
-  stages_of_rising(args, sweeps, tries || (args.energies && t < sweeps), stage);
+  // a search has been there
+  if (!args.method.searches || t < sweeps || args.learn == Learn::after)
+    stages_of_rising(args, sweeps, tries || (args.energies && t < sweeps), stage);
   for (; t < sweeps; ++t) // all samples rest
     if (args.energies && t % args.method.sweeps == 0)
       stage(Stage{Work::record, 0, t / args.method.sweeps});
@@ -286,9 +295,10 @@ void stages_of_steps(const ChainArgs& args, F stage) {
 }
 
 // stage(s) for everything between loading the states and storing them, in order. done(t) tells
-// whether a method that sways has come to its end with all samples, before sweep t.
-template <class F, class Done>
-void stages(const ChainArgs& args, F stage, Done done) {
+// whether a method that sways has come to its end with all samples, before sweep t, and settled()
+// whether one that searches has found the lengths of their steps.
+template <class F, class Done, class Settled>
+void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
     if (!node.predicted || node.in < 0)
@@ -301,7 +311,7 @@ void stages(const ChainArgs& args, F stage, Done done) {
       stage(Stage{Work::drive, args.edge[node.in].source, 0});
   }
   if (args.sways)
-    stages_of_sweeps(args, stage, done);
+    stages_of_sweeps(args, stage, done, settled);
   else
     stages_of_steps(args, stage);
   if (args.learn == Learn::after) {
@@ -350,6 +360,8 @@ struct ChainKernels {
   void (*end)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   // Whether a method that sways has come to its end with all samples of a tile.
   bool (*done)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  // Whether one that searches has found the length of the step of each.
+  bool (*settled)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory

@@ -98,6 +98,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.method = method.sway;
   args.method.bounds = method.sway.errors;
   args.method.squares = args.method.floored = true;
+  args.method.eps = element_size_ == 4 ? 1.1920929e-7 : 2.220446049250313e-16;
   complete(args.method);
   args.max_norm = plan.max_norm;
   args.factors = plan.factors.empty() ? nullptr : plan.factors.data();
@@ -201,6 +202,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   tiling_ = choose(products);
   args.narrows = args.sways && args.method.tol > 0 && !args.energies && !tiling_.together &&
                  tiling_.kind == TileKind::wide2;
+  args.narrows &= !args.method.searches;
   for (const ChainNode& node : nodes_)
     args.narrows &= !node.sample_weights;
   const int64_t sweeps_made = steps * (args.sways ? args.method.sweeps : turns_of_a_step(args));
@@ -421,13 +423,15 @@ void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, in
                               std::min(kTogether, tiles - tile));
               });
   };
-  const auto done = [&](int64_t) {
+  const auto all = [&](auto tells) {
     for (int64_t tile = 0; tile < tiles; ++tile)
-      if (!kernels.done(args, kind, workspaces + tile * size, first + tile))
+      if (!tells(args, kind, workspaces + tile * size, first + tile))
         return false;
     return true;
   };
-  stages(args, work, done);
+  stages(
+      args, work, [&](int64_t) { return all(kernels.done); },
+      [&] { return all(kernels.settled); });
   share_out(tiles, 0, [&](void*, int64_t tile) {
     kernels.end(args, kind, workspaces + tile * size, first + tile);
   });

@@ -5,6 +5,7 @@
 #include "adam.h"
 #include "heun.h"
 #include "langevin.h"
+#include "lbfgs.h"
 #include "momentum.h"
 #include "nesterov.h"
 #include "quasi_newton.h"
@@ -28,6 +29,8 @@ inline auto with_sway(SwayKind kind, F f) {
     return f(AdamSway{});
   case SwayKind::langevin:
     return f(Langevin{});
+  case SwayKind::lbfgs:
+    return f(Lbfgs{});
   }
   __builtin_unreachable();
 }
@@ -43,6 +46,8 @@ inline void complete(SwayMethod& method) {
     method.looks = of.looks(method) || method.tol > 0;
     method.compares = of.compares(method);
     method.pends = of.kPends;
+    method.searches = of.kSearches;
+    method.pairs = static_cast<int64_t>(pairs_of(method));
   });
 }
 

@@ -12,8 +12,8 @@
 
 namespace pyromancy {
 
-enum class SwayKind : int64_t { quasi_newton, nesterov, momentum, heun, adam, langevin };
-inline constexpr int64_t kSwayKinds = 6;
+enum class SwayKind : int64_t { quasi_newton, nesterov, momentum, heun, langevin, adam, lbfgs };
+inline constexpr int64_t kSwayKinds = 7;
 
 struct SwayMethod {
   SwayKind kind;
@@ -25,6 +25,7 @@ struct SwayMethod {
   bool bounds;  // whether what is left is bounded by the gradient: of errors of Gaussian nodes
   bool squares; // whether clamped nodes are Gaussian, too, and not only convex
   bool floored; // whether no energy is below 0
+  double eps;   // of the states' dtype
 
   // Of the kind:
   int64_t sweeps; // that make a step
@@ -35,7 +36,16 @@ struct SwayMethod {
   bool looks;     // at what a step's first sweep has found
   bool compares;  // what its second has with that of the first
   bool pends;     // a motion, from run to run
+  bool searches;  // for the length of a step, where its first sweep has found its way
+  int64_t pairs;  // of ways and changes of the gradient, which that way is made of
 };
+
+inline constexpr int64_t kMostPairs = 32;
+
+// The pairs that lbfgs keeps.
+inline double pairs_of(const SwayMethod& method) {
+  return method.kind == SwayKind::lbfgs ? method.lr : 0;
+}
 
 // Whether every step is one by a gradient at a rate.
 inline bool is_rated(const SwayMethod& method) {
@@ -75,11 +85,15 @@ struct Progress {
   double length;               // of a step: over the gradient's, or in time
   double pending;              // what another run begins with
   double bound;                // what the energy is never below
+  double slope, scale;         // along a way that is searched, and of the gradient in that
   double history[kLongestWindow];
 
   int64_t taken, before, looked; // steps: all, those of runs before, and those of a tolerance
+  int64_t tried;                 // lengths of a step
   bool done, converged;
   bool fresh;   // nothing has been found yet
+  bool paired;  // the last step tells of a curvature
+  bool settled; // the length of the step is found
   bool certain; // every error that moves has a weight
 };
 
@@ -91,7 +105,8 @@ namespace {
 // What a kind of method is, unless it says otherwise.
 struct SwayDefaults {
   static constexpr int64_t kSweeps = 1;
-  static constexpr bool kTries = false, kMeasures = false, kKeeps = false, kDraws = false;
+  static constexpr bool kTries = false, kMeasures = false, kKeeps = false, kDraws = false,
+                        kSearches = false;
 
   static bool looks(const SwayMethod&) {
     return false;

@@ -15,7 +15,8 @@ METHODS = {
     "momentum": (methods.Accelerated(lr=0.05, momentum=0.5, coordinates="states"), None),
     "descent": (methods.Descent(0.05, coordinates="errors"), 1e-1),
     "fixed": (methods.FixedPrediction(0.5), None),
-    "stepwise": (methods.LBFGS(), 1e-2),
+    "LBFGS": (methods.LBFGS(), 1e-2),
+    "stepwise": (methods.LBFGS(memory=40), 1e-2),
 }
 STEPS = 6
 

@@ -11,6 +11,7 @@ from numerics import assert_near, same_bits
 from pyromancy import plan
 from pyromancy.methods import noise
 from pyromancy.plan import (
+    LBFGS,
     Adam,
     Edge,
     Heun,
@@ -31,6 +32,8 @@ LEVEL = (5, 17, 17, 17, 3)  # for skips
 ACCELERATED = {
     "errors": QuasiNewton(),
     "states": QuasiNewton(errors=False),
+    "LBFGS": LBFGS(),
+    "LBFGS-states": LBFGS(memory=3.0, errors=False),
     "errors-at-a-rate": Nesterov(lr=0.05, restarts=True),
     "errors-momentum": Nesterov(lr=0.05, momentum=0.5),
     "states-at-a-rate": Nesterov(lr=0.05, restarts=True, errors=False),
@@ -369,7 +372,7 @@ def test_another_call_goes_on(method, batch, tol):
     taken, _ = run(a, method, 12)
     b["progress"] = torch.full((batch, plan.PROGRESS), float("nan"), dtype=torch.float64)
     b["velocities"] = [torch.full_like(z, float("nan")) for z in b["states"]]
-    b["kept"] = [torch.full_like(z, float("nan")) for z in b["states"]] if method.KEEPS else None
+    b["kept"] = [z.new_full(method.vectors + z.shape, float("nan")) for z in b["states"]] if method.KEEPS else None
     first, _ = run(b, method, 5)
     second, _ = run(b, replace(method, resume=True), 7)
     goes_on = stopped == 0
@@ -712,6 +715,8 @@ def test_what_it_cannot_do_is_refused():
 
     refused("must not be negative", method=Nesterov(lr=-1.0))
     refused("must not be negative", method=QuasiNewton(tol=-1.0))
+    for memory in (0.0, 1.5, 33.0):
+        refused("memory must be a whole number from 1 to 32", method=LBFGS(memory=memory))
     refused("needs states that move at once", method=replace(FIXED, turns=plan.Turns.ALTERNATE))
     refused("needs predictions that move", method=FIXED, edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))
     refused("resume needs the first states", method=replace(FIXED, resume=True))

@@ -34,6 +34,8 @@ METHODS = [
     methods.Sequential(0.05),
     methods.ZIL(),
     methods.FixedPrediction(0.3),
+    methods.LBFGS(),
+    methods.LBFGS(coordinates="states"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from .codec import decode, encode, numbers_of, numbers_of_way
 from .types import (
+    LBFGS,
+    MOST_PAIRS,
     PROGRESS,
     Activation,
     Adam,
@@ -28,6 +30,8 @@ from .types import (
 )
 
 __all__ = [
+    "LBFGS",
+    "MOST_PAIRS",
     "PROGRESS",
     "Activation",
     "Adam",

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from .activations import ACTIVATIONS
 from .types import (
+    LBFGS,
     Activation,
     Adam,
     Descent,
@@ -41,8 +42,9 @@ _SWAYS: tuple[tuple[type[Sway], str | None, tuple[str, ...]], ...] = (
     (Nesterov, "restarts", ("lr", "momentum")),
     (Momentum, "nesterov", ("lr", "momentum", "dampening")),
     (Heun, "adaptive", ("lr", "rtol", "atol")),
-    (Adam, None, ("lr", "first", "second", "epsilon")),
     (Langevin, None, ("lr", "temperature", "seed")),
+    (Adam, None, ("lr", "first", "second", "epsilon")),
+    (LBFGS, None, ("memory",)),
 )
 _NUMBERS = 4
 

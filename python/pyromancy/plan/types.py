@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import ClassVar
 
 Operand = int  # a tensor's number
+MOST_PAIRS = 32  # that LBFGS keeps in a plan
 PROGRESS = 56  # numbers that are known of a sample between the sweeps of a method
 
 
@@ -140,7 +141,7 @@ class Node:
             classes that one-hot rows stand for.
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
         sample_weights: ``[B]``, more factors of the energy.
-        kept: what a method that goes on keeps beside the velocity, like the state; of fixed predictions, the first
+        kept: what a method that goes on keeps beside the velocity, like the state; of LBFGS more; of fixed predictions, the first
             state.
         law_parameter: of laws that have one.
         way: what steps do beside; but for a mask they are those at a rate, without a velocity, and on states.
@@ -237,6 +238,11 @@ class Sway:
     resume: bool = False
     progress: Operand | None = None
 
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        """What the shape of what is kept begins with, before that of the state."""
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuasiNewton(Sway):
@@ -299,6 +305,23 @@ class Langevin(Sway):
     lr: float
     temperature: float = 1.0
     seed: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBFGS(Sway):
+    """`pyromancy.methods.LBFGS`, which keeps the gradient and the pairs, ``[1 + 2 memory, B, n]``.
+
+    Attributes:
+        memory: a whole number, up to `MOST_PAIRS`.
+    """
+
+    KEEPS = True
+
+    memory: float = 6.0
+
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        return (1 + 2 * int(self.memory),)
 
 
 @dataclass(frozen=True)

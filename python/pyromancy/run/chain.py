@@ -20,7 +20,7 @@ from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
-from ..methods import Descent, Method, Rated, Stop
+from ..methods import LBFGS, Descent, Method, Rated, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
@@ -124,6 +124,8 @@ class ChainExecutor(ReplayingExecutor):
             return f"no operator runs {type(method).__name__} on {method.moves}"
         if isinstance(method, ORDERED) and not self._in_order:
             return f"the states are not in the order of the chain, by which {type(method).__name__} goes"
+        if isinstance(method, LBFGS) and method.memory > plan.MOST_PAIRS:
+            return f"no operator keeps more than {plan.MOST_PAIRS} pairs of steps and gradients"
         made = of(method, len(self._free))
         return made if isinstance(made, plan.Descent) else replace(made, errors=errors, tol=tol)
 
@@ -174,7 +176,7 @@ class ChainExecutor(ReplayingExecutor):
             anew = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in free)
             if isinstance(method, plan.Sway):
                 swayed.velocities = anew
-                swayed.kept = tuple(map(torch.empty_like, anew)) if method.KEEPS else ()
+                swayed.kept = tuple(z.new_empty(method.vectors + z.shape) for z in anew) if method.KEEPS else ()
                 swayed.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
             elif method.fixed:
                 swayed.kept = anew

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import plan
-from ..methods import ZIL, Accelerated, Adam, Descent, FixedPrediction, Heun, Langevin, Method, Sequential
+from ..methods import LBFGS, ZIL, Accelerated, Adam, Descent, FixedPrediction, Heun, Langevin, Method, Sequential
 from ..methods.rated import Rates
 
 
@@ -94,6 +94,12 @@ def of_fixed_prediction(method: FixedPrediction, states: int) -> plan.Descent:
     return plan.Descent(float(method.lr), fixed=True)
 
 
+def of_lbfgs(method: LBFGS, states: int) -> plan.Sway:
+    """With so many pairs."""
+    del states
+    return plan.LBFGS(memory=float(method.memory))
+
+
 SWAYS: dict[type[Method], Callable[[Any, int], plan.Sway | plan.Descent]] = {
     Accelerated: of_accelerated,
     Descent: of_descent,
@@ -103,5 +109,6 @@ SWAYS: dict[type[Method], Callable[[Any, int], plan.Sway | plan.Descent]] = {
     Sequential: of_sequential,
     ZIL: of_zil,
     FixedPrediction: of_fixed_prediction,
+    LBFGS: of_lbfgs,
 }
 ORDERED = (Langevin, Sequential, ZIL)  # where it matters which state is which
