@@ -104,6 +104,7 @@ struct Buffers {
   C* velocity;
   C* v; // what a method that sways moves, where the gradient is g: z itself, or the error z - mu
   C* g;
+  C* of_error;                          // the gradient for the error, where states move
   C* s;                                 // what the motions of the method leave
   C* h;                                 // and what else it keeps, or draws
   C* x;                                 // the point before, and
@@ -166,8 +167,10 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.mu = take(node.predicted && !varies);
     b.residual = take(full);
     b.error = take(fed_back || full || every);
-    b.delta = bent || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
-    b.slope = take(bent && (full || rises));
+    const bool leads = sways && bounds_states(args);
+    b.delta = bent || leads || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
+    b.slope = take(bent && (full || rises || leads));
+    b.of_error = take(leads);
     // of errors that move, a Gaussian's energy follows at once
     const bool at_once = rises && node.law == Law::gaussian;
     b.energy =
@@ -617,8 +620,12 @@ struct Tile {
       return each([&](int64_t, int, int64_t at, Vec<C> product) {
         const Vec<C> prediction = activate<C>(after, product);
         const Vec<C> z = load(b.z + at), pull = Gaussian::pull(z, prediction, splat(C(1)));
-        if (b.delta != b.error)
-          store(b.delta + at, pull * slope<C>(after, product, prediction));
+        if (b.delta != b.error) {
+          const Vec<C> slopes = slope<C>(after, product, prediction);
+          store(b.delta + at, pull * slopes);
+          if (b.slope)
+            store(b.slope + at, slopes);
+        }
         store(b.error + at, pull);
       });
     each([&](int64_t r, int v, int64_t at, Vec<C> product) {
@@ -627,10 +634,10 @@ struct Tile {
         store(b.z + at, settled(b, at, load(b.z + at), prediction,
                                 Layout::constant(node.rounding, r) * norm->of[v]));
       const Vec<C> z = load(b.z + at), slopes = slope<C>(after, product, prediction);
+      if (b.slope)
+        store(b.slope + at, slopes);
       if (full) {
         store(b.residual + at, z - prediction);
-        if (b.slope)
-          store(b.slope + at, slopes);
         return;
       }
       const OfLaw<C> of =
@@ -933,6 +940,47 @@ struct Tile {
       }
   }
 
+  // Rows i to i + rows of the gradient for node l's error, where states move, likewise.
+  void lead(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
+    const Activation kind =
+        feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
+    with_kind(kind, [&](auto kind) { lead_as<kind>(l, i, rows, feedback); });
+    round(l, Input::delta, i, rows);
+  }
+
+  template <Activation kind>
+  __attribute__((noinline)) void lead_as(int64_t l, int64_t i, int64_t rows,
+                                         const Vec<C>* feedback) {
+    const ChainNode& node = args.node[l];
+    const Nonlinearity before{kind, feedback ? args.edge[node.out].before.parameter : 0};
+    const Buffers<P> b = buffers[l];
+    const Skipping skipping = this->skipping(l, feedback);
+    for (int64_t at = i * row; at < (i + rows) * row; at += w) {
+      Vec<C> back{};
+      if (feedback) {
+        back = *feedback++;
+        if constexpr (kind != Activation::identity)
+          back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
+      }
+      if (skipping.delta)
+        back = fma(skipping.by, load(skipping.delta + at), back);
+      const Vec<C> pull = load(b.error + at);
+      const Vec<C> push = b.known ? load(b.known + at) > C(0) ? pull : back : back;
+      store(b.delta + at, b.slope ? push * load(b.slope + at) : push);
+      store(b.of_error + at, unknown(b, at, pull - back));
+    }
+  }
+
+  // Products of these gradients, with themselves over precisions and with the errors.
+  void look_at_errors(double (&sums)[2][Layout::samples]) const {
+    for (int64_t l = 0; l < args.nodes; ++l)
+      if (const Buffers<P>& b = buffers[l]; args.node[l].free)
+        Layout::template sums<2>(args.node[l].n, sums, [&](int64_t i, int v, int64_t at) {
+          const Vec<C> g = load(b.of_error + at), over = g / metric(args.node[l], i, v);
+          return std::array<Vec<C>, 2>{{g * over, load(b.error + at) * over}};
+        });
+  }
+
   // What is decided after a sweep.
   void judge(int64_t t) {
     const int64_t sweeps = args.method.sweeps;
@@ -953,11 +1001,16 @@ struct Tile {
         scale(l);
     if (method.looks)
       look(method.factor * method.lr, sums);
+    double of_errors[2][Layout::samples] = {};
+    const bool leads = pyromancy::leads(args, step * args.method.sweeps);
+    if (leads)
+      look_at_errors(of_errors);
     for (int64_t i = 0; i < Layout::samples; ++i)
-      pyromancy::judge(
-          sway->of[i], method,
-          {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i], sums[4][i]},
-          step + 1 == args.steps);
+      pyromancy::judge(sway->of[i], method,
+                       {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i],
+                        sums[4][i], leads || method.errors, leads ? of_errors[0][i] : sums[1][i],
+                        leads ? of_errors[1][i] : sums[3][i]},
+                       step + 1 == args.steps);
     if (args.method.looks && args.method.keeps)
       drop_lost(sums[1]);
     if (args.method.searches)
@@ -1002,7 +1055,8 @@ struct Tile {
         std::swap(curvatures(k)[i], curvatures(k - 1)[i]);
   }
 
-  // Adds the pair of the last step to those of the samples that it tells a curvature of, in place k.
+  // Adds the pair of the last step to those of the samples that it tells a curvature of, in place
+  // k.
   void add_pair(int64_t k) const {
     double live[Layout::samples], paired[Layout::samples], kept[Layout::samples];
     bool all = true;
@@ -1068,7 +1122,7 @@ struct Tile {
       return std::array<Vec<C>, 2>{{g * s, g * g}};
     };
     Vec<C> by[width];
-    const auto set = [&](const double(&of)[Layout::samples]) {
+    const auto set = [&](const double (&of)[Layout::samples]) {
       for (int v = 0; v < width; ++v)
         by[v] = Layout::per_sample(of, v);
     };
@@ -1654,6 +1708,14 @@ struct Tiles {
         fall(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
       return;
     }
+    case Work::lead: {
+      const auto lead = [&](auto it, auto... c) { it.lead(l, c...); };
+      if (out && args.node[out->target].predicted)
+        return multiply(out->transposed, out->target, Input::delta, lead);
+      for (int64_t t = 0; t < count; ++t)
+        lead(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
+      return;
+    }
     case Work::judge:
       for (int64_t t = 0; t < count; ++t)
         tile(t).judge(s.step);
@@ -1821,8 +1883,7 @@ bool done(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
 template <class P>
 bool settled(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile) {
   bool result = false;
-  with_tiles<P>(args, kind, workspace, nullptr, tile, 1,
-                [&](auto it) { result = it.settled(); });
+  with_tiles<P>(args, kind, workspace, nullptr, tile, 1, [&](auto it) { result = it.settled(); });
   return result;
 }
 

@@ -121,6 +121,7 @@ enum class Work : int {
   move, // a node's state, as all samples have been judged
   rise, // a node's error, likewise, and its state by the prediction
   fall, // the gradient for what moves of a node
+  lead, // the gradient for the error of a node, where states move
   judge,
   search, // for the length of a step, given the energies where the last one has led
   accept, // the last point, or not
@@ -199,6 +200,15 @@ void stages_of_rising(const ChainArgs& args, int64_t t, bool errors, F stage) {
     stages_of_looking(args, l, t, stage);
 }
 
+// Whether sweep t of a method that moves states has another one downwards, for the gradients of
+// errors, which bound what is left to be gained.
+inline bool bounds_states(const ChainArgs& args) {
+  return args.sways && !args.method.errors && args.method.tol > 0 && args.method.bounds;
+}
+inline bool leads(const ChainArgs& args, int64_t t) {
+  return bounds_states(args) && t % (kRarely * args.method.sweeps) == 0;
+}
+
 // stage(s) for sweeps from t on, until there are no more, or done(t) tells before sweep t that all
 // samples are at their end; returns that t. A step of the method may take two sweeps; those
 // recorded are its own. One that searches looks at points, until settled() tells that all samples
@@ -213,6 +223,9 @@ int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done,
     for (int64_t l = args.nodes - 1; l >= 0; --l)
       if (args.node[l].free)
         stage(Stage{Work::fall, l, t});
+    for (int64_t l = args.nodes - 1; l >= 0 && leads(args, t); --l)
+      if (args.node[l].free)
+        stage(Stage{Work::lead, l, t});
     stage(Stage{Work::judge, 0, t});
     while (args.method.searches && !settled()) {
       stages_of_rising(args, t + 1, true, stage);

@@ -96,8 +96,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.first = method.first;
   args.fixed = method.fixed;
   args.method = method.sway;
-  args.method.bounds = method.sway.errors;
-  args.method.squares = args.method.floored = true;
+  args.method.bounds = args.method.squares = args.method.floored = true;
   args.method.eps = element_size_ == 4 ? 1.1920929e-7 : 2.220446049250313e-16;
   complete(args.method);
   args.max_norm = plan.max_norm;
@@ -430,8 +429,7 @@ void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, in
     return true;
   };
   stages(
-      args, work, [&](int64_t) { return all(kernels.done); },
-      [&] { return all(kernels.settled); });
+      args, work, [&](int64_t) { return all(kernels.done); }, [&] { return all(kernels.settled); });
   share_out(tiles, 0, [&](void*, int64_t tile) {
     kernels.end(args, kind, workspaces + tile * size, first + tile);
   });

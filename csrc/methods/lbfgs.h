@@ -42,8 +42,8 @@ struct Lbfgs : SwayDefaults {
     constexpr int64_t kHalvings = 20;
     if (p.done || p.settled)
       return false;
-    const double bound = p.energy + kArmijo * p.length * p.slope +
-                         kRounding * method.eps * std::abs(p.energy);
+    const double bound =
+        p.energy + kArmijo * p.length * p.slope + kRounding * method.eps * std::abs(p.energy);
     p.settled = energy <= bound || p.tried == kHalvings;
     const bool fails = !p.settled && ++p.tried == kHalvings;
     if (!p.settled)

@@ -83,7 +83,7 @@ inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool la
   const bool taken = with_sway(method.kind, [&](auto of) { return of.next(p, method, f, last); });
   p.fresh = false;
   const bool bounds = method.bounds && p.certain;
-  if (taken && bounds)
+  if (taken && bounds && f.bounded)
     p.bound = bound(f, method.squares);
   if (method.tol == 0)
     return;
@@ -94,8 +94,9 @@ inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool la
   p.history[k % kLongestWindow] = p.least;
   const double enough = method.tol * (p.first - p.least);
   const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
-  const bool bounded =
-      bounds ? p.energy - p.bound <= method.tol * (p.first - p.energy) : taken && f.gg == 0;
+  const bool bounded = bounds ? (method.errors || (taken && f.bounded)) &&
+                                    p.energy - p.bound <= method.tol * (p.first - p.energy)
+                              : taken && f.gg == 0;
   const bool swings = with_sway(method.kind, [&](auto of) { return of.swings(method); });
   const bool idle = !swings && k >= window && enough > 0 && p.energy - p.least <= enough &&
                     p.history[(k - window) % kLongestWindow] - p.least <= enough;

@@ -32,7 +32,8 @@ struct QuasiNewton : SwayDefaults {
                      tiny = 1e-300;
     const bool fresh = p.fresh;
     const bool finite = std::isfinite(found.energy) && std::isfinite(found.gg);
-    const Found f = finite ? found : Found{found.energy, p.hh, 0, 0, 0, 0, 0}; // as if g were h
+    const Found f =
+        finite ? found : Found{found.energy, p.hh, 0, 0, 0, 0, 0, false, 0, 0}; // as if g were h
     const bool takes = fresh || (finite && f.energy <= p.energy);
     const double least = std::min(1e-2 * p.ss, 1e-3 * std::sqrt(p.ss * f.yy));
     const bool curved =

@@ -22,7 +22,7 @@ struct SwayMethod {
   double lr, first, second, third; // what the kind makes of them
   double factor = 1;               // of the rate, in the step that is judged
   double tol;   // of the decrease, what may be left of it; 0: nothing ends a sample
-  bool bounds;  // whether what is left is bounded by the gradient: of errors of Gaussian nodes
+  bool bounds;  // whether what is left is bounded by the gradient for errors of Gaussian nodes
   bool squares; // whether clamped nodes are Gaussian, too, and not only convex
   bool floored; // whether no energy is below 0
   double eps;   // of the states' dtype
@@ -58,6 +58,8 @@ inline bool is_rated(const SwayMethod& method) {
 // constraints hold states gs and square are those of what would lead where the step does without.
 struct Found {
   double energy, gg, gs, gv, sy, yy, square;
+  bool bounded; // whether it has found the next two: products with the gradient for errors
+  double errors_gg, errors_gv;
 };
 
 // How a sample moves: s' = s.g g + s.s s + s.h h, v' = v + v.g g + v.s s + v.h h, and h' = g where
@@ -72,6 +74,7 @@ struct Motion {
 
 inline constexpr Motion kRest{{0, 1, 0}, {0, 0, 0}, 0, 0};
 
+inline constexpr int64_t kRarely = 5; // steps on states from bound to bound, which takes a sweep
 inline constexpr int64_t kWindow = 4, kLongestWindow = 32; // steps
 inline constexpr double kRounding = 1e-4; // a share of a square, in which differences are lost
 
@@ -134,11 +137,11 @@ struct SwayDefaults {
 // of that are rounding, and those errors as they are will do, as where those nodes are only convex:
 // no curvature then is below that of the errors that move, which is 1.
 inline double bound(const Found& f, bool squares) {
+  const double gg = f.errors_gg, gv = f.errors_gv;
   if (!squares)
-    return f.energy - f.gg / 2;
-  const double top = 2 * f.energy * f.gg - f.gv * f.gv;
-  const double whole = 2 * f.energy - 2 * f.gv + f.gg;
-  return f.energy - (whole > kRounding * f.gg ? std::min(f.gg, top / whole) : f.gg) / 2;
+    return f.energy - gg / 2;
+  const double top = 2 * f.energy * gg - gv * gv, whole = 2 * f.energy - 2 * gv + gg;
+  return f.energy - (whole > kRounding * gg ? std::min(gg, top / whole) : gg) / 2;
 }
 
 } // namespace

@@ -76,7 +76,7 @@ FUSED = [
 @pytest.mark.parametrize(("batch", "sizes"), [(1, (5, 7, 3)), (3, (4, 65, 1, 2)), (40, (5, 33, 17, 3))], ids=str)
 def test_fused_as_stepwise(method, tol, batch, sizes):
     """States, energies before every step, the steps of every sample, and who stopped."""
-    if tol and not (method.converges and method.moves == "errors"):
+    if tol and (not method.converges or isinstance(method, methods.Sequential)):
         tol = None
     network = pyro.networks.mlp(sizes, activation="tanh").double()
     x, y = (torch.randn(batch, n, dtype=torch.float64) for n in (sizes[0], sizes[-1]))
@@ -93,6 +93,56 @@ def test_fused_as_stepwise(method, tol, batch, sizes):
     near = {"rtol": 1e-7, "atol": 1e-7} if method.remembers_energy else {"rtol": 1e-11, "atol": 1e-11}
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, **near)
+
+
+ON_STATES = [
+    methods.Descent(0.1),
+    methods.Descent(0.05, momentum=0.7),
+    methods.Descent(0.05, momentum=0.7, nesterov=True),
+    methods.Accelerated(0.1, momentum="depth", coordinates="states"),
+    methods.Heun(0.1, adaptive=False),
+    methods.LBFGS(coordinates="states"),
+]
+
+
+@pytest.mark.parametrize("method", ON_STATES, ids=repr)
+@pytest.mark.parametrize("kinds", [("Standard", "Standard", "Standard"), ("Isotropic", "Factorized", "Isotropic")])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_states_stop_fused_as_stepwise(activation, kinds, method):
+    """Each by itself: by the bound, which every fifth step finds, or by what is gained."""
+    network = Chain([f"{kind}GaussianNode" for kind in ("Standard", *kinds)], (5, 9, 7, 3))
+    network.activation = getattr(torch, activation)
+    randomize(network, 40)
+    states, found = states_of(network, (0, 3)), []
+    starts = values(states)
+    for executor in (None, "graph"):
+        put(states, starts)
+        loop = loop_of(network, states, method, executor=executor)
+        trace = loop.run(150, record=True, tol=3e-2)
+        assert ("fused: all sweeps in one operator" in loop.explain()) == (executor is None)
+        assert "tol by a bound from errors and gradients" in loop.explain()
+        found.append([*values(states), trace.taken, trace.converged])
+        found[-1] += [] if isinstance(method, methods.Accelerated) else [trace.energies]
+    assert len(found[0][2].unique()) > 1 or isinstance(method, methods.LBFGS)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_rates_given_alone_stop_fused():
+    """`lr` and `momentum` of a loop, and of `EM`, are those of `Descent`."""
+    network = pyro.networks.mlp((5, 9, 7, 3), activation="tanh").double()
+    x, y, found = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64), []
+    options = {"lr": 0.05, "momentum": 0.7}
+    for given in (options, {"method": methods.Descent(0.05, momentum=0.7)}):
+        network.start(x, y)
+        loop = pyro.InferenceLoop(network.energy, network.e_params(), **given)
+        found.append(loop.run(100, tol=1e-2).taken)
+        assert "fused: all sweeps in one operator" in loop.explain()
+    optimizer = torch.optim.SGD(network.m_params(), 0.0)
+    em = pyro.EM(network.energy, network.e_params(), optimizer, start=network.start, steps=100, tol=1e-2, **options)
+    found.append(em.step(x, y).taken)
+    assert "one call" in em.explain().splitlines()[0]
+    assert all(torch.equal(found[0], other) for other in found)
 
 
 @pytest.mark.parametrize("parts", [(3, 4), (1, 1, 5), (0, 2, 0, 5)], ids=str)

@@ -141,8 +141,8 @@ class Node:
             classes that one-hot rows stand for.
         weight: of the energy; that of a FULL_GAUSSIAN is a factor of its theta.
         sample_weights: ``[B]``, more factors of the energy.
-        kept: what a method that goes on keeps beside the velocity, like the state; of LBFGS more; of fixed predictions, the first
-            state.
+        kept: what a method that goes on keeps beside the velocity, like the state, of LBFGS more of that; of fixed
+            predictions, the first state.
         law_parameter: of laws that have one.
         way: what steps do beside; but for a mask they are those at a rate, without a velocity, and on states.
     """
@@ -320,7 +320,7 @@ class LBFGS(Sway):
     memory: float = 6.0
 
     @property
-    def vectors(self) -> tuple[int, ...]:
+    def vectors(self) -> tuple[int, ...]:  # noqa: D102
         return (1 + 2 * int(self.memory),)
 
 

@@ -111,13 +111,13 @@ class ChainExecutor(ReplayingExecutor):
             return f"no operator has rates of states, schedules, max_norm or limits with {whose}"
         if reason := backends.without_methods(self.program.leaves[self._free[0]].device.type):
             return reason
-        if tol and not errors:
-            return "no operator tells what is left to be gained on states"
+        if tol and method.is_constrained:
+            return "no operator tells what is left to be gained by constrained steps"
         odd = [n for n in self.planner.nodes if n.free and n.law and not n.law.is_of_distance]
         if errors and odd:
             return f"the law of {self.program.told(odd[0].state)} is not one of an error"
         full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
-        if errors and full and (tol or method.measures):
+        if full and (tol or (errors and method.measures)):
             return "no operator measures errors by a full covariance"
         of = SWAYS.get(type(method))
         if of is None:
@@ -127,6 +127,8 @@ class ChainExecutor(ReplayingExecutor):
         if isinstance(method, LBFGS) and method.memory > plan.MOST_PAIRS:
             return f"no operator keeps more than {plan.MOST_PAIRS} pairs of steps and gradients"
         made = of(method, len(self._free))
+        if tol and isinstance(made, plan.Descent):
+            return f"no operator ends samples of {type(method).__name__} by themselves"
         return made if isinstance(made, plan.Descent) else replace(made, errors=errors, tol=tol)
 
     def in_order(self, of_free: Sequence[Tensor]) -> list[Tensor]:

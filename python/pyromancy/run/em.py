@@ -768,7 +768,9 @@ class Whole:
             values = planner.values(self.executor.program.leaves)
             states = [values[n.state].contiguous() for n in self.nodes]
             velocities = [
-                torch.empty_like(s) for n, s in zip(self.nodes, states, strict=True) if n.free and run.momentum
+                torch.empty_like(s)
+                for n, s in zip(self.nodes, states, strict=True)
+                if n.free and run.momentum and run.method is None
             ]
             outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
             if planner.masks:
