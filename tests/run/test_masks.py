@@ -206,6 +206,46 @@ def test_noise_moves_what_is_not_known():
         assert (node.value.detach() != before)[~known].all()
 
 
+@pytest.mark.parametrize(
+    "method", [None, methods.Descent(0.05, momentum=0.8, coordinates="errors"), methods.Adam(0.05), methods.Heun(0.05)],
+    ids=repr,
+)  # fmt: skip
+def test_runs_go_on(method):
+    """As one run does, with the energies that autograd has of the states before every step."""
+    nets = [Network(), Network()]
+    whole, parts = (loop_of(net, method, **({} if method else {"momentum": 0.9})) for net in nets)
+    recorded = whole.run(6, record=True).energies
+    expected = []
+    for steps in (1, 2, 3):
+        expected.append(nets[1].energy().sum().item())
+        parts.run(steps)
+    for mine, theirs in zip(*(net.states() for net in nets), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        recorded.sum(1)[[0, 1, 3]], torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_states_that_do_not_lie_in_one_piece():
+    torch.manual_seed(0)
+    z = nn.Parameter(torch.randn(7, 6).double().T)
+    known, data, before = torch.rand(6, 7) < 0.5, torch.randn(6, 7).double(), z.detach().clone()
+    loop = pyro.InferenceLoop(lambda: 0.5 * (torch.where(known, data, z) - 1).square().sum(1), [z], lr=0.5)
+    loop.run(80)
+    assert loop.explain().startswith("executor: chain\n")
+    assert same_bits(z.detach()[known], before[known])
+    torch.testing.assert_close(z.detach()[~known], torch.ones_like(z[~known]))
+
+
+@pytest.mark.parametrize("method", [None, methods.Accelerated()], ids=repr)
+def test_states_that_are_looked_at_after_every_step(method):
+    nets = [Network(), Network()]
+    for net, check in zip(nets, (False, True), strict=True):
+        loop_of(net, method, check_finite=check).run(4)
+    for mine, theirs in zip(*(net.states() for net in nets), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
 SPELLINGS = {
     "where": lambda k, d, z: torch.where(k, d, z),
     "unknown": lambda k, d, z: torch.where(~k, z, d),

@@ -59,7 +59,7 @@ class Part:
 
 
 def _of_loop(name: str) -> property:
-    """An option of the E-steps, which the loop has."""
+    """An option of E-steps without a method, which the loop has, and which may be set between batches."""
     return property(lambda em: getattr(em.loop, name), lambda em, value: setattr(em.loop, name, value))
 
 
