@@ -31,6 +31,8 @@ METHODS = [
     methods.Heun(0.05, adaptive=False, coordinates="errors"),
     methods.Adam(0.05),
     methods.Adam(0.05, coordinates="errors"),
+    methods.LBFGS(),
+    methods.LBFGS(memory=2, coordinates="states"),
     methods.Sequential(0.05),
     methods.ZIL(),
     methods.FixedPrediction(0.3),
@@ -163,12 +165,14 @@ def test_a_linear_networks_equilibrium(method):
         torch.testing.assert_close(found[open_], net.edges[-1](net.states()[2][row])[~known[-1]], rtol=1e-8, atol=1e-8)
 
 
-def test_samples_that_stop_by_themselves():
+@pytest.mark.parametrize(
+    "method", [methods.Accelerated(), methods.Accelerated(0.05, coordinates="states"), methods.Descent(0.1)], ids=repr
+)
+def test_samples_that_stop_by_themselves(method):
     """To a tolerance, with the bound that networks without masks have; and more where they need more."""
     nets = [Network(linear=True) for _ in range(2)]
     traces = [
-        loop_of(net, methods.Accelerated(), executor=how).run(500, tol=1e-3)
-        for net, how in zip(nets, (None, "graph"), strict=True)
+        loop_of(net, method, executor=how).run(2000, tol=1e-3) for net, how in zip(nets, (None, "graph"), strict=True)
     ]
     assert traces[0].converged.all()
     assert traces[0].taken.tolist() == traces[1].taken.tolist()
