@@ -12,7 +12,7 @@ from torch import nn
 import pyromancy as pyro
 import twins
 from pyromancy import backends, networks
-from pyromancy.nodes import FixedNode, FloatNode, IsotropicGaussianNode, StandardGaussianNode
+from pyromancy.nodes import BernoulliNode, FixedNode, FloatNode, IsotropicGaussianNode, StandardGaussianNode
 
 SIZES = (5, 7, 7, 3)
 
@@ -177,6 +177,51 @@ class TestLaplaceOutput:
         net.start(x, torch.zeros(3, 2, 2, 2))
         torch.testing.assert_close(net.energy(), module(x).abs().sum((1, 2, 3)))
         assert torch.equal(net.predict(x), module(x))
+
+
+class TestTargetOutput:
+    """Outputs that are clamped to binary data or counts."""
+
+    LOSSES = {  # noqa: RUF012
+        "bernoulli": (lambda mu, y: F.binary_cross_entropy_with_logits(mu, y, reduction="none").sum(1), torch.sigmoid),
+        "poisson": (lambda mu, y: F.poisson_nll_loss(mu, y, reduction="none").sum(1), torch.exp),
+    }
+
+    @pytest.fixture(params=LOSSES)
+    def case(self, request):
+        net = networks.mlp(SIZES, "tanh", output=request.param).double()
+        x, y = data()
+        return net, x, (y > 0).to(y.dtype), *self.LOSSES[request.param]
+
+    def test_energy_and_states(self, case):
+        net, x, y, loss, mean = case
+        net.start(x, y)
+        torch.testing.assert_close(net.energy(), loss(net.predict(x), y))
+        assert len(net.e_params()) == len(SIZES) - 2
+        net.start(x)
+        torch.testing.assert_close(net.nodes[-1].value, mean(net.predict(x)))
+
+    def test_em_is_one_call_and_plain_autograd(self, case):
+        net, x, y, *_ = case
+        plain = copy.deepcopy(net)
+        em, m_opt = em_of(net), torch.optim.Adam(plain.edges.parameters(), lr=0.01)
+        for _ in range(4):
+            em.step(x, y)
+            twins.plainly(plain, m_opt, x, y, steps=8, lr=0.1)
+        assert em.explain().startswith("a batch: one call of an operator\nexecutor: chain")
+        twins.assert_same(net.edges.parameters(), plain.edges.parameters())
+
+    def test_targets_are_checked(self, case):
+        net, x, y, *_ = case
+        with pytest.raises(ValueError, match="value must be"):
+            net.start(x, y - 2)
+
+    def test_it_is_no_hidden_node(self):
+        nodes = [FixedNode(3), BernoulliNode(4), StandardGaussianNode(2)]
+        with pytest.raises(TypeError, match=r"nodes\[1\] must be a PredictiveNode, got BernoulliNode"):
+            networks.PCN(nodes, [nn.Linear(3, 4), nn.Linear(4, 2)])
+        with pytest.raises(TypeError, match=r"nodes\[1\] must be a PredictiveNode or a TargetNode, got FloatNode"):
+            networks.PCN([FixedNode(3), FloatNode(4)], [nn.Linear(3, 4)])
 
 
 class TestVarianceOfTheOutput:
@@ -623,7 +668,7 @@ class TestNodesOfOnesOwn:
                 [FixedNode(2), FixedNode(2)],
                 [nn.Linear(2, 2)],
                 TypeError,
-                r"nodes\[1\] must be a PredictiveNode, got Fix",
+                r"nodes\[1\] must be a PredictiveNode or a TargetNode, got Fix",
             ),
             ([nn.Linear(2, 2)], [], TypeError, r"nodes\[0\] must be a StateNode, got Linear"),
         ],

@@ -12,7 +12,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nodes import CategoricalNode, FixedNode, IsotropicGaussianNode, LaplaceNode, PredictiveNode, StandardGaussianNode
+from .nodes import (
+    BernoulliNode,
+    CategoricalNode,
+    FixedNode,
+    IsotropicGaussianNode,
+    LaplaceNode,
+    PoissonNode,
+    PredictiveNode,
+    StandardGaussianNode,
+    TargetNode,
+)
 from .nodes.base import StateNode
 from .registration import get_estep_params, get_mstep_params
 
@@ -39,10 +49,12 @@ def _unit_laplace(*shape: int | None) -> LaplaceNode:
     return node
 
 
-OUTPUTS: dict[str, Callable[..., PredictiveNode]] = {
+OUTPUTS: dict[str, Callable[..., PredictiveNode | TargetNode]] = {
     "gaussian": StandardGaussianNode,
     "laplace": _unit_laplace,
     "categorical": CategoricalNode,
+    "bernoulli": BernoulliNode,
+    "poisson": PoissonNode,
 }
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)  # after which there is a node
@@ -59,7 +71,8 @@ class PCN(nn.Module):
     first node has none. Training clamps the first node to an input and the last to a target.
 
     Args:
-        nodes: from the input to the output; all but the first have an energy.
+        nodes: from the input to the output; all but the first have an energy, and the last may be one for clamped
+            targets alone, as a `BernoulliNode`.
         edges: one fewer, which predict a node's state from that of the node before.
         entry: applied to an input before it is the first node's state; None takes it as it is.
 
@@ -77,9 +90,10 @@ class PCN(nn.Module):
         super().__init__()
         nodes, edges = list(nodes), list(edges)
         for i, node in enumerate(nodes):
-            kind = PredictiveNode if i else StateNode
-            if not isinstance(node, kind):
-                raise TypeError(f"nodes[{i}] must be a {kind.__name__}, got {type(node).__name__}")
+            kinds = (StateNode,) if not i else (PredictiveNode,) if i < len(nodes) - 1 else (PredictiveNode, TargetNode)
+            if not isinstance(node, kinds):
+                expected = " or a ".join(kind.__name__ for kind in kinds)
+                raise TypeError(f"nodes[{i}] must be a {expected}, got {type(node).__name__}")
         if len(nodes) < 2 or len(edges) != len(nodes) - 1:
             raise ValueError(f"nodes must be at least 2, and edges one fewer, got {len(nodes)} and {len(edges)}")
         self.entry = nn.Sequential() if entry is None else entry
@@ -92,8 +106,8 @@ class PCN(nn.Module):
         Args:
             x: the input, ``[B, *first node]`` after `entry`.
             y: the target, ``[B, *last node]``, so one-hot and not an index for a class, unless the last node is a
-                `CategoricalNode`; None starts the last node at its prediction, too, and a categorical one at the
-                probabilities that it is predicted.
+                `CategoricalNode`; None starts the last node at its prediction, too, and one that is predicted by
+                logits or logarithms of rates at the probabilities or rates.
 
         Raises:
             TypeError: `x` or `y` is not a tensor.
@@ -116,18 +130,27 @@ class PCN(nn.Module):
             for node, edge in zip(nodes[1:-1], self.edges, strict=False):
                 z = node.init(edge(z))
             if y is None:
-                y = self.edges[-1](z)
-                y = y.softmax(1) if self._classifies else y
+                y = self._mean(self.edges[-1](z))
             nodes[-1].init(y)
 
     @property
     def _classifies(self) -> bool:
         return isinstance(self.nodes[-1], CategoricalNode)
 
+    def _mean(self, pred: Tensor) -> Tensor:
+        """The output's state that a prediction expects."""
+        node = self.nodes[-1]
+        if isinstance(node, CategoricalNode):
+            return pred.softmax(1)
+        if isinstance(node, BernoulliNode):
+            return pred.sigmoid()
+        return pred.exp() if isinstance(node, PoissonNode) else pred
+
     def predict(self, x: Tensor) -> Tensor:
         """The output's prediction by a forward sweep, ``[B, *last node]``; no state is read or set.
 
-        Of a categorical output these are logits: ``predict(x).argmax(1)`` are classes, ``softmax(1)`` probabilities.
+        Of a categorical output these are logits: ``predict(x).argmax(1)`` are classes, ``softmax(1)`` probabilities; so
+        they are of a Bernoulli output, and of a Poisson one logarithms of rates.
 
         It has gradients as any module's result has: put it under `torch.no_grad` where none are needed.
 
@@ -230,7 +253,7 @@ class _Copy(nn.Module):
         return x.clone()
 
 
-def _output(kind: str, variance: float) -> Callable[..., PredictiveNode]:
+def _output(kind: str, variance: float) -> Callable[..., PredictiveNode | TargetNode]:
     """What makes the last node of a shape."""
     _known("output", kind, OUTPUTS)
     if isinstance(variance, bool) or not isinstance(variance, int | float):
@@ -263,8 +286,8 @@ def mlp(
 
     The predictions are ``mu_1 = W_1 z_0 + b_1`` and ``mu_l = W_l f(z_{l-1}) + b_l``, and with skips ``mu_l = z_{l-1} +
     W_l f(z_{l-1}) + b_l`` from one hidden node to the next. Every node but the input is Gaussian with unit variance, or
-    the last with ``output="laplace"`` a `LaplaceNode` of scale 1 or with ``output="categorical"`` a `CategoricalNode`,
-    and weights and biases start as those of `torch.nn.Linear`.
+    the last with ``output="laplace"`` a `LaplaceNode` of scale 1, or a `CategoricalNode`, `BernoulliNode` or
+    `PoissonNode` with such an output, and weights and biases start as those of `torch.nn.Linear`.
 
     ``scaling="mupc"``, with skips, keeps hidden states of order one at any width and depth, so that rates carry over
     from small networks to deep ones (arXiv:2505.13124): weights are drawn from N(0, 1), there are no biases, and
