@@ -93,6 +93,25 @@ Method read_method(Reader& read) {
   return method;
 }
 
+Expression read_expression(Reader& read) {
+  Expression of{};
+  of.constants = static_cast<int>(read.number("number of constants", 0, kMostConstants + 1));
+  of.count = static_cast<int>(read.number("number of instructions", 0, kMostInstructions + 1));
+  of.slopes = static_cast<int>(read.number("number of instructions for slopes", 0, of.count + 1));
+  for (int i = 0; i < of.count; ++i) {
+    Instruction& to = of.code[i];
+    to.op = static_cast<Op>(read.number("instruction", 0, kOps));
+    for (uint8_t* value : {&to.a, &to.b, &to.c})
+      *value = static_cast<uint8_t>(read.number("value of an instruction", 0, of.first() + i));
+  }
+  of.deviation = static_cast<int>(read.number("value of a deviation", 0, of.first() + of.count));
+  for (int* value : {&of.pull, &of.push})
+    *value = static_cast<int>(read.number("value of a slope", 0, of.first() + of.slopes));
+  for (int i = 0; i < of.constants; ++i)
+    of.numbers[i] = read.real("constant");
+  return of;
+}
+
 Way read_way(Reader& read) {
   Way way;
   way.known = read.maybe_tensor("mask");
@@ -204,7 +223,7 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
                         (node.kept != kNothing) == (goes_on && sway.keeps),
                     "node ", l, " must have a velocity, and what is kept, where a method goes on, ",
                     "and only there");
-    STD_TORCH_CHECK(!sway.errors || !node.free || node.law == Law::none || is_of_distance(node.law),
+    STD_TORCH_CHECK(!sway.errors || !node.free || moves_by_errors(node),
                     "errors move where the law of a free node is one of its distance from the "
                     "prediction");
   }
@@ -522,6 +541,8 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     node.law_parameter = read.real("parameter of a law");
     if (read.flag("way"))
       node.way = read_way(read);
+    if (node.law == Law::expression)
+      node.expression = read_expression(read);
   }
   for (PlanEdge& edge : plan.edges) {
     edge.source = read.number("source", 0, nodes);

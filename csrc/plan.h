@@ -12,6 +12,7 @@
 
 #include "activations.h"
 #include "check.h"
+#include "laws/expression.h"
 #include "laws/law.h"
 #include "methods/sway.h"
 #include "methods/turns.h"
@@ -62,6 +63,7 @@ struct PlanNode {
   int64_t sample_weights; // [B], more factors of its energy
   double weight;          // of its energy
   double law_parameter;
+  Expression expression;                 // of a law that is one
   Way way;                               // of steps at a rate
   int64_t in = kNothing, out = kNothing; // edges
 };
@@ -151,6 +153,13 @@ Plan decode(const std::vector<int64_t>& plan, const std::vector<double>& numbers
 // Whether data are the classes of samples, each of which a row of one 1 and zeros stands for.
 inline bool holds_classes(const Tensor& data) {
   return data.scalar_type() == torch::headeronly::ScalarType::Long;
+}
+
+// Whether the energy of a node, if there is one, is one of z - mu.
+inline bool moves_by_errors(const PlanNode& node) {
+  if (node.law == Law::expression)
+    return node.expression.is_of_distance();
+  return node.law == Law::none || is_of_distance(node.law);
 }
 
 inline int64_t width(const Plan& plan, const Operands& operands, int64_t node) {

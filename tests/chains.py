@@ -1,5 +1,6 @@
 """Chains as plans for `run_plan_`, and what it must do to them, by autograd and `torch.optim.SGD`."""
 
+import functools
 import itertools
 import os
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from networks import covariance_of
 from numerics import assert_near, moved, same_bits
 from pyromancy import plan
+from pyromancy.capture.symbolic import Algebra
 from pyromancy.ops import run_plan as definition
 from pyromancy.plan import (
     Activation,
@@ -26,6 +28,7 @@ from pyromancy.plan import (
     Target,
     activations,
 )
+from pyromancy.plan.expression import Op
 
 run_plan_ = torch.ops.pyromancy.run_plan_.default
 # the activations by name, from PyTorch; the second number is their parameter
@@ -52,8 +55,33 @@ DEVIATIONS = {
     Law.POISSON: lambda z, mu, p, _: F.poisson_nll_loss(mu, z, reduction="none"),
     Law.STUDENT: lambda z, mu, p, v: (v + 1) / 2 * torch.log1p((p * (z - mu)).square() / v),
     Law.HUBER: lambda z, mu, p, bound: F.huber_loss(mu, z, reduction="none", delta=bound),
+    Law.EXPRESSION: lambda z, mu, *_: (
+        torch.log(torch.cosh(z - mu)) + 0.2 * z**4 + F.softplus(mu + 0.5) + 0.3 * (1 + z * mu + z**2 + mu**2).sqrt()
+    ),
 }
 PARAMETERS = {Law.STUDENT: 2.5, Law.HUBER: 0.75}
+
+
+def own_law():
+    """What `DEVIATIONS` has of z, mu and their distance for a law of one's own."""
+    g = Algebra()
+    square = functools.reduce(g.add, [g.mul(g.z, g.mu), g.pow(g.z, 2.0), g.pow(g.mu, 2.0)])
+    parts = [
+        g.apply(Op.LOGCOSH, g.distance),
+        g.times(0.2, g.pow(g.z, 4.0)),
+        g.apply(Op.SOFTPLUS, g.add(g.mu, g.number(0.5))),
+        g.times(0.3, g.apply(Op.SQRT, g.add(g.number(1.0), square))),
+    ]
+    return g.program(functools.reduce(g.add, parts))
+
+
+OWN_LAW = own_law()
+# the laws that go element by element, of a backend
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+COMPILED_LAWS = [law for law in Law if law.is_elementwise and law is not Law.EXPRESSION]
+ELEMENTWISE = COMPILED_LAWS
+if not (INTERPRETED or os.environ.get("PYROMANCY_EMULATED_LIBRARY")):
+    ELEMENTWISE = [*COMPILED_LAWS, Law.EXPRESSION]
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (
     [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)],
@@ -61,7 +89,7 @@ WIDTHS, BATCHES, MSTEP_BATCHES = (
     (0, 1, 3, 17, 300),
 )
 SOME, MSTEP_FUNCTIONS = 17, tuple(FUNCTIONS)
-if os.environ.get("TRITON_INTERPRET") == "1":  # a program takes milliseconds there
+if INTERPRETED:  # a program takes milliseconds there
     WIDTHS, BATCHES, MSTEP_BATCHES = [(3, 1, 5), (5, 70, 33, 3)], (0, 1, 19), (0, 17)
     SOME, MSTEP_FUNCTIONS = 3, ("tanh", "softplus")
 OPTIONS = {
@@ -266,7 +294,7 @@ def planned(a, targets=(), method=None, outcome=None, **options):
     nodes = [
         Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
              number(a["prior"]) if i == 0 else None, number(v), number(d), scale, number(s),
-             number(k), parameter)
+             number(k), parameter, expression=OWN_LAW if predicted and law is Law.EXPRESSION else None)
         for i, (z, free, sweeps, law, predicted, theta, v, k, d, scale, s, parameter) in enumerate(zip(
             a["states"], a["free"], swept, a.get("laws") or map(law_of, a["precisions"]), a["predicted"],
             a.get("thetas") or thetas(a), velocities, kept, data, a["scales"],

@@ -78,7 +78,7 @@ def chain_call(problem, learn=False):
     return {"written": operands.written, "read": operands.read, "plan": ints, "numbers": numbers}
 
 
-ELEMENTWISE = [law for law in Law if law.is_elementwise]
+ELEMENTWISE = chains.COMPILED_LAWS
 IN_ONE_KERNEL = [law for law in ELEMENTWISE if not law.has_parameter]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from chains import OWN_LAW
 from pyromancy.laws import LAWS
 from pyromancy.plan import Law, Rule, RuleKind
 from pyromancy.rules import RULES
@@ -30,8 +31,9 @@ THETAS = {
     Law.STUDENT: SCALES,
     Law.HUBER: NONE,
     Law.CATEGORICAL: NONE,
+    Law.EXPRESSION: NONE,
 }
-PARAMETERS = {Law.STUDENT: 3.5, Law.HUBER: 0.7}
+PARAMETERS = {Law.STUDENT: 3.5, Law.HUBER: 0.7, Law.EXPRESSION: OWN_LAW}
 DECAYS = [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}]
 
 

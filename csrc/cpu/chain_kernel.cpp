@@ -7,6 +7,7 @@
 #include "../laws/laws.h"
 #include "../methods/noise.h"
 #include "../rules/rules.h"
+#include "interpret.h"
 #include "tiles.h"
 
 namespace pyromancy::PYROMANCY_ISA {
@@ -44,12 +45,6 @@ bool is_finite(const C* x, int64_t n) {
     result &= nothing[i] == C(0);
   return result;
 }
-
-// What a law makes of elements: the deviation and the moment where these are wanted.
-template <class C>
-struct OfLaw {
-  Vec<C> pull, push, deviation, moment;
-};
 
 template <class C, class L>
 PYROMANCY_INLINE OfLaw<C> of_formulas(L law, Vec<C> z, Vec<C> mu, Vec<C> p, Vec<C> weight,
@@ -166,7 +161,8 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
     b.residual = take(full);
-    b.error = take(fed_back || full || every);
+    const bool expressed = node.predicted && node.law == Law::expression;
+    b.error = take(fed_back || full || every || expressed);
     const bool leads = sways && bounds_states(args);
     b.delta = bent || leads || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
     b.slope = take(bent && (full || rises || leads));
@@ -516,26 +512,50 @@ struct Tile {
     round(l, Input::delta, i, rows);
   }
 
+  // f(where, what an expression makes) of rows i to i + rows of states z and predictions mu, null
+  // being 0: both as a node's buffers are.
+  template <class F>
+  __attribute__((noinline)) void express(const ChainNode& node, int64_t i, int64_t rows, const C* z,
+                                         const C* mu, bool energy, F f) const {
+    Interpreter<C> interpreter(*node.expression, energy);
+    const int64_t end = (i + rows) * width;
+    for (int64_t q = i * width; q < end; q += kBlock) {
+      const int vectors = static_cast<int>(smaller(kBlock, end - q));
+      interpreter.run(z + q * w, mu ? mu + q * w : nullptr, vectors);
+      for (int j = 0; j < vectors; ++j) {
+        const Vec<C> p = rate(node, (q + j) / width, static_cast<int>((q + j) % width));
+        // of what has no weight, as what lies beyond the last element, nothing may be infinite
+        const auto weigh = [&](Vec<C> x) { return p == C(0) ? Vec<C>{} : p * x; };
+        const OfLaw<C> of = interpreter.result(j);
+        f((q + j) * w, OfLaw<C>{weigh(of.pull), weigh(of.push), weigh(of.deviation), Vec<C>{}});
+      }
+    }
+  }
+
   // The error for a prediction that does not change.
   void err_of_constant(int64_t l, Rows wanted) {
     const ChainNode& node = args.node[l];
     if (is_rowwise(node.law)) // `normalize` finds it
       return;
     const Buffers<P>& b = buffers[l];
-    for (int64_t i = wanted.begin; i < wanted.end; ++i)
+    const auto keep = [&](int64_t at, const OfLaw<C>& of) {
+      if (b.error)
+        store(b.error + at, of.pull);
+      if (b.delta != b.error) // of an activation it would come by the product
+        store(b.delta + at, of.push);
+      keep_energy(b, at, of);
+    };
+    const bool expressed = node.law == Law::expression;
+    if (expressed)
+      express(node, wanted.begin, wanted.end - wanted.begin, b.z, b.mu, keeps(b), keep);
+    for (int64_t i = wanted.begin; i < wanted.end && !expressed; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
         const Vec<C> z = load(b.z + at), mu = load(b.mu + at);
-        if (b.residual) {
+        if (b.residual)
           store(b.residual + at, z - mu);
-          continue;
-        }
-        const OfLaw<C> of = of_law<C>(node, z, mu, rate(node, i, v), weight(node, v), keeps(b));
-        if (b.error)
-          store(b.error + at, of.pull);
-        if (b.delta != b.error) // of an activation it would come by the product
-          store(b.delta + at, of.push);
-        keep_energy(b, at, of);
+        else
+          keep(at, of_law<C>(node, z, mu, rate(node, i, v), weight(node, v), keeps(b)));
       }
     round(l, node.full_precision ? Input::residual : Input::delta, wanted.begin,
           wanted.end - wanted.begin);
@@ -608,6 +628,7 @@ struct Tile {
     const Buffers<P> b = buffers[l];
     const void* const bias = edge.bias;
     const bool full = static_cast<bool>(node.full_precision);
+    const bool expressed = node.law == Law::expression;
     const auto each = [&](auto f) { // f(row, vector, where they are, product)
       int64_t at = i * row;
       for (int64_t r = i; r < i + rows; ++r)
@@ -640,6 +661,11 @@ struct Tile {
         store(b.residual + at, z - prediction);
         return;
       }
+      if (expressed) {
+        store(b.error + at, prediction);
+        store(b.delta + at, slopes);
+        return;
+      }
       const OfLaw<C> of =
           of_law<C>(node, z, prediction, rate(node, r, v), weight(node, v), keeps(b));
       if (b.delta != b.error)
@@ -647,6 +673,12 @@ struct Tile {
       store(b.error + at, of.pull);
       keep_energy(b, at, of);
     });
+    if (expressed)
+      express(node, i, rows, b.z, b.error, keeps(b), [&](int64_t at, const OfLaw<C>& of) {
+        store(b.delta + at, of.push * load(b.delta + at));
+        store(b.error + at, of.pull);
+        keep_energy(b, at, of);
+      });
   }
 
   // Energies per sample, without their normalizers.
@@ -846,6 +878,7 @@ struct Tile {
     const Nonlinearity after{kind, c ? args.edge[node.in].after.parameter : 0};
     const Buffers<P> b = buffers[l];
     const bool learns = learning && errs_by_moving(args, node);
+    const bool expressed = node.predicted && node.law == Law::expression && (learns || b.energy);
     const Pace pace = this->pace(node, b);
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
@@ -882,9 +915,12 @@ struct Tile {
         store(b.v + at, error);
         if (t == 0)
           stay(b, at);
-        if (b.residual)
+        if (b.residual) {
           store(b.residual + at, error);
-        else if (learns || b.energy) {
+        } else if (expressed) {
+          if (learns)
+            store(b.delta + at, slopes);
+        } else if (learns || b.energy) {
           const OfLaw<C> of =
               of_law<C>(node, error, Vec<C>{}, rate(node, r, v), weight(node, v), keeps(b));
           keep_energy(b, at, of);
@@ -895,6 +931,14 @@ struct Tile {
             store(b.delta + at, of.push * slopes);
         }
       }
+    if (expressed)
+      express(node, i, rows, b.v, nullptr, keeps(b), [&](int64_t at, const OfLaw<C>& of) {
+        keep_energy(b, at, of);
+        if (!learns)
+          return;
+        store(b.error + at, of.pull);
+        store(b.delta + at, of.push * load(b.delta + at));
+      });
   }
 
   // Rows i to i + rows of the gradient for what moves of node l, given those of the feedback.
@@ -914,6 +958,11 @@ struct Tile {
     const Buffers<P> b = buffers[l];
     const Skipping skipping = this->skipping(l, feedback);
     const bool by_metric = moves_by_metric(node);
+    const bool by_states = !args.method.errors || node.full_precision;
+    const bool expressed = node.predicted && node.law == Law::expression && !by_states;
+    if (expressed)
+      express(node, i, rows, b.v, nullptr, false,
+              [&](int64_t at, const OfLaw<C>& of) { store(b.g + at, of.pull); });
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
@@ -925,8 +974,10 @@ struct Tile {
         }
         if (skipping.delta)
           back = fma(skipping.by, load(skipping.delta + at), back);
-        if (node.predicted && (!args.method.errors || node.full_precision))
+        if (node.predicted && by_states)
           g = load(b.error + at);
+        else if (expressed)
+          g = load(b.g + at);
         else if (node.predicted)
           g = of_law<C>(node, load(b.v + at), Vec<C>{}, rate(node, r, v), weight(node, v), false)
                   .pull;
@@ -1494,7 +1545,11 @@ struct Tile {
     const Buffers<P> b = buffers[l];
     const Skipping skipping = this->skipping(l, feedback);
     const ChainNode& node = args.node[l];
-    const bool from_prediction = b.mu && !node.full_precision;
+    const bool expressed = node.predicted && node.law == Law::expression;
+    const bool from_prediction = b.mu && !node.full_precision && !expressed;
+    if (expressed && b.mu)
+      express(node, i, rows, b.z, b.mu, false,
+              [&](int64_t at, const OfLaw<C>& of) { store(b.error + at, of.pull); });
     C* const activations = !feedback || b.a == b.z || b.base ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));
     const Vec<C> momentum = splat(static_cast<C>(args.momentum));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "../activations.h"
+#include "../laws/expression.h"
 #include "../laws/law.h"
 #include "../methods/methods.h"
 #include "../methods/turns.h"
@@ -47,6 +48,7 @@ struct ChainNode {
   void *velocity, *kept;
   Law law;
   double law_parameter, weight; // of the law and of its energy
+  const Expression* expression; // of a law that is one
   // weight * exp(-theta) of the law, for a Gaussian the diagonal of P: [n], padded with zeros; null
   // is 1.
   const void* rate;

@@ -2,6 +2,8 @@
 
 // Functions of vectors: see arithmetic.h.
 
+#include <limits>
+
 #include "vec.h"
 
 namespace pyromancy::PYROMANCY_ISA {
@@ -48,6 +50,42 @@ PYROMANCY_INLINE Vec<C> log_upwards(Vec<C> x) {
   const Vec<C> part = log1p_unit<C>(bit_cast<Vec<C>>((bits & fraction) | one) - C(1));
   const Vec<C> log = fma(k, splat<C>(K::ln2_high), fma(k, splat<C>(K::ln2_low), part));
   return x - x == C(0) ? log : x; // infinity and NaN stay
+}
+
+// log(u) of a normal number u
+template <class C>
+PYROMANCY_INLINE Vec<C> log(Vec<C> u) {
+  using K = ExpConstants<C>;
+  using Ints = VecN<typename K::Int, kLanes<C>>;
+  constexpr typename K::Int half = typename K::Int{1} << (K::mantissa - 1);
+  // u = m 2^e with m in [3/4, 3/2), so that near 1 nothing cancels
+  const Ints bits = bit_cast<Ints>(u);
+  const Ints e = ((bits + half) >> K::mantissa) - K::bias;
+  const Vec<C> m = bit_cast<Vec<C>>(bits - (e << K::mantissa));
+  const Vec<C> exponent = __builtin_convertvector(e, Vec<C>);
+  return fma(exponent, splat<C>(K::ln2_high),
+             fma(exponent, splat<C>(K::ln2_low), log1p_unit<C>(m - C(1))));
+}
+
+// log x within 3 units in the last place; of 0 minus infinity, of less NaN.
+template <class C>
+PYROMANCY_INLINE Vec<C> log_any(Vec<C> x) {
+  constexpr C least = std::numeric_limits<C>::min(), infinity = std::numeric_limits<C>::infinity();
+  constexpr int digits = sizeof(C) == 4 ? 24 : 54; // by which what is subnormal becomes normal
+  const Vec<C> zero{};
+  const auto small = x < least;
+  const Vec<C> scaled = log<C>(small ? x * C(int64_t{1} << digits) : x);
+  const Vec<C> inner = small ? scaled - C(digits * 0.69314718055994530942) : scaled;
+  const Vec<C> outer = x == zero ? splat(-infinity) : x > zero ? x : zero / zero;
+  return (x > zero) & (x < infinity) ? inner : outer;
+}
+
+// log(1 + x) within 4 units in the last place, likewise; what 1 + x is rounded by is made up for.
+template <class C>
+PYROMANCY_INLINE Vec<C> log1p(Vec<C> x) {
+  const Vec<C> y = x + C(1), off = y - C(1), whole = log_any<C>(y);
+  const auto inside = (y > C(0)) & (off < std::numeric_limits<C>::infinity());
+  return off == C(0) ? x : inside ? whole * (x / off) : whole;
 }
 
 // float: within 7 units in the last place (6 where multiply-adds are fused), and nowhere above 1. A

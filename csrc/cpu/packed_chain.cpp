@@ -131,6 +131,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.kept = from.kept == kNothing ? nullptr : operands[from.kept].data_ptr();
     node.law = from.law;
     node.law_parameter = from.law_parameter;
+    node.expression = &from.expression;
     node.weight = from.weight;
     node.rate = rate(from, node.n);
     if (const Tensor* weights = operands.find(from.sample_weights))

@@ -60,6 +60,14 @@ __device__ inline C log_upwards(C x) {
   return std::log(x);
 }
 template <class C>
+__device__ inline C log_any(C x) {
+  return std::log(x);
+}
+template <class C>
+__device__ inline C log1p(C x) {
+  return std::log1p(x);
+}
+template <class C>
 __device__ inline C tanh(C x) {
   return std::tanh(x);
 }

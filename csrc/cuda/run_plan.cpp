@@ -201,6 +201,9 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
+  for (size_t l = 0; l < plan.nodes.size(); ++l)
+    STD_TORCH_CHECK(plan.nodes[l].law != Law::expression, "node ", l,
+                    " must have a law of the CUDA kernels, got an expression");
   STD_TORCH_CHECK(!plan.method.sways && plan.method.turns == Turns::together && !plan.method.fixed,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");
   for (const PlanNode& node : plan.nodes) {

@@ -17,8 +17,9 @@ enum class Law : int64_t {
   student,       // theta: log-scales; the parameter: degrees of freedom
   huber,         // the parameter: the distance from which the energy grows linearly; no theta
   categorical,   // nothing to learn: z is a distribution, and mu are its logits
+  expression,    // a program of one's own: expression.h; no theta
 };
-inline constexpr int64_t kLaws = 9;
+inline constexpr int64_t kLaws = 10;
 
 // Whether the energy is a sum over elements.
 inline bool is_elementwise(Law law) {
@@ -38,7 +39,7 @@ inline bool has_scale(Law law) {
 // Whether the energy is one of z - mu, which is 0 and least at 0: it pulls and pushes alike.
 inline bool is_of_distance(Law law) {
   return law != Law::none && law != Law::bernoulli && law != Law::poisson &&
-         law != Law::categorical;
+         law != Law::categorical && law != Law::expression;
 }
 
 // Whether what an element pushes with is another than what it pulls with.
@@ -53,12 +54,12 @@ inline bool has_parameter(Law law) {
 
 // Whether no deviation is below 0, z being what the law is for.
 inline bool has_floor(Law law, bool free) {
-  return law != Law::poisson && !(free && law == Law::bernoulli);
+  return law != Law::poisson && law != Law::expression && !(free && law == Law::bernoulli);
 }
 
 // Whether the energy of a clamped state is convex in its prediction.
 inline bool is_convex(Law law) {
-  return law != Law::student;
+  return law != Law::student && law != Law::expression;
 }
 
 // What the energy of weight 1 has of theta beside what depends on z and mu: this times theta.

@@ -35,21 +35,6 @@ PYROMANCY_INLINE void philox(uint64_t seed, Counts<C> (&of)[4]) {
   }
 }
 
-// log(u) of a normal number u
-template <class C>
-PYROMANCY_INLINE Vec<C> log(Vec<C> u) {
-  using K = ExpConstants<C>;
-  using Ints = VecN<typename K::Int, kLanes<C>>;
-  constexpr typename K::Int half = typename K::Int{1} << (K::mantissa - 1);
-  // u = m 2^e with m in [3/4, 3/2), so that near 1 nothing cancels
-  const Ints bits = bit_cast<Ints>(u);
-  const Ints e = ((bits + half) >> K::mantissa) - K::bias;
-  const Vec<C> m = bit_cast<Vec<C>>(bits - (e << K::mantissa));
-  const Vec<C> exponent = __builtin_convertvector(e, Vec<C>);
-  return fma(exponent, splat<C>(K::ln2_high),
-             fma(exponent, splat<C>(K::ln2_low), log1p_unit<C>(m - C(1))));
-}
-
 // sin and cos of 2 pi u, for u in [0, 1]
 template <class C>
 PYROMANCY_INLINE void circle(Vec<C> u, Vec<C>& sine, Vec<C>& cosine) {

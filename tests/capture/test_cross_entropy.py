@@ -122,7 +122,7 @@ def test_other_classes_take_their_place():
 
 
 OTHERS = {
-    "another-dimension": (lambda n: -(n.soft * F.log_softmax(n.mu(), 0)).sum(1), "has a tensor as a factor"),
+    "another-dimension": (lambda n: -(n.soft * F.log_softmax(n.mu(), 0)).sum(1), "from log_softmax of"),
     "positions": (
         lambda n: F.cross_entropy(n.mu().view(B, 2, 2), n.t.view(B, 1).expand(B, 2) % 2, reduction="none").sum(1),
         "not the energy of",

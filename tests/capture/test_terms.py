@@ -283,12 +283,8 @@ NO_LAW = {
     "weights-of-elements": lambda n: F.binary_cross_entropy_with_logits(n.mu(), n.b, weight=n.b, reduction="none"),
     "rates": lambda n: F.poisson_nll_loss(n.mu().exp(), n.b, log_input=False, reduction="none"),
     "with-the-constant": lambda n: F.poisson_nll_loss(n.mu(), n.b, full=True, reduction="none"),
-    "softplus-with-beta": lambda n: F.softplus(n.mu(), 2.0) - n.b * n.mu(),
-    "another-logit": lambda n: F.softplus(n.mu()) - n.b * (n.mu() + 1),
-    "another-factor": lambda n: F.softplus(n.mu()) - 2 * (n.b * n.mu()),
     "exp-alone": lambda n: n.mu().exp(),
     "variances-of-samples": lambda n: F.gaussian_nll_loss(n.mu(), n.y, n.weights[:, None] + 1, reduction="none"),
-    "log-of-a-difference": lambda n: torch.log1p(-0.01 * n.error() ** 2),
 }  # fmt: skip
 
 
@@ -593,11 +589,7 @@ def test_energies_of_the_whole_batch(name):
 
 # What looks like a node's energy and is none; what it is called
 NONE = {
-    "two-differences": (lambda n: ((n.y - n.mu()) * (n.y - 2 * n.mu())).sum(1), "sum of mul of n.hidden.value"),
-    "not-a-difference": (lambda n: (n.y + n.mu()).square().sum(1), "sum of square of n.hidden.value"),
-    "cubed": (lambda n: (n.error() ** 3).sum(1), "sum of pow of n.hidden.value"),
     "norm": (lambda n: n.error().norm(dim=1), "norm of n.hidden.value"),
-    "absolute": (lambda n: (n.y + n.mu()).abs().sum(1), "sum of abs of n.hidden.value"),
     "in-parts": (lambda n: (n.error().square() + n.mu().cos()).sum(1), "sum of cos of n.hidden.value"),
     "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
     "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),

@@ -7,6 +7,7 @@ import torch
 
 import pyromancy
 from chains import (
+    ELEMENTWISE,
     FUNCTIONS,
     call,
     check,
@@ -25,8 +26,6 @@ from pyromancy.ops import run_plan as definition
 from pyromancy.ops.triton import chain, persistent, rule
 from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
 from twins import assert_same, batches, plainly, twins
-
-ELEMENTWISE = [law for law in Law if law.is_elementwise]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from chains import (
+    ELEMENTWISE,
     FUNCTIONS,
     call,
     check_exactly,
@@ -41,7 +42,7 @@ INTERPRETED = "triton" in KERNELS
 COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
 # Where one kernel takes all steps, it adds up products as that suits their number, or its plans that do not sweep.
 ONE_KERNEL = INTERPRETED or (EMULATED and os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
-LAWS = (Law.GAUSSIAN, Law.GAUSSIAN, *(law for law in Law if law.is_elementwise))
+LAWS = (Law.GAUSSIAN, Law.GAUSSIAN, *ELEMENTWISE)
 # what energies have of theta beside their deviation
 NORMALIZERS = {Law.GAUSSIAN: 0.5, Law.LAPLACE: 1.0, Law.STUDENT: 1.0}
 SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")

@@ -25,6 +25,7 @@ from pyromancy.plan import (
     Way,
 )
 from pyromancy.plan.activations import ACTIVATIONS
+from pyromancy.plan.expression import MOST_CONSTANTS, MOST_INSTRUCTIONS, Expression, Instruction, Op
 
 WRITTEN, TENSORS, SLOTS = 9, 20, 4
 
@@ -50,9 +51,10 @@ def random_plan(seed):
         targets.append(Target(what, owner, draw.randrange(r), draw.randrange(WRITTEN), slots))
     return Plan(
         tuple(
-            Node(operand(), flag(), flag(), pick(Law), maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
-                 maybe(), maybe(WRITTEN), draw.random(), way())
-            for _ in range(n)
+            Node(operand(), flag(), flag(), law, maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
+                 maybe(), maybe(WRITTEN), draw.random(), way(),
+                 random_expression(draw) if law is Law.EXPRESSION else None)
+            for law in (pick(Law) for _ in range(n))
         ),
         tuple(
             Edge(draw.randrange(n), draw.randrange(n), operand(), maybe(), activation(), activation(), flag(),
@@ -67,6 +69,15 @@ def random_plan(seed):
         tuple(targets), pick(MatmulPrecision), maybe(WRITTEN), draw.random(),
         tuple(draw.random() for _ in range(steps)) if flag() else (),
     )  # fmt: skip
+
+
+def random_expression(draw):
+    """Of values before them, which is all that is asked of instructions."""
+    constants, count = draw.randint(0, MOST_CONSTANTS), draw.randint(0, MOST_INSTRUCTIONS)
+    slopes, first = draw.randint(0, count), 2 + constants
+    code = tuple(Instruction(draw.choice([*Op]), *(draw.randrange(first + i) for _ in range(3))) for i in range(count))
+    ends = draw.randrange(first + count), draw.randrange(first + slopes), draw.randrange(first + slopes)
+    return Expression(tuple(draw.random() for _ in range(constants)), code, slopes, *ends)
 
 
 def random_method(draw):
@@ -90,7 +101,8 @@ def test_there_and_back(seed):
 
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way())
+    law = Expression((0.5,), (Instruction(Op.ADD, 0, 2), Instruction(Op.NEG, 3)), 1, 4, 3, 2)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way(), law)
     pairs = [
         ("nodes", one, other),
         ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0, 4.0)),
@@ -103,6 +115,10 @@ def test_every_field_is_written():
         for field in fields(plain):
             spoilt = replace(plain, **{field.name: getattr(changed, field.name)})
             assert plan.encode(replace(bare, **{key: (spoilt,)})) != before, field.name
+    changed = Expression((0.7,), (Instruction(Op.MUL, 1, 2), Instruction(Op.EXP, 3)), 2, 3, 4, 3)
+    for field in fields(changed):
+        spoilt = replace(other, expression=replace(law, **{field.name: getattr(changed, field.name)}))
+        assert plan.encode(replace(bare, nodes=(spoilt,))) != plan.encode(replace(bare, nodes=(other,))), field.name
     before, changed = plan.encode(replace(bare, nodes=(other,))), Way(2.0, 3.0, 4.0, 5.0, 6.0, 7)
     for field in fields(changed):
         spoilt = replace(other, way=replace(Way(), **{field.name: getattr(changed, field.name)}))

@@ -59,17 +59,17 @@ class Holder:
         self.state = nn.Parameter(torch.rand(2, 5))
 
     def energy(self):
-        return self.state.exp().sum(1)
+        return self.state.cos().sum(1)
 
 
 def variable():
     state = nn.Parameter(torch.rand(2, 5))
-    return (lambda: state.exp().sum(1)), state
+    return (lambda: state.cos().sum(1)), state
 
 
 def in_a_list():
     states = [nn.Parameter(torch.rand(2, 5))]
-    return (lambda: states[0].exp().sum(1)), states[0]
+    return (lambda: states[0].cos().sum(1)), states[0]
 
 
 def attribute():
@@ -84,7 +84,7 @@ def method():
 
 def hidden_away():
     states = {"state": nn.Parameter(torch.rand(2, 5))}
-    return (lambda: states["state"].exp().sum(1)), states["state"]
+    return (lambda: states["state"].cos().sum(1)), states["state"]
 
 
 HELD = {
@@ -100,7 +100,7 @@ def test_tensors_are_called_by_how_the_energy_reaches_them(how):
     loop.run(1)
     explained = loop.explain()
     assert f"  E-steps move {HELD[how].removesuffix(' [2, 5]')} [2, 5]" in explained
-    assert f"a term of the energy, sum of exp of {HELD[how]}, is not" in explained
+    assert f"a term of the energy, sum of cos of {HELD[how]}, is not" in explained
 
 
 ACTS = {
@@ -264,8 +264,8 @@ def test_what_keeps_gradients_from_a_chain_is_told_with_names(of):
 
 def test_a_term_that_is_no_nodes_energy_is_named_by_its_states():
     net = Net().init()
-    loop = pyro.InferenceLoop(lambda: net.energy() + net.hidden.value.exp().sum(1), [net.hidden.value], lr=0.1)
-    told = "a term of the energy, sum of exp of net.hidden.value, is not the energy of a node of a known law"
+    loop = pyro.InferenceLoop(lambda: net.energy() + net.hidden.value.cos().sum(1), [net.hidden.value], lr=0.1)
+    told = "a term of the energy, sum of cos of net.hidden.value, is not the energy of a node of a known law"
     assert told in loop.explain()
 
 

@@ -38,7 +38,9 @@ def floor(program: Program, leaves: Sequence[Tensor]) -> Tensor | float:
 
 def _has_floor(program: Program, node: NodeEnergy) -> bool:
     """Whether no energy is below what it is where the state is its prediction, or of Bernoulli nodes below 0."""
-    return node.law is not Law.POISSON and not (node.law is Law.BERNOULLI and node.state in program.free)
+    if node.law is Law.BERNOULLI:
+        return node.state not in program.free
+    return node.law not in (Law.POISSON, Law.EXPRESSION)
 
 
 def is_gaussian(program: Program) -> bool:

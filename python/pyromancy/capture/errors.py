@@ -67,6 +67,12 @@ class Spread:
         return torch.linalg.solve_triangular(self.factor, d.reshape(-1, n).mT, upper=False).mT.reshape(d.shape)
 
 
+def _is_penalty(term: Term) -> bool:
+    """Whether it is an energy of a state by itself, of a law of one's own, whatever predicts that beside."""
+    node = term.node
+    return node is not None and node.law is Law.EXPRESSION and type(node.prediction) is not int
+
+
 class Errors:
     """The states of a program as functions of errors.
 
@@ -87,7 +93,8 @@ class Errors:
         self.terms: dict[int, Term] = {}
         self.held: dict[int, Held] = {}
         unknown: list[Term] = []
-        for term in program.terms:
+        beside = [t for t in program.terms if _is_penalty(t)]
+        for term in [*(t for t in program.terms if not _is_penalty(t)), *beside]:
             if term.slot is None or term.slot not in program.varying:
                 continue
             if term.node is None:
@@ -99,6 +106,8 @@ class Errors:
                 self.held[state] = held
             if state in program.free:
                 if state in self.terms:
+                    if _is_penalty(term):
+                        continue
                     raise NoErrors(
                         f"{program.told(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
                     )

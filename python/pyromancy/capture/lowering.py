@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..plan import Activation, Law
 from ..plan.activations import ACTIVATIONS
+from ..plan.expression import Expression
 from .calls import Call, Slot, alike, filled, is_number
 from .held import Held
 from .program import Program
@@ -61,6 +62,7 @@ class Node:
         prediction: a prediction that no chain edge makes, and no free state changes; a float is it everywhere.
         sample_weights: more factors of that term, each of one number per sample, or for all.
         law_parameter: of laws that have one.
+        expression: of an EXPRESSION law.
     """
 
     state: int
@@ -73,6 +75,14 @@ class Node:
     sample_weights: tuple[int, ...] = ()
     law_parameter: float = 0.0
     held: tuple[int, Held] | None = None
+    expression: Expression | None = None
+
+    @property
+    def moves_by_errors(self) -> bool:
+        """Whether the energy, if there is one, is one of the state less its prediction."""
+        if self.expression is not None:
+            return self.expression.is_of_distance
+        return self.law is Law.NONE or self.law.is_of_distance
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ def lower(program: Program) -> list[Chain]:
             weights,
             of.parameter,
             masked.get(state),
+            of.expression,
         )
         if source is not None and edge is not None:
             outgoing[source], incoming[state] = state, (source, edge)
@@ -236,7 +247,8 @@ def _no_node(program: Program, term: Term) -> str:
         )
     if term.within != term.slot:
         told = f"{program.producer[term.slot].name} of {told}"
-    return f"a term of the energy, {told}, is not the energy of a node of a known law"
+    lacks = f": a law of one's own {term.lacks}" if term.lacks else ""
+    return f"a term of the energy, {told}, is not the energy of a node of a known law{lacks}"
 
 
 def _told(program: Program, term: Term) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import functional
 from ..laws.categorical import distribution
+from ..plan import Law
 from .calls import Call, Slot, filled, is_number
 from .program import Program
 from .terms import REDUCTIONS, elements_of_normal, logits_of
@@ -54,6 +55,16 @@ def _no_less(variance: Tensor, least: float) -> Tensor:
     return variance + (variance.clamp(min=least) - variance).detach()
 
 
+def _within_laws(program: Program) -> set[int]:
+    """What is computed between a state and its prediction and the elements of an energy of one's own law."""
+    found = set[int]()
+    for term in program.terms:
+        if term.node is not None and term.node.law is Law.EXPRESSION and term.slot is not None:
+            ends = (s for s in (term.node.state, term.node.prediction) if isinstance(s, int))
+            found |= program.ancestors(term.slot).difference(*map(program.ancestors, ends))
+    return found
+
+
 class _Writer:
     def __init__(self, program: Program, batch: int, roots: Collection[int]) -> None:
         self._program, self._batch, self._roots = program, batch, roots
@@ -65,6 +76,7 @@ class _Writer:
         self._linears: dict[int, _Linear] = {}
         self._turned_linears: dict[int, _Linear] = {}  # slots that hold the transpose of one
         self._scaled: dict[int, tuple[int, list[Factor]]] = {}  # slot -> another, and what it is multiplied by
+        self._within = _within_laws(program)
 
     def written(self) -> Program:
         for call in self._program.calls:
@@ -102,6 +114,8 @@ class _Writer:
                 self._einsum(call, output)
             case "gaussian_nll_loss":
                 call = self._normal_loss(call)
+            case "add" | "sub" | "rsub" | "mul" | "div" | "neg" if output in self._within:
+                pass
             case "add" | "sub" | "rsub" if len(call.args) == 2:
                 self._sum(call, output)
             case "mul" | "div" | "neg" if not call.kwargs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,11 @@ from torch import Tensor
 
 from .. import functional
 from ..plan import Law
+from ..plan.expression import Expression
 from .calls import Call, Slot, alike, is_number
+from .expressions import Reader
 from .held import held
+from .symbolic import NoExpression
 from .vocabulary import arguments, unusual
 
 ENERGIES = {
@@ -79,6 +83,7 @@ class NodeEnergy:
         scale: how many such energies one value of the term is.
         sample_weights: slots of more factors of that, of one element per sample or one for all.
         parameter: the law's, of those that have one.
+        expression: of an EXPRESSION law.
     """
 
     law: Law
@@ -88,6 +93,7 @@ class NodeEnergy:
     scale: float = 1.0
     sample_weights: tuple[int, ...] = ()
     parameter: float = 0.0
+    expression: Expression | None = None
 
     @property
     def operands(self) -> list[int]:
@@ -108,6 +114,7 @@ class Term:
         node: the node whose energy the term is, if it is one.
         within: what in it is not a node's energy, if it is none.
         sample_weights: slots of more weights, of one element per sample or one for all.
+        lacks: what of it a law of one's own does not take, if it is none.
     """
 
     slot: int | None
@@ -116,6 +123,7 @@ class Term:
     node: NodeEnergy | None = None
     within: int | None = None
     sample_weights: tuple[int, ...] = ()
+    lacks: str = ""
 
     @property
     def operands(self) -> list[int]:
@@ -162,6 +170,7 @@ class Terms:
         self._shape = forms[result].shape
         self._batch = self._shape or forms[min(free, default=result)].shape[:1]
         self._known: dict[tuple[int, int], bool] = {}  # pairs of slots -> whether they are the same
+        self._reader = Reader(producer, forms, varying, self._same, self._may_be_state)
         self.found = self._taken_apart(Term(result, 1.0))
 
     def _taken_apart(self, term: Term) -> list[Term]:
@@ -174,7 +183,9 @@ class Terms:
             if parts is None:
                 terms.append(self._recognised(term))
             elif parts and parts[0].within is not None:
-                terms.append(replace(term, within=parts[0].within))
+                terms.append(replace(term, within=parts[0].within, lacks=parts[0].lacks))
+            elif len(parts) == 1 and parts[0].node is not None and parts[0].node.law is Law.EXPRESSION:
+                terms.append(parts[0].times(term.weight, term.sample_weights))
             else:
                 stack.extend(part.times(term.weight, term.sample_weights) for part in reversed(parts))
         return terms
@@ -182,8 +193,20 @@ class Terms:
     def _recognised(self, term: Term) -> Term:
         if term.slot is None or term.slot not in self._varying:
             return term
-        node = self._node(term.slot, term.summed)
-        return replace(term, node=node, within=None if node else term.slot)
+        node, lacks = self._node(term.slot, term.summed), ""
+        if node is None:
+            node, lacks = self._expressed(term.slot, term.summed)
+        return replace(term, node=node, within=None if node else term.slot, lacks=lacks)
+
+    def _expressed(self, slot: int, summed: torch.Size | None) -> tuple[NodeEnergy | None, str]:
+        """The node whose energy a slot's elements are by a law of one's own; or why they are none."""
+        if summed is None or slot not in self._producer or self._forms[slot].shape != summed:
+            return None, ""
+        try:
+            law, state, mu = self._reader.read(slot, self._preference)
+        except NoExpression as reason:
+            return None, str(reason)
+        return NodeEnergy(Law.EXPRESSION, state, mu, expression=law), ""
 
     def _summands(self, call: Call, term: Term) -> list[Term] | None:
         """What a call, which makes a term's values, adds up; None where it adds nothing, nor scales what it takes."""
@@ -284,7 +307,14 @@ class Terms:
         # the elements of states are taken apart where all of them are nodes' energies, and else are one term
         parts = self._taken_apart(term)
         other = next((t for t in parts if t.slot in self._varying and t.node is None), None)
-        return parts if other is None else [other]
+        nodes = [t.node for t in parts if t.node is not None]
+        apart = (a.state != b.state and a.prediction != b.prediction for a, b in combinations(nodes, 2))
+        if other is None and all(apart):
+            return parts
+        whole, lacks = self._expressed(slot, shape)
+        if whole is not None:
+            return [replace(term, node=whole)]
+        return parts if other is None else [replace(other, lacks=lacks)]
 
     def _dims(self, call: Call) -> set[int] | None:
         """Over which dimensions a call reduces."""
@@ -327,12 +357,16 @@ class Terms:
         states = [s for s in ((a, b) if found.law.is_of_distance else (a,)) if type(s) is int and self._may_be_state(s)]
         if not states:
             return None
-        state = min(states, key=lambda s: (s not in self._free and not self._holds(s), s in self._producer))
+        state = min(states, key=self._preference)
         mu = b if state == a else a
         return NodeEnergy(found.law, state, mu, found.theta, found.times * of, weights, found.parameter)
 
     def _may_be_state(self, slot: int) -> bool:
         return slot not in self._producer or slot not in self._varying or self._holds(slot)
+
+    def _preference(self, slot: int) -> tuple[bool, bool]:
+        """The least is that of what is most likely a state, of what may be."""
+        return slot not in self._free and not self._holds(slot), slot in self._producer
 
     def _holds(self, slot: int) -> bool:
         """Whether it is a free state but for entries that are data."""

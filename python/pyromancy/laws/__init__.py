@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..plan import Law
-from . import bernoulli, categorical, full_gaussian, gaussian, huber, laplace, poisson, student
+from . import bernoulli, categorical, expression, full_gaussian, gaussian, huber, laplace, poisson, student
 
 LAWS: dict[Law, ModuleType] = {
     Law.GAUSSIAN: gaussian,
@@ -16,4 +16,5 @@ LAWS: dict[Law, ModuleType] = {
     Law.STUDENT: student,
     Law.HUBER: huber,
     Law.CATEGORICAL: categorical,
+    Law.EXPRESSION: expression,
 }

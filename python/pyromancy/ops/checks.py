@@ -239,6 +239,10 @@ class _Plan:
             not node.law.has_parameter or node.law_parameter > 0,
             lambda: f"parameter of the law of node {i} must be positive, got {node.law_parameter}",
         )
+        _check(
+            (node.law is Law.EXPRESSION) == (node.expression is not None),
+            lambda: f"node {i} must have an expression where that is its law, and only there",
+        )
         if node.prior is not None:
             prior = self.operands[node.prior]
             self.like(f"prior of node[{i}]", prior)

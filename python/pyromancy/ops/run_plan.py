@@ -13,6 +13,7 @@ from torch import Tensor
 from ..laws import LAWS
 from ..plan import Edge, Law, Learned, Learning, Plan, Target, decode
 from ..plan.activations import ACTIVATIONS
+from ..plan.expression import Expression
 from ..rules import RULES
 
 _BY_NUMBER = tuple(ACTIVATIONS.values())
@@ -138,10 +139,11 @@ class _Batch:
         weight = self.operands[edge.weight]
         return edge.scale * (weight.mT if edge.transposed else weight)
 
-    def theta(self, i: int) -> tuple[Tensor | None, float, float]:
-        """A node's theta, the weight of its energy, and the parameter of its law."""
+    def theta(self, i: int) -> tuple[Tensor | None, float, float | Expression]:
+        """A node's theta, the weight of its energy, and the parameter of its law, which may be an expression."""
         node = self.plan.nodes[i]
-        return None if node.theta is None else self.operands[node.theta], node.weight, node.law_parameter
+        parameter = node.law_parameter if node.expression is None else node.expression
+        return None if node.theta is None else self.operands[node.theta], node.weight, parameter
 
     def per_sample(self, i: int, x: Any) -> Any:
         """What is linear in a node's energy, ``[B, n]`` or a number, times the weights of samples."""

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 from .activations import ACTIVATIONS
+from .expression import MOST_CONSTANTS, MOST_INSTRUCTIONS, Expression, Instruction, Op
 from .types import (
     LBFGS,
     Activation,
@@ -65,6 +66,9 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
         if node.way is not None:
             ints += [_maybe(node.way.known), node.way.low is not None, node.way.high is not None]
             numbers += numbers_of_way(node.way)
+        if node.expression is not None:
+            ints += _of_expression(node.expression)
+            numbers += node.expression.constants
     for edge in plan.edges:
         ints += [edge.source, edge.target, edge.weight, _maybe(edge.bias)]
         for activation in (edge.before, edge.after):
@@ -223,7 +227,29 @@ def _node(read: _Reader) -> Node:
     data, weights = read.maybe_tensor("tensor of data"), read.maybe_tensor("tensor of sample weights")
     weight, parameter = read.real("weight"), read.real("parameter of a law")
     way = _way(read) if read.flag("way") else None
-    return Node(state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter, way)
+    expression = _expression(read) if law is Law.EXPRESSION else None
+    return Node(
+        state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter, way, expression
+    )
+
+
+def _of_expression(of: Expression) -> list[int]:
+    code = [x for i in of.code for x in (i.op, i.a, i.b, i.c)]
+    return [len(of.constants), len(of.code), of.slopes, *code, of.deviation, of.pull, of.push]
+
+
+def _expression(read: _Reader) -> Expression:
+    constants = read.number("number of constants", 0, MOST_CONSTANTS + 1)
+    count = read.number("number of instructions", 0, MOST_INSTRUCTIONS + 1)
+    slopes, first = read.number("number of instructions for slopes", 0, count + 1), 2 + constants
+    code = []
+    for i in range(count):
+        op = read.kind(Op, "instruction")
+        code.append(Instruction(op, *(read.number("value of an instruction", 0, first + i) for _ in range(3))))
+    deviation = read.number("value of a deviation", 0, first + count)
+    pull, push = (read.number("value of a slope", 0, first + slopes) for _ in range(2))
+    numbers = tuple(read.real("constant") for _ in range(constants))
+    return Expression(numbers, tuple(code), slopes, deviation, pull, push)
 
 
 def _way(read: _Reader) -> Way:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import ClassVar
 
+from .expression import Expression
+
 Operand = int  # a tensor's number
 MOST_PAIRS = 32  # that LBFGS keeps in a plan
 PROGRESS = 56  # numbers that are known of a sample between the sweeps of a method
@@ -26,6 +28,7 @@ class Law(IntEnum):
     STUDENT = 6  # sum (v + 1) / 2 log(1 + (z - mu)^2 / (v exp(2 theta))), theta being log-scales, v the parameter
     HUBER = 7  # sum (z - mu)^2 / 2, and its tangent where |z - mu| is above the parameter; no theta
     CATEGORICAL = 8  # -z . log softmax(mu), z being a distribution, which is clamped
+    EXPRESSION = 9  # sum of the expression of a node, of every element's z and mu; no theta
 
     @property
     def is_elementwise(self) -> bool:
@@ -40,7 +43,7 @@ class Law(IntEnum):
     @property
     def is_of_distance(self) -> bool:
         """Whether the energy is one of z - mu, which is 0 and least at 0: it pulls and pushes alike."""
-        return self not in (Law.NONE, Law.BERNOULLI, Law.POISSON, Law.CATEGORICAL)
+        return self not in (Law.NONE, Law.BERNOULLI, Law.POISSON, Law.CATEGORICAL, Law.EXPRESSION)
 
     @property
     def pushes_apart(self) -> bool:
@@ -55,7 +58,7 @@ class Law(IntEnum):
     @property
     def is_convex(self) -> bool:
         """Whether the energy of a clamped state is convex in its prediction."""
-        return self is not Law.STUDENT
+        return self not in (Law.STUDENT, Law.EXPRESSION)
 
 
 class MatmulPrecision(IntEnum):
@@ -144,6 +147,7 @@ class Node:
         kept: what a method that goes on keeps beside the velocity, like the state, of LBFGS more of that; of fixed
             predictions, the first state.
         law_parameter: of laws that have one.
+        expression: of an EXPRESSION law.
         way: what steps do beside; but for a mask they are those at a rate, without a velocity, and on states.
     """
 
@@ -160,6 +164,14 @@ class Node:
     kept: Operand | None = None
     law_parameter: float = 0.0
     way: Way | None = None
+    expression: Expression | None = None
+
+    @property
+    def moves_by_errors(self) -> bool:
+        """Whether the energy, if there is one, is one of z - mu."""
+        if self.expression is not None:
+            return self.expression.is_of_distance
+        return self.law is Law.NONE or self.law.is_of_distance
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,13 @@ class ChainExecutor(ReplayingExecutor):
     @property
     def obstacle(self) -> str:
         """Why this cannot run where it would, or ""."""
-        return backends.without_masks(self.program.leaves[self._free[0]].device.type) if self.planner.masks else ""
+        device = self.program.leaves[self._free[0]].device.type
+        if self.planner.masks and (reason := backends.without_masks(device)):
+            return reason
+        node = next((n for n in self.planner.nodes if n.expression is not None), None)
+        if node is not None and (reason := backends.without_expressions(device)):
+            return f"the energy of {self.program.told(node.state)} is of no known law, and {reason}"
+        return ""
 
     @property
     def bound(self) -> str:
@@ -113,7 +119,7 @@ class ChainExecutor(ReplayingExecutor):
             return reason
         if tol and method.is_constrained:
             return "no operator tells what is left to be gained by constrained steps"
-        odd = [n for n in self.planner.nodes if n.free and n.law and not n.law.is_of_distance]
+        odd = [n for n in self.planner.nodes if n.free and not n.moves_by_errors]
         if errors and odd:
             return f"the law of {self.program.told(odd[0].state)} is not one of an error"
         full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)

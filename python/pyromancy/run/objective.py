@@ -16,7 +16,7 @@ from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread
 from ..capture.partition import Energy, evaluation
 from ..capture.program import Program
-from ..laws import huber
+from ..laws import expression, huber
 from ..methods.base import Evaluation, Point, inner, moved
 from ..plan import Law
 from .executor import check_energy
@@ -344,7 +344,8 @@ class OnFixedPredictions(Problem):
             (z,) = self.program.evaluate([node.state], placed)
             mu = values[node.prediction] if type(node.prediction) is int else torch.full_like(z, node.prediction)
             theta = None if node.theta is None else values[node.theta]
-            energy = term.weight * node.scale * _NODES[node.law](z, mu, theta, node.parameter)
+            parameter = node.parameter if node.expression is None else node.expression
+            energy = term.weight * node.scale * _NODES[node.law](z, mu, theta, parameter)
             for slot in term.sample_weights:
                 energy = energy * values[slot].reshape(-1)
             total = total + energy
@@ -393,7 +394,7 @@ class OnFixedPredictions(Problem):
         return [None if s is None else found[s] for s in slots]
 
 
-_Energy = Callable[[Tensor, Tensor, Any, float], Tensor]
+_Energy = Callable[[Tensor, Tensor, Any, Any], Tensor]
 _NODES: dict[Law, _Energy] = {  # of a state, its prediction, theta and the parameter of the law
     Law.GAUSSIAN: lambda z, mu, theta, _: functional.gaussian_energy(z, mu, theta),
     Law.FULL_GAUSSIAN: lambda z, mu, theta, _: functional.multivariate_energy(z, mu, theta),
@@ -403,6 +404,7 @@ _NODES: dict[Law, _Energy] = {  # of a state, its prediction, theta and the para
     Law.STUDENT: lambda z, mu, theta, dof: functional.student_energy(z, mu, theta, dof),
     Law.HUBER: lambda z, mu, _, bound: huber.energy(z, mu, None, 1.0, bound),
     Law.CATEGORICAL: lambda z, mu, *_: functional.categorical_energy(z, mu),
+    Law.EXPRESSION: lambda z, mu, _, of: expression.energy(z, mu, None, 1.0, of),
 }
 
 

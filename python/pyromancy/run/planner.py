@@ -225,6 +225,7 @@ class Planner:
                     n.weight, operands.find(of_samples), operands[next(keep)] if kept and n.free else None,
                     n.law_parameter,
                     replace(ways[n.state][0], known=operands.find(masks[n.state])) if n.state in ways else None,
+                    n.expression,
                 )
                 for n, s, theta, prior, of_samples in zip(self.nodes, states, thetas, priors, weights, strict=True)
             )  # fmt: skip
@@ -267,6 +268,8 @@ class Planner:
             numbers += (n.weight, n.law_parameter)
             if n.state in ways:
                 numbers += plan.numbers_of_way(ways[n.state][0])
+            if n.expression is not None:
+                numbers += n.expression.constants
         for i, (_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
                 numbers.append(x if slope is None else self._read(values, slope))

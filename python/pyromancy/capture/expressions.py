@@ -1,0 +1,223 @@
+"""Reads laws off a program: what calls make, element by element, of a state and its prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import functional
+from ..plan.activations import ACTIVATIONS
+from ..plan.expression import Expression, Op
+from .calls import Call, Slot, is_number
+from .symbolic import Algebra, NoExpression
+
+_MOST_CALLS = 64
+_Maker = Callable[..., int]  # of an algebra and values, or None where an argument is not given
+
+
+def _clamped(g: Algebra, x: int, low: int | None = None, high: int | None = None) -> int:
+    """As PyTorch has it: the slope is 1 at both bounds."""
+    if low is not None:
+        x = g.apply(Op.SELECT, g.apply(Op.AT_LEAST, x, low), x, low)
+    return x if high is None else g.apply(Op.SELECT, g.apply(Op.AT_LEAST, high, x), x, high)
+
+
+def _softplus(g: Algebra, x: int, beta: int | None = None, threshold: int | None = None) -> int:
+    b, limit = (None if a is None else g.known(a) for a in (beta, threshold))
+    if b == 0 or limit not in (None, 20.0):
+        raise NoExpression("has no softplus with a beta of 0, or another threshold")
+    by = g.number(1.0 if b is None else b)
+    return g.div(g.apply(Op.SOFTPLUS, g.mul(by, x)), by)
+
+
+def _power(g: Algebra, x: int, p: int) -> int:
+    exponent = g.known(p)
+    if exponent is None:
+        raise NoExpression("has no power that is not a number")
+    return g.pow(x, exponent)
+
+
+def _where(g: Algebra, condition: int, x: int, y: int) -> int:
+    return g.apply(Op.SELECT, condition, x, y)
+
+
+def _relu(g: Algebra, x: int) -> int:
+    zero = g.number(0.0)
+    return g.apply(Op.SELECT, g.apply(Op.GREATER, x, zero), x, zero)
+
+
+# The arguments of functions, by what they mean, and what those make.
+_X, _XY = ("input",), ("input", "other")
+_MAKERS: dict[str, tuple[tuple[str, ...], _Maker]] = {
+    "add": ((*_XY, "alpha"), lambda g, a, b, c=None: g.add(a, b if c is None else g.mul(c, b))),
+    "sub": ((*_XY, "alpha"), lambda g, a, b, c=None: g.sub(a, b if c is None else g.mul(c, b))),
+    "rsub": ((*_XY, "alpha"), lambda g, a, b, c=None: g.sub(b, a if c is None else g.mul(c, a))),
+    "mul": (_XY, Algebra.mul),
+    "div": (_XY, Algebra.div),
+    "rdiv": (_XY, lambda g, a, b: g.div(b, a)),
+    "reciprocal": (_X, lambda g, a: g.div(g.number(1.0), a)),
+    "neg": (_X, Algebra.neg),
+    "positive": (_X, lambda g, a: a),
+    "square": (_X, lambda g, a: g.pow(a, 2.0)),
+    "pow": (("input", "exponent"), _power),
+    "rsqrt": (_X, lambda g, a: g.pow(a, -0.5)),
+    "relu": (_X, _relu),
+    "clamp": (("input", "min", "max"), _clamped),
+    "clamp_min": (("input", "min"), _clamped),
+    "clamp_max": (("input", "max"), lambda g, a, high: _clamped(g, a, None, high)),
+    "softplus": (("input", "beta", "threshold"), _softplus),
+    "log_sigmoid": (_X, lambda g, a: g.neg(g.apply(Op.SOFTPLUS, g.neg(a)))),
+    "where": (("condition", "input", "other"), _where),
+    "greater": (_XY, lambda g, a, b: g.apply(Op.GREATER, a, b)),
+    "less": (_XY, lambda g, a, b: g.apply(Op.GREATER, b, a)),
+    "at_least": (_XY, lambda g, a, b: g.apply(Op.AT_LEAST, a, b)),
+    "at_most": (_XY, lambda g, a, b: g.apply(Op.AT_LEAST, b, a)),
+    "maximum": (_XY, lambda g, a, b: g.apply(Op.MAX, a, b)),
+    "minimum": (_XY, lambda g, a, b: g.apply(Op.MIN, a, b)),
+    "logaddexp": (_XY, lambda g, a, b: g.apply(Op.LOGADDEXP, a, b)),
+    **{
+        name: (_X, lambda g, a, op=op: g.apply(op, a))
+        for name, op in {
+            "abs": Op.ABS, "sign": Op.SIGN, "sqrt": Op.SQRT, "exp": Op.EXP, "expm1": Op.EXPM1, "log": Op.LOG,
+            "log1p": Op.LOG1P, "tanh": Op.TANH, "sigmoid": Op.SIGMOID, "cosh": "cosh", "sinh": "sinh",
+        }.items()
+    },
+}  # fmt: skip
+_COMPARISONS = ("greater", "less", "at_least", "at_most")
+
+
+class Reader:
+    """Reads the elements of slots.
+
+    Args:
+        producer: the call that computes a slot; none of leaves.
+        forms: for every slot a tensor of its shape and dtype.
+        varying: the slots that free states change.
+        same: whether two slots are computed in the same way.
+        may_be_state: whether a slot can be a state.
+    """
+
+    def __init__(
+        self,
+        producer: Mapping[int, Call],
+        forms: Sequence[Tensor],
+        varying: Collection[int],
+        same: Callable[[int, int], bool],
+        may_be_state: Callable[[int], bool],
+    ) -> None:
+        self._producer, self._forms, self._varying = producer, forms, varying
+        self._same, self._may_be_state = same, may_be_state
+
+    def read(self, slot: int, preferred: Callable[[int], Any]) -> tuple[Expression, int, int | float]:
+        """The law of a slot's elements, the slot of the state, and that of its prediction, or 0.
+
+        Args:
+            slot: of the elements.
+            preferred: the least of what may be the state has the least of this.
+
+        Raises:
+            NoExpression: they are more than the language of laws has; the message says what.
+        """
+        form = self._forms[slot]
+        for varying in (True, False):  # what no free state changes is taken as it is, if it can be
+            atoms, uses = self._atoms(slot, varying)
+            states = [a for a in atoms if self._may_be_state(a) and self._forms[a].shape == form.shape]
+            state = min(states, key=preferred, default=None)
+            others = [a for a in atoms if a != state]
+            if state is not None and len(others) <= 1:
+                break
+        if state is None or len(others) > 1:
+            raise NoExpression(self._odd(others))
+        of = Algebra()
+        if not others:
+            return self._program(of, slot, {state: of.distance}), state, 0.0
+        prediction = others[0]
+        users = uses[prediction]
+        if len(users) == 1 and prediction in self._varying and (users[0].meaning or "") in ACTIVATIONS:
+            prediction = users[0].outputs[0]
+        return self._program(of, slot, {state: of.z, prediction: of.mu}), state, prediction
+
+    def _odd(self, atoms: Sequence[int]) -> str:
+        """What a law does not take of what there is beside its state."""
+        calls = [self._producer[a] for a in atoms if a in self._producer and a in self._varying]
+        odd = next((c for c in calls if c.meaning != "linear" and c.meaning not in ACTIVATIONS), None)
+        if odd is not None:
+            return f"has no {odd.name}"
+        return "is one of a state and one prediction" if len(atoms) > 1 else "is one of a state"
+
+    def _program(self, of: Algebra, slot: int, given: dict[int, int]) -> Expression:
+        return of.program(self._value(of, slot, given, {}))
+
+    def _maker(self, slot: int, whole: Tensor, varying: bool) -> Call | None:
+        """The call of the language that makes a slot's elements."""
+        call = self._producer.get(slot)
+        moves = slot in self._varying
+        if call is None or (self._may_be_state(slot) if moves else varying):
+            return None
+        form = self._forms[slot]
+        known = call.meaning in _MAKERS or self._is_residual(call)
+        bare = form.dtype == whole.dtype or call.meaning in _COMPARISONS
+        return call if known and bare and form.shape == whole.shape else None
+
+    @staticmethod
+    def _is_residual(call: Call) -> bool:
+        return call.function is functional.gaussian_error and call.args[2:] in ((), (None,), (None, None))
+
+    def _atoms(self, slot: int, varying: bool) -> tuple[list[int], dict[int, list[Call]]]:
+        """What elements are made of, and the calls that use each; may be of those alone that free states change."""
+        whole, atoms = self._forms[slot], list[int]()
+        uses: dict[int, list[Call]] = {}
+        open_, seen = [slot], set[int]()
+        while open_:
+            s = open_.pop()
+            call = self._maker(s, whole, varying)
+            if call is None:
+                atom = next((a for a in atoms if self._same(a, s)), s)
+                if atom == s and s not in atoms:
+                    atoms.append(s)
+                uses.setdefault(atom, [])
+            elif s not in seen:
+                seen.add(s)
+                if len(seen) > _MOST_CALLS:
+                    raise NoExpression(f"takes at most {_MOST_CALLS} calls")
+                open_.extend(reversed(call.inputs))
+        for s in seen:
+            call = self._producer[s]
+            for i in set(call.inputs):
+                for atom in atoms:
+                    if self._same(atom, i) and not any(self._same(u.outputs[0], s) for u in uses[atom]):
+                        uses[atom].append(call)
+        return atoms, uses
+
+    def _value(self, of: Algebra, slot: int, given: Mapping[int, int], known: dict[int, int]) -> int:
+        """That of an algebra which a slot's elements are."""
+        if slot in known:
+            return known[slot]
+        value = next((v for s, v in given.items() if self._same(s, slot)), None)
+        if value is None:
+            call = self._producer[slot]
+            value = self._made(of, call, lambda s: self._value(of, s, given, known))
+        known[slot] = value
+        return value
+
+    def _made(self, of: Algebra, call: Call, value: Callable[[int], int]) -> int:
+        if self._is_residual(call):
+            return of.sub(*(value(a.index) for a in call.args[:2]))
+        names, maker = _MAKERS[call.meaning or ""]
+        aliases = {"self": "input", "x": "input", "exponent": names[-1]}
+        given = dict(zip(names, call.args, strict=False))
+        given |= {k if k in names else aliases.get(k, k): v for k, v in call.kwargs.items()}
+        values = {}
+        for name, x in given.items():
+            if isinstance(x, Slot):
+                values[name] = value(x.index)
+            elif is_number(x):
+                values[name] = of.number(x)
+            elif x is not None and not (name == "inplace" and x is False):
+                raise NoExpression(f"has no {call.name} with {name}={x!r}")
+        if values.keys() - {*names}:
+            raise NoExpression(f"has no {call.name} with {', '.join(sorted(values.keys() - {*names}))}")
+        last = max(names.index(name) for name in values)
+        return maker(of, *(values.get(name) for name in names[: last + 1]))
