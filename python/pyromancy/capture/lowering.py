@@ -227,16 +227,26 @@ def _check_dtype(program: Program, chain: Chain) -> None:
         raise NotAChain(f"it mixes {' and '.join(f'{t} ({of})' for t, of in sorted(examples.items()))}")
 
 
+def _no_state(program: Program, slot: int) -> str:
+    """What is told of a choice between data and a state that chains do not take, if a call makes one."""
+    call = program.producer.get(slot)
+    if call is None or call.meaning != "where" or program.held(slot) is not None:
+        return ""
+    if program.free.isdisjoint(call.inputs):
+        return ""
+    return (
+        f"{program.told(slot)} is no state: chains take torch.where(known, data, state), by position, of a "
+        "mask and data that no free state changes, and of the state's own shape and dtype"
+    )
+
+
 def _no_node(program: Program, term: Term) -> str:
     """Why a term is not the energy of a node."""
     assert term.slot is not None
     assert term.within is not None
     for slot in sorted(program.ancestors(term.within) & program.producer.keys()):
-        if program.producer[slot].meaning == "where" and program.held(slot) is None and slot in program.varying:
-            return (
-                f"{program.told(slot)} is no state: chains take torch.where(known, data, state), by position, of a "
-                "mask and data that no free state changes, and of the state's own shape and dtype"
-            )
+        if told := _no_state(program, slot):
+            return told
     call = program.producer.get(term.within)
     told = program.told(term.within)
     factor = next((s for s in call.inputs if s not in program.varying), None) if call else None
@@ -300,7 +310,8 @@ def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge |
     if slot in program.varying:
         if slot >= len(program.leaves):
             slopes = _of_slopes(program, program.producer.get(slot))
-            raise NotAChain(f"a Linear takes the result of {program.told(slot)}, not a state{slopes}")
+            told = f"a Linear takes the result of {program.told(slot)}, not a state{slopes}"
+            raise NotAChain(_no_state(program, slot) or told)
         if form.dim() != 2:
             raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
     elif form.dim() != 2 or form.shape[:1] != program.batch:

@@ -314,7 +314,9 @@ class Terms:
         whole, lacks = self._expressed(slot, shape)
         if whole is not None:
             return [replace(term, node=whole)]
-        return parts if other is None else [replace(other, lacks=lacks)]
+        if other is None and not lacks:
+            return parts
+        return [replace(other or replace(term, within=slot), lacks=lacks)]
 
     def _dims(self, call: Call) -> set[int] | None:
         """Over which dimensions a call reduces."""

@@ -10,6 +10,7 @@ from .gaussian import (
     StandardGaussianNode,
 )
 from .laplace import LaplaceNode
+from .law import LawNode
 from .special import BiasNode, FixedNode, FloatNode
 from .student import StudentNode
 from .target import BernoulliNode, PoissonNode, TargetNode
@@ -24,6 +25,7 @@ __all__ = [
     "FloatNode",
     "IsotropicGaussianNode",
     "LaplaceNode",
+    "LawNode",
     "MultivariateGaussianNode",
     "Node",
     "PoissonNode",

@@ -23,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .. import functional, plan
 from ..arguments import check_energy_argument
+from ..capture import language  # noqa: F401 (tells nodes what laws may be made of)
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
 from ..capture.lowering import NotAChain, idle, lower

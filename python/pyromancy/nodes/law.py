@@ -1,0 +1,69 @@
+"""Nodes with a law of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..arguments import kind_of
+from .base import PredictiveNode
+
+__all__ = ["LawNode"]
+
+ElementLaw = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Language:
+    """What laws may be made of, which those know that read them."""
+
+    lacks: Callable[[ElementLaw], str] | None = None  # what a law has that they do not take, or ""
+
+
+language = _Language()
+
+
+class LawNode(PredictiveNode):
+    """Node whose energy is a function of one's own, element by element: minus the logarithm of a density.
+
+    The function is written in PyTorch, of sums, differences, products, quotients, powers by numbers, ``abs``, ``sign``,
+    ``sqrt``, ``exp``, ``expm1``, ``log``, ``log1p``, ``tanh``, ``sigmoid``, ``softplus``, ``logsigmoid``, ``cosh``,
+    ``sinh``, ``logaddexp``, ``relu``, ``clamp``, ``maximum``, ``minimum``, ``where`` and comparisons. Chains run it in
+    their operator; docs/nodes.md says what is made of it.
+
+    Args:
+        *shape: dimensions of the node without the batch dimension, None for placeholders.
+        law: the energies of elements, given states and predictions of one shape: ``torch.log(torch.cosh(z - mu))``.
+
+    Attributes:
+        value: the state, ``[B, *node]``.
+        law: as it was given.
+
+    Raises:
+        TypeError: `law` cannot be called.
+        ValueError: it gives something other than an energy for every element, or is made of more than the above.
+    """
+
+    def __init__(self, *shape: int | None, law: ElementLaw) -> None:
+        super().__init__(*shape)
+        if not callable(law):
+            raise TypeError(f"law must be a function of a state and a prediction, got {kind_of(law)}")
+        energies = law(torch.zeros(2, 3), torch.zeros(2, 3))
+        if not isinstance(energies, Tensor) or energies.shape != (2, 3):
+            got = list(energies.shape) if isinstance(energies, Tensor) else kind_of(energies)
+            raise ValueError(f"law must give one energy for every element, [2, 3] of a state [2, 3], got {got}")
+        if language.lacks is not None and (lacks := language.lacks(law)):
+            raise ValueError(f"law must be made of what pyromancy.nodes.LawNode lists, but it {lacks}")
+        self.law = law
+
+    def error(self, pred: Tensor) -> Tensor:
+        """What the energy grows by with the state, of its shape; without a graph."""
+        state = self._state("error").detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.law(state, pred.detach()).sum(), state, materialize_grads=True)
+        return slope
+
+    def energy(self, pred: Tensor) -> Tensor:
+        """The sum of the law over the elements of every sample, ``[B]``."""
+        return self.law(self._state("energy"), pred).flatten(1).sum(1)
