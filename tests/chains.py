@@ -76,12 +76,11 @@ def own_law():
 
 
 OWN_LAW = own_law()
-# the laws that go element by element, of a backend
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-COMPILED_LAWS = [law for law in Law if law.is_elementwise and law is not Law.EXPRESSION]
-ELEMENTWISE = COMPILED_LAWS
-if not (INTERPRETED or os.environ.get("PYROMANCY_EMULATED_LIBRARY")):
-    ELEMENTWISE = [*COMPILED_LAWS, Law.EXPRESSION]
+# the laws that go element by element, of a backend
+ELEMENTWISE = [law for law in Law if law.is_elementwise]
+if os.environ.get("PYROMANCY_EMULATED_LIBRARY"):
+    ELEMENTWISE.remove(Law.EXPRESSION)
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (
     [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)],

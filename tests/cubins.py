@@ -78,8 +78,8 @@ def chain_call(problem, learn=False):
     return {"written": operands.written, "read": operands.read, "plan": ints, "numbers": numbers}
 
 
-ELEMENTWISE = chains.COMPILED_LAWS
-IN_ONE_KERNEL = [law for law in ELEMENTWISE if not law.has_parameter]
+ELEMENTWISE = chains.ELEMENTWISE
+IN_ONE_KERNEL = [law for law in ELEMENTWISE if not law.has_parameter and law is not Law.EXPRESSION]
 
 
 def of_laws(problem, some):

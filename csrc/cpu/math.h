@@ -67,17 +67,12 @@ PYROMANCY_INLINE Vec<C> log(Vec<C> u) {
              fma(exponent, splat<C>(K::ln2_low), log1p_unit<C>(m - C(1))));
 }
 
-// log x within 3 units in the last place; of 0 minus infinity, of less NaN.
+// log x within 3 units in the last place; of 0, as what is subnormal, minus infinity, of less NaN.
 template <class C>
 PYROMANCY_INLINE Vec<C> log_any(Vec<C> x) {
-  constexpr C least = std::numeric_limits<C>::min(), infinity = std::numeric_limits<C>::infinity();
-  constexpr int digits = sizeof(C) == 4 ? 24 : 54; // by which what is subnormal becomes normal
-  const Vec<C> zero{};
-  const auto small = x < least;
-  const Vec<C> scaled = log<C>(small ? x * C(int64_t{1} << digits) : x);
-  const Vec<C> inner = small ? scaled - C(digits * 0.69314718055994530942) : scaled;
-  const Vec<C> outer = x == zero ? splat(-infinity) : x > zero ? x : zero / zero;
-  return (x > zero) & (x < infinity) ? inner : outer;
+  constexpr C infinity = std::numeric_limits<C>::infinity();
+  const Vec<C> zero{}, outer = x == zero ? splat(-infinity) : x > zero ? x : zero / zero;
+  return (x > zero) & (x < infinity) ? log<C>(x) : outer;
 }
 
 // log(1 + x) within 4 units in the last place, likewise; what 1 + x is rounded by is made up for.

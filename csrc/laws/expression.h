@@ -18,7 +18,7 @@ namespace pyromancy {
   ROW(div, a / b)                                                                               \
   ROW(neg, -a)                                                                                  \
   ROW(abs, a < zero ? -a : a)                                                                   \
-  ROW(sign, a > zero ? one : a < zero ? -one : a)                                               \
+  ROW(sign, a > zero ? one : a < zero ? -one : zero)                                               \
   ROW(max, greatest(a, b))                                                                      \
   ROW(min, -greatest(-a, -b))                                                                   \
   ROW(greater, a > b ? one : zero)                                                              \

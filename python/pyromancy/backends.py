@@ -177,7 +177,7 @@ def without_masks(device: str) -> str:
 def without_expressions(device: str) -> str:
     """Why the kernels of plans on a device take no laws of one's own, or ""."""
     backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
-    takes = backend == "reference" or (backend, device) == ("native", "cpu")
+    takes = backend != "native" or device == "cpu"
     return "" if takes else f"the {backend} kernels on {device} take no laws of one's own"
 
 

@@ -314,3 +314,23 @@ def test_penalties_beside_a_prediction_leave_its_error():
         results.append(net.hidden.value.detach().clone())
         assert "has two energies" in loop.explain()
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_two_states_of_one_prediction_stay_two_nodes():
+    """In one sum, where the prediction comes from data."""
+    torch.manual_seed(0)
+    net, other = Net(LAWS["log-cosh"], ("output",)), StandardGaussianNode(32).double()
+    x, y = batch(7)
+    results = []
+    for executor in ("chain", "autograd"):
+
+        def energy():
+            mu = net.up(net.below.value)
+            both = 0.5 * (net.hidden.value - mu) ** 2 + 0.5 * (other.value - mu) ** 2
+            return both.sum(1) + net.law(net.above.value, net.top(net.hidden.value)).sum(1)
+
+        loop = pyro.InferenceLoop(energy, [*net.free(), other.value], lr=0.1, executor=executor)
+        net.start(x, y), other.init(x.repeat(1, 4))
+        loop.run(5)
+        results.append(torch.cat([net.hidden.value.detach(), other.value.detach()]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)

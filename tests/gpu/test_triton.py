@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import operators
-from chains import COMPILED_LAWS, check, on, problem, with_laws, with_weights_and_scales
+from chains import ELEMENTWISE, check, on, problem, with_laws, with_weights_and_scales
 from numerics import FLOATS, name, same_bits
 from pyromancy import backends, ops
 from pyromancy.ops import triton as kernels
@@ -62,7 +62,7 @@ def test_plans_of_every_law(dtype, way, weighted, monkeypatch):
     from pyromancy.ops.triton import persistent
 
     monkeypatch.setattr(persistent, "height", lambda *_: 16 if way == "tile" else 0)
-    for laws in (*([law] for law in COMPILED_LAWS), COMPILED_LAWS):
+    for laws in (*([law] for law in ELEMENTWISE), ELEMENTWISE):
         a = problem((5, 33, 40, 3), 129, "tanh", "softplus", prior="one", clamped=(-1,), covariances="one",
                     momentum={"momentum": 0.8}, record=True, dtype=dtype)  # fmt: skip
         a = with_laws(a, [laws[i % len(laws)] for i in range(4)])

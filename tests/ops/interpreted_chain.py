@@ -153,7 +153,7 @@ class TestLaws:
             if weighted:
                 with_weights_and_scales(a)["sample_weights"][0] = torch.rand(18) if options else None
             check(a)
-        numbered = any(law.has_parameter for law in a["laws"])
+        numbered = any(law.has_parameter or law is Law.EXPRESSION for law in a["laws"])
         assert way["taken"] == 3 * [way["one by one" if numbered else "expected"]]
 
     def test_beside_a_gram(self, way):

@@ -308,13 +308,14 @@ class Terms:
         parts = self._taken_apart(term)
         other = next((t for t in parts if t.slot in self._varying and t.node is None), None)
         nodes = [t.node for t in parts if t.node is not None]
-        apart = (a.state != b.state and a.prediction != b.prediction for a, b in combinations(nodes, 2))
-        if other is None and all(apart):
+        pairs = [*combinations(nodes, 2)]
+        apart = all(a.state != b.state for a, b in pairs)
+        if other is None and apart and all(a.prediction != b.prediction for a, b in pairs):
             return parts
         whole, lacks = self._expressed(slot, shape)
         if whole is not None:
             return [replace(term, node=whole)]
-        if other is None and not lacks:
+        if other is None and (apart or not lacks):
             return parts
         return [replace(other or replace(term, within=slot), lacks=lacks)]
 

@@ -32,7 +32,7 @@ def subtract(a, b):
 
 
 @triton.jit
-def _expm1(x):
+def expm1(x):
     """e^x - 1, by its series where the difference would lose digits."""
     TERMS: tl.constexpr = 15 if x.dtype == tl.float64 else 8  # 0.5^terms / terms! is below the last place
     series = tl.full(x.shape, 1.0, x.dtype)
@@ -53,8 +53,8 @@ def log1p_unit(u):
 
 
 @triton.jit
-def _tanh(x):
-    e = _expm1(-2.0 * tl.abs(x))
+def tanh(x):
+    e = expm1(-2.0 * tl.abs(x))
     t = e / (e + 2.0)
     return tl.where(x < 0, t, -t)
 
@@ -67,15 +67,15 @@ def activate(x, parameter, KIND: tl.constexpr):
     elif KIND == _LEAKY_RELU:
         y = tl.where(x > 0, x, x * parameter)
     elif KIND == _ELU:
-        y = tl.where(x > 0, x, parameter * _expm1(x))
+        y = tl.where(x > 0, x, parameter * expm1(x))
     elif KIND == _SILU:
         y = x * tl.sigmoid(x)
     elif KIND == _GELU:
         y = 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
     elif KIND == _GELU_TANH:
-        y = 0.5 * x * (1.0 + _tanh((x + x * x * x * _CUBIC) * _SCALE))
+        y = 0.5 * x * (1.0 + tanh((x + x * x * x * _CUBIC) * _SCALE))
     elif KIND == _TANH:
-        y = _tanh(x)
+        y = tanh(x)
     elif KIND == _SIGMOID:
         y = tl.sigmoid(x)
     elif KIND == _SOFTPLUS:
@@ -87,7 +87,7 @@ def activate(x, parameter, KIND: tl.constexpr):
     elif KIND == _HARDTANH:
         y = tl.where(x < -parameter, -parameter, tl.where(x > parameter, parameter, x))
     elif KIND == _SELU:
-        y = tl.where(x > 0, x * _SELU_SCALE, _expm1(x) * _SELU_DEPTH)
+        y = tl.where(x > 0, x * _SELU_SCALE, expm1(x) * _SELU_DEPTH)
     else:
         tl.static_assert(KIND == _IDENTITY)
         y = x
@@ -110,7 +110,7 @@ def slope(x, y, parameter, KIND: tl.constexpr):
     elif KIND == _GELU:
         d = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF)) + x * _INV_SQRT_2PI * tl.exp(-0.5 * x * x)
     elif KIND == _GELU_TANH:
-        t = _tanh((x + x * x * x * _CUBIC) * _SCALE)
+        t = tanh((x + x * x * x * _CUBIC) * _SCALE)
         d = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _SCALE * (1.0 + x * x * (3.0 * _CUBIC))
     elif KIND == _TANH:
         d = 1.0 - y * y

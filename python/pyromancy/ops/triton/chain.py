@@ -18,6 +18,7 @@ from ... import plan
 from ...plan import Law, Learned
 from . import categorical, persistent
 from .activation import IDENTITY, activate, slope, subtract
+from .expression import EXPRESSION, of_expression, program
 from .launch import blocks, computed_in, elements_of_tile, launch, tile
 from .laws import NodeLaw, of_law
 from .reduce import finish
@@ -44,7 +45,8 @@ def activate_kernel(
 def error_kernel(
     state, product, bias, rate, weighted, samples, error, delta, moment, parts, rows, n, tiles, product_row,
     parameter: tl.float64, weight: tl.float64, law_parameter: tl.float64,
-    AFTER: tl.constexpr, LAW: tl.constexpr, ACC: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    AFTER: tl.constexpr, LAW: tl.constexpr, NUMBERS: tl.constexpr, CODE: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One tile of what follows from a node's prediction mu = after(product + bias), as far as there is room for it.
 
@@ -70,7 +72,11 @@ def error_kernel(
         by = tl.full([1, BLOCK_N], 1.0, ACC)
         if rate is not None:
             by = tl.load(rate + column, mask=column < n, other=0.0)[None, :]
-        pull, push, twice, grown = of_law(z, mu, by, tl.full([], weight, ACC), tl.full([], law_parameter, ACC), LAW)
+        if LAW == EXPRESSION:
+            pull, push, twice, grown = of_expression(z, mu, by, NUMBERS, CODE)
+        else:
+            w = tl.full([], weight, ACC)
+            pull, push, twice, grown = of_law(z, mu, by, w, tl.full([], law_parameter, ACC), LAW)
     s = tl.full([BLOCK_B, 1], 1.0, ACC)
     if samples is not None:
         s = tl.load(samples + row, mask=row < rows, other=0.0)[:, None]
@@ -236,7 +242,7 @@ class Chain:
     def errors(self, node: int, forward: Forward, room: Errors) -> None:
         """Fill the room; a full precision is a library product, and what needs it is done after that."""
         error, delta, moment, parts, residual = room
-        law, rate, weight, samples, parameter = self.laws[node]
+        law, rate, weight, samples, parameter, _ = self.laws[node]
         if law is Law.CATEGORICAL:  # no activation comes between, and it has no theta
             product, bias, *_ = forward
             tiling = self.tiling(node)
@@ -260,11 +266,14 @@ class Chain:
         state = self.states[node]
         tiles, tall, width = self.tiling(node)
         heavy = law.has_parameter or law.pushes_apart
-        warps = 8 if self.acc == tl.float64 or heavy else 4  # with less, registers would spill or run out
+        own = program(self.laws[node].expression if law is Law.EXPRESSION else None)
+        wide = self.acc == tl.float64
+        # with less, registers would spill or run out
+        warps = 16 if wide and law is Law.EXPRESSION else 8 if wide or heavy else 4
         launch(
             error_kernel, blocks(self.batch, tall) * tiles, state, product, bias, *operands,
             self.batch, state.shape[1], tiles, 0 if product.shape[0] == 1 else state.shape[1], parameter, *numbers,
-            after, int(law), self.acc, tall, width, num_warps=warps,
+            after, int(law), *own, self.acc, tall, width, num_warps=warps,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...plan import Law
+from ...plan.expression import Expression
 from .activation import log1p_unit, subtract
 
 
@@ -32,6 +33,7 @@ class NodeLaw(NamedTuple):
         weight: of the energy.
         samples: [B], more factors of it.
         parameter: of the law.
+        expression: of an EXPRESSION law.
     """
 
     law: Law = Law.NONE
@@ -39,6 +41,7 @@ class NodeLaw(NamedTuple):
     weight: float = 1.0
     samples: Tensor | None = None
     parameter: float = 0.0
+    expression: Expression | None = None
 
 
 _GAUSSIAN, _LAPLACE = tl.constexpr(int(Law.GAUSSIAN)), tl.constexpr(int(Law.LAPLACE))

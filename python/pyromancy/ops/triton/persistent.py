@@ -227,7 +227,8 @@ def rows_of_a_program(chain: Chain, descent: Descent) -> int:
     momentum = {v is not None for v, free in zip(descent.velocities, descent.free, strict=True) if free}
     alike = len(momentum) == 1
     known = [law.law for law in chain.laws if law.law is not Law.NONE]
-    apart = any(not law.is_elementwise or law.has_parameter for law in known)  # no rows, nor numbers of nodes there
+    # no rows, nor numbers or programs of nodes there
+    apart = any(not law.is_elementwise or law.has_parameter or law is Law.EXPRESSION for law in known)
     if state.dtype != torch.float32 or count > _MOST_NODES or apart or not alike:
         return 0
     if any(chain.skips):

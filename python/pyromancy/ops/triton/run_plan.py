@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...plan import Edge, Law, Learned, Learning, Node, Plan, RuleKind, Target, decode
+from ...plan import Edge, Learned, Learning, Node, Plan, RuleKind, Target, decode
 from ..run_plan import batches, learned
 from . import rule
 from .chain import Chain, infer, mstep, sweep
@@ -134,12 +134,10 @@ def _scaled(t: Tensor, scale: float) -> Tensor:
 
 
 def _law(node: Node, operands: list[Tensor]) -> NodeLaw:
-    if node.law is Law.EXPRESSION:
-        raise NotImplementedError("laws of one's own are not the Triton kernels'")
     state, rate = operands[node.state], None if node.theta is None else operands[node.theta]
     if rate is not None and node.law.is_elementwise:
         rate = (torch.exp(-rate) * node.weight).expand(state.shape[1])
     elif rate is None and node.weight != 1:
         rate = state.new_full(state.shape[1:], node.weight)
     samples = None if node.sample_weights is None else operands[node.sample_weights]
-    return NodeLaw(node.law, rate, node.weight, samples, node.law_parameter)
+    return NodeLaw(node.law, rate, node.weight, samples, node.law_parameter, node.expression)
