@@ -61,9 +61,9 @@ private:
 Method read_method(Reader& read) {
   Method method{};
   method.outcome = method.progress = kNothing;
-  const int64_t kind = read.number("method", 0, kSwayKinds + 1);
-  method.sways = kind > 0;
-  if (!method.sways) {
+  const int64_t kind = read.number("method", 0, kStepperKinds + 1);
+  method.has_stepper = kind > 0;
+  if (!method.has_stepper) {
     method.nesterov = read.flag("nesterov");
     method.resume = read.flag("resume");
     method.settle = read.flag("settle");
@@ -74,21 +74,23 @@ Method read_method(Reader& read) {
       *number = read.real("number of a method");
     return method;
   }
-  SwayMethod& sway = method.sway;
-  sway.kind = static_cast<SwayKind>(kind - 1);
-  sway.errors = read.flag("errors");
-  sway.option = read.flag("option");
+  Stepper& stepper = method.stepper;
+  stepper.kind = static_cast<StepperKind>(kind - 1);
+  stepper.errors = read.flag("errors");
+  stepper.option = read.flag("option");
   method.resume = read.flag("resume");
   method.outcome = read.maybe_written("outcome");
   method.progress = read.maybe_written("progress");
-  for (double* number : {&sway.lr, &sway.first, &sway.second, &sway.third, &sway.tol}) {
+  for (double* number :
+       {&stepper.lr, &stepper.first, &stepper.second, &stepper.third, &stepper.tol}) {
     *number = read.real("number of a method");
-    const bool any = sway.kind == SwayKind::momentum && number == &sway.second; // a dampening
+    const bool any =
+        stepper.kind == StepperKind::momentum && number == &stepper.second; // a dampening
     STD_TORCH_CHECK(any || *number >= 0, "numbers of a method must not be negative, got ", *number);
   }
-  const double pairs = pairs_of(sway);
-  STD_TORCH_CHECK(sway.kind != SwayKind::lbfgs || (pairs == std::floor(pairs) && pairs >= 1 &&
-                                                   pairs <= static_cast<double>(kMostPairs)),
+  const double pairs = pairs_of(stepper);
+  STD_TORCH_CHECK(stepper.kind != StepperKind::lbfgs || (pairs == std::floor(pairs) && pairs >= 1 &&
+                                                         pairs <= static_cast<double>(kMostPairs)),
                   "memory must be a whole number from 1 to ", kMostPairs, ", got ", pairs);
   return method;
 }
@@ -130,8 +132,8 @@ Way read_way(Reader& read) {
 // Rates of nodes, schedules, norms and constraints are of steps at a rate, constraints of those
 // that move states, where nothing tells what is left to be gained; masks are of any.
 void check_ways(const Plan& plan, const Operands& operands) {
-  const SwayMethod& sway = plan.method.sway;
-  const bool rated = plan.method.sways && is_rated(sway);
+  const Stepper& stepper = plan.method.stepper;
+  const bool rated = plan.method.has_stepper && is_rated(stepper);
   STD_TORCH_CHECK(rated || (plan.max_norm == 0 && plan.factors.empty()),
                   "max_norm and factors need steps at a rate, without a velocity");
   STD_TORCH_CHECK(plan.max_norm >= 0, "max_norm must not be negative, got ", plan.max_norm);
@@ -142,8 +144,8 @@ void check_ways(const Plan& plan, const Operands& operands) {
     STD_TORCH_CHECK((way.pace == 1 && !way.constrains()) || (rated && plan.nodes[l].free),
                     "way of node ", l,
                     " needs steps at a rate, without a velocity, and a free node");
-    STD_TORCH_CHECK(!way.constrains() || (!sway.errors && sway.tol == 0), "constraints of node ", l,
-                    " need steps that move states, and no tol");
+    STD_TORCH_CHECK(!way.constrains() || (!stepper.errors && stepper.tol == 0),
+                    "constraints of node ", l, " need steps that move states, and no tol");
     STD_TORCH_CHECK(way.pace >= 0 && way.shrink >= 0, "pace and shrink of node ", l,
                     " must not be negative, got ", way.pace, " and ", way.shrink);
     STD_TORCH_CHECK(way.low <= way.high, "low of node ", l, " must not be above its high, got ",
@@ -205,25 +207,25 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
   if (method.fixed)
     check_fixed(plan);
   for (const PlanNode& node : plan.nodes)
-    STD_TORCH_CHECK(node.kept == kNothing || method.sways || method.fixed,
-                    "kept of a node needs what sways, or fixed predictions");
-  if (!method.sways)
+    STD_TORCH_CHECK(node.kept == kNothing || method.has_stepper || method.fixed,
+                    "kept of a node needs a stepper, or fixed predictions");
+  if (!method.has_stepper)
     return;
   STD_TORCH_CHECK(
       plan.learning == Learning::never || plan.learning == Learning::at_the_end,
       "weights must learn at the end, not in every step, of a method but plain descent");
   for (size_t e = 0; e < plan.edges.size(); ++e)
     STD_TORCH_CHECK(!plan.edges[e].gram, "gram of edge ", e, " needs plain descent");
-  SwayMethod sway = method.sway;
-  complete(sway);
+  Stepper stepper = method.stepper;
+  complete(stepper);
   for (size_t l = 0; l < plan.nodes.size(); ++l) {
     const PlanNode& node = plan.nodes[l];
     const bool goes_on = node.free && method.progress != kNothing;
     STD_TORCH_CHECK((node.velocity != kNothing) == goes_on &&
-                        (node.kept != kNothing) == (goes_on && sway.keeps),
+                        (node.kept != kNothing) == (goes_on && stepper.keeps),
                     "node ", l, " must have a velocity, and what is kept, where a method goes on, ",
                     "and only there");
-    STD_TORCH_CHECK(!sway.errors || !node.free || moves_by_errors(node),
+    STD_TORCH_CHECK(!stepper.errors || !node.free || moves_by_errors(node),
                     "errors move where the law of a free node is one of its distance from the "
                     "prediction");
   }
@@ -319,8 +321,8 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   if (const Tensor* kept = operands.find(node.kept)) {
     STD_TORCH_CHECK(node.free, "node ", l, " must be free to have kept anything");
     const Name kept_name{"kept of node", l};
-    if (plan.method.sways && plan.method.sway.kind == SwayKind::lbfgs) {
-      const int64_t vectors = 1 + 2 * static_cast<int64_t>(pairs_of(plan.method.sway));
+    if (plan.method.has_stepper && plan.method.stepper.kind == StepperKind::lbfgs) {
+      const int64_t vectors = 1 + 2 * static_cast<int64_t>(pairs_of(plan.method.stepper));
       check_like(kept_name, *kept, name, state);
       STD_TORCH_CHECK(kept->dim() == 3 && kept->size(0) == vectors && kept->size(1) == batch &&
                           kept->size(2) == n,

@@ -14,7 +14,7 @@
 #include "check.h"
 #include "laws/expression.h"
 #include "laws/law.h"
-#include "methods/sway.h"
+#include "methods/stepper.h"
 #include "methods/turns.h"
 #include "rules/rule.h"
 
@@ -55,8 +55,8 @@ struct PlanNode {
   bool swept; // starts at its prediction, whatever its state was
   Law law;
   int64_t theta, prior;   // prior: constant prediction [1 or B, n]
-  int64_t velocity;       // [B, n], of a momentum; of what sways, s
-  int64_t kept;           // [B, n], of what sways, h; of lbfgs, h and pairs, each such;
+  int64_t velocity;       // [B, n], of a momentum; of a stepper, s
+  int64_t kept;           // [B, n], of a stepper, h; of lbfgs, h and pairs, each such;
                           // of fixed predictions, the first states
   int64_t data;           // [N, n], of which `order` picks the state, or the
                           // classes [N] of categorical ones, which are one-hot
@@ -89,8 +89,7 @@ struct Target {
   int64_t slots[kSlots];
 };
 
-// How states move: descending all at once by a rate, as torch.optim.SGD has it, or by a method
-// that sways.
+// How states move: descending all at once by a rate, as torch.optim.SGD has it, or by a stepper.
 struct Method {
   double lr, momentum, dampening;
   bool nesterov;
@@ -100,8 +99,8 @@ struct Method {
   bool resume;   // velocities hold those of steps before, and so does what goes on
   bool settle;   // states that are their predictions but for rounding begin as these
 
-  bool sways;
-  SwayMethod sway;
+  bool has_stepper;
+  Stepper stepper;
   int64_t outcome;  // [B, 2] steps taken, and whether it stopped
   int64_t progress; // [B, kProgress] of float64: what goes on to another call
 };

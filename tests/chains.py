@@ -311,7 +311,7 @@ def planned(a, targets=(), method=None, outcome=None, **options):
     edge_at = {edge.source: place for place, edge in enumerate(edges)}
     if method is None:
         method = Descent(a["lr"], a["momentum"], a["dampening"], a["nesterov"], a["resume"])
-    elif isinstance(method, plan.Sway):
+    elif isinstance(method, plan.Stepper):
         method = replace(method, outcome=number(outcome), progress=number(progress))
     made = Plan(
         tuple(nodes), tuple(edges), method, a["steps"], number(a["energies"]),

@@ -97,7 +97,7 @@ struct Buffers {
   C* moment;   // what that grows by with theta, to be learned from
   C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
-  C* v; // what a method that sways moves, where the gradient is g: z itself, or the error z - mu
+  C* v; // what a stepper moves, where the gradient is g: z itself, or the error z - mu
   C* g;
   C* of_error;                          // the gradient for the error, where states move
   C* s;                                 // what the motions of the method leave
@@ -149,9 +149,9 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     const bool bent = node.predicted && is_bent(args, node);
     const bool full = node.predicted && node.full_precision;
     const bool every =
-        node.predicted && (args.energies || args.learn != Learn::never || args.sways);
-    const bool sways = node.free && args.sways;
-    const bool rises = sways && args.method.errors;
+        node.predicted && (args.energies || args.learn != Learn::never || args.has_stepper);
+    const bool stepped = node.free && args.has_stepper;
+    const bool rises = stepped && args.method.errors;
     Buffers<typename Layout::Products> b{};
     b.z = take(true);
     b.base = take(node.free && args.fixed);
@@ -163,28 +163,28 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.residual = take(full);
     const bool expressed = node.predicted && node.law == Law::expression;
     b.error = take(fed_back || full || every || expressed);
-    const bool leads = sways && bounds_states(args);
+    const bool leads = stepped && bounds_states(args);
     b.delta = bent || leads || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
     b.slope = take(bent && (full || rises || leads));
     b.of_error = take(leads);
     // of errors that move, a Gaussian's energy follows at once
     const bool at_once = rises && node.law == Law::gaussian;
-    b.energy =
-        take(node.predicted && (args.energies || (args.sways && args.method.looks && !at_once)));
+    b.energy = take(node.predicted &&
+                    (args.energies || (args.has_stepper && args.method.looks && !at_once)));
     b.moment = take(node.moment != nullptr);
     b.drive = take(gram);
-    b.velocity = take(node.velocity && !args.sways);
+    b.velocity = take(node.velocity && !args.has_stepper);
     b.v = rises ? take(true) : b.z;
-    b.g = take(sways);
-    b.s = take(sways);
-    b.h = take(sways && (args.method.keeps || args.method.draws));
-    b.x = take(sways && args.method.searches);
-    for (int64_t k = 0; sways && k < 2 * args.method.pairs; ++k) {
+    b.g = take(stepped);
+    b.s = take(stepped);
+    b.h = take(stepped && (args.method.keeps || args.method.draws));
+    b.x = take(stepped && args.method.searches);
+    for (int64_t k = 0; stepped && k < 2 * args.method.pairs; ++k) {
       C* const one = take(true);
       b.pairs = k == 0 ? one : b.pairs;
     }
     b.known = take(node.free && node.known);
-    b.scale = take(sways && args.max_norm > 0, 1);
+    b.scale = take(stepped && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
       const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
       const bool fed_back = in && node.predicted && args.node[in->source].free && !in->gram;
@@ -198,9 +198,9 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
   return taken;
 }
 
-// What a method that sways knows of a tile's samples.
+// What a stepper knows of a tile's samples.
 template <class Layout>
-struct Sway {
+struct Stepping {
   Progress of[Layout::samples];
   struct Weights {
     Vec<typename Layout::C> g, s, h;
@@ -229,7 +229,7 @@ struct Tile {
   const ChainArgs& args;
   Buffers<P>* const buffers;
   const int64_t first; // sample
-  Sway<Layout>* const sway;
+  Stepping<Layout>* const stepping;
 
   int64_t count() const {
     return smaller(Layout::samples, args.batch - first);
@@ -299,24 +299,24 @@ struct Tile {
       for (const Input of : {Input::delta, Input::error, Input::residual})
         round(l, of);
     }
-    if (args.sways)
-      for (Progress& p : sway->of)
+    if (args.has_stepper)
+      for (Progress& p : stepping->of)
         p = pyromancy::begin(args.method);
-    if (args.sways && args.resume)
+    if (args.has_stepper && args.resume)
       resume();
-    for (int64_t l = 0; l < args.nodes && args.sways; ++l)
+    for (int64_t l = 0; l < args.nodes && args.has_stepper; ++l)
       if (const C* const of = static_cast<const C*>(args.node[l].sample_weights))
         for (int64_t s = 0; s < count() && args.node[l].free; ++s)
-          sway->of[s].certain &= of[first + s] > 0;
-    for (int64_t s = count(); args.sways && s < Layout::samples; ++s)
-      sway->of[s].done = true;
+          stepping->of[s].certain &= of[first + s] > 0;
+    for (int64_t s = count(); args.has_stepper && s < Layout::samples; ++s)
+      stepping->of[s].done = true;
   }
 
   // What a run before has left.
   void resume() {
     for (int64_t s = 0; s < count(); ++s) {
-      std::memcpy(&sway->of[s], args.progress + (first + s) * kProgress, sizeof(Progress));
-      pyromancy::resume(sway->of[s], args.method);
+      std::memcpy(&stepping->of[s], args.progress + (first + s) * kProgress, sizeof(Progress));
+      pyromancy::resume(stepping->of[s], args.method);
     }
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
@@ -344,7 +344,7 @@ struct Tile {
     if (args.method.searches)
       store_pairs();
     for (int64_t s = 0; s < count(); ++s)
-      std::memcpy(args.progress + (first + s) * kProgress, &sway->of[s], sizeof(Progress));
+      std::memcpy(args.progress + (first + s) * kProgress, &stepping->of[s], sizeof(Progress));
   }
 
   // What learning wants.
@@ -369,16 +369,17 @@ struct Tile {
         __atomic_store_n(args.diverged, 1, __ATOMIC_RELAXED); // other tiles may, too
       if (buffers[l].base && !args.resume)
         store_samples(buffers[l].base, node.n, node.kept);
-      if (args.steps > 0 && !args.sways) // velocities that are not resumed start with the first
+      if (args.steps > 0 &&
+          !args.has_stepper) // velocities that are not resumed start with the first
         store_samples(buffers[l].velocity, node.n, node.velocity);
     }
-    if (args.sways && args.progress)
+    if (args.has_stepper && args.progress)
       suspend();
-    if (args.sways && args.outcome)
+    if (args.has_stepper && args.outcome)
       for (int64_t s = 0; s < count(); ++s) {
         C* const to = static_cast<C*>(args.outcome) + 2 * (first + s);
-        to[0] = static_cast<C>(sway->of[s].taken - sway->of[s].before);
-        to[1] = sway->of[s].converged;
+        to[0] = static_cast<C>(stepping->of[s].taken - stepping->of[s].before);
+        to[1] = stepping->of[s].converged;
       }
   }
 
@@ -736,17 +737,17 @@ struct Tile {
 
   // The next point of what moves of a node, at an element of vector v.
   Vec<C> moved(const Buffers<P>& b, int64_t at, int v, Vec<C> pace) const {
-    const auto &s = sway->s[v], &of = sway->v[v];
+    const auto &s = stepping->s[v], &of = stepping->v[v];
     const Vec<C> g = pace * load(b.g + at);
     const Vec<C> from = load(b.s + at);
-    if (args.method.kind >= SwayKind::adam)
+    if (args.method.kind >= StepperKind::adam)
       return b.x ? moved_along(b, at, v) : moved_by_adam(b, at, v);
     Vec<C> to = s.g * g + s.s * from, next = load(b.v + at) + (of.g * g + of.s * from);
     if (b.h) {
       const Vec<C> h = load(b.h + at);
       to += s.h * h;
       next += of.h * h;
-      store(b.h + at, fma(sway->keeps[v], g - h, h));
+      store(b.h + at, fma(stepping->keeps[v], g - h, h));
     }
     store(b.s + at, to);
     return next;
@@ -755,23 +756,23 @@ struct Tile {
   // The same of a state that constraints hold.
   Vec<C> moved_within(const ChainNode& node, const Buffers<P>& b, int64_t at, int v,
                       Vec<C> pace) const {
-    const Vec<C> x = kept(node, b, at, sway->rate[v] * pace);
+    const Vec<C> x = kept(node, b, at, stepping->rate[v] * pace);
     const Vec<C> change = x - load(b.v + at) + load(b.s + at);
-    store(b.s + at, sway->s[v].s * change);
-    return x + sway->v[v].s * change;
+    store(b.s + at, stepping->s[v].s * change);
+    return x + stepping->v[v].s * change;
   }
 
   // The same along the way that s is.
   Vec<C> moved_along(const Buffers<P>& b, int64_t at, int v) const {
-    const auto& of = sway->v[v];
+    const auto& of = stepping->v[v];
     const Vec<C> x = load(b.x + at), to = of.s > C(0) ? x + of.s * load(b.s + at) : x;
     return of.g > C(0) ? to : load(b.v + at);
   }
 
   // The same by moments of gradients, s and h.
   Vec<C> moved_by_adam(const Buffers<P>& b, int64_t at, int v) const {
-    const SwayMethod& method = args.method;
-    const auto& of = sway->v[v];
+    const Stepper& method = args.method;
+    const auto& of = stepping->v[v];
     const auto decayed = [&](C* moment, double by, Vec<C> x) {
       const Vec<C> last = load(moment + at);
       const Vec<C> now = splat(static_cast<C>(by)) * last + splat(static_cast<C>(1 - by)) * x;
@@ -818,7 +819,7 @@ struct Tile {
     const Buffers<P>& b = buffers[l];
     const auto seed = static_cast<uint64_t>(args.method.second);
     const auto node = static_cast<uint32_t>(args.node[l].ordinal),
-               step = static_cast<uint32_t>(sway->of[0].before + t);
+               step = static_cast<uint32_t>(stepping->of[0].before + t);
     constexpr bool thin = Layout::samples == width; // neurons in the lanes
     Counts<C> lane;
     for (int j = 0; j < w; ++j)
@@ -1044,7 +1045,7 @@ struct Tile {
 
   void judge_first(int64_t step) {
     double sums[6][Layout::samples] = {};
-    SwayMethod method = args.method;
+    Stepper method = args.method;
     if (args.factors)
       method.factor = args.factors[step];
     for (int64_t l = 0; l < args.nodes; ++l)
@@ -1057,7 +1058,7 @@ struct Tile {
     if (leads)
       look_at_errors(of_errors);
     for (int64_t i = 0; i < Layout::samples; ++i)
-      pyromancy::judge(sway->of[i], method,
+      pyromancy::judge(stepping->of[i], method,
                        {sums[0][i], sums[1][i], sums[2][i], sums[3][i], sums[4][i], sums[5][i],
                         sums[4][i], leads || method.errors, leads ? of_errors[0][i] : sums[1][i],
                         leads ? of_errors[1][i] : sums[3][i]},
@@ -1075,7 +1076,7 @@ struct Tile {
   }
   // One over the product of the two, of samples; 0 where there is no such pair.
   double* curvatures(int64_t k) const {
-    return reinterpret_cast<double*>(sway + 1) + k * Layout::samples;
+    return reinterpret_cast<double*>(stepping + 1) + k * Layout::samples;
   }
 
   // f(node, row, vector, where they are) for all elements that move
@@ -1112,7 +1113,7 @@ struct Tile {
     double live[Layout::samples], paired[Layout::samples], kept[Layout::samples];
     bool all = true;
     for (int i = 0; i < Layout::samples; ++i) {
-      const Progress& p = sway->of[i];
+      const Progress& p = stepping->of[i];
       live[i] = !p.done;
       paired[i] = !p.done && p.paired;
       kept[i] = live[i] - paired[i];
@@ -1122,7 +1123,7 @@ struct Tile {
       turn_pairs(kept);
     for (int i = 0; i < Layout::samples; ++i)
       if (paired[i] > 0)
-        curvatures(k)[i] = 1 / sway->of[i].ss;
+        curvatures(k)[i] = 1 / stepping->of[i].ss;
     each_moving([&](int64_t l, int64_t, int v, int64_t at) {
       const Buffers<P>& b = buffers[l];
       const Vec<C> new_ = Layout::per_sample(paired, v), moves = Layout::per_sample(live, v);
@@ -1193,7 +1194,7 @@ struct Tile {
     }
     double scale[Layout::samples], more[Layout::samples];
     for (int i = 0; i < Layout::samples; ++i)
-      scale[i] = sway->of[i].scale;
+      scale[i] = stepping->of[i].scale;
     set(scale);
     pass([&](int64_t, int v, int64_t, Vec<C> s) { return by[v] * s; }, with_pair(pairs - 1, true));
     for (int64_t j = pairs - 1; j >= 0; --j) {
@@ -1212,8 +1213,8 @@ struct Tile {
     for (int i = 0; i < Layout::samples; ++i) {
       upwards[i] = !(product[0][i] > 0); // by rounding, or where the energy bends down
       const double slope = upwards[i] > 0 ? -Lbfgs::kFirst * product[1][i] : -product[0][i];
-      if (!sway->of[i].done)
-        Lbfgs::set_out(sway->of[i], slope);
+      if (!stepping->of[i].done)
+        Lbfgs::set_out(stepping->of[i], slope);
     }
     set(upwards);
     each_moving([&](int64_t l, int64_t, int v, int64_t at) {
@@ -1262,7 +1263,7 @@ struct Tile {
     const int64_t pairs = args.method.pairs;
     int64_t most = 0;
     const auto steps = [&](int64_t s) { // after which a sample has gone somewhere
-      const Progress& p = sway->of[s];
+      const Progress& p = stepping->of[s];
       return p.taken - p.before - p.done;
     };
     for (int64_t s = 0; s < count(); ++s)
@@ -1291,14 +1292,14 @@ struct Tile {
     double energy[1][Layout::samples] = {};
     sum_energies(energy);
     for (int i = 0; i < Layout::samples; ++i)
-      if (Lbfgs::search(sway->of[i], args.method, energy[0][i]))
+      if (Lbfgs::search(stepping->of[i], args.method, energy[0][i]))
         for (int64_t k = 0; k < args.method.pairs; ++k)
           curvatures(k)[i] = 0;
     prepare_motion();
   }
 
   bool settled() const {
-    for (const Progress& p : sway->of)
+    for (const Progress& p : stepping->of)
       if (!p.done && !p.settled)
         return false;
     return true;
@@ -1324,7 +1325,7 @@ struct Tile {
       });
     }
     for (int64_t i = 0; i < Layout::samples; ++i)
-      correct(sway->of[i], args.method, sums[0][i] / static_cast<double>(elements));
+      correct(stepping->of[i], args.method, sums[0][i] / static_cast<double>(elements));
     if (args.method.compares)
       drop_lost(sums[0]);
   }
@@ -1420,7 +1421,7 @@ struct Tile {
     double energy[1][Layout::samples] = {};
     sum_energies(energy);
     for (int64_t i = 0; i < Layout::samples; ++i)
-      pyromancy::accept(sway->of[i], energy[0][i]);
+      pyromancy::accept(stepping->of[i], energy[0][i]);
     prepare_motion();
   }
 
@@ -1429,7 +1430,7 @@ struct Tile {
   Vec<C> of_samples(int v, F f) const {
     double of[Layout::samples];
     for (int64_t i = 0; i < Layout::samples; ++i)
-      of[i] = f(sway->of[i]);
+      of[i] = f(stepping->of[i]);
     return Layout::per_sample(of, v);
   }
 
@@ -1439,19 +1440,19 @@ struct Tile {
     };
     for (int v = 0; v < width; ++v) {
       const auto weights = [&](auto of) {
-        return typename Sway<Layout>::Weights{vector(v, [&](auto& m) { return (m.*of).g; }),
-                                              vector(v, [&](auto& m) { return (m.*of).s; }),
-                                              vector(v, [&](auto& m) { return (m.*of).h; })};
+        return typename Stepping<Layout>::Weights{vector(v, [&](auto& m) { return (m.*of).g; }),
+                                                  vector(v, [&](auto& m) { return (m.*of).s; }),
+                                                  vector(v, [&](auto& m) { return (m.*of).h; })};
       };
-      sway->s[v] = weights(&Motion::s);
-      sway->v[v] = weights(&Motion::v);
-      sway->keeps[v] = vector(v, [](auto& m) { return m.keeps; });
-      sway->rate[v] = vector(v, [](auto& m) { return m.rate; });
+      stepping->s[v] = weights(&Motion::s);
+      stepping->v[v] = weights(&Motion::v);
+      stepping->keeps[v] = vector(v, [](auto& m) { return m.keeps; });
+      stepping->rate[v] = vector(v, [](auto& m) { return m.rate; });
     }
   }
 
   bool done() const {
-    for (const Progress& p : sway->of)
+    for (const Progress& p : stepping->of)
       if (!p.done)
         return false;
     return true;
@@ -1461,7 +1462,7 @@ struct Tile {
   Half<Layout> live() const {
     Half<Layout> half{};
     for (int i = 0; i < Layout::samples; ++i)
-      if (!sway->of[i].done) {
+      if (!stepping->of[i].done) {
         if (half.count < w)
           half.at[half.count] = i;
         ++half.count;
@@ -1499,8 +1500,8 @@ struct Tile {
     Lanes<C> from;
     for (int j = 0; j < w; ++j) {
       from[j] = half.at[j < half.count ? j : 0];
-      sway->of[j] = wide.sway->of[from[j]];
-      sway->of[j].done |= j >= half.count;
+      stepping->of[j] = wide.stepping->of[from[j]];
+      stepping->of[j].done |= j >= half.count;
     }
     each_lasting(wide, [&](C* to, const C* x, int64_t n) {
       for (int64_t i = 0; i < n; ++i)
@@ -1520,7 +1521,7 @@ struct Tile {
       from[i / w][i % w] = i % w;
     for (int j = 0; j < half.count; ++j) {
       from[half.at[j] / w][half.at[j] % w] = w + j;
-      wide.sway->of[half.at[j]] = sway->of[j];
+      wide.stepping->of[half.at[j]] = stepping->of[j];
     }
     each_lasting(wide, [&](const C* x, C* to, int64_t n) {
       for (int64_t q = 0; q < 2 * n; ++q)
@@ -1619,18 +1620,18 @@ struct Tiles {
 
   // Of the buffers, so many bytes, and what else there is of a tile: first what a method knows.
   static int64_t own_size(const ChainArgs& args, int64_t taken) {
-    return round_up(taken + sway_size(args) + args.nodes * int64_t(sizeof(Buffers<P>)), 64);
+    return round_up(taken + stepping_size(args) + args.nodes * int64_t(sizeof(Buffers<P>)), 64);
   }
 
-  static int64_t sway_size(const ChainArgs& args) {
+  static int64_t stepping_size(const ChainArgs& args) {
     const int64_t curvatures = args.method.pairs * Layout::samples * int64_t(sizeof(double));
-    return args.sways ? int64_t(sizeof(Sway<Layout>)) + curvatures : 0;
+    return args.has_stepper ? int64_t(sizeof(Stepping<Layout>)) + curvatures : 0;
   }
 
   Tile<Layout> tile(int64_t t) const {
     char* const rest = workspaces + t * size(args, taken) + taken;
-    return {args, reinterpret_cast<Buffers<P>*>(rest + sway_size(args)),
-            (first + t) * Layout::samples, reinterpret_cast<Sway<Layout>*>(rest)};
+    return {args, reinterpret_cast<Buffers<P>*>(rest + stepping_size(args)),
+            (first + t) * Layout::samples, reinterpret_cast<Stepping<Layout>*>(rest)};
   }
 
   static int64_t rows(const ChainArgs& args, Stage s) {

@@ -43,7 +43,7 @@ struct ChainNode {
   // zero, and the first at which the state can move. What comes before would compute zeros.
   int64_t stirs, moves;
   void* state; // [B, n], contiguous; overwritten where free
-  // [B, n] of free nodes, or null: of momentum; or of what sways and goes on, s, and h; or of fixed
+  // [B, n] of free nodes, or null: of momentum; or of a stepper that goes on, s, and h; or of fixed
   // predictions, the first states. Of lbfgs x, and h and pairs [1 + 2 pairs, B, n].
   void *velocity, *kept;
   Law law;
@@ -88,14 +88,14 @@ struct ChainArgs {
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov;
-  bool narrows;  // tiles, where half of their samples are at their end
-  Turns turns;   // of the free nodes
-  int64_t first; // steps before, which turns count
-  bool fixed;    // predictions and their derivatives stay those of the first states
-  bool resume;   // velocities hold those of steps before, and so does what goes on
-  bool moves;    // whether states are stored
-  bool sways;    // steps are those of this method instead
-  SwayMethod method;
+  bool narrows;     // tiles, where half of their samples are at their end
+  Turns turns;      // of the free nodes
+  int64_t first;    // steps before, which turns count
+  bool fixed;       // predictions and their derivatives stay those of the first states
+  bool resume;      // velocities hold those of steps before, and so does what goes on
+  bool moves;       // whether states are stored
+  bool has_stepper; // steps are those of this method instead
+  Stepper method;
   bool constrained;      // a state
   double max_norm;       // of a node's gradient, of a sample; 0: none
   const double* factors; // of the rate in every step, or null
@@ -118,7 +118,7 @@ enum class Work : int {
   descend,      // the update of a node, whose rows the errors that it needs have been found for
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
-  // of a method that sways:
+  // of a stepper:
   stir, // draws the noise of a node
   move, // a node's state, as all samples have been judged
   rise, // a node's error, likewise, and its state by the prediction
@@ -168,14 +168,13 @@ inline int64_t turns_of_a_step(const ChainArgs& args) {
   return args.turns == Turns::alternate ? 2 : 1;
 }
 
-// Whether the error that weights learn from is at hand once a method that sways has moved it.
+// Whether the error that weights learn from is at hand once a stepper has moved it.
 inline bool errs_by_moving(const ChainArgs& args, const ChainNode& node) {
-  return args.sways && args.method.errors && node.free && node.predicted && !node.full_precision &&
-         (node.prediction_varies || !is_bent(args, node));
+  return args.has_stepper && args.method.errors && node.free && node.predicted &&
+         !node.full_precision && (node.prediction_varies || !is_bent(args, node));
 }
 
-// Whether the errors of node l have to be found, and the stages for that, at a sweep of a method
-// that sways.
+// Whether the errors of node l have to be found, and the stages for that, at a sweep of a stepper.
 template <class F>
 void stages_of_looking(const ChainArgs& args, int64_t l, int64_t t, F stage) {
   if (args.node[l].predicted && !(args.method.errors && args.node[l].free))
@@ -205,7 +204,7 @@ void stages_of_rising(const ChainArgs& args, int64_t t, bool errors, F stage) {
 // Whether sweep t of a method that moves states has another one downwards, for the gradients of
 // errors, which bound what is left to be gained.
 inline bool bounds_states(const ChainArgs& args) {
-  return args.sways && !args.method.errors && args.method.tol > 0 && args.method.bounds;
+  return args.has_stepper && !args.method.errors && args.method.tol > 0 && args.method.bounds;
 }
 inline bool leads(const ChainArgs& args, int64_t t) {
   return bounds_states(args) && t % (kRarely * args.method.sweeps) == 0;
@@ -237,7 +236,7 @@ int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done,
   return t;
 }
 
-// stage(s) for a method that sways.
+// stage(s) for a stepper.
 template <class F, class Done, class Settled>
 void stages_of_sweeps(const ChainArgs& args, F stage, Done done, Settled settled) {
   const int64_t sweeps = args.steps * args.method.sweeps;
@@ -310,7 +309,7 @@ void stages_of_steps(const ChainArgs& args, F stage) {
 }
 
 // stage(s) for everything between loading the states and storing them, in order. done(t) tells
-// whether a method that sways has come to its end with all samples, before sweep t, and settled()
+// whether a stepper has come to its end with all samples, before sweep t, and settled()
 // whether one that searches has found the lengths of their steps.
 template <class F, class Done, class Settled>
 void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
@@ -320,12 +319,12 @@ void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
       continue;
     if (!node.prediction_varies)
       stage(Stage{Work::predict_once, l, 0});
-    else if (node.swept && !(args.sways && args.method.errors))
+    else if (node.swept && !(args.has_stepper && args.method.errors))
       stage(Stage{Work::sweep, l, 0});
     if (args.edge[node.in].gram)
       stage(Stage{Work::drive, args.edge[node.in].source, 0});
   }
-  if (args.sways)
+  if (args.has_stepper)
     stages_of_sweeps(args, stage, done, settled);
   else
     stages_of_steps(args, stage);
@@ -373,7 +372,7 @@ struct ChainKernels {
   void (*stage)(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
                 void* partial, int64_t tile, int64_t tiles);
   void (*end)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
-  // Whether a method that sways has come to its end with all samples of a tile.
+  // Whether a stepper has come to its end with all samples of a tile.
   bool (*done)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
   // Whether one that searches has found the length of the step of each.
   bool (*settled)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);

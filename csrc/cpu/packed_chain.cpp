@@ -95,7 +95,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.turns = method.turns;
   args.first = method.first;
   args.fixed = method.fixed;
-  args.method = method.sway;
+  args.method = method.stepper;
   args.method.bounds = args.method.squares = args.method.floored = true;
   args.method.eps = element_size_ == 4 ? 1.1920929e-7 : 2.220446049250313e-16;
   complete(args.method);
@@ -173,7 +173,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
 void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.steps = steps;
   args.learn = learn;
-  args.sways = plan_.method.sways && steps > 0;
+  args.has_stepper = plan_.method.has_stepper && steps > 0;
   if (args.outcome && steps == 0)
     std::memset(args.outcome, 0, static_cast<size_t>(args.batch * 2 * element_size_));
   for (int64_t l = 0; l < args.nodes; ++l)
@@ -182,7 +182,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.moves = steps > 0;
   for (const ChainNode& node : nodes_)
     args.moves |= node.swept;
-  if (sweeps && (plan_.method.settle || args.sways) && !args.resume)
+  if (sweeps && (plan_.method.settle || args.has_stepper) && !args.resume)
     find_what_settles();
   std::vector<Product> products;
   const auto has_gram = [&](size_t e) {
@@ -200,12 +200,13 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
       products.push_back({target, source});
   }
   tiling_ = choose(products);
-  args.narrows = args.sways && args.method.tol > 0 && !args.energies && !tiling_.together &&
+  args.narrows = args.has_stepper && args.method.tol > 0 && !args.energies && !tiling_.together &&
                  tiling_.kind == TileKind::wide2;
   args.narrows &= !args.method.searches;
   for (const ChainNode& node : nodes_)
     args.narrows &= !node.sample_weights;
-  const int64_t sweeps_made = steps * (args.sways ? args.method.sweeps : turns_of_a_step(args));
+  const int64_t sweeps_made =
+      steps * (args.has_stepper ? args.method.sweeps : turns_of_a_step(args));
   for (int64_t l = 0; l < args.nodes; ++l)
     if (plan_.nodes[l].law == Law::full_gaussian)
       nodes_[l].full_precision = pack(operands_[plan_.nodes[l].theta], false, sweeps_made + 1);
@@ -229,7 +230,7 @@ void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
     const bool rests = node.swept && is_of_distance(node.law); // the law does not pull it
-    node.stirs = rests && !args.resume && !args.sways ? kNever : 0;
+    node.stirs = rests && !args.resume && !args.has_stepper ? kNever : 0;
     node.moves = kNever;
   }
   for (bool changed = true; changed;) {

@@ -204,7 +204,8 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   for (size_t l = 0; l < plan.nodes.size(); ++l)
     STD_TORCH_CHECK(plan.nodes[l].law != Law::expression, "node ", l,
                     " must have a law of the CUDA kernels, got an expression");
-  STD_TORCH_CHECK(!plan.method.sways && plan.method.turns == Turns::together && !plan.method.fixed,
+  STD_TORCH_CHECK(!plan.method.has_stepper && plan.method.turns == Turns::together &&
+                      !plan.method.fixed,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");
   for (const PlanNode& node : plan.nodes) {
     STD_TORCH_CHECK(node.way.known == kNothing, "masks are the CPU's alone in a plan");

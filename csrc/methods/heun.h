@@ -1,6 +1,6 @@
 #pragma once
 
-#include "sway.h"
+#include "stepper.h"
 
 namespace pyromancy {
 namespace {
@@ -8,23 +8,23 @@ namespace {
 // x' = x - h g(x), then x - h/2 (g(x) + g(x')). With the option h is every sample's own, adapted to
 // the tolerances `first`, relative, and `second`, absolute. s is the way to x' from x, and h, the
 // vector, the gradient at x. python/pyromancy/methods/heun.py is the other half.
-struct Heun : SwayDefaults {
+struct Heun : StepperDefaults {
   static constexpr int64_t kSweeps = 2;
   static constexpr bool kKeeps = true;
 
-  static bool compares(const SwayMethod& method) {
+  static bool compares(const Stepper& method) {
     return method.option;
   }
-  static void begin(Progress& p, const SwayMethod& method) {
+  static void begin(Progress& p, const Stepper& method) {
     p.length = method.lr;
   }
-  static bool next(Progress& p, const SwayMethod&, const Found&, bool) {
+  static bool next(Progress& p, const Stepper&, const Found&, bool) {
     p.motion.s = p.motion.v = {-p.length, 0, 0};
     p.motion.keeps = 1;
     return true;
   }
   // The difference is a mean of squares of what `share` gives.
-  static void correct(Progress& p, const SwayMethod& method, double difference) {
+  static void correct(Progress& p, const Stepper& method, double difference) {
     constexpr double kSafety = 0.9, kLeast = 0.2, kMost = 5;
     const double half = p.length / 2;
     p.motion.v = {-half, 0, half};

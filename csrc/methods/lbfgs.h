@@ -1,6 +1,6 @@
 #pragma once
 
-#include "sway.h"
+#include "stepper.h"
 
 namespace pyromancy {
 namespace {
@@ -9,17 +9,17 @@ namespace {
 // the energy falls enough. Errors are measured in standard deviations. h is the gradient, and x the
 // point, of the step before, from which v is the way s on; the way of a step is -H g, which the
 // kernel makes of the pairs. python/pyromancy/methods/lbfgs.py is the other half.
-struct Lbfgs : SwayDefaults {
+struct Lbfgs : StepperDefaults {
   static constexpr bool kMeasures = true, kKeeps = true, kSearches = true;
   static constexpr double kFirst = 0.2; // of the gradient, where no curvature is known
 
-  static bool looks(const SwayMethod&) {
+  static bool looks(const Stepper&) {
     return true;
   }
-  static void begin(Progress& p, const SwayMethod&) {
+  static void begin(Progress& p, const Stepper&) {
     p.scale = kFirst;
   }
-  static bool next(Progress& p, const SwayMethod& method, const Found& f, bool) {
+  static bool next(Progress& p, const Stepper& method, const Found& f, bool) {
     p.energy = f.energy;
     p.paired = !p.fresh && f.sy > method.eps * f.yy && f.sy > 0;
     if (p.paired)
@@ -37,7 +37,7 @@ struct Lbfgs : SwayDefaults {
   }
   // Where a step of some length has led there is this energy. Returns whether no length will do, so
   // that the sample goes back, and begins anew.
-  static bool search(Progress& p, const SwayMethod& method, double energy) {
+  static bool search(Progress& p, const Stepper& method, double energy) {
     constexpr double kArmijo = 1e-4, kRounding = 10;
     constexpr int64_t kHalvings = 20;
     if (p.done || p.settled)

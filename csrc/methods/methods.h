@@ -1,6 +1,6 @@
 #pragma once
 
-// All methods that sway, and what is decided of a sample after each of its sweeps.
+// All steppers, and what is decided of a sample after each of its sweeps.
 
 #include "adam.h"
 #include "heun.h"
@@ -15,29 +15,29 @@ namespace {
 
 // f(method) for the formulas of a kind
 template <class F>
-inline auto with_sway(SwayKind kind, F f) {
+inline auto with_stepper(StepperKind kind, F f) {
   switch (kind) {
-  case SwayKind::quasi_newton:
+  case StepperKind::quasi_newton:
     return f(QuasiNewton{});
-  case SwayKind::nesterov:
+  case StepperKind::nesterov:
     return f(Nesterov{});
-  case SwayKind::momentum:
+  case StepperKind::momentum:
     return f(Momentum{});
-  case SwayKind::heun:
+  case StepperKind::heun:
     return f(Heun{});
-  case SwayKind::adam:
-    return f(AdamSway{});
-  case SwayKind::langevin:
+  case StepperKind::adam:
+    return f(AdamStepper{});
+  case StepperKind::langevin:
     return f(Langevin{});
-  case SwayKind::lbfgs:
+  case StepperKind::lbfgs:
     return f(Lbfgs{});
   }
   __builtin_unreachable();
 }
 
 // Sets what follows from a method's kind.
-inline void complete(SwayMethod& method) {
-  with_sway(method.kind, [&](auto of) {
+inline void complete(Stepper& method) {
+  with_stepper(method.kind, [&](auto of) {
     method.sweeps = of.kSweeps;
     method.tries = of.kTries;
     method.measures = of.kMeasures;
@@ -51,24 +51,24 @@ inline void complete(SwayMethod& method) {
   });
 }
 
-inline Progress begin(const SwayMethod& method) {
+inline Progress begin(const Stepper& method) {
   Progress p{};
   p.certain = p.fresh = true;
-  with_sway(method.kind, [&](auto of) { of.begin(p, method); });
+  with_stepper(method.kind, [&](auto of) { of.begin(p, method); });
   return p;
 }
 
 // Another run, of what one before has left.
-inline void resume(Progress& p, const SwayMethod& method) {
+inline void resume(Progress& p, const Stepper& method) {
   p.motion = {};
-  with_sway(method.kind, [&](auto of) { of.resume(p); });
+  with_stepper(method.kind, [&](auto of) { of.resume(p); });
   p.before = p.taken;
   p.certain = true;
   p.done = p.converged = false;
 }
 
 // After the first sweep of a step, which is the last one or not.
-inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool last) {
+inline void judge(Progress& p, const Stepper& method, const Found& f, bool last) {
   p.motion = p.done ? kRest : Motion{};
   if (p.done)
     return;
@@ -80,7 +80,8 @@ inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool la
   }
   if (!method.tries)
     p.energy = f.energy;
-  const bool taken = with_sway(method.kind, [&](auto of) { return of.next(p, method, f, last); });
+  const bool taken =
+      with_stepper(method.kind, [&](auto of) { return of.next(p, method, f, last); });
   p.fresh = false;
   const bool bounds = method.bounds && p.certain;
   if (taken && bounds && f.bounded)
@@ -97,7 +98,7 @@ inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool la
   const bool bounded = bounds ? (method.errors || (taken && f.bounded)) &&
                                     p.energy - p.bound <= method.tol * (p.first - p.energy)
                               : taken && f.gg == 0;
-  const bool swings = with_sway(method.kind, [&](auto of) { return of.swings(method); });
+  const bool swings = with_stepper(method.kind, [&](auto of) { return of.swings(method); });
   const bool idle = !swings && k >= window && enough > 0 && p.energy - p.least <= enough &&
                     p.history[(k - window) % kLongestWindow] - p.least <= enough;
   if (!bounded && !idle)
@@ -109,10 +110,10 @@ inline void judge(Progress& p, const SwayMethod& method, const Found& f, bool la
 }
 
 // After the second.
-inline void correct(Progress& p, const SwayMethod& method, double difference) {
+inline void correct(Progress& p, const Stepper& method, double difference) {
   p.motion = p.done ? kRest : Motion{};
   if (!p.done)
-    with_sway(method.kind, [&](auto of) { of.correct(p, method, difference); });
+    with_stepper(method.kind, [&](auto of) { of.correct(p, method, difference); });
 }
 
 // After the last sweep of a method that tries: whether the point that it leads to, of this energy,

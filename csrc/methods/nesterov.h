@@ -1,6 +1,6 @@
 #pragma once
 
-#include "sway.h"
+#include "stepper.h"
 
 namespace pyromancy {
 namespace {
@@ -8,17 +8,17 @@ namespace {
 // At a rate: v' = x' + blend (x' - x), where x' = v - lr g and s is v - x. `first` is the blend,
 // unless with the option that is (t - 1) / t', t anew where a step leads upwards.
 // python/pyromancy/methods/nesterov.py is the other half.
-struct Nesterov : SwayDefaults {
-  static bool looks(const SwayMethod& method) {
+struct Nesterov : StepperDefaults {
+  static bool looks(const Stepper& method) {
     return method.option;
   }
-  static bool swings(const SwayMethod& method) {
+  static bool swings(const Stepper& method) {
     return method.option || method.first > 0;
   }
-  static void begin(Progress& p, const SwayMethod&) {
+  static void begin(Progress& p, const Stepper&) {
     p.t = 1;
   }
-  static bool next(Progress& p, const SwayMethod& method, const Found& f, bool last) {
+  static bool next(Progress& p, const Stepper& method, const Found& f, bool last) {
     const double lr = method.factor * method.lr;
     double blend = method.first;
     if (method.option) {

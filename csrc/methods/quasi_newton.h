@@ -1,6 +1,6 @@
 #pragma once
 
-#include "sway.h"
+#include "stepper.h"
 
 namespace pyromancy {
 namespace {
@@ -9,10 +9,10 @@ namespace {
 // measured in standard deviations: gradients are divided by precisions, and products of them, or of
 // ways, multiplied. s is the way to v from the point before it, and h the gradient there.
 // python/pyromancy/methods/accelerated.py is the other half, and says why.
-struct QuasiNewton : SwayDefaults {
+struct QuasiNewton : StepperDefaults {
   static constexpr bool kTries = true, kMeasures = true, kKeeps = true;
 
-  static bool looks(const SwayMethod&) {
+  static bool looks(const Stepper&) {
     return true;
   }
   // The step that was on trial at the end of the run before is so again.
@@ -23,7 +23,7 @@ struct QuasiNewton : SwayDefaults {
     p.motion.v = {0, p.pending, 0};
     p.pending = 0;
   }
-  static bool next(Progress& p, const SwayMethod& method, const Found& found, bool) {
+  static bool next(Progress& p, const Stepper& method, const Found& found, bool) {
     if (found.gg == 0 && (p.fresh || found.energy <= p.energy)) { // nowhere to go
       p.energy = found.energy;
       return true;

@@ -19,7 +19,7 @@ from pyromancy.plan import (
     Plan,
     Rule,
     RuleKind,
-    Sway,
+    Stepper,
     Target,
     Turns,
     Way,
@@ -82,7 +82,7 @@ def random_expression(draw):
 
 def random_method(draw):
     """Of any kind, every field drawn."""
-    kind = draw.choice([Descent, *Sway.__subclasses__()])
+    kind = draw.choice([Descent, *Stepper.__subclasses__()])
     draws = {
         "bool": lambda: draw.random() < 0.5, "float": draw.random, "Operand | None": lambda: draw.randrange(WRITTEN),
         "Turns": lambda: draw.choice([*Turns]), "int": lambda: draw.randrange(100),
@@ -132,7 +132,7 @@ def test_every_field_is_written():
     ):  # fmt: skip
         assert plan.encode(replace(bare, **changes)) != plan.encode(bare), changes
     written = []
-    for kind in Sway.__subclasses__():
+    for kind in Stepper.__subclasses__():
         needed = {f.name: 0.0 for f in fields(kind) if f.default is MISSING}
         plain = kind(**needed)
         values = [(f.name, (not getattr(plain, f.name)) if f.type == "bool" else 1.5) for f in fields(kind)]

@@ -28,7 +28,7 @@ from .types import (
     QuasiNewton,
     Rule,
     RuleKind,
-    Sway,
+    Stepper,
     Target,
     Turns,
     Way,
@@ -37,8 +37,8 @@ from .types import (
 SLOTS = 4
 _NOTHING, _ANY = -1, 2**63 - 1
 _Kind = TypeVar("_Kind", bound=IntEnum)
-# methods that sway in the order of their kinds, each with its option, if it has one, and its numbers, up to four
-_SWAYS: tuple[tuple[type[Sway], str | None, tuple[str, ...]], ...] = (
+# steppers in the order of their kinds, each with its option, if it has one, and its numbers, up to four
+_STEPPERS: tuple[tuple[type[Stepper], str | None, tuple[str, ...]], ...] = (
     (QuasiNewton, None, ()),
     (Nesterov, "restarts", ("lr", "momentum")),
     (Momentum, "nesterov", ("lr", "momentum", "dampening")),
@@ -122,7 +122,7 @@ def decode(ints: Sequence[int], numbers: Sequence[float], written: int = _ANY, t
     return plan
 
 
-def numbers_of(method: Descent | Sway) -> list[float]:
+def numbers_of(method: Descent | Stepper) -> list[float]:
     """The numbers of a method, with which those of a plan begin."""
     if isinstance(method, Descent):
         return [method.lr, method.momentum, method.dampening]
@@ -136,14 +136,14 @@ def numbers_of_way(way: Way) -> list[float]:
     return [float(x) for x in (way.pace, way.shrink, way.towards, way.low or 0.0, way.high or 0.0)]
 
 
-def _row(method: Sway) -> tuple[int, str | None, tuple[str, ...]]:
+def _row(method: Stepper) -> tuple[int, str | None, tuple[str, ...]]:
     """Its kind, its option, and its numbers."""
-    kind = next(i for i, (of, *_) in enumerate(_SWAYS) if type(method) is of)
-    return kind, *_SWAYS[kind][1:]
+    kind = next(i for i, (of, *_) in enumerate(_STEPPERS) if type(method) is of)
+    return kind, *_STEPPERS[kind][1:]
 
 
-def _of_method(method: Descent | Sway) -> list[int]:
-    """0, or 1 and more for what sways, with five integers."""
+def _of_method(method: Descent | Stepper) -> list[int]:
+    """0, or 1 and more for a stepper, with five integers."""
     if isinstance(method, Descent):
         return [0, method.nesterov, method.resume, method.settle, method.turns, method.first, method.fixed]
     kind, option, _ = _row(method)
@@ -151,14 +151,14 @@ def _of_method(method: Descent | Sway) -> list[int]:
     return [1 + kind, *flags, _maybe(method.outcome), _maybe(method.progress)]
 
 
-def _method(read: _Reader) -> Descent | Sway:
-    kind = read.number("method", 0, 1 + len(_SWAYS))
+def _method(read: _Reader) -> Descent | Stepper:
+    kind = read.number("method", 0, 1 + len(_STEPPERS))
     if kind == 0:
         nesterov, resume, settle = read.flag("nesterov"), read.flag("resume"), read.flag("settle")
         turns, first, fixed = read.kind(Turns, "turns"), read.number("first step", 0, _ANY), read.flag("fixed")
         lr, momentum, dampening = (read.real("number of a method") for _ in range(3))
         return Descent(lr, momentum, dampening, nesterov, resume, settle, turns, first, fixed)
-    of, option, names = _SWAYS[kind - 1]
+    of, option, names = _STEPPERS[kind - 1]
     errors, chosen, resume = read.flag("errors"), read.flag("option"), read.flag("resume")
     outcome, progress = read.maybe_written("outcome"), read.maybe_written("progress")
     given = dict(zip(names, [read.real("number of a method") for _ in range(_NUMBERS)], strict=False))

@@ -231,7 +231,7 @@ class Descent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sway:
+class Stepper:
     """E-steps that move every sample by what a sweep has found of it; `pyromancy.methods` says what they compute.
 
     Attributes:
@@ -257,14 +257,14 @@ class Sway:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuasiNewton(Sway):
+class QuasiNewton(Stepper):
     """`pyromancy.methods.Accelerated` without a rate."""
 
     KEEPS = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nesterov(Sway):
+class Nesterov(Stepper):
     """`pyromancy.methods.Accelerated` at a rate, with restarts or a momentum."""
 
     lr: float
@@ -273,7 +273,7 @@ class Nesterov(Sway):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Momentum(Sway):
+class Momentum(Stepper):
     """`pyromancy.methods.Descent`, as in `torch.optim.SGD`."""
 
     lr: float
@@ -283,7 +283,7 @@ class Momentum(Sway):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(Sway):
+class Heun(Stepper):
     """`pyromancy.methods.Heun`; energies are recorded before the first of a step's two sweeps."""
 
     KEEPS = True
@@ -295,7 +295,7 @@ class Heun(Sway):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Sway):
+class Adam(Stepper):
     """`pyromancy.methods.Adam`."""
 
     KEEPS = True
@@ -307,7 +307,7 @@ class Adam(Sway):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Langevin(Sway):
+class Langevin(Stepper):
     """`pyromancy.methods.Langevin`.
 
     Attributes:
@@ -320,7 +320,7 @@ class Langevin(Sway):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LBFGS(Sway):
+class LBFGS(Stepper):
     """`pyromancy.methods.LBFGS`, which keeps the gradient and the pairs, ``[1 + 2 memory, B, n]``.
 
     Attributes:
@@ -406,7 +406,7 @@ class Plan:
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
-    method: Descent | Sway
+    method: Descent | Stepper
     steps: int
     energies: Operand | None = None
     order: Operand | None = None

@@ -24,7 +24,7 @@ from ..methods import LBFGS, Descent, Method, Rated, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
-from .sways import ORDERED, SWAYS, Swayed
+from .steppers import ORDERED, STEPPERS, Carried
 
 _first = operator.itemgetter(0)
 _PART = 0.1  # seconds after which Ctrl-C is noticed
@@ -109,7 +109,7 @@ class ChainExecutor(ReplayingExecutor):
                 return f"none: the energy of {name} is not convex in its prediction"
         return "errors and gradients"
 
-    def fused(self, method: Method, stop: Stop | None) -> plan.Sway | plan.Descent | str:
+    def fused(self, method: Method, stop: Stop | None) -> plan.Stepper | plan.Descent | str:
         """What plans have for a method; or why they have none."""
         tol, errors = 0.0 if stop is None else stop.tol, method.moves == "errors"
         if isinstance(method, Rated) and not (method.is_plain or method.is_proximal or method.only_masks):
@@ -125,7 +125,7 @@ class ChainExecutor(ReplayingExecutor):
         full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
         if full and (tol or (errors and method.measures)):
             return "no operator measures errors by a full covariance"
-        of = SWAYS.get(type(method))
+        of = STEPPERS.get(type(method))
         if of is None:
             return f"no operator runs {type(method).__name__} on {method.moves}"
         if isinstance(method, ORDERED) and not self._in_order:
@@ -147,17 +147,17 @@ class ChainExecutor(ReplayingExecutor):
         """Whether the free states of the chains are, from first to last, those that methods have."""
         return [self._velocity[n.state] for n in self.planner.nodes if n.free] == [*range(len(self._free))]
 
-    def sway(
+    def run_method(
         self,
-        method: plan.Sway | plan.Descent,
+        method: plan.Stepper | plan.Descent,
         steps: int,
         record: bool,
         settle: bool,
-        last: Swayed | None,
+        last: Carried | None,
         seed: float,
         rated: Rated | None,
         factors: Sequence[float],
-    ) -> tuple[Tensor | None, Tensor, Swayed]:
+    ) -> tuple[Tensor | None, Tensor, Carried]:
         """Run a method that plans have, in one operator.
 
         Args:
@@ -178,32 +178,32 @@ class ChainExecutor(ReplayingExecutor):
         state = leaves[self._free[0]]
         outcome = state.new_zeros(state.shape[0], 2)
         outcome[:, 0] = steps
-        swayed = last or Swayed(seed=seed)
+        carried = last or Carried(seed=seed)
         if last is None:
             free = [leaves[n.state] for n in self.planner.nodes if n.free]
             anew = tuple(torch.empty_like(z, memory_format=torch.contiguous_format) for z in free)
-            if isinstance(method, plan.Sway):
-                swayed.velocities = anew
-                swayed.kept = tuple(z.new_empty(method.vectors + z.shape) for z in anew) if method.KEEPS else ()
-                swayed.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
+            if isinstance(method, plan.Stepper):
+                carried.velocities = anew
+                carried.kept = tuple(z.new_empty(method.vectors + z.shape) for z in anew) if method.KEEPS else ()
+                carried.progress = state.new_empty(state.shape[0], plan.PROGRESS, dtype=torch.float64)
             elif method.fixed:
-                swayed.kept = anew
+                carried.kept = anew
         if isinstance(method, plan.Descent):
-            method = replace(method, first=swayed.taken)
+            method = replace(method, first=carried.taken)
         if isinstance(method, plan.Langevin):
-            method = replace(method, seed=swayed.seed)
+            method = replace(method, seed=carried.seed)
         run = Run(
             steps, 0.0, 0.0, 0.0, False, last is not None, record, settle, method=method, rated=rated, factors=factors
         )
         with torch.no_grad():
-            recorded = self._infer(leaves, [], run, outcome, swayed)
-        stops = isinstance(method, plan.Sway) and method.tol > 0 and len(outcome)
-        swayed.taken += int(outcome[:, 0].max()) if stops else steps
-        return recorded[0] if record else None, outcome, swayed
+            recorded = self._infer(leaves, [], run, outcome, carried)
+        stops = isinstance(method, plan.Stepper) and method.tol > 0 and len(outcome)
+        carried.taken += int(outcome[:, 0].max()) if stops else steps
+        return recorded[0] if record else None, outcome, carried
 
     def _infer(
         self, leaves: list[Tensor], velocities: list[Tensor], run: Run, outcome: Tensor | None = None,
-        swayed: Swayed | None = None,
+        carried: Carried | None = None,
     ) -> list[Tensor]:  # fmt: skip
         planner, steps = self.planner, run.steps
         values = planner.values(leaves)
@@ -211,8 +211,8 @@ class ChainExecutor(ReplayingExecutor):
         energies = states[0].new_empty(steps, len(states), states[0].shape[0]) if run.record else None
         diverged = states[0].new_zeros(1) if states[0].is_cpu else None
         of_free = [velocities[self._velocity[n.state]] for n in planner.nodes if n.free] if velocities else []
-        sways = isinstance(run.method, plan.Sway)
-        swayed = swayed or Swayed()
+        stepping = isinstance(run.method, plan.Stepper)
+        carried = carried or Carried()
         fixed = isinstance(run.method, plan.Descent) and run.method.fixed
         parts: Iterable[tuple[int, int]] = [(0, steps)]  # samples decide for themselves how many steps they take
         if run.method is None:
@@ -226,9 +226,9 @@ class ChainExecutor(ReplayingExecutor):
                     looks = replace(now, method=None, resume=False)
                     ops.run_plan_(*planner.call(values, states, looks, of=1, energies=energies[first : first + 1]))
                 call = planner.call(
-                    values, states, now, of=steps, velocities=swayed.velocities if sways else of_free,
+                    values, states, now, of=steps, velocities=carried.velocities if stepping else of_free,
                     energies=None if energies is None or fixed else energies[first : first + part],
-                    outcome=outcome if sways else None, kept=swayed.kept, progress=swayed.progress,
+                    outcome=outcome if stepping else None, kept=carried.kept, progress=carried.progress,
                     diverged=diverged,
                 )  # fmt: skip
                 ops.run_plan_(*call)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..capture.program import Program
 from ..methods import Rated
-from ..plan import Descent, Sway
+from ..plan import Descent, Stepper
 from .replay import Replay, replayed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Run:
     record: bool
     settle: bool = False
     mean: bool = False
-    method: Sway | Descent | None = None
+    method: Stepper | Descent | None = None
     rated: Rated | None = None
     factors: Sequence[float] = ()
 

@@ -42,8 +42,8 @@ from .executor import Executor, Run, check_energy
 from .graph import GraphExecutor
 from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem, check_samples
 from .replay import Replay
+from .steppers import Carried
 from .stepwise import Resumed
-from .sways import Swayed
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 _P = TypeVar("_P", bound=Problem)
@@ -212,7 +212,7 @@ class InferenceLoop:
         self._training: list[bool] = []  # the modes of the modules at the last attempt
         self._replay = Replay()
         self._velocities: list[Tensor] | None = None
-        self._resumed: tuple[tuple[Any, ...], Resumed | Swayed] | None = (
+        self._resumed: tuple[tuple[Any, ...], Resumed | Carried] | None = (
             None  # whose, and what another run goes on from
         )
         self._runner: list[str] = []  # how the last run was run, where it was not the executor's
@@ -378,7 +378,7 @@ class InferenceLoop:
         """Whether E-steps are other than descent on states."""
         return self._method is not None
 
-    def fused(self, stop: Stop | None) -> plan.Sway | plan.Descent | str:
+    def fused(self, stop: Stop | None) -> plan.Stepper | plan.Descent | str:
         """The method as plans of chains have it; or why they have none."""
         if self.check_finite:
             return "check_finite looks at every step"
@@ -391,26 +391,26 @@ class InferenceLoop:
         return self._executor.fused(self.method, stop)
 
     def _run_fused(
-        self, method: plan.Sway | plan.Descent, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
+        self, method: plan.Stepper | plan.Descent, executor: ChainExecutor, steps: int, record: bool, stop: Stop | None
     ) -> Trace:
         check_samples(executor.program.stand_ins[executor.program.result], self._params)
         memory = self._memory()
         settle = settles(self._params[0].device) and self._begun != memory
         whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
-        last: Swayed | None = None
+        last: Carried | None = None
         if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
-            last = cast("Swayed", self._resumed[1])
+            last = cast("Carried", self._resumed[1])
         factors = self.method.factors(0 if last is None else last.taken, steps)
         self._resumed = None
         seed = 0.0
         if steps and last is None and isinstance(self.method, Langevin):
             seed = float(self.method.seed(self._params[0].device))
         starts = [] if self.method.measures else [p.detach().clone() for p in self._params]
-        energies, outcome, swayed = executor.sway(method, steps, record, settle, last, seed, self.rated, factors)
+        energies, outcome, carried = executor.run_method(method, steps, record, settle, last, seed, self.rated, factors)
         whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
         self._begun = self._seen = self._memory()
         if steps or last is not None:
-            self._resumed = whose, swayed
+            self._resumed = whose, carried
         trace = Trace.of(outcome)
         self._taken += trace.steps
         self._runner = [_FUSED, *told_of(stop, executor.bound)]
@@ -579,7 +579,7 @@ class InferenceLoop:
             return None
         (problem, *_), resumed = self._resumed
         if problem is executor and isinstance(executor, ChainExecutor) and isinstance(self._method, FixedPrediction):
-            kept = executor.in_order(cast("Swayed", resumed).kept)
+            kept = executor.in_order(cast("Carried", resumed).kept)
             return OnFixedPredictions(executor.program, self._params).gradients(wanted, kept)
         if not isinstance(problem, OnFixedPredictions) or problem not in executor.problems.values():
             return None

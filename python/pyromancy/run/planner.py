@@ -170,7 +170,7 @@ class Planner:
             of: how many they are a part of.
             velocities: of the free states, where there is momentum, or a method that goes on.
             energies: ``[steps, nodes, B]``, to be written.
-            outcome: ``[B, 2]`` of a method that sways, likewise.
+            outcome: ``[B, 2]`` of a stepper, likewise.
             diverged: ``[1]``, set to 1 where states end as NaN or infinite, likewise.
             kept: of the free states, where a method goes on and keeps more.
             progress: of such a method, likewise.
@@ -244,7 +244,7 @@ class Planner:
                 plan.Target(p.what, p.place, rule, operands[t], tuple(operands.find(s) for s in slots))
                 for p, t, (rule, slots) in zip(learning.learned, learning.tensors, learning.of, strict=True)
             )
-            method: plan.Descent | plan.Sway = (
+            method: plan.Descent | plan.Stepper = (
                 plan.Descent(0, 0, 0, run.nesterov, run.resume, run.settle)
                 if run.method is None
                 else replace(run.method, resume=run.resume, settle=run.settle)
@@ -345,7 +345,7 @@ def _wide(mask: Tensor, state: Tensor) -> Tensor:
     return mask.expand(len(mask), state.shape[1])
 
 
-def _form(method: plan.Sway | plan.Descent) -> tuple[object, ...]:
+def _form(method: plan.Stepper | plan.Descent) -> tuple[object, ...]:
     """What of a method is not among the numbers."""
     return type(method), *(x for x in vars(method).values() if not isinstance(x, float))
 

@@ -1,4 +1,4 @@
-"""Methods that sway in `run_plan_`: what they compute, where they end, and that samples do not interact."""
+"""Steppers in `run_plan_`: what they compute, where they end, and that samples do not interact."""
 
 import re
 from dataclasses import replace

@@ -1,7 +1,7 @@
 #pragma once
 
-// Methods that move a sample once a sweep has found its energy and the gradient g at a point v,
-// which is of states or of errors: what they share. Functions are of no linker's: every
+// Steppers: methods that move a sample once a sweep has found its energy and the gradient g at a
+// point v, which is of states or of errors: what they share. Functions are of no linker's: every
 // instruction set has its own, and one would be taken for all.
 
 #include <algorithm>
@@ -12,11 +12,11 @@
 
 namespace pyromancy {
 
-enum class SwayKind : int64_t { quasi_newton, nesterov, momentum, heun, langevin, adam, lbfgs };
-inline constexpr int64_t kSwayKinds = 7;
+enum class StepperKind : int64_t { quasi_newton, nesterov, momentum, heun, langevin, adam, lbfgs };
+inline constexpr int64_t kStepperKinds = 7;
 
-struct SwayMethod {
-  SwayKind kind;
+struct Stepper {
+  StepperKind kind;
   bool errors; // what moves
   bool option;
   double lr, first, second, third; // what the kind makes of them
@@ -43,14 +43,14 @@ struct SwayMethod {
 inline constexpr int64_t kMostPairs = 32;
 
 // The pairs that lbfgs keeps.
-inline double pairs_of(const SwayMethod& method) {
-  return method.kind == SwayKind::lbfgs ? method.lr : 0;
+inline double pairs_of(const Stepper& method) {
+  return method.kind == StepperKind::lbfgs ? method.lr : 0;
 }
 
 // Whether every step is one by a gradient at a rate.
-inline bool is_rated(const SwayMethod& method) {
-  return method.kind == SwayKind::nesterov ||
-         (method.kind == SwayKind::momentum && method.first == 0);
+inline bool is_rated(const Stepper& method) {
+  return method.kind == StepperKind::nesterov ||
+         (method.kind == StepperKind::momentum && method.first == 0);
 }
 
 // What a sweep has found, s being what the last motion left and y = g - h. gg is that of errors in
@@ -106,30 +106,30 @@ static_assert(sizeof(Progress) <= kProgress * sizeof(double));
 namespace {
 
 // What a kind of method is, unless it says otherwise.
-struct SwayDefaults {
+struct StepperDefaults {
   static constexpr int64_t kSweeps = 1;
   static constexpr bool kTries = false, kMeasures = false, kKeeps = false, kDraws = false,
                         kSearches = false;
 
-  static bool looks(const SwayMethod&) {
+  static bool looks(const Stepper&) {
     return false;
   }
-  static bool compares(const SwayMethod&) {
+  static bool compares(const Stepper&) {
     return false;
   }
   // Whether energies swing, so that for a while no gain is no end.
-  static bool swings(const SwayMethod&) {
+  static bool swings(const Stepper&) {
     return false;
   }
-  static void begin(Progress&, const SwayMethod&) {}
+  static void begin(Progress&, const Stepper&) {}
   // The motion that another run begins with, where runs do.
   static constexpr bool kPends = false;
   static void resume(Progress&) {}
   // The motion after a step's first sweep; returns whether the point that it looked at is taken.
-  // static bool next(Progress&, const SwayMethod&, const Found&, bool last);
+  // static bool next(Progress&, const Stepper&, const Found&, bool last);
 
   // The motion after its second, whose difference from the first is as large as this.
-  static void correct(Progress&, const SwayMethod&, double) {}
+  static void correct(Progress&, const Stepper&, double) {}
 };
 
 // The energy that none is below in a linear network: of the dual of its quadratic problem, at the

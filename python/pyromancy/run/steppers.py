@@ -14,7 +14,7 @@ from ..methods.rated import Rates
 
 
 @dataclass
-class Swayed:
+class Carried:
     """What goes on from run to run of a method.
 
     Attributes:
@@ -37,7 +37,7 @@ def _number(rate: Rates) -> float:
     return 1.0 if isinstance(rate, Mapping) else float(rate)
 
 
-def of_accelerated(method: Accelerated, states: int) -> plan.Sway:
+def of_accelerated(method: Accelerated, states: int) -> plan.Stepper:
     """By quasi-Newton steps, or Nesterov's for so many free states."""
     if method.lr is None:
         return plan.QuasiNewton()
@@ -45,7 +45,7 @@ def of_accelerated(method: Accelerated, states: int) -> plan.Sway:
     return plan.Nesterov(lr=_number(method.lr), momentum=momentum or 0.0, restarts=momentum is None)
 
 
-def of_descent(method: Descent, states: int) -> plan.Sway:
+def of_descent(method: Descent, states: int) -> plan.Stepper:
     """With momentum or without."""
     del states
     momentum = float(method.momentum)
@@ -55,7 +55,7 @@ def of_descent(method: Descent, states: int) -> plan.Sway:
     )  # fmt: skip
 
 
-def of_heun(method: Heun, states: int) -> plan.Sway:
+def of_heun(method: Heun, states: int) -> plan.Stepper:
     """With adaptive steps or fixed ones."""
     del states
     return plan.Heun(
@@ -63,14 +63,14 @@ def of_heun(method: Heun, states: int) -> plan.Sway:
     )  # fmt: skip
 
 
-def of_adam(method: Adam, states: int) -> plan.Sway:
+def of_adam(method: Adam, states: int) -> plan.Stepper:
     """With the moments of every element."""
     del states
     first, second = map(float, method.betas)
     return plan.Adam(lr=_number(method.lr), first=first, second=second, epsilon=float(method.eps))
 
 
-def of_langevin(method: Langevin, states: int) -> plan.Sway:
+def of_langevin(method: Langevin, states: int) -> plan.Stepper:
     """With noise of another seed for every run."""
     del states
     return plan.Langevin(lr=_number(method.lr), temperature=float(method.temperature))
@@ -94,13 +94,13 @@ def of_fixed_prediction(method: FixedPrediction, states: int) -> plan.Descent:
     return plan.Descent(float(method.lr), fixed=True)
 
 
-def of_lbfgs(method: LBFGS, states: int) -> plan.Sway:
+def of_lbfgs(method: LBFGS, states: int) -> plan.Stepper:
     """With so many pairs."""
     del states
     return plan.LBFGS(memory=float(method.memory))
 
 
-SWAYS: dict[type[Method], Callable[[Any, int], plan.Sway | plan.Descent]] = {
+STEPPERS: dict[type[Method], Callable[[Any, int], plan.Stepper | plan.Descent]] = {
     Accelerated: of_accelerated,
     Descent: of_descent,
     Heun: of_heun,
