@@ -1700,7 +1700,9 @@ struct Tiles {
                       [&](auto it, auto... c) { it.drive(l, c...); });
     case Work::err:
       if (in && errs_by_product(args, node, s.learning)) {
-        const bool settles = node.rounding && s.step == 0 && node.prediction_varies;
+        // one by one, what predicts node l moves after it does
+        const bool early = s.step == 0 || args.turns == Turns::one_by_one;
+        const bool settles = node.rounding && early && node.prediction_varies;
         NormsOf norms{l, -1, {}};
         return predict(
             [&](auto it, auto... c) { it.err(l, c..., settles ? norms.in(it) : nullptr); });

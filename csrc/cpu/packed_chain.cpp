@@ -182,7 +182,9 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.moves = steps > 0;
   for (const ChainNode& node : nodes_)
     args.moves |= node.swept;
-  if (sweeps && (plan_.method.settle || args.has_stepper) && !args.resume)
+  // one by one, what has not had its turn in runs before is still where a sweep has set it
+  const bool begins = !args.resume || args.turns == Turns::one_by_one;
+  if (sweeps && (plan_.method.settle || args.has_stepper) && begins)
     find_what_settles();
   std::vector<Product> products;
   const auto has_gram = [&](size_t e) {

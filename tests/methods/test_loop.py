@@ -227,6 +227,37 @@ def test_what_remembers_energies_begins_anew_where_weights_have_changed():
     assert (network.energy() <= before).all()
 
 
+class Replaced(nn.Module):
+    """A code, and data that are replaced by another tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.down, self.data = nodes.FloatNode(4), nn.Linear(4, 20), torch.randn(3, 20).double()
+        self.double()
+        self.code.init(torch.randn(3, 4))
+
+    def energy(self):
+        z = self.code.value
+        return 0.5 * z.square().sum(1) + pyro.functional.gaussian_energy(self.data, self.down(z.tanh()))
+
+
+@pytest.mark.parametrize("executor", [None, "graph", "autograd"])
+@pytest.mark.parametrize("tol", [None, 1e-2])
+@pytest.mark.parametrize("kind", [methods.Accelerated, methods.LBFGS])
+def test_what_remembers_energies_begins_anew_where_data_are_replaced(kind, tol, executor):
+    network = Replaced()
+    method = kind(coordinates="states")
+    loop = pyro.InferenceLoop(network.energy, [network.code.value], method=method, executor=executor)
+    loop.run(20, tol=tol)
+    start, network.data = network.code.value.detach().clone(), 10 * torch.randn(3, 20).double() + 5
+    trace = loop.run(20, tol=tol)
+    found = network.code.value.detach().clone()
+    network.code.init(start)
+    again = pyro.InferenceLoop(network.energy, [network.code.value], method=method, executor=executor).run(20, tol=tol)
+    assert torch.equal(found, network.code.value.detach())
+    assert torch.equal(trace.taken, again.taken)
+
+
 @pytest.mark.parametrize("method", CONVERGENT, ids=repr)
 def test_samples_do_not_depend_on_those_around_them(method):
     """To the last bit: the others of the batch are replaced."""
@@ -452,7 +483,7 @@ class TestWords:
         assert "tol by a bound from errors and gradients" in loop.explain()
 
     @pytest.mark.parametrize(("free", "reason"), [
-        (False, "the energy of target is not convex in its prediction"),
+        (False, "the energy of target is not known to be convex in its prediction"),
         (True, "the law of z has no precision"),
     ], ids=["clamped", "free"])  # fmt: skip
     def test_of_what_does_not(self, free, reason):
@@ -466,6 +497,17 @@ class TestWords:
         loop.run(3, tol=0.1)
         assert "fused" in loop.explain()
         assert f"tol by what sweeps gain; no bound: {reason}" in loop.explain()
+
+    def test_of_a_law_that_nobody_knows(self):
+        x, target, up, down = torch.randn(5, 4), torch.randn(5, 3), torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        z = torch.nn.Parameter(torch.randn(5, 6))
+        wave = lambda d: 3 * (1 - torch.cos(d)).sum(1)  # noqa: E731
+        loop = pyro.InferenceLoop(
+            lambda: pyro.functional.gaussian_energy(z, up(x)) + wave(target - down(z)), [z],
+            method=methods.Accelerated(),
+        )  # fmt: skip
+        loop.run(3, tol=0.1)
+        assert "tol by what sweeps gain; no bound: a term of the energy is of no law that is known" in loop.explain()
 
     def test_of_what_runs(self):
         network, states = chain()
@@ -739,3 +781,35 @@ def test_a_prior_has_errors_stepwise_too():
         code.init(start)
         pyro.InferenceLoop(energy, [code.value], method=methods.Accelerated(), executor=executor).run(100)
         assert torch.autograd.grad(energy().sum(), code.value)[0].abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("runs", [(2,), (1, 1), (3,)], ids=str)
+def test_one_by_one_what_is_its_prediction_has_no_error_when_its_turn_comes(runs):
+    """Of a Laplace node, whose slope at an error is the same however small that is."""
+    found = []
+    for executor in ("chain", "autograd"):
+        torch.manual_seed(0)
+        edges = [nn.Linear(a, b).double() for a, b in ((5, 40), (40, 3), (3, 3))]
+        head, wide, narrow, last = (
+            node.double()
+            for node in (nodes.FloatNode(5), nodes.LaplaceNode(40), *(nodes.StandardGaussianNode(3) for _ in range(2)))
+        )
+        with torch.no_grad():
+            last.init(torch.randn(33, 3))
+            narrow.init(edges[1](wide.init(edges[0](head.init(torch.randn(33, 5)).tanh())).tanh()))
+        predicted = list(zip((wide, narrow, last), edges, (head, wide, narrow), strict=True))
+        states = [node.value for node in (head, wide, narrow)]
+
+        def energy(head=head, predicted=predicted):
+            own = 0.5 * head.value.square().sum(1)
+            return sum((node.energy(edge(below.value.tanh())) for node, edge, below in predicted), own)
+
+        loop = pyro.InferenceLoop(
+            energy, states, method=methods.ZIL(), executor=None if executor == "chain" else executor
+        )
+        for steps in runs:
+            loop.run(steps)
+        assert ("fused: all" in loop.explain()) == (executor == "chain")
+        found.append([z.detach().clone() for z in states])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

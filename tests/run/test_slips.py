@@ -216,6 +216,11 @@ def test_weights_that_are_not_finite(options):
         em.step(*batch())
 
 
+def test_weights_that_have_learned_from_what_is_not_finite():
+    with pytest.warns(UserWarning, match=r"edges.0.weight.*; if that has learned from them, a lower rate is stable"):
+        em_of(network(), lr=1e300).step(*batch())
+
+
 @pytest.mark.parametrize("executor", ["chain", "graph"])
 def test_data_that_are_not_finite(executor):
     net = network()

@@ -106,7 +106,7 @@ class ChainExecutor(ReplayingExecutor):
             if node.free and node.law not in (plan.Law.GAUSSIAN, plan.Law.FULL_GAUSSIAN):
                 return f"none: the law of {name} has no precision"
             if not node.free and not node.law.is_convex:
-                return f"none: the energy of {name} is not convex in its prediction"
+                return f"none: the energy of {name} is not known to be convex in its prediction"
         return "errors and gradients"
 
     def fused(self, method: Method, stop: Stop | None) -> plan.Stepper | plan.Descent | str:

@@ -717,7 +717,7 @@ class Whole:
         diverged = bool(self._diverged)
         if diverged:
             self._diverged.zero_()
-        em.loop.mind(diverged)
+        em.loop.mind(diverged, learned={id(p) for p in self.parameters})
 
     def trace(self, em: EM) -> Trace:
         """Of the batch that was run last."""

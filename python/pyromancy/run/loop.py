@@ -10,7 +10,7 @@ import numbers
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -31,7 +31,7 @@ from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER
 from ..diagnose import max_rate
-from ..methods import Adam, Descent, FixedPrediction, Langevin, Method, Rated, Stop
+from ..methods import ZIL, Adam, Descent, FixedPrediction, Langevin, Method, Rated, Stop
 from ..methods.base import rows
 from ..nodes.base import StateNode
 from ..registration import is_learned, is_state
@@ -348,7 +348,7 @@ class InferenceLoop:
         if isinstance(executor, ChainExecutor) and not isinstance(found := self.fused(stop), str):
             return self._run_fused(found, executor, steps, record, stop)
         problem, self._runner = self._problem(method, stop, executor)
-        whose = problem, method, self._versions() if method.remembers_energy else ()
+        whose = problem, method, self._read() if method.remembers_energy else ()
         resumed = None
         if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
             resumed = cast("Resumed", self._resumed[1])
@@ -361,7 +361,7 @@ class InferenceLoop:
         starts = [p.detach().clone() for p in self._params]
         outcome = stepwise.run(method, problem, steps, stop, record, resumed, watch if self.check_finite else None)
         self._taken = taken + outcome.steps
-        whose = problem, method, self._versions() if method.remembers_energy else ()
+        whose = problem, method, self._read() if method.remembers_energy else ()
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
         self._runner += told_of(stop, problem.bound, method.is_constrained)
         self.mind(not self._are_finite(), starts)
@@ -395,8 +395,9 @@ class InferenceLoop:
     ) -> Trace:
         check_samples(executor.program.stand_ins[executor.program.result], self._params)
         memory = self._memory()
-        settle = settles(self._params[0].device) and self._begun != memory
-        whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
+        # with ZIL what has not had its turn in runs before is still where a sweep has set it
+        settle = settles(self._params[0].device) and (self._begun != memory or isinstance(self.method, ZIL))
+        whose = executor, self.method, self._read() if self.method.remembers_energy else ()
         last: Carried | None = None
         if self._resumed is not None and self._resumed[0] == whose and self._seen == memory:
             last = cast("Carried", self._resumed[1])
@@ -407,7 +408,7 @@ class InferenceLoop:
             seed = float(self.method.seed(self._params[0].device))
         starts = [] if self.method.measures else [p.detach().clone() for p in self._params]
         energies, outcome, carried = executor.run_method(method, steps, record, settle, last, seed, self.rated, factors)
-        whose = executor, self.method, self._versions() if self.method.remembers_energy else ()
+        whose = executor, self.method, self._read() if self.method.remembers_energy else ()
         self._begun = self._seen = self._memory()
         if steps or last is not None:
             self._resumed = whose, carried
@@ -418,14 +419,13 @@ class InferenceLoop:
         energies = None if energies is None else energies[: trace.steps].sum(2)
         return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
 
-    def _versions(self) -> list[int | None]:
-        """How often what the energy reads has been written to, as far as is known."""
-        read: Sequence[Tensor] = self._params
-        if self._program is not None:
-            read = self._program.leaves
-        else:
-            read = [*read, *(p for module in _reached(self._energy).values() for p in module.parameters())]
-        return [None if t.is_inference() else t._version for t in read]
+    def _read(self) -> list[tuple[Any, ...]]:
+        """What the energy reads, as far as is known: which memory, and how often that has been written to."""
+        read = [*self._params, *_tensors(self._energy)] if self._program is None else self._program.leaves
+        return [
+            (StorageWeakRef(t.untyped_storage()), t.data_ptr(), t.shape, None if t.is_inference() else t._version)
+            for t in read
+        ]
 
     def _problem(self, method: Method, stop: Stop | None, executor: Executor) -> tuple[Problem, list[str]]:
         """What a method runs on, and how it is run."""
@@ -467,15 +467,16 @@ class InferenceLoop:
             )
         return OnAutograd(self._energy, self._params)
 
-    def mind(self, diverged: bool, starts: Sequence[Tensor] = ()) -> None:
+    def mind(self, diverged: bool, starts: Sequence[Tensor] = (), learned: Collection[int] = ()) -> None:
         """Warn where states are no longer finite.
 
         Args:
             diverged: whether they are not.
             starts: what they were before; by default their predictions serve.
+            learned: the ids of what has learned from them since.
         """
         if diverged and not self._lost and not self.check_finite:
-            _warn(self._diverged(self.method, starts))
+            _warn(self._diverged(self.method, starts, learned))
         self._lost = diverged
 
     def _are_finite(self) -> bool:
@@ -491,22 +492,29 @@ class InferenceLoop:
         problem.release()
         return [p.detach().clone() for p in self._params]
 
-    def _not_finite(self) -> list[str]:
-        """What the energy reads beside the states that is not finite, but for data that may have gaps."""
+    def _not_finite(self) -> list[int]:
+        """The leaves beside the states that are not finite, but for data that may have gaps."""
         program = self._program
         if program is None:
             return []
         gaps = {s for call in program.calls if call.meaning == "where" for s in call.inputs}
         fixed = [(i, t) for i, t in enumerate(program.leaves) if i not in program.free | gaps]
-        return [program.told(i) for i, t in fixed if t.is_floating_point() and not bool(t.isfinite().all())]
+        return [i for i, t in fixed if t.is_floating_point() and not bool(t.isfinite().all())]
 
-    def _diverged(self, method: Method, starts: Sequence[Tensor]) -> str:
+    def _diverged(self, method: Method, starts: Sequence[Tensor], learned: Collection[int]) -> str:
         """That states are not finite, and at which rate they might be."""
         with torch.no_grad():
             wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in self._params]).any(0)
             told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {method!r}"
             if odd := self._not_finite():
-                return f"{told}, and neither is what the energy reads: {', '.join(odd)}"
+                assert self._program is not None
+                told = f"{told}, and neither is what the energy reads: {', '.join(map(self._program.told, odd))}"
+                if not all(id(self._program.leaves[i]) in learned for i in odd):
+                    return told
+                return (
+                    f"{told}; if that has learned from them, a lower rate is stable, which pyromancy.max_rate tells "
+                    "beforehand, and pyromancy.methods.Accelerated() needs none"
+                )
             if getattr(method, "lr", None) is None:
                 return f"{told}; check_finite=True tells where, and when first"
             if method.moves == "errors" or isinstance(method, Adam):  # whose rates are others than those of descent
@@ -924,6 +932,16 @@ def _listed(params: Iterable[Tensor], source: str, more: str = "") -> list[Tenso
         if not isinstance(p, Tensor):
             raise TypeError(f"params must hold tensors, as {source} gives them, got {type(p).__name__}")
     return listed
+
+
+def _tensors(energy: Callable[[], Tensor]) -> list[Tensor]:
+    """The tensors that an energy can reach by name, those of modules among them."""
+    found = [t for t in _variables(energy).values() if isinstance(t, Tensor)]
+    for root in _reached(energy).values():
+        for module in root.modules():
+            kept = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
+            found += [t for t in kept if isinstance(t, Tensor)]
+    return found
 
 
 def _reached(energy: Callable[[], Tensor]) -> dict[str, nn.Module]:

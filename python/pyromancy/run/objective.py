@@ -221,7 +221,11 @@ class OnErrors(Captured):
         bent = next((n for n in nodes if n.state not in self.program.free and not n.law.is_convex), None)
         if bent is not None:
             self._certain = False
-            self.bound = f"none: the energy of {self.program.told(bent.state)} is not convex in its prediction"
+            told = self.program.told(bent.state)
+            self.bound = f"none: the energy of {told} is not known to be convex in its prediction"
+        if any(t.node is None and t.slot in self.program.varying for t in self.program.terms):
+            self._certain = False
+            self.bound = "none: a term of the energy is of no law that is known"
 
     @torch.no_grad()
     def end(self) -> None:
