@@ -27,9 +27,9 @@ REFUSED = {
     "no-function": (3.0, TypeError, "law must be a function of a state and a prediction, got float"),
     "no-elements": (lambda z, mu: (z - mu).sum(1), ValueError, "[2, 3] of a state [2, 3], got [2]"),
     "no-tensor": (lambda z, mu: 1.0, ValueError, "of a state [2, 3], got float"),
-    "no-primitive": (lambda z, mu: torch.erf(z - mu), ValueError, "but it has no erf"),
-    "no-elementwise-one": (lambda z, mu: (z - mu) ** 2 + torch.softmax(z, 1), ValueError, "but it has no softmax"),
-    "no-state": (lambda z, mu: mu * mu, ValueError, "but it does not depend on the state"),
+    "no-primitive": (lambda z, mu: torch.erf(z - mu), ValueError, "law of one's own has no erf"),
+    "no-elementwise-one": (lambda z, mu: (z - mu) ** 2 + torch.softmax(z, 1), ValueError, "law of one's own has no softmax"),
+    "no-state": (lambda z, mu: mu * mu, ValueError, "a law of one's own does not depend on the state"),
     "noise": (lambda z, mu: (z - mu) * torch.rand(3), ValueError, "draws random numbers"),
     "too-long": (
         lambda z, mu: torch.exp(sum(torch.tanh(z - mu - 0.1 * i) ** 2 for i in range(9))), ValueError, "at most 40 in",

@@ -28,9 +28,9 @@ class LawNode(PredictiveNode):
     """Node whose energy is a function of one's own, element by element: minus the logarithm of a density.
 
     The function is written in PyTorch, of sums, differences, products, quotients, powers by numbers, ``abs``, ``sign``,
-    ``sqrt``, ``exp``, ``expm1``, ``log``, ``log1p``, ``tanh``, ``sigmoid``, ``softplus``, ``logsigmoid``, ``cosh``,
-    ``sinh``, ``logaddexp``, ``relu``, ``clamp``, ``maximum``, ``minimum``, ``where`` and comparisons. Chains run it in
-    their operator; docs/nodes.md says what is made of it.
+    ``sqrt``, ``rsqrt``, ``exp``, ``expm1``, ``log``, ``log1p``, ``tanh``, ``sigmoid``, ``softplus``, ``logsigmoid``,
+    ``cosh``, ``sinh``, ``logaddexp``, ``relu``, ``clamp``, ``maximum``, ``minimum``, ``where`` and comparisons. Chains
+    run it in their operator; docs/nodes.md says what is made of it.
 
     Args:
         *shape: dimensions of the node without the batch dimension, None for placeholders.
@@ -54,7 +54,10 @@ class LawNode(PredictiveNode):
             got = list(energies.shape) if isinstance(energies, Tensor) else kind_of(energies)
             raise ValueError(f"law must give one energy for every element, [2, 3] of a state [2, 3], got {got}")
         if language.lacks is not None and (lacks := language.lacks(law)):
-            raise ValueError(f"law must be made of what pyromancy.nodes.LawNode lists, but it {lacks}")
+            raise ValueError(
+                f"law must be made of what help(pyromancy.nodes.LawNode) lists: a law of one's own {lacks}; "
+                "write any other into the energy itself, which then runs by the graph"
+            )
         self.law = law
 
     def error(self, pred: Tensor) -> Tensor:
