@@ -28,7 +28,7 @@ REFUSED = {
     "no-elements": (lambda z, mu: (z - mu).sum(1), ValueError, "[2, 3] of a state [2, 3], got [2]"),
     "no-tensor": (lambda z, mu: 1.0, ValueError, "of a state [2, 3], got float"),
     "no-primitive": (lambda z, mu: torch.erf(z - mu), ValueError, "law of one's own has no erf"),
-    "no-elementwise-one": (lambda z, mu: (z - mu) ** 2 + torch.softmax(z, 1), ValueError, "law of one's own has no softmax"),
+    "no-elementwise-one": (lambda z, mu: (z - mu) ** 2 + torch.softmax(z, 1), ValueError, "one's own has no softmax"),
     "no-state": (lambda z, mu: mu * mu, ValueError, "a law of one's own does not depend on the state"),
     "noise": (lambda z, mu: (z - mu) * torch.rand(3), ValueError, "draws random numbers"),
     "too-long": (
