@@ -169,7 +169,7 @@ def test_a_graph_leaves_no_source_code_behind(edge):
     before = entries()
     state, edge = nn.Parameter(torch.randn(5, 4)), edge.eval()
     for executor in ("graph", None):
-        loop = pyro.InferenceLoop(lambda: edge(state).square().sum(1), [state], lr=0.1, executor=executor)
+        loop = pyro.InferenceLoop(lambda: edge(state).softmax(1).square().sum(1), [state], lr=0.1, executor=executor)
         loop.run(2)
         assert loop.explain().startswith("executor: graph")
         assert entries() > before
