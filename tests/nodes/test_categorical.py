@@ -63,6 +63,7 @@ BAD = {
     "rows-of-classes": (
         torch.zeros(2, 3, dtype=torch.int64), ValueError, r"class indices of shape \(None,\), got \(2, 3\)",
     ),
+    "classes-in-floats": (torch.zeros(2), ValueError, r"got \(2,\); class indices are of an integer dtype, value.long"),
     "other-width": (torch.full((2, 4), 0.25), ValueError, r"must fit the node's shape \(None, 3\), got \(2, 4\)"),
 }  # fmt: skip
 

@@ -96,7 +96,12 @@ class CategoricalNode(VariationalNode):
             return
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must be class indices or probabilities, got {value.dtype}")
-        super()._check_fits(name, value)
+        try:
+            super()._check_fits(name, value)
+        except ValueError as error:
+            if value.dim() and self._shape.compat(value.shape[0], self._classes, *value.shape[1:]):
+                raise ValueError(f"{error}; class indices are of an integer dtype, {name}.long()") from None
+            raise
 
     def check(self, value: Tensor) -> None:
         """Raise ValueError where a value that fits the node is no class indices, or no probabilities, of it."""
