@@ -49,16 +49,19 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 @pytest.fixture(scope="module")
-def running():
-    """All of them at once."""
+def running(request):
+    """All of them that are to run, at once."""
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    wanted = {value for item in items for value in item.callspec.params.values()}
     options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", TESTS.parent]
     options += ["-k", "triton or interpreted"]
     options += ["-W", "ignore::RuntimeWarning"]  # NumPy does the arithmetic there, and warns of infinity
     started = {
         name: processes.start(*options, *(TESTS / suite for suite in suites), TRITON_INTERPRET="1")
         for name, suites in SUITES.items()
+        if name in wanted
     }
-    for capability in CAPABILITIES:
+    for capability in wanted.intersection(CAPABILITIES):
         started[capability] = processes.start(TESTS / "cubins.py", capability, TRITON_INTERPRET="0")
     yield started
     for process in started.values():
