@@ -99,7 +99,7 @@ class CategoricalNode(VariationalNode):
         try:
             super()._check_fits(name, value)
         except ValueError as error:
-            if value.dim() and self._shape.compat(value.shape[0], self._classes, *value.shape[1:]):
+            if value.dim() and value.numel() and self._shape.compat(value.shape[0], self._classes, *value.shape[1:]):
                 raise ValueError(f"{error}; class indices are of an integer dtype, {name}.long()") from None
             raise
 
