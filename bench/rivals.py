@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .exact import Outcome
+from .exact import EXACT, ROUNDING, Outcome, require
 from .network import linears, make_data, make_edges
 from .settings import ADAM_RATE
 
@@ -319,3 +319,28 @@ def jax_scan(
         return Outcome(tensors(states), [m / (1 - BETAS[0]) for m in tensors(mean)]), tensors(moved)
 
     return Runner(run, left, lambda: jax.block_until_ready(kept[:4]))
+
+
+def checked_jax_batch(
+    setting: Setting, exact: Outcome, laws: Mapping[int, str] = MappingProxyType({}), rounding: float = ROUNDING
+) -> Callable[[], None]:
+    """The batch of `jax_scan` on the CPU, compared with float64; the function returns when the batch is done.
+
+    Args:
+        setting: of the batch.
+        exact: what the first one must come to.
+        laws: of the nodes that are not Gaussian.
+        rounding: how far off float32 may be.
+    """
+    for dtype, allowed in ((torch.float64, EXACT), (torch.float32, rounding)):
+        runner = jax_scan(setting, "cpu", dtype, laws)
+        runner.batch()
+        require(runner.left()[0].deviation(exact), allowed, f"JAX: states or gradients in {dtype} are")
+    batch, finish = runner.batch, runner.finish
+    assert finish is not None
+
+    def done() -> None:
+        batch()
+        finish()
+
+    return done

@@ -47,20 +47,8 @@ def backpropagation(setting: Setting) -> Callable[[], None]:
 
 @functools.lru_cache(maxsize=1)
 def jax_batch(setting: Setting) -> Callable[[], None]:
-    """The batch in JAX, compiled, and compared with float64; the function returns when the batch is done."""
-    for dtype, allowed in ((torch.float64, EXACT), (torch.float32, ROUNDING)):
-        runner = rivals.jax_scan(setting, "cpu", dtype)
-        runner.batch()
-        off = runner.left()[0].deviation(expectation(setting))
-        require(off, allowed, f"JAX: states or gradients in {dtype} are")
-    batch, finish = runner.batch, runner.finish
-    assert finish is not None
-
-    def done() -> None:
-        batch()
-        finish()
-
-    return done
+    """The batch in JAX, compiled."""
+    return rivals.checked_jax_batch(setting, expectation(setting))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pyromancy
 from pyromancy import nodes
 
 from . import rivals, timing
-from .exact import EXACT, ROUNDING, Outcome, exact_of_edges, require
-from .loops import em_step
-from .network import Problem, linears, make_data, make_edges, make_problem
+from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
+from .loops import em_of, em_step
+from .network import PCN, Problem, make_data, make_edges, make_problem
 from .settings import ADAM_RATE, SETTINGS, Setting
 
 
@@ -47,56 +48,13 @@ CASES = {
 }
 
 
-class Network(nn.Module):
-    """Nodes in a row, each but the first predicted by an edge from the one before."""
-
-    def __init__(self, setting: Setting, case: Case) -> None:
-        super().__init__()
-        first, *others = setting.sizes
-        made: list[Any] = [nodes.FixedNode(first), *map(nodes.StandardGaussianNode, others)]
-        made[case.place] = case.node(setting.sizes[case.place])
-        self.nodes: Any = nn.ModuleList(made)
-        self.edges = make_edges(setting)
-
-    @torch.no_grad()
-    def start(self, x: Tensor, y: Tensor) -> None:
-        """Set the states by a forward sweep, and the target."""
-        z = self.nodes[0].init(x)
-        for edge, node in zip(self.edges, self.nodes[1:-1], strict=False):
-            z = node.init(edge(z))
-        self.nodes[-1].init(y)
-
-    def energy(self) -> Tensor:
-        """Free energy per sample, ``[B]``."""
-        links = zip(pairwise(self.nodes), self.edges, strict=True)
-        return cast("Tensor", sum(above.energy(edge(below.value)) for (below, above), edge in links))
-
-
-class Batch:
-    """One of a network, by `EM.step` in one call, with what it leaves."""
-
-    def __init__(self, setting: Setting, case: Case, dtype: torch.dtype = torch.float32) -> None:
-        self.net = Network(setting, case).to(dtype)
-        self.x, self.y = (t.to(dtype) for t in make_data(setting))
-        self.net.start(self.x, self.y)
-        self.weights = [
-            p for linear in linears(self.net.edges) for p in linear.parameters()
-        ]  # the scale stays as it is
-        self.adam = torch.optim.Adam(self.weights, lr=ADAM_RATE)
-        free = [node.value for node in self.net.nodes[1:-1]]
-        self.em = pyromancy.EM(
-            self.net.energy, free, self.adam, start=self.net.start, steps=setting.steps, lr=setting.rate
-        )
-
-    def __call__(self) -> None:
-        """Run it."""
-        self.em.step(self.x, self.y)
-
-    def left(self) -> Outcome:
-        """States and gradients, after the first batch."""
-        beta = self.adam.param_groups[0]["betas"][0]
-        gradients = [self.adam.state[p]["exp_avg"] / (1 - beta) for p in self.weights]
-        return Outcome([node.value for node in self.net.nodes[1:-1]], gradients)
+def problem_of(setting: Setting, case: Case, dtype: torch.dtype = torch.float32) -> Problem:
+    """The setting's network with that node; scales do not learn."""
+    net = PCN(pyromancy, [(n,) for n in setting.sizes], make_edges(setting))
+    net.nodes[case.place] = case.node(setting.sizes[case.place])
+    x, y = (t.to(dtype) for t in make_data(setting))
+    problem = Problem.of(pyromancy, net.to(dtype), x, y, setting.steps, setting.rate)
+    return replace(problem, m_params=list(net.edges.parameters()))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -105,36 +63,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("law", "setting"), found)
 
 
-def jax_batch(setting: Setting, case: Case, exact: Outcome) -> Callable[[], None]:
-    """The batch in JAX, which returns when it is done, compared with float64."""
-    for dtype, allowed in ((torch.float64, EXACT), (torch.float32, case.rounding)):
-        runner = rivals.jax_scan(setting, "cpu", dtype, {case.place: case.energy})
-        runner.batch()
-        require(runner.left()[0].deviation(exact), allowed, f"JAX: states or gradients in {dtype} are")
-    batch, finish = runner.batch, runner.finish
-    assert finish is not None
-
-    def done() -> None:
-        batch()
-        finish()
-
-    return done
-
-
 def test_laws(law: str, setting: str, ceilings: timing.Ceilings, benchmark: Any, record: Callable[..., None]) -> None:
     benchmark.group = f"EM batch: {setting}"
     case, work = CASES[law], SETTINGS[setting]
     exact = exact_of_edges(make_edges(work), *make_data(work), work.steps, work.rate, {case.place: case.energy})
     for dtype, allowed in ((torch.float64, EXACT), (torch.float32, case.rounding)):
-        run = Batch(work, case, dtype)
-        run()
-        require(run.left().deviation(exact), allowed, f"states or gradients in {dtype} are")
-    assert "one call" in run.em.explain()
-    gaussian: Problem = make_problem(pyromancy, work)
-    baselines: dict[str, Callable[[], None]] = {"Gaussian": em_step(gaussian)}
+        problem = problem_of(work, case, dtype)
+        problem.adam = torch.optim.Adam(problem.m_params, lr=ADAM_RATE)
+        em = em_of(problem, problem.adam)
+        em.step(problem.x, problem.y)
+        require(outcome(problem).deviation(exact), allowed, f"states or gradients in {dtype} are")
+    assert "one call" in em.explain()
+    run = functools.partial(em.step, problem.x, problem.y)
+    baselines: dict[str, Callable[[], None]] = {"Gaussian": em_step(make_problem(pyromancy, work))}
     if rivals.has_jax():
-        baselines["JAX"] = jax_batch(work, case, exact)
-    contenders: list[Callable[[], None]] = [run, *baselines.values()]
+        baselines["JAX"] = rivals.checked_jax_batch(work, exact, {case.place: case.energy}, case.rounding)
+    contenders: list[Callable[[], object]] = [run, *baselines.values()]
     for function in contenders:
         function()
     timed = timing.alternate(benchmark, run, baselines, budget=2.0)

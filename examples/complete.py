@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 import pyromancy as pyro
 from digits import load_digits
+from pictures import draw_rows
 from pyromancy.methods import Accelerated, Langevin
 from pyromancy.nodes import FixedNode, IsotropicGaussianNode, StandardGaussianNode
 
@@ -99,18 +99,6 @@ class Generator(pyro.networks.PCN):
         return images
 
 
-def plot(rows: dict[str, Tensor], path: Path) -> None:
-    """Draw images, a row for each tensor and a column for each kind."""
-    side = math.isqrt(next(iter(rows.values())).shape[1])
-    figure = Figure(figsize=(KINDS, 1.15 * len(rows)), layout="constrained")
-    for axes, (name, images) in zip(figure.subplots(len(rows), KINDS), rows.items(), strict=True):
-        for one, image in zip(axes, images, strict=True):
-            one.imshow(image.view(side, side).tolist(), cmap="gray_r", vmin=0, vmax=1)
-            one.set(xticks=[], yticks=[])
-        axes[0].set_title(name, loc="left", fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
 def main(argv: Sequence[str] | None = None) -> tuple[dict[str, float], float]:
     """Run the command line.
 
@@ -151,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[dict[str, float], float]:
     first = torch.stack([(of_y == k).nonzero()[0, 0] for k in range(KINDS)])
     rows = {"given": torch.where(known, y, 0.5)[first], "completed": completed[first], "true": y[first]}
     rows |= {f"drawn, {i + 1}": drawn[KINDS * i : KINDS * (i + 1)] for i in range(DRAWN)}
-    plot(rows, args.plot)
+    draw_rows(rows, KINDS, args.plot)
     print(f"drawn: {args.plot}")
     return errors, right
 

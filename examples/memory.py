@@ -16,16 +16,15 @@ products as published, or by distances, which comes to a search for the nearest 
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pyromancy as pyro
 from digits import load_digits, load_idx
+from pictures import draw_rows
 from pyromancy.methods import Accelerated, Known, Range, Shrink
 from pyromancy.nodes import FloatNode, StandardGaussianNode
 
@@ -130,18 +129,6 @@ def error(found: Tensor, images: Tensor, known: Tensor | None) -> float:
     return (square if known is None else square[~known]).mean().item()
 
 
-def plot(rows: dict[str, Tensor], path: Path) -> None:
-    """Draw images, a row for each kind."""
-    side = math.isqrt(next(iter(rows.values())).shape[1])
-    figure = Figure(figsize=(SHOWN, 1.15 * len(rows)), layout="constrained")
-    for axes, (name, images) in zip(figure.subplots(len(rows), SHOWN), rows.items(), strict=True):
-        for one, image in zip(axes, images, strict=False):
-            one.imshow(image.view(side, side).tolist(), cmap="gray_r", vmin=0, vmax=1)
-            one.set(xticks=[], yticks=[])
-        axes[0].set_title(name, loc="left", fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Run the command line.
 
@@ -166,8 +153,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     memory.store(images, args.rounds)
     with torch.no_grad():
         nearest = (memory.atoms.weight.T @ (images / images.norm(dim=1, keepdim=True)).T).amax(0)
-    print(f"{len(images)} images of {data.name} in {ATOMS} atoms; of an image and the nearest, the cosine is", end=" ")
-    print(f"{nearest.mean():.3f}")
+    print(
+        f"{len(images)} images of {data.name} in {ATOMS} atoms; the mean cosine of an image and its nearest atom",
+        end=" ",
+    )
+    print(f"is {nearest.mean():.3f}")
 
     tasks: dict[str, tuple[Tensor, Tensor | None]] = {
         "half of the pixels": (images, torch.rand_like(images) < 0.5),
@@ -187,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         errors[task] = dict(zip(MEMORIES, (error(found, images, known), modern, distance, signs), strict=True))
         print(f"{task:22}", *(f"{e:{len(name)}.2g}" for name, e in errors[task].items()), sep="  ")
         rows |= {task: given if known is None else torch.where(known, given, 0.5), f"recalled from {task}": found}
-    plot(rows, args.plot)
+    draw_rows(rows, SHOWN, args.plot)
     print(f"drawn: {args.plot}")
     return errors
 

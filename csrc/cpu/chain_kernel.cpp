@@ -907,12 +907,17 @@ struct Tile {
           error = z - mu;
           store(b.z + at, z);
         }
-        Vec<C> z = load(b.z + at);
-        if (follows(t) || node.swept)
-          z = b.known && follows(t) ? load(b.known + at) > C(0) ? z : mu + error : mu + error;
-        if (b.known) // what holds its state has the error that its prediction makes
-          error = load(b.known + at) > C(0) ? z - mu : error;
-        store(b.z + at, z);
+        if (follows(t) || node.swept) {
+          Vec<C> z = mu + error;
+          if (b.known &&
+              follows(t)) { // what holds its state has the error that its prediction makes
+            const Vec<C> held = load(b.z + at);
+            const auto holds = load(b.known + at) > C(0);
+            z = holds ? held : z;
+            error = holds ? held - mu : error;
+          }
+          store(b.z + at, z);
+        }
         store(b.v + at, error);
         if (t == 0)
           stay(b, at);
@@ -942,6 +947,27 @@ struct Tile {
       });
   }
 
+  // What is fed back to a node at a place, given the product there, which is the next to be read,
+  // or none.
+  template <Activation kind>
+  static Vec<C> fed_back(const Buffers<P>& b, int64_t at, const Nonlinearity& before,
+                         const Skipping& skipping, const Vec<C>*& feedback) {
+    Vec<C> back{};
+    if (feedback) {
+      back = *feedback++;
+      if constexpr (kind != Activation::identity)
+        back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
+    }
+    return skipping.delta ? fma(skipping.by, load(skipping.delta + at), back) : back;
+  }
+
+  // Keeps what a node whose error moves pushes its prediction with: what is fed back; or where its
+  // state is held its pull, as a clamped one does.
+  static void push(const Buffers<P>& b, int64_t at, Vec<C> pull, Vec<C> back) {
+    const Vec<C> by = b.known ? load(b.known + at) > C(0) ? pull : back : back;
+    store(b.delta + at, b.slope ? by * load(b.slope + at) : by);
+  }
+
   // Rows i to i + rows of the gradient for what moves of node l, given those of the feedback.
   void fall(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
     const Activation kind =
@@ -967,14 +993,8 @@ struct Tile {
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
-        Vec<C> back{}, g{};
-        if (feedback) {
-          back = *feedback++;
-          if constexpr (kind != Activation::identity)
-            back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
-        }
-        if (skipping.delta)
-          back = fma(skipping.by, load(skipping.delta + at), back);
+        const Vec<C> back = fed_back<kind>(b, at, before, skipping, feedback);
+        Vec<C> g{};
         if (node.predicted && by_states)
           g = load(b.error + at);
         else if (expressed)
@@ -982,11 +1002,8 @@ struct Tile {
         else if (node.predicted)
           g = of_law<C>(node, load(b.v + at), Vec<C>{}, rate(node, r, v), weight(node, v), false)
                   .pull;
-        if (args.method.errors && b.delta) {
-          // what holds its state pushes its prediction as a clamped one does
-          const Vec<C> push = b.known ? load(b.known + at) > C(0) ? g : back : back;
-          store(b.delta + at, b.slope ? push * load(b.slope + at) : push);
-        }
+        if (args.method.errors && b.delta)
+          push(b, at, g, back);
         g = unknown(b, at, g - back);
         store(b.g + at, by_metric ? g / metric(node, r, v) : g);
       }
@@ -1008,17 +1025,9 @@ struct Tile {
     const Buffers<P> b = buffers[l];
     const Skipping skipping = this->skipping(l, feedback);
     for (int64_t at = i * row; at < (i + rows) * row; at += w) {
-      Vec<C> back{};
-      if (feedback) {
-        back = *feedback++;
-        if constexpr (kind != Activation::identity)
-          back = slope<C>(before, load(b.z + at), load(b.a + at)) * back;
-      }
-      if (skipping.delta)
-        back = fma(skipping.by, load(skipping.delta + at), back);
+      const Vec<C> back = fed_back<kind>(b, at, before, skipping, feedback);
       const Vec<C> pull = load(b.error + at);
-      const Vec<C> push = b.known ? load(b.known + at) > C(0) ? pull : back : back;
-      store(b.delta + at, b.slope ? push * load(b.slope + at) : push);
+      push(b, at, pull, back);
       store(b.of_error + at, unknown(b, at, pull - back));
     }
   }

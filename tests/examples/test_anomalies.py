@@ -1,19 +1,6 @@
 """The example of anomalies, as a person runs it, and the scores of a linear network."""
 
-import importlib
-from pathlib import Path
-
-import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("anomalies")
 
 
 def test_it_tells_what_it_never_learned_and_draws(example, tmp_path, capsys):

@@ -1,19 +1,7 @@
 """The example of classification, as a person runs it."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("classify")
 
 
 def test_it_learns_and_draws(example, tmp_path, capsys):

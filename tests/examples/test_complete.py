@@ -1,19 +1,7 @@
 """The example of generation and completion, as a person runs it, and what a linear network of it comes to."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("complete")
 
 
 def test_it_completes_draws_and_says_how_well(example, tmp_path, capsys):

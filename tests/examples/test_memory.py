@@ -1,20 +1,8 @@
 """The example of associative memory, as a person runs it, and what it recalls beside scikit-learn's lasso."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 from sklearn.linear_model import Lasso
-
-FOLDER = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("memory")
 
 
 def test_it_recalls_and_draws(example, tmp_path, capsys):

@@ -1,20 +1,8 @@
 """The example of sparse coding, as a person runs it, and its codes beside scikit-learn's lasso."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 from sklearn.linear_model import Lasso
-
-FOLDER = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("sparse_coding")
 
 
 def test_it_learns_and_draws(example, tmp_path, capsys):

@@ -17,14 +17,6 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def example():
-    """The script as a module, which finds its neighbour as it does when it is run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("train_digits")
-
-
-@pytest.fixture(scope="module")
 def digits(example):
     return importlib.import_module("digits")
 

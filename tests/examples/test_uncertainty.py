@@ -1,22 +1,11 @@
 """The example of learned variances, as a person runs it, and what it learns of noise that is known."""
 
-import importlib
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from pyromancy.nodes import FactorizedGaussianNode
-
-FOLDER = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("uncertainty")
 
 
 def test_it_knows_which_pixels_are_uncertain_and_draws(example, tmp_path, capsys):

@@ -99,6 +99,13 @@ def test_free_states_whose_energy_has_no_least(energy):
     assert "predicts nothing and never rests, as its energy has no least: exclude a target" in loop.explain()
 
 
+def test_a_free_target_of_a_law_of_ones_own_may_rest_or_not():
+    h, z, down = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 2)), nn.Linear(3, 2)
+    law = lambda d: torch.log(torch.cosh(d)).sum(1)  # noqa: E731
+    loop = pyro.InferenceLoop(lambda: 0.5 * h.square().sum(1) + law(z - down(h)), [h, z], 0.1)
+    assert "z predicts nothing: exclude a target" in loop.explain()
+
+
 class Net(nn.Module):
     """x predicts a hidden state, and that a target."""
 

@@ -80,9 +80,7 @@ class Node:
     @property
     def moves_by_errors(self) -> bool:
         """Whether the energy, if there is one, is one of the state less its prediction."""
-        if self.expression is not None:
-            return self.expression.is_of_distance
-        return self.law is Law.NONE or self.law.is_of_distance
+        return self.law.moves_by_errors(self.expression)
 
 
 @dataclass(frozen=True)

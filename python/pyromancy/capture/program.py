@@ -87,6 +87,7 @@ class Program:
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
         self.forms = [form_of(t) for t in self.leaves]
+        self.replacements = 0  # how often other leaves were taken
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
         self._held: list[int] = []  # references to every stand-in, the program's own
         self._slots: dict[int, int] = {}  # of the stand-ins, by their ids; the last of one that is overwritten
@@ -136,6 +137,7 @@ class Program:
         """Take other tensors of the same forms for leaves, by slot."""
         for slot, leaf in leaves.items():
             self.leaves[slot] = leaf
+        self.replacements += 1
         self._dry_calls = []
 
     def rewritten(self, calls: list[Call], stand_ins: list[Tensor]) -> Program:

@@ -45,6 +45,10 @@ class Law(IntEnum):
         """Whether the energy is one of z - mu, which is 0 and least at 0: it pulls and pushes alike."""
         return self not in (Law.NONE, Law.BERNOULLI, Law.POISSON, Law.CATEGORICAL, Law.EXPRESSION)
 
+    def moves_by_errors(self, expression: Expression | None) -> bool:
+        """Whether the energy, if there is one, is one of z - mu, of which an expression tells by itself."""
+        return self is Law.NONE or (self.is_of_distance if expression is None else expression.is_of_distance)
+
     @property
     def pushes_apart(self) -> bool:
         """Whether what an element pushes with is another than what it pulls with."""
@@ -169,9 +173,7 @@ class Node:
     @property
     def moves_by_errors(self) -> bool:
         """Whether the energy, if there is one, is one of z - mu."""
-        if self.expression is not None:
-            return self.expression.is_of_distance
-        return self.law is Law.NONE or self.law.is_of_distance
+        return self.law.moves_by_errors(self.expression)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from ..diagnose import max_rate
 from ..methods import ZIL, Adam, Descent, FixedPrediction, Langevin, Method, Rated, Stop
 from ..methods.base import rows
 from ..nodes.base import StateNode
+from ..plan import Law
 from ..registration import is_learned, is_state
 from . import stepwise
 from .autograd import AutogradExecutor
@@ -419,13 +420,14 @@ class InferenceLoop:
         energies = None if energies is None else energies[: trace.steps].sum(2)
         return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
 
-    def _read(self) -> list[tuple[Any, ...]]:
-        """What the energy reads, as far as is known: which memory, and how often that has been written to."""
-        read = [*self._params, *_tensors(self._energy)] if self._program is None else self._program.leaves
-        return [
-            (StorageWeakRef(t.untyped_storage()), t.data_ptr(), t.shape, None if t.is_inference() else t._version)
-            for t in read
-        ]
+    def _read(self) -> list[Any]:
+        """What the energy reads, as far as is known: which tensors, and how often they have been written to."""
+        program = self._program
+        read = [*self._params, *_tensors(self._energy)] if program is None else program.leaves
+        written = [None if t.is_inference() else t._version for t in read]
+        if program is not None:
+            return [program.replacements, *written]
+        return [*written, *((StorageWeakRef(t.untyped_storage()), t.data_ptr(), t.shape) for t in read)]
 
     def _problem(self, method: Method, stop: Stop | None, executor: Executor) -> tuple[Problem, list[str]]:
         """What a method runs on, and how it is run."""
@@ -627,8 +629,10 @@ class InferenceLoop:
             laws = {t.node.state: t.node.law for t in program.terms if t.node is not None}
             for slot in idle(program):
                 name, law = named.get(id(program.leaves[slot]), "a state"), laws[slot]
-                moves = "moves to its prediction" if law.is_of_distance else "never rests, as its energy has no least"
-                doubts.append(f"{name} predicts nothing and {moves}: exclude a target")
+                moves = " and moves to its prediction" if law.is_of_distance else ""
+                if law in (Law.BERNOULLI, Law.POISSON):
+                    moves = " and never rests, as its energy has no least"
+                doubts.append(f"{name} predicts nothing{moves}: exclude a target")
         return doubts
 
     def _one_number(self, executor: Executor) -> str | None:
