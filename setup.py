@@ -133,15 +133,17 @@ class NinjaBuild(build_ext):
         torch = torch_folder()
         cuda = wants_cuda(torch)
         # Not pip's temporary folder: ninja compiles again only what has changed since the last build.
-        folder = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        folder.mkdir(parents=True, exist_ok=True)
+        # Paths are those in the checkout, which may move; error messages name them.
+        folder = Path("build") / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         sources = [s for s in map(Path, ext.sources) if cuda or s.parent.name != "cuda"]
-        lines = rules(torch, cuda) + builds(sources, folder, target)
-        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        lines = [f"builddir = {ninja_path(folder)}", *rules(torch, cuda), *builds(sources, folder, target)]
+        script = ROOT / folder / "build.ninja"
+        script.write_text("\n".join(lines) + "\n")
         jobs = os.environ.get("MAX_JOBS")
-        subprocess.run(["ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])], check=True)
+        subprocess.run(["ninja", "-f", str(script), *(["-j", jobs] if jobs else [])], cwd=ROOT, check=True)
 
 
 def rules(torch: Path, cuda: bool) -> list[str]:
@@ -152,16 +154,17 @@ def rules(torch: Path, cuda: bool) -> list[str]:
         pybind11.get_include(), torch / "include", torch / "include/torch/csrc/api/include",
         sysconfig.get_path("include"),
     ]  # fmt: skip
-    flags = [
-        *COMMON, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-DPYROMANCY_X86_ISAS={int(X86)}",
-        f"-ffile-prefix-map={ROOT}/=",  # error messages name source files, not where they were built
-        f"-I{ROOT / 'csrc'}", *(f"-isystem{i}" for i in includes), *shlex.split(os.environ.get("CXXFLAGS", "")),
-    ]  # fmt: skip
+    flags = [*COMMON, f"-DPYROMANCY_X86_ISAS={int(X86)}", "-Icsrc", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    of_torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(f"-isystem{i}" for i in includes)]
     depfile = ["  depfile = $out.d", "  deps = gcc"]
     lines = [
         f"cxx = {os.environ.get('CXX', 'c++')}",
         f"flags = {ninja_quote(flags)}",
+        f"of_torch = {ninja_quote(of_torch)}",
         "rule compile",
+        "  command = $cxx $flags $of_torch $own -MMD -MF $out.d -c $in -o $out",
+        *depfile,
+        "rule compile_kernel",  # without torch, so that another torch has no kernel compiled again
         "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
         *depfile,
     ]
@@ -196,7 +199,7 @@ def builds(sources: list[Path], folder: Path, target: Path) -> list[str]:
 
     def add(source: Path, name: str, rule: str = "compile", own: str = "") -> None:
         objects.append(ninja_path(folder / f"{name}.o"))
-        lines.extend([f"build {objects[-1]}: {rule} {ninja_path(ROOT / source)}", f"  own = {own}"])
+        lines.extend([f"build {objects[-1]}: {rule} {ninja_path(source)}", f"  own = {own}"])
 
     for source in sources:
         if source.parent.name == "cuda":  # whose files are named as the ones in cpu are
@@ -204,7 +207,7 @@ def builds(sources: list[Path], folder: Path, target: Path) -> list[str]:
         elif source.stem.endswith("_kernel"):
             isas = ISAS | (BFLOAT16 if source.stem in MULTIPLYING else {}) if X86 else {"baseline": []}
             for isa, flags in isas.items():
-                add(source, f"{source.stem}.{isa}", own=ninja_quote([f"-DPYROMANCY_ISA={isa}", *flags]))
+                add(source, f"{source.stem}.{isa}", "compile_kernel", ninja_quote([f"-DPYROMANCY_ISA={isa}", *flags]))
         else:
             add(source, source.stem, own="$about_cuda" if source.stem == "module" else "")
     return [*lines, f"build {ninja_path(target)}: link {' '.join(objects)}"]

@@ -128,8 +128,9 @@ def test_pybind11_is_not_the_copy_that_torch_may_have(tmp_path):
         file.parent.mkdir(parents=True)
         file.write_text(text)
     rules = runpy.run_path(str(ROOT / "setup.py"))["rules"](tmp_path, cuda=False)
-    (flags,) = (line.removeprefix("flags = ") for line in rules if line.startswith("flags = "))
-    command = [CXX, *shlex.split(flags.replace("$$", "$")), "-M", "csrc/module.cpp"]
+    flags = [value for line in rules for name, _, value in [line.partition(" = ")] if name in ("flags", "of_torch")]
+    assert len(flags) == 2
+    command = [CXX, *shlex.split(" ".join(flags).replace("$$", "$")), "-M", "csrc/module.cpp"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert str(mine) in run.stdout
