@@ -30,6 +30,7 @@ from torch.nn.modules import module as _module
 from torch.overrides import get_overridable_functions
 
 from .. import functional, native, nodes
+from ..nodes.base import predicting, sweeping
 from ..shape import Shape
 from .program import form_of
 
@@ -42,6 +43,7 @@ _ATOMS = frozenset(
     (
         *(bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range, Shape),
         *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.no_grad, torch.enable_grad),
+        *(predicting, sweeping),
     )
 )
 _BUILTINS = frozenset(

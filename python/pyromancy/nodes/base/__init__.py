@@ -39,6 +39,34 @@ class _Watched(threading.local):
 watched = _Watched()
 
 
+class _Running(threading.local):
+    """What layers are run for, in this thread: an energy, where nothing is said."""
+
+    by: type[_While] | None = None
+
+
+running = _Running()
+
+
+class _While:
+    """A context, which may be entered in another."""
+
+    def __enter__(self) -> None:
+        self._before = running.by
+        running.by = type(self)
+
+    def __exit__(self, *_: object) -> None:
+        running.by = self._before
+
+
+class sweeping(_While):
+    """Within it layers are run for the sweep that a batch starts with: what they hold for a batch is drawn anew."""
+
+
+class predicting(_While):
+    """Within it layers are run for themselves, as if there were no batch."""
+
+
 @eparameters()
 @mparameters()
 class Node(nn.Module, ABC):

@@ -1,0 +1,157 @@
+"""Networks whose nodes stand in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..nodes import BernoulliNode, CategoricalNode, PoissonNode, PredictiveNode, TargetNode
+from ..nodes.base import StateNode, predicting, sweeping
+from ..registration import get_estep_params, get_mstep_params
+from .layers import Copy, flat
+from .locked import Locked, original
+
+__all__ = ["PCN"]
+
+
+class PCN(nn.Module):
+    """A predictive coding network whose nodes stand in a row, each predicting the next.
+
+    The prediction of node l is ``mu_l = edges[l - 1](z_{l-1})``, and the energy the sum of the nodes' energies; the
+    first node has none. Training clamps the first node to an input and the last to a target.
+
+    Args:
+        nodes: from the input to the output; all but the first have an energy, and the last may be one for clamped
+            targets alone, as a `BernoulliNode`.
+        edges: one fewer, which predict a node's state from that of the node before.
+        entry: applied to an input before it is the first node's state; None takes it as it is.
+
+    Attributes:
+        nodes: `torch.nn.ModuleList`.
+        edges: `torch.nn.ModuleList`.
+        entry: a module.
+
+    Raises:
+        TypeError: a node is no node with a state, or one after the first has no energy.
+        ValueError: there are fewer than two nodes, or not one edge fewer than nodes.
+    """
+
+    def __init__(self, nodes: Iterable[StateNode], edges: Iterable[nn.Module], entry: nn.Module | None = None) -> None:
+        super().__init__()
+        nodes, edges = list(nodes), list(edges)
+        for i, node in enumerate(nodes):
+            kinds = (StateNode,) if not i else (PredictiveNode,) if i < len(nodes) - 1 else (PredictiveNode, TargetNode)
+            if not isinstance(node, kinds):
+                expected = " or a ".join(kind.__name__ for kind in kinds)
+                raise TypeError(f"nodes[{i}] must be a {expected}, got {type(node).__name__}")
+        if len(nodes) < 2 or len(edges) != len(nodes) - 1:
+            raise ValueError(f"nodes must be at least 2, and edges one fewer, got {len(nodes)} and {len(edges)}")
+        self.entry = nn.Sequential() if entry is None else entry
+        self.nodes = nn.ModuleList(nodes)
+        self.edges = nn.ModuleList(edges)
+        # whether it holds something for a batch, which it finds in its sweep
+        self._locks_last = any(isinstance(m, Locked) for m in self.edges[-1].modules())
+
+    def start(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Set all states for a batch: clamp the ends, and the others start at their predictions, by a forward sweep.
+
+        Args:
+            x: the input, ``[B, *first node]`` after `entry`.
+            y: the target, ``[B, *last node]``, so one-hot and not an index for a class, unless the last node is a
+                `CategoricalNode`; None starts the last node at its prediction, too, and one that is predicted by
+                logits or logarithms of rates at the probabilities or rates.
+
+        Raises:
+            TypeError: `x` or `y` is not a tensor.
+            ValueError: one does not fit its node, or they differ in length.
+        """
+        nodes: list[Any] = list(self.nodes)
+        with torch.no_grad(), sweeping():
+            z = self._entered(x)
+            if y is not None:
+                if isinstance(y, Tensor) and y.dim() == 1 and nodes[-1].shape and not self._classifies:
+                    # no f-strings here: they call what they do not name, and then this could not be watched
+                    raise ValueError(
+                        "y must have a row per sample, which torch.nn.functional.one_hot(y, classes).float() makes of "
+                        "class indices, got shape " + str(tuple(y.shape))
+                    )
+                nodes[-1]._check_fits("y", y)
+                if len(y) != len(z):
+                    raise ValueError("y must have as many rows as x, " + str(len(z)) + ", got " + str(len(y)))
+            z = nodes[0].init(z)
+            for node, edge in zip(nodes[1:-1], self.edges, strict=False):
+                z = node.init(edge(z))
+            if y is None:
+                y = self._mean(self.edges[-1](z))
+            elif self._locks_last:
+                self.edges[-1](z)
+            nodes[-1].init(y)
+
+    @property
+    def _classifies(self) -> bool:
+        return isinstance(self.nodes[-1], CategoricalNode)
+
+    def _mean(self, pred: Tensor) -> Tensor:
+        """The output's state that a prediction expects."""
+        node = self.nodes[-1]
+        if isinstance(node, CategoricalNode):
+            return pred.softmax(1)
+        if isinstance(node, BernoulliNode):
+            return pred.sigmoid()
+        return pred.exp() if isinstance(node, PoissonNode) else pred
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The output's prediction by a forward sweep, ``[B, *last node]``; no state is read or set.
+
+        Of a categorical output these are logits: ``predict(x).argmax(1)`` are classes, ``softmax(1)`` probabilities; so
+        they are of a Bernoulli output, and of a Poisson one logarithms of rates.
+
+        It has gradients as any module's result has: put it under `torch.no_grad` where none are needed.
+
+        Raises:
+            TypeError: `x` is not a tensor.
+            ValueError: `x` does not fit the first node.
+        """
+        with predicting():
+            z = self._entered(x)
+            for edge in self.edges:
+                z = edge(z)
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`predict`."""
+        return self.predict(x)
+
+    def node_energies(self) -> Tensor:
+        """Energy of every node but the first, for every sample, ``[nodes - 1, B]``."""
+        nodes: list[Any] = list(self.nodes)
+        joined = zip(nodes[:-1], self.edges, nodes[1:], strict=True)
+        return torch.stack([node.energy(edge(below.value)) for below, edge, node in joined])
+
+    def energy(self) -> Tensor:
+        """Free energy per sample, ``[B]``."""
+        return self.node_energies().sum(0)
+
+    def e_params(self) -> list[nn.Parameter]:
+        """The free states, for the E-step: all but the last node's, and the first's where that is a `FixedNode`."""
+        return list(get_estep_params(self, exclude=[self.nodes[-1]]))
+
+    def m_params(self) -> list[nn.Parameter]:
+        """What is learned, for the M-step."""
+        return list(get_mstep_params(self))
+
+    def sequential(self) -> nn.Sequential:
+        """The same network for backpropagation: its layers in a row, which share their parameters with this one."""
+        return nn.Sequential(*(original(m) for m in flat([self.entry, *self.edges]) if not isinstance(m, Copy)))
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """An input as the first node takes it."""
+        node: Any = self.nodes[0]
+        node._check_is_tensor("x", x)
+        z: Tensor = self.entry(x)
+        node._check_fits("x", z)
+        return z

@@ -1,0 +1,152 @@
+"""Networks for backpropagation as networks for predictive coding."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch.nn as nn
+
+from ..nodes import FixedNode, StandardGaussianNode
+from ..nodes.base import StateNode
+from .layers import Copy, Skip, flat
+from .locked import locked
+from .outputs import output_of
+from .pcn import PCN
+
+__all__ = ["from_sequential"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, *_CONVOLUTIONS, Skip)  # after which there is a node
+# whose modules, but for these, give what is of the shape of what they take
+_KEEPING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "dropout", "normalization"))
+_CHANGING = (nn.GLU, nn.MultiheadAttention)
+_Size = tuple[int | None, ...]
+
+
+def from_sequential(
+    module: nn.Sequential, cut: Iterable[int] | None = None, output: str = "gaussian", variance: float = 1.0
+) -> PCN:
+    """A network of layers for backpropagation as a predictive coding network, on the very same parameters.
+
+    ``predict(x)`` is ``module(x)`` to the last bit. Nothing is copied: what either of the two learns or loads, the
+    other has.
+
+    Nodes are Gaussian with unit variance, or the last as `mlp` has it. Without `cut` there is one after every Linear,
+    every convolution and every `Skip`, before the activation that follows, as predictive coding has it: ``mu = W f(z) +
+    b``. What a `Skip` holds has no nodes of its own. What stands before the first layer with parameters, as a Flatten
+    may, is applied to the input, which the first node holds as it is after that. What stands after the last of these
+    belongs to the last edge.
+
+    In training mode a Dropout draws its mask once a batch, in the sweep of `PCN.start`, and a BatchNorm takes its
+    statistics from there (`LockedDropout`, `LockedBatchNorm`); in evaluation mode they do as ever. `PCN.predict` is
+    `module` in either mode.
+
+    Args:
+        module: Linear or Conv first, after what has no parameters; Sequentials in it count as the layers they hold.
+        cut: where nodes are put between the ends, as indices of layers, in order: ``cut=[2, 4]`` makes three edges, of
+            layers 0 and 1, 2 and 3, and the rest.
+        output: kind of the last node, by name: one of `OUTPUTS`.
+        variance: of a Gaussian output, as in `mlp`.
+
+    Returns:
+        The network.
+
+    Raises:
+        TypeError: `module` is no Sequential, or `cut` holds something else than ints.
+        ValueError: `module` has nothing to learn, or does not tell its input's shape; `cut` is out of range or out of
+            order; or there is no such output.
+    """
+    if not isinstance(module, nn.Sequential):
+        raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
+    make_output = output_of(output, variance)
+    layers = list(flat([module]))
+    first = next((i for i, m in enumerate(layers) if next(m.parameters(), None) is not None), None)
+    if first is None:
+        raise ValueError(f"module must have layers with parameters, got {', '.join(map(_named, layers)) or 'none'}")
+    if any(nn.parameter.is_lazy(p) for p in module.parameters()):
+        raise ValueError("module must have parameters of known shape, got lazy ones: call it with a batch before")
+    if cut is None:
+        ends = [i + 1 for i, m in enumerate(layers) if isinstance(m, _LAYERS)][:-1]
+    else:
+        ends = _checked_cut(cut, first, len(layers))
+    shape = _input_shape(layers[first:])
+    nodes: list[StateNode] = [FixedNode(*shape)]
+    edges: list[nn.Module] = []
+    for begin, end in itertools.pairwise([first, *ends, len(layers)]):
+        parts = layers[begin:end]
+        for layer in parts:
+            shape = _shape_after(layer, shape)
+        nodes.append((StandardGaussianNode if end < len(layers) else make_output)(*shape))
+        edges.append(_in_a_row([locked(m) for m in parts]))
+    like = next(module.parameters())
+    for node in nodes:
+        node.to(like.device, like.dtype)
+    return PCN(nodes, edges, _in_a_row(layers[:first]) if first else None)
+
+
+def _named(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _in_a_row(layers: list[nn.Module]) -> nn.Module:
+    """Layers as one module, which leaves what it is given as it is."""
+    if any(getattr(m, "inplace", False) for layer in layers for m in layer.modules()):
+        layers = [Copy(), *layers]
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def _checked_cut(cut: Iterable[int], first: int, count: int) -> list[int]:
+    """Where nodes are put, between the first layer with parameters and the last of all."""
+    if not isinstance(cut, Iterable):
+        raise TypeError(f"cut must be None or indices, got {cut!r}")
+    cut = list(cut)
+    for i in cut:
+        if not isinstance(i, int) or isinstance(i, bool):
+            raise TypeError(f"every index in cut must be an int, got {i!r} in {cut}")
+        if not first < i < count:
+            raise ValueError(
+                f"every index in cut must be from {first + 1} to {count - 1}: there are {count} layers, and layer "
+                f"{first} is the first with parameters; got {i} in {cut}"
+            )
+    if any(a >= b for a, b in itertools.pairwise(cut)):
+        raise ValueError(f"cut must be in increasing order, got {cut}")
+    return cut
+
+
+def _input_shape(layers: Sequence[nn.Module]) -> _Size:
+    """What the first Linear or convolution takes, and what keeps shapes before it."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            return (layer.in_features,)
+        if isinstance(layer, _CONVOLUTIONS):
+            return (layer.in_channels, *(None,) * len(layer.kernel_size))
+        if isinstance(layer, Skip):
+            return _input_shape([*flat([layer.branch])])
+        if not _keeps_shape(layer):
+            break
+    raise ValueError(
+        f"module must have a Linear or a convolution as the first layer with parameters, to tell its input's shape, "
+        f"got {_named(layer)}"
+    )
+
+
+def _shape_after(layer: nn.Module, shape: _Size) -> _Size:
+    """The shape that a layer makes of another, None where any size may come."""
+    if isinstance(layer, nn.Linear):
+        return (*shape[:-1], layer.out_features)
+    if isinstance(layer, _CONVOLUTIONS):
+        return (layer.out_channels, *(None,) * len(layer.kernel_size))
+    if isinstance(layer, Skip):
+        return functools.reduce(lambda of, m: _shape_after(m, of), flat([layer.branch]), shape)
+    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
+        return (None,)
+    if isinstance(layer, nn.Unflatten) and layer.dim == 1 and len(shape) == 1:
+        return (*cast(tuple[int, ...], layer.unflattened_size),)
+    return shape if _keeps_shape(layer) else (None,) * len(shape)
+
+
+def _keeps_shape(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Identity) or (type(layer).__module__ in _KEEPING and not isinstance(layer, _CHANGING))
