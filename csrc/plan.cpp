@@ -130,7 +130,7 @@ Way read_way(Reader& read) {
 }
 
 // Rates of nodes, schedules, norms and constraints are of steps at a rate, constraints of those
-// that move states, where nothing tells what is left to be gained; masks are of any.
+// that move states; masks are of any.
 void check_ways(const Plan& plan, const Operands& operands) {
   const Stepper& stepper = plan.method.stepper;
   const bool rated = plan.method.has_stepper && is_rated(stepper);
@@ -144,8 +144,8 @@ void check_ways(const Plan& plan, const Operands& operands) {
     STD_TORCH_CHECK((way.pace == 1 && !way.constrains()) || (rated && plan.nodes[l].free),
                     "way of node ", l,
                     " needs steps at a rate, without a velocity, and a free node");
-    STD_TORCH_CHECK(!way.constrains() || (!stepper.errors && stepper.tol == 0),
-                    "constraints of node ", l, " need steps that move states, and no tol");
+    STD_TORCH_CHECK(!way.constrains() || !stepper.errors, "constraints of node ", l,
+                    " need steps that move states");
     STD_TORCH_CHECK(way.pace >= 0 && way.shrink >= 0, "pace and shrink of node ", l,
                     " must not be negative, got ", way.pace, " and ", way.shrink);
     STD_TORCH_CHECK(way.low <= way.high, "low of node ", l, " must not be above its high, got ",

@@ -314,8 +314,10 @@ struct Tile {
 
   // What a run before has left.
   void resume() {
+    double anew[Layout::samples] = {};
     for (int64_t s = 0; s < count(); ++s) {
       std::memcpy(&stepping->of[s], args.progress + (first + s) * kProgress, sizeof(Progress));
+      anew[s] = stepping->of[s].converged;
       pyromancy::resume(stepping->of[s], args.method);
     }
     for (int64_t l = 0; l < args.nodes; ++l) {
@@ -331,6 +333,15 @@ struct Tile {
     }
     if (args.method.searches)
       load_pairs();
+    each_moving([&](int64_t l, int64_t, int v, int64_t at) {
+      const Vec<C> of = Layout::per_sample(anew, v);
+      for (C* const kept : {buffers[l].s, buffers[l].h})
+        if (kept)
+          store(kept + at, of > C(0) ? Vec<C>{} : load(kept + at));
+    });
+    for (int64_t k = 0; k < args.method.pairs; ++k)
+      for (int i = 0; i < Layout::samples; ++i)
+        curvatures(k)[i] *= anew[i] == 0;
     prepare_motion();
   }
 
@@ -1381,8 +1392,10 @@ struct Tile {
         if (args.constrained) {
           const Vec<C> rate = static_cast<C>(lr) * pace.of[v];
           const Vec<C> by = node.constrained ? (to - kept(node, b, at, rate)) / rate : g;
-          const Vec<C> led = rate > C(0) ? by : Vec<C>{};
+          const Vec<C> led = rate > C(0) ? by : Vec<C>{}, off = to - static_cast<C>(node.towards);
+          x[1] = led * led;
           x[2] = led * s;
+          x[5] = static_cast<C>(node.shrink) * (off > C(0) ? off : -off);
           x[4] = led * led * pace.of[v];
         }
         if (measures) {

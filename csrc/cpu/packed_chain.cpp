@@ -153,6 +153,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
       node.prior_stride = prior->size(0) == 1 ? 0 : node.n;
     }
   }
+  args.method.holds = args.constrained;
+  args.method.bounds &= !args.constrained;
   for (size_t e = 0; e < plan.edges.size(); ++e) {
     const PlanEdge& from = plan.edges[e];
     ChainEdge& edge = edges_[e];

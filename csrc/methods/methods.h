@@ -58,13 +58,45 @@ inline Progress begin(const Stepper& method) {
   return p;
 }
 
-// Another run, of what one before has left.
+// Another run, of what one before has left. What a tolerance has stopped begins anew, but for its
+// energies.
 inline void resume(Progress& p, const Stepper& method) {
+  if (p.converged) {
+    p.taken = 0;
+    p.pending = 0;
+    p.fresh = true;
+    with_stepper(method.kind, [&](auto of) { of.begin(p, method); });
+  }
   p.motion = {};
   with_stepper(method.kind, [&](auto of) { of.resume(p); });
   p.before = p.taken;
   p.certain = true;
   p.done = p.converged = false;
+}
+
+// Steps between energies that are kept, of so many steps.
+inline int64_t apart(int64_t steps) {
+  int64_t result = 1;
+  while (steps + 1 >= 2 * kHistory * result)
+    result *= 2;
+  return result;
+}
+
+// Keeps the least energy; returns what it was about half of the steps before, or where there are
+// too few infinity. python/pyromancy/methods/stop.py is the other half.
+inline double remember(Progress& p, int64_t step) {
+  const int64_t apart = pyromancy::apart(step);
+  const auto at = [&](int64_t step) -> double& { return p.history[step / apart % kHistory]; };
+  if (step > 0 && pyromancy::apart(step - 1) < apart) {
+    double kept[kHistory];
+    for (int64_t i = 0; i < kHistory; ++i)
+      kept[i] = p.history[2 * i % kHistory];
+    std::copy(kept, kept + kHistory, p.history);
+  }
+  if (step % apart == 0)
+    at(step) = p.least;
+  const int64_t window = std::max(ceil_div(step, int64_t{2}), kWindow);
+  return window > step ? INFINITY : at(ceil_div(step - window, apart) * apart);
 }
 
 // After the first sweep of a step, which is the last one or not.
@@ -78,10 +110,19 @@ inline void judge(Progress& p, const Stepper& method, const Found& f, bool last)
     p.motion = kRest;
     return;
   }
+  const bool holds = method.holds && method.tol > 0;
+  bool ends = false; // as constraints have brought it there, which it does after the step
+  if (holds && method.factor * method.lr > 0) {
+    const double led = std::sqrt(f.gg);
+    if (p.looked > 0)
+      p.longest = std::max(p.longest, led);
+    // at first a step may be long for a start that is out of range
+    ends = p.looked > 0 ? led <= method.tol * p.longest : led == 0;
+  }
   if (!method.tries)
-    p.energy = f.energy;
+    p.energy = holds ? f.energy + f.yy : f.energy;
   const bool taken =
-      with_stepper(method.kind, [&](auto of) { return of.next(p, method, f, last); });
+      with_stepper(method.kind, [&](auto of) { return of.next(p, method, f, last || ends); });
   p.fresh = false;
   const bool bounds = method.bounds && p.certain;
   if (taken && bounds && f.bounded)
@@ -92,18 +133,19 @@ inline void judge(Progress& p, const Stepper& method, const Found& f, bool last)
   if (k == 0)
     p.first = p.least = p.energy;
   p.least = std::min(p.least, p.energy);
-  p.history[k % kLongestWindow] = p.least;
-  const double enough = method.tol * (p.first - p.least);
-  const int64_t window = std::clamp(ceil_div(k, int64_t{2}), kWindow, kLongestWindow - 1);
+  const double before = remember(p, k), enough = method.tol * (p.first - p.least);
+  const bool looks = f.bounded || (!method.bounds && !holds);
   const bool bounded = bounds ? (method.errors || (taken && f.bounded)) &&
                                     p.energy - p.bound <= method.tol * (p.first - p.energy)
-                              : taken && f.gg == 0;
+                              : taken && looks && f.gg == 0;
   const bool swings = with_stepper(method.kind, [&](auto of) { return of.swings(method); });
-  const bool idle = !swings && k >= window && enough > 0 && p.energy - p.least <= enough &&
-                    p.history[(k - window) % kLongestWindow] - p.least <= enough;
-  if (!bounded && !idle)
+  const bool idle =
+      !swings && enough > 0 && p.energy - p.least <= enough && before - p.least <= enough;
+  if (!bounded && !idle && !ends)
     return;
   p.done = p.converged = true;
+  if (holds)
+    return;
   p.motion = kRest;
   if (!taken)
     p.motion.v.s = -1;

@@ -18,7 +18,6 @@ struct QuasiNewton : StepperDefaults {
   // The step that was on trial at the end of the run before is so again.
   static constexpr bool kPends = true;
   static void resume(Progress& p) {
-    p.fresh |= p.converged;
     p.motion.s = {0, 1, 0};
     p.motion.v = {0, p.pending, 0};
     p.pending = 0;

@@ -23,6 +23,7 @@ struct Stepper {
   double factor = 1;               // of the rate, in the step that is judged
   double tol;   // of the decrease, what may be left of it; 0: nothing ends a sample
   bool bounds;  // whether what is left is bounded by the gradient for errors of Gaussian nodes
+  bool holds;   // whether constraints do
   bool squares; // whether clamped nodes are Gaussian, too, and not only convex
   bool floored; // whether no energy is below 0
   double eps;   // of the states' dtype
@@ -55,7 +56,8 @@ inline bool is_rated(const Stepper& method) {
 
 // What a sweep has found, s being what the last motion left and y = g - h. gg is that of errors in
 // standard deviations, `square` of those as they are, nodes counting by their rates over lr. Where
-// constraints hold states gs and square are those of what would lead where the step does without.
+// constraints hold states gg, gs and square are those of what would lead where the step does
+// without, and yy is what they add to the energy.
 struct Found {
   double energy, gg, gs, gv, sy, yy, square;
   bool bounded; // whether it has found the next two: products with the gradient for errors
@@ -75,7 +77,7 @@ struct Motion {
 inline constexpr Motion kRest{{0, 1, 0}, {0, 0, 0}, 0, 0};
 
 inline constexpr int64_t kRarely = 5; // steps on states from bound to bound, which takes a sweep
-inline constexpr int64_t kWindow = 4, kLongestWindow = 32; // steps
+inline constexpr int64_t kWindow = 4, kHistory = 32; // steps at least, and energies that are kept
 inline constexpr double kRounding = 1e-4; // a share of a square, in which differences are lost
 
 // What is known of a sample between its sweeps.
@@ -89,7 +91,8 @@ struct Progress {
   double pending;              // what another run begins with
   double bound;                // what the energy is never below
   double slope, scale;         // along a way that is searched, and of the gradient in that
-  double history[kLongestWindow];
+  double history[kHistory];    // least energies, at multiples of `apart`
+  double longest;              // of steps' gradients but the first, where constraints hold them
 
   int64_t taken, before, looked; // steps: all, those of runs before, and those of a tolerance
   int64_t tried;                 // lengths of a step
@@ -100,7 +103,7 @@ struct Progress {
   bool certain; // every error that moves has a weight
 };
 
-inline constexpr int64_t kProgress = 56; // numbers that it takes
+inline constexpr int64_t kProgress = 58; // numbers that it takes
 static_assert(sizeof(Progress) <= kProgress * sizeof(double));
 
 namespace {

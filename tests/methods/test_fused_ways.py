@@ -168,6 +168,35 @@ def test_samples_stop_as_stepwise(option, method):
     assert len(kinds) > 3
 
 
+@pytest.mark.parametrize(
+    "option", [k for k in OPTIONS if any(w in k for w in ("range", "high", "zero", "shrink", "all"))]
+)
+@pytest.mark.parametrize("method", ["descent", "restarts", "momentum"])
+def test_constrained_samples_stop_as_stepwise(option, method):
+    """Each at its own step, at the point that leads to; and what goes on from there."""
+    start = network(150)
+    with torch.no_grad():
+        for p in start.e_params():
+            p *= torch.linspace(0.1, 2.0, 150, dtype=p.dtype)[:, None]
+    kinds = set()
+    for tol in (0.5, 0.1, 0.02):
+        nets = [copy.deepcopy(start) for _ in range(2)]
+        loops = [
+            pyro.InferenceLoop(net.energy, net.e_params(), method=made(option, method, net, 150), executor=executor)
+            for net, executor in zip(nets, (None, "autograd"), strict=True)
+        ]
+        for steps in (60, 10):
+            fused, stepwise = (loop.run(steps, tol=tol) for loop in loops)
+            kinds |= {*fused.taken.tolist()}
+            assert torch.equal(fused.taken, stepwise.taken)
+            assert torch.equal(fused.converged, stepwise.converged)
+            for p, q in zip(*(n.e_params() for n in nets), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+        assert "fused: all sweeps in one operator" in loops[0].explain()
+        assert "no bound: constraints hold states" in loops[0].explain()
+    assert len(kinds) > 3
+
+
 @ways
 def test_samples_do_not_interact(option, method):
     """To the last bit, in any number, whatever tiles and threads there are."""

@@ -167,6 +167,78 @@ def test_fused_runs_go_on(method, parts):
             torch.testing.assert_close(a, b.detach(), **near)
 
 
+STOPPED = [m for m in (*FUSED, methods.Accelerated(), methods.Accelerated(coordinates="states")) if m.converges]
+
+
+@pytest.mark.parametrize("method", [m for m in STOPPED if not isinstance(m, methods.Sequential)], ids=repr)
+def test_what_a_tolerance_has_stopped_goes_on_as_stepwise(method):
+    """To the same tolerance, to a finer one, and to none; those beside it have not stopped yet."""
+    network = pyro.networks.mlp((5, 9, 7, 3), activation="tanh").double()
+    x, y, found, stopped = torch.randn(40, 5, dtype=torch.float64), torch.randn(40, 3, dtype=torch.float64), [], set()
+    for executor in (None, "graph"):
+        network.start(x, y)
+        loop, runs = loop_of(network, network.e_params(), method, executor=executor), []
+        for steps, tol in ((25, 0.05), (25, 0.05), (9, 1e-3), (5, None), (4, 1e-3)):
+            trace = loop.run(steps, tol=tol)
+            runs += [*values(network.e_params()), trace.taken, *([] if tol is None else [trace.converged])]
+            stopped |= set() if tol is None else {*trace.converged.tolist()}
+        assert ("fused: all sweeps in one operator" in loop.explain()) == (executor is None)
+        found.append(runs)
+    assert True in stopped
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_samples_that_have_stopped_stop_at_once_in_another_run():
+    network = pyro.networks.mlp((5, 9, 7, 3), activation="tanh").double()
+    network.start(torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64))
+    loop = loop_of(network, network.e_params(), methods.Accelerated())
+    assert loop.run(100, tol=1e-2).converged.all()
+    assert (loop.run(100, tol=1e-2).taken == 1).all()
+    assert (loop.run(100, tol=1e-4).taken > 1).any()
+
+
+def test_windows_of_gains_are_half_of_all_sweeps():
+    """Nearly, however many, where the law of a target leaves no bound."""
+    code, down, data = nodes.FloatNode(4).double(), nn.Linear(4, 20).double(), 3 * torch.randn(40, 20).double()
+    code.init(torch.zeros(40, 4, dtype=torch.float64))
+
+    def energy():
+        return pyro.functional.student_energy(data, down(code.value), dof=3.0)
+
+    stops = []
+    for executor in (None, "graph"):
+        loop = pyro.InferenceLoop(energy, [code.value], method=methods.Descent(4e-3), executor=executor)
+        stops.append(loop.run(400, tol=0.2).taken.tolist())
+        assert "no bound" in loop.explain()
+        code.init(torch.zeros(40, 4, dtype=torch.float64))
+    taken, energies = stops[0], []
+    assert taken == stops[1]
+    for _ in range(400):
+        found = energy()
+        energies.append(found.detach())
+        (gradient,) = torch.autograd.grad(found.sum(), code.value)
+        with torch.no_grad():
+            code.value.sub_(4e-3 * gradient)
+    assert len({*taken}) > 5
+    for mine, k in zip(torch.stack(energies).T, taken, strict=True):
+        gains = [(mine[j // 2] - mine[j]) / (mine[0] - mine[j]) for j in range(8, 400)]
+        expected = next((j for j, gain in enumerate(gains, 8) if gain <= 0.2), 399)
+        assert abs(k - 1 - expected) <= max(1, expected / 8)
+
+
+@pytest.mark.parametrize("executor", [None, "graph", "autograd"])
+@pytest.mark.parametrize("method", [methods.Descent(0.1), methods.Accelerated(coordinates="states")], ids=repr)
+def test_where_nothing_pulls_a_sample_has_converged(method, executor):
+    """With a bound or without."""
+    network = Replaced()
+    with torch.no_grad():
+        network.code.value[1], network.data[1] = 0.0, network.down.bias
+    trace = pyro.InferenceLoop(network.energy, [network.code.value], method=method, executor=executor).run(3, tol=1e-6)
+    assert trace.taken.tolist() == [3, 1, 3]
+    assert trace.converged.tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("method", CONVERGENT, ids=repr)
 def test_all_end_at_one_equilibrium(method):
     """Of an energy with one minimum: nothing pulls there, whatever the coordinates."""

@@ -230,6 +230,31 @@ def test_runs_go_on(method):
     )
 
 
+@pytest.mark.parametrize("again", ["mask", "data", "weights"])
+def test_predictions_are_fixed_anew_where_what_they_are_of_has_changed(again):
+    """As a run begins that has no memory, in one operator and step by step."""
+    nets = [Network(seed=1) for _ in range(3)]
+    loops = [
+        loop_of(net, methods.FixedPrediction(0.3), executor=e)
+        for net, e in zip(nets, (None, "graph", None), strict=True)
+    ]
+    for net, loop in zip(nets, loops, strict=True):
+        loop.run(2)
+        with torch.no_grad():
+            if again == "mask":
+                net.known[2][:, :2] = False
+            elif again == "data":
+                net.data[2].mul_(2.0)
+            else:
+                net.edges[1].weight.mul_(1.5)
+    loops[2] = loop_of(nets[2], methods.FixedPrediction(0.3))
+    for loop in loops:
+        loop.run(3)
+    for net in nets[1:]:
+        for mine, theirs in zip(nets[0].states(), net.states(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_states_that_do_not_lie_in_one_piece():
     torch.manual_seed(0)
     z = nn.Parameter(torch.randn(7, 6).double().T)

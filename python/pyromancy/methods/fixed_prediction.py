@@ -45,6 +45,10 @@ class FixedPrediction(Method):
         check_number("lr", self.lr)
 
     @property
+    def remembers_energy(self) -> bool:
+        return True
+
+    @property
     def moves(self) -> str:
         """States, at fixed predictions."""
         return "fixed predictions"

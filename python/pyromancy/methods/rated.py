@@ -120,6 +120,11 @@ class Rated(Method):
         return any(isinstance(c, Shrink) for of in (self.constraints or {}).values() for c in _several(of))
 
     @property
+    def limits(self) -> bool:
+        """Whether a state has another constraint than what is known of it."""
+        return any(not isinstance(c, Known) for of in (self.constraints or {}).values() for c in _several(of))
+
+    @property
     def is_proximal(self) -> bool:
         """Whether a step is by one gradient at one rate, and then by what constraints make of it."""
         return False

@@ -17,14 +17,18 @@ class Progress(NamedTuple):
     """Of every sample.
 
     Attributes:
-        least: its least energy after every sweep, from the first on, ``[B]`` each.
+        first: its energy at the start, ``[B]``.
+        least: its least energy after each of its sweeps, ``[n, B]``: the last in the last row.
+        sweeps: how many these are but for the first, ``[B]``; -1 before that.
         done: whether it is at its end, ``[B]``.
         longest: the longest step's gradient so far but for the first, ``[B]``, where constraints hold it.
     """
 
-    least: list[Tensor]
+    first: Tensor
+    least: Tensor
+    sweeps: Tensor
     done: Tensor
-    longest: Tensor | None = None
+    longest: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Stop:
 
     It is where a bound certifies that (docs/methods.md): a gradient in errors of which every curvature is at least m
     leaves ``|g|^2 / (2 m)``. Where the energy has kinks the gradient never gets small: it looks like that where the
-    energy has fallen by no more than this share within the last half of all sweeps, at least four of them (and where
-    chains run all sweeps in one operator, at most 31).
+    energy has fallen by no more than this share within the last half of its sweeps, at least four of them (after 62
+    that is looked at in every second sweep, after 126 in every fourth, and so on).
 
     Constraints leave no bound: a sample stops where its step's gradient is at most `tol` times the longest but for the
     first, or by gains as above, and then where that step leads.
@@ -57,7 +61,9 @@ class Stop:
 
     def begin(self, energy: Tensor) -> Progress:
         """Before the first sweep, which finds these energies."""
-        return Progress([], torch.zeros_like(energy, dtype=torch.bool))
+        never = torch.full(energy.shape, -1, dtype=torch.int64, device=energy.device)
+        resting = torch.zeros_like(energy, dtype=torch.bool)
+        return Progress(energy, energy[None][:0], never, resting, torch.zeros_like(energy))
 
     def look(
         self, progress: Progress, energy: Tensor, gap: Tensor, swings: bool = False, left: Tensor | None = None
@@ -71,17 +77,31 @@ class Stop:
             swings: whether energies do, so that the bound alone tells.
             left: how long a gradient the constrained step is that of, ``[B]``; None where there are no constraints.
         """
-        least = [*progress.least, torch.minimum(progress.least[-1], energy) if progress.least else energy]
-        done = progress.done | (gap <= self.tol * (least[0] - energy))
-        sweeps, longest = len(least) - 1, progress.longest
-        if left is not None and sweeps == 0:
-            done |= left == 0  # else it tells nothing: a start may be out of range, and a step long for that alone
-        elif left is not None:
-            longest = left if longest is None else torch.maximum(longest, left)
-            done |= left <= self.tol * longest
-        window = max(_LEAST, -(-sweeps // _SHARE))
-        if sweeps >= window and not swings:
-            gained, fallen = least[-1 - window] - least[-1], least[0] - least[-1]
+        first, before, rests = progress.first, progress.least, progress.done
+        last = energy if len(before) == 0 else torch.where(rests, before[-1], torch.minimum(before[-1], energy))
+        # what rests has its energies one row further down
+        least = torch.cat([before, last[None]]).where(~rests, torch.cat([last[None], before]))
+        sweeps, longest = progress.sweeps + ~rests, progress.longest
+        done = gap <= self.tol * (first - energy)
+        if left is not None:  # at first it tells nothing: a start may be out of range, and a step long for that alone
+            longest = torch.where(rests | (sweeps == 0), longest, torch.maximum(longest, left))
+            done |= torch.where(sweeps == 0, left == 0, left <= self.tol * longest)
+        if not swings:
+            window = sweeps - _since(sweeps)
+            since = (len(least) - 1 - window).clamp(min=0)
+            gained, fallen = least.gather(0, since[None])[0] - last, first - last
             enough = self.tol * fallen
-            done |= (fallen > 0) & (gained <= enough) & (energy - least[-1] <= enough)
-        return Progress(least, done, longest)
+            idle = (window <= sweeps) & (fallen > 0) & (gained <= enough) & (energy - last <= enough)
+            done |= idle
+        return Progress(first, least, sweeps, rests | done, longest)
+
+
+def _since(sweeps: Tensor) -> Tensor:
+    """Where the windows of so many sweeps begin, of the sweeps that are kept; below 0 where there are too few.
+
+    As csrc/methods/methods.h has it, where a sample keeps 32 of its energies.
+    """
+    window = torch.maximum(torch.full_like(sweeps, _LEAST), (sweeps + 1) // _SHARE)
+    _, exponent = torch.frexp((sweeps + 1).double() / 32)
+    apart = 2 ** (exponent - 1).clamp(min=0)
+    return -((window - sweeps) // apart) * apart

@@ -13,7 +13,7 @@ from .expression import Expression
 
 Operand = int  # a tensor's number
 MOST_PAIRS = 32  # that LBFGS keeps in a plan
-PROGRESS = 56  # numbers that are known of a sample between the sweeps of a method
+PROGRESS = 58  # numbers that are known of a sample between the sweeps of a method
 
 
 class Law(IntEnum):

@@ -117,8 +117,8 @@ class ChainExecutor(ReplayingExecutor):
             return f"no operator has rates of states, schedules, max_norm or limits with {whose}"
         if reason := backends.without_methods(self.program.leaves[self._free[0]].device.type):
             return reason
-        if tol and method.is_constrained:
-            return "no operator tells what is left to be gained by constrained steps"
+        if tol and method.is_constrained and not (isinstance(method, Rated) and method.is_proximal and method.limits):
+            return "no operator ends samples where all that holds their states is what is known of them"
         odd = [n for n in self.planner.nodes if n.free and not n.moves_by_errors]
         if errors and odd:
             return f"the law of {self.program.told(odd[0].state)} is not one of an error"

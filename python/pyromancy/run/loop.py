@@ -415,7 +415,7 @@ class InferenceLoop:
             self._resumed = whose, carried
         trace = Trace.of(outcome)
         self._taken += trace.steps
-        self._runner = [_FUSED, *told_of(stop, executor.bound)]
+        self._runner = [_FUSED, *told_of(stop, executor.bound, self.method.is_constrained)]
         self.mind(executor.diverged, starts)
         energies = None if energies is None else energies[: trace.steps].sum(2)
         return replace(trace, energies=energies, converged=None if stop is None else trace.converged)

@@ -68,8 +68,11 @@ class Problem(ABC):
         """Energies of every term at the point, ``[terms, B]``."""
 
     def gap(self, found: Evaluation) -> Tensor:
-        """A bound on F - F* at the point, where `found` was found, ``[B]``; infinite where none is known."""
-        return torch.full_like(found.energy, math.inf)
+        """A bound on F - F* at the point, where `found` was found, ``[B]``.
+
+        Where none is known it is infinite, but 0 where no step by the gradient leads anywhere.
+        """
+        return torch.full_like(found.energy, math.inf).masked_fill(inner(found.gradient, found.gradient) == 0, 0.0)
 
 
 class OnAutograd(Problem):
@@ -259,7 +262,7 @@ class OnErrors(Captured):
             tighter = 0.5 * (2 * above * squares - along.square()) / whole
             # where clamped residuals feed hardly anything back, both parts are rounding
             gap = torch.minimum(gap, tighter.clamp(min=0).where(whole > _ROUNDING * squares, math.inf))
-        return gap.where(torch.as_tensor(self._certain, device=gap.device), math.inf)
+        return gap.where(torch.as_tensor(self._certain, device=gap.device), super().gap(found))
 
     def release(self) -> None:
         super().release()

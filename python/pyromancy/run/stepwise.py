@@ -85,6 +85,7 @@ def run(
         else:
             state, progress = resumed.state, resumed.progress
         if progress is not None:
+            state = chosen(progress.done, method.begin(problem), state)
             progress = progress._replace(done=torch.zeros_like(progress.done))
         if watch is not None:
             watch(0)
@@ -99,12 +100,12 @@ def run(
                 taken += 1
                 state = method.move(problem, state, found)
             else:
-                progress = progress or stop.begin(found.energy)
+                energy = found.energy + method.penalty(problem)
+                progress = progress or stop.begin(energy)
                 problem.point, state = chosen(progress.done, before, (problem.point, state))
                 taken += ~progress.done
                 rests = method.is_constrained or (problem.costly and count % _RARELY != 1)
                 gap = torch.full_like(found.energy, torch.inf) if rests else problem.gap(found)
-                energy = found.energy + method.penalty(problem)
                 resting = progress.done
                 left = method.left(problem, found) if problem.factor > 0 else None
                 progress = stop.look(progress, energy, gap, method.swings, left)
