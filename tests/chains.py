@@ -77,10 +77,8 @@ def own_law():
 
 OWN_LAW = own_law()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# the laws that go element by element, of a backend
+# the laws that go element by element
 ELEMENTWISE = [law for law in Law if law.is_elementwise]
-if os.environ.get("PYROMANCY_EMULATED_LIBRARY"):
-    ELEMENTWISE.remove(Law.EXPRESSION)
 STEPS, LR = 6, 0.05
 WIDTHS, BATCHES, MSTEP_BATCHES = (
     [(3, 1, 5), (63, 129, 2), (5, 40, 33, 17, 3), (4, 5)],

@@ -18,6 +18,7 @@ struct ChainOperands {
   MaybeTensors biases;
   std::vector<Law> laws;                              // by node
   std::vector<double> law_parameters, energy_weights; // of them
+  std::vector<const Expression*> expressions;         // of laws that are one, or null
   MaybeTensors rates;                                 // of laws of elements, [n], or 1
   MaybeTensors matrices;                              // precisions that are one, [n, n]
   MaybeTensors sample_weights;                        // by node, [B], or 1

@@ -14,10 +14,10 @@ MaybeTensor dense(const MaybeTensor& t) {
 Chain::Chain(const ChainOperands& operands)
     : states(operands.states), weights(operands.weights), laws(operands.laws),
       law_parameters(operands.law_parameters), energy_weights(operands.energy_weights),
-      skips(operands.skips), matrices(operands.matrices), prior(dense(operands.prior)),
-      nodes(static_cast<int64_t>(states.size())), batch(states[0].size(0)),
-      dtype(dtype_of("states", states[0])), context_(states[0]), before_(operands.before),
-      after_(operands.after) {
+      expressions(operands.expressions), skips(operands.skips), matrices(operands.matrices),
+      prior(dense(operands.prior)), nodes(static_cast<int64_t>(states.size())),
+      batch(states[0].size(0)), dtype(dtype_of("states", states[0])), context_(states[0]),
+      before_(operands.before), after_(operands.after) {
   for (const MaybeTensor& rate : operands.rates)
     rates.push_back(dense(rate));
   for (const MaybeTensor& of_samples : operands.sample_weights)
@@ -62,6 +62,7 @@ ErrorArgs Chain::state_args(int64_t node) const {
   args.law = laws[node];
   args.law_parameter = law_parameters[node];
   args.weight = energy_weights[node];
+  args.expression = expressions[node];
   args.rate = pointer(rates[node]);
   args.sample_weights = pointer(sample_weights[node]);
   args.scale = 1;

@@ -52,6 +52,7 @@ public:
   const Tensors &states, &weights;
   const std::vector<Law>& laws;
   const std::vector<double>&law_parameters, &energy_weights;
+  const std::vector<const Expression*>& expressions;
   const std::vector<double>& skips;
   const MaybeTensors& matrices;
   MaybeTensors biases, rates, sample_weights;

@@ -3,6 +3,7 @@
 #include "../activate.h"
 #include "../laws/laws.h"
 #include "../rules/descent.h"
+#include "interpret.h"
 #include "launch.h"
 
 namespace pyromancy::cuda {
@@ -25,8 +26,12 @@ __device__ inline void store_if(void* to, int64_t at, const T (&from)[V]) {
     store<V>(static_cast<T*>(to) + at, from);
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
+struct Nothing {};
+
+// `own` is the program of a law of one's own, or nothing.
+template <class T, int V, class Own>
+__global__ void __launch_bounds__(kThreads)
+    error_kernel(const ErrorArgs a, [[maybe_unused]] const __grid_constant__ Own own) {
   const int64_t packs = a.n / V;
   for (int64_t i = first_thread(); i < a.rows * packs; i += all_threads()) {
     const int64_t row = quotient(i, packs), column = (i - row * packs) * V, at = i * V;
@@ -71,6 +76,15 @@ __global__ void __launch_bounds__(kThreads) error_kernel(const ErrorArgs a) {
         pull[k] = push[k] = x[k];
         deviation[k] = T(0.5) * gaussian::twice_energy_by_pull(subtract(z[k], mu[k]), x[k]);
         moment[k] = 0; // nothing learns from it
+      }
+    } else if constexpr (std::is_same_v<Own, Expression>) {
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const OfLaw<T> of = of_expression(own, z[k], mu[k], a.deviation != nullptr);
+        pull[k] = of.pull * x[k];
+        push[k] = of.push * x[k];
+        deviation[k] = of.deviation * x[k];
+        moment[k] = 0;
       }
     } else {
       const T whole = static_cast<T>(a.weight) * weight;
@@ -212,12 +226,15 @@ void launch_error(const ErrorArgs& a, void* stream) {
     using T = decltype(zero);
     if (is_rowwise(a.law) && a.state)
       return launch(row_error_kernel<T>, blocks_for(a.rows, kThreads / kWarp), stream, a);
+    if (a.law == Law::expression && a.state)
+      return launch(error_kernel<T, 1, Expression>, blocks_for(a.rows * a.n, kThreads), stream, a,
+                    *a.expression);
     with_pack<T>(a.given_row % kPack<T> == 0 ? a.n : 1,
                  {a.product, a.bias, a.source, a.given, a.state, a.rate, a.weighed, a.prediction,
                   a.residual, a.error, a.deviation, a.delta, a.moment},
                  [&](auto pack) {
-                   launch(error_kernel<T, pack>, blocks_for(a.rows * a.n, pack * kThreads), stream,
-                          a);
+                   launch(error_kernel<T, pack, Nothing>, blocks_for(a.rows * a.n, pack * kThreads),
+                          stream, a, Nothing{});
                  });
   });
 }

@@ -5,6 +5,7 @@
 
 #include "../activations.h"
 #include "../dtype.h"
+#include "../laws/expression.h"
 #include "../laws/law.h"
 
 namespace pyromancy::cuda {
@@ -23,6 +24,7 @@ struct ErrorArgs {
   const void* state; // z; null where only mu is wanted
   Law law;
   double law_parameter, weight; // of the law and of its energy
+  const Expression* expression; // of a law that is one, on the host
   const void* rate;             // the law's, [n]; null is 1
   const void* weighed;          // P (z - mu) in the law's place, where P is a matrix
   const void* sample_weights;   // [rows], of all that comes of the energy; null is 1

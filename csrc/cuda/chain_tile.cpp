@@ -26,6 +26,7 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
   args.starts = !inference.resume;
   args.mean = static_cast<float>(1.0 / static_cast<double>(chain.batch));
   args.energies = static_cast<float*>(pointer(inference.energies));
+  int own_laws = 0;
   const auto floats = [](const MaybeTensor& t) { return static_cast<float*>(pointer(t)); };
   for (int64_t l = 0; l < chain.nodes; ++l) {
     TileNode& node = args.node[l];
@@ -51,6 +52,11 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
     node.law = chain.laws[l];
     node.law_parameter = static_cast<float>(chain.law_parameters[l]);
     node.weight = static_cast<float>(chain.energy_weights[l]);
+    node.own_law = kAbsent;
+    if (const Expression* const own = chain.expressions[l]) {
+      node.own_law = own_laws++;
+      args.own_law[node.own_law] = *own;
+    }
     node.rate = floats(chain.rates[l]);
     node.sample_weights = floats(chain.sample_weights[l]);
     node.constant = floats(schedule.constant[l]);

@@ -4,6 +4,7 @@
 #include "../laws/laws.h"
 #include "../rules/descent.h"
 #include "cluster.h"
+#include "interpret.h"
 #include "launch.h"
 #include "mma.h"
 
@@ -20,6 +21,11 @@ __noinline__ __device__ float2 activate_pair(Activation kind, float parameter, f
 __noinline__ __device__ float2 slope_pair(Activation kind, float parameter, float2 x) {
   const Nonlinearity f{kind, parameter};
   return make_float2(slope(f, x.x, activate(f, x.x)), slope(f, x.y, activate(f, x.y)));
+}
+
+__noinline__ __device__ OfLaw<float> of_own_law(const Expression& law, float z, float mu,
+                                                bool energy) {
+  return of_expression(law, z, mu, energy);
 }
 
 __device__ inline float2 activate(const Nonlinearity& f, float2 x) {
@@ -334,6 +340,8 @@ struct Tile {
     for_errors(round, [&](const TileNode& node) {
       if (node.weigh != kAbsent)
         return find_residuals(node);
+      if (node.own_law != kAbsent)
+        return find_own_errors(node);
       with_formulas(node.law, node.law_parameter, [&](auto law) {
         for_pairs(node, [&](const Pair& p) {
           const Elements x = elements(node, p, prediction_of(node, p));
@@ -343,6 +351,31 @@ struct Tile {
                      x.of([&](auto... of) { return law.push(of...); }));
         });
       });
+    });
+  }
+
+  // What a law of one's own makes of two neurons, but for its weight.
+  struct OwnErrors {
+    float2 pull, push, deviation;
+  };
+
+  __device__ OwnErrors own_errors(const TileNode& node, const Elements& x, bool energy) const {
+    const Expression& law = a.own_law[node.own_law];
+    const OfLaw<float> l = of_own_law(law, x.z.x, x.mu.x, energy),
+                       r = of_own_law(law, x.z.y, x.mu.y, energy);
+    return {make_float2(l.pull * x.rate.x, r.pull * x.rate.y),
+            make_float2(l.push * x.rate.x, r.push * x.rate.y),
+            make_float2(l.deviation * x.rate.x, r.deviation * x.rate.y)};
+  }
+
+  __device__ void find_own_errors(const TileNode& node) const {
+    for_pairs(node, [&](const Pair& p) {
+      const bool energy = node.deviation != kAbsent;
+      const Elements x = elements(node, p, prediction_of(node, p));
+      const OwnErrors e = own_errors(node, x, energy);
+      if (energy)
+        pair(node.deviation, p) = e.deviation;
+      keep_error(node, p, e.pull, e.push);
     });
   }
 
@@ -411,6 +444,12 @@ struct Tile {
       if (node.weigh != kAbsent)
         return for_pairs(
             node, [&](const Pair& p) { give_delta(node, p, input_of(node, p), pair(node.e, p)); });
+      if (node.own_law != kAbsent)
+        return for_pairs(node, [&](const Pair& p) { // it has no moment
+          const float2 input = input_of(node, p);
+          const Elements x = elements(node, p, activate(node.after, input));
+          give_delta(node, p, input, own_errors(node, x, false).push);
+        });
       with_formulas(node.law, node.law_parameter, [&](auto law) {
         for_pairs(node, [&](const Pair& p) {
           const float2 input = input_of(node, p);

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "../activations.h"
+#include "../laws/expression.h"
 #include "../laws/law.h"
 
 namespace pyromancy::cuda {
@@ -28,6 +29,7 @@ inline constexpr int kDepth = 16;                 // neurons summed at a time
 inline constexpr int kBlock = kNeurons * kDepth;  // floats of a block of a packed matrix
 inline constexpr int kGroup = 2;                  // tiles of neurons that a warp computes at a time
 inline constexpr int kSampleTiles[] = {1, 2, 4};  // M
+inline constexpr int kOwnLaws = 4;                // at most, laws of one's own in a chain
 inline constexpr int kAbsent = -1;
 
 // out = panel matrix^T, for the block's own tiles of the matrix's rows. The sums are cut into
@@ -53,6 +55,7 @@ struct TileNode {
   Feedback feedback;
   Law law;
   float law_parameter, weight; // of the law and of its energy
+  int own_law;                 // of a law of one's own, its place, or kAbsent
   float normalizer;            // that the energy has times theta
 
   const float *bias, *rate, *drive; // [n], [n] or null, [rows, n]
@@ -85,6 +88,7 @@ struct TileArgs {
   float mean;                   // 1 / batch
   TileNode node[kTileNodes];
   TileProduct product[kProducts];
+  Expression own_law[kOwnLaws];
 };
 
 // Of float32 products, as in torch.set_float32_matmul_precision.

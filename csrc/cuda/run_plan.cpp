@@ -118,6 +118,7 @@ private:
     chain_.laws.push_back(node.law);
     chain_.law_parameters.push_back(node.law_parameter);
     chain_.energy_weights.push_back(node.weight);
+    chain_.expressions.push_back(node.law == Law::expression ? &node.expression : nullptr);
     chain_.rates.push_back(rate_of(node, operands_));
     chain_.matrices.push_back(node.law == Law::full_gaussian ? maybe(operands_.find(node.theta))
                                                              : MaybeTensor());
@@ -201,9 +202,6 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
-  for (size_t l = 0; l < plan.nodes.size(); ++l)
-    STD_TORCH_CHECK(plan.nodes[l].law != Law::expression, "node ", l,
-                    " must have a law of the CUDA kernels, got an expression");
   STD_TORCH_CHECK(!plan.method.has_stepper && plan.method.turns == Turns::together &&
                       !plan.method.fixed,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");

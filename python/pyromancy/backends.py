@@ -174,13 +174,6 @@ def without_masks(device: str) -> str:
     return "" if holds else f"the {backend} kernels on {device} take no masks"
 
 
-def without_expressions(device: str) -> str:
-    """Why the kernels of plans on a device take no laws of one's own, or ""."""
-    backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
-    takes = backend != "native" or device == "cpu"
-    return "" if takes else f"the {backend} kernels on {device} take no laws of one's own"
-
-
 def _instruction_set() -> str:
     assert native.MODULE is not None
     chosen = native.MODULE.cpu_capability()

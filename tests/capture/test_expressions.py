@@ -301,7 +301,7 @@ def test_slopes_are_autograds():
 
 
 def test_penalties_beside_a_prediction_leave_its_error():
-    """Chains take one energy of a state; stepwise, what predicts it decides what its error is."""
+    """A chain takes both as one law; on errors, what predicts the state decides what its error is."""
     torch.manual_seed(0)
     net, (x, y) = Net(LAWS["log-cosh"], ("output",)), batch(7)
     results = []
@@ -312,7 +312,7 @@ def test_penalties_beside_a_prediction_leave_its_error():
         net.start(x, y)
         loop.run(400)
         results.append(net.hidden.value.detach().clone())
-        assert "has two energies" in loop.explain()
+        assert "executor: chain" in loop.explain()
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 

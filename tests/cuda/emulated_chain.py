@@ -33,6 +33,7 @@ from chains import (
     thetas,
     to,
     with_gram,
+    with_laws,
     with_weights_and_scales,
 )
 from numerics import FLOATS, assert_near, saying
@@ -71,6 +72,13 @@ def laws_and_weights(widths, batch, seed=0, **options):
     return float32(exact_problem(random.Random(seed), widths, batch, record=True, **options))
 
 
+def laws_of_ones_own(widths, batch, **options):
+    """A chain of nothing else, with recorded energies."""
+    return with_laws(
+        problem(widths, batch, "tanh", record=True, dtype=FLOAT, **options), [Law.EXPRESSION] * len(widths)
+    )
+
+
 def calls():
     """A device and arguments, by what is special."""
     for device in [d for d in DEVICES if not d.startswith("few")]:
@@ -84,6 +92,7 @@ def calls():
         for seed in range(4):
             options = {"prior": "one", "clamped": (-1,)} if seed % 2 else {}
             yield f"laws {seed} on {device}", device, laws_and_weights((5, 33, 7, 6, 3), 17, seed, **options)
+        yield f"own laws on {device}", device, laws_of_ones_own((5, 33, 7, 6, 3), 17, scales=True)
     everything = OPTIONS["everything"] | {"clamped": (0, -1)}
     for device in ("large", "few", "few, cramped", "old"):
         yield f"wide on {device}", device, problem((20, 128, 120, 10), 20, "relu", record=True, dtype=FLOAT)
@@ -149,7 +158,9 @@ def goes_the_way_that_is_asked_for(launches):
         before = sum(launches)
         with saying(f"{asked} on {device}"):
             check(problem((5, 33, 7, 3), 17, dtype=FLOAT))
-            assert sum(launches) == before + kernels
+            check(laws_of_ones_own((5, 33, 7, 6, 3), 17))
+            check(laws_of_ones_own((5, 33, 7, 6, 3, 4), 17))  # one more than a tile has room for
+            assert sum(launches) == before + 2 * kernels
     del os.environ["PYROMANCY_CUDA_CHAIN"]
 
 
@@ -219,6 +230,7 @@ def takes_the_layout_that_is_asked_for(library, launches):
         with saying((rounds, cluster, sample_tiles)):
             check(problem((5, 33, 7, 40, 3), 70, "tanh", record=True, dtype=FLOAT))
             check(laws_and_weights((5, 33, 7, 40, 3), 70, rounds))
+            check(laws_of_ones_own((5, 33, 7, 40, 3), 70))
         (ran,) = (i for i, (a, b) in enumerate(zip(before, launches, strict=True)) if a != b)
         assert ran == cluster
     ask(0, 3, 0)

@@ -91,7 +91,10 @@ def rows(tmp_path_factory):
 def test_kernels_spill_nothing(rows, source):
     assert rows[source.name]
     for kernel, arguments, registers, spills, stack, _ in rows[source.name]:
-        assert (spills, stack) == (0, 0), f"{kernel}<{arguments}> spills"
+        # the values of a law of one's own, which are found by number, are on the stack
+        interprets = kernel == "chain_tile_kernel" or "Expression" in arguments
+        assert spills == 0, f"{kernel}<{arguments}> spills"
+        assert (stack > 0) == interprets, f"{kernel}<{arguments}> has a stack of {stack} bytes"
         assert registers <= MORE_REGISTERS.get(kernel, REGISTERS), f"{kernel}<{arguments}> takes {registers} registers"
 
 

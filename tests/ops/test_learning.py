@@ -4,10 +4,8 @@ The kernels for GPUs run this, too, where PYROMANCY_EMULATED_LIBRARY says that t
 tests/cuda.
 """
 
-import ctypes
 import os
 import random
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -30,13 +28,13 @@ from chains import (
     with_skips,
     with_weights_and_scales,
 )
+from kernels import EMULATED, running
 from networks import covariance_of
 from numerics import FLOATS, assert_near, name, same_bits, saying
 from pyromancy import backends, plan
 from pyromancy.ops import run_plan as definition
 from pyromancy.plan import Law, Learned, Learning, Rule, RuleKind
 
-EMULATED = os.environ.get("PYROMANCY_EMULATED_LIBRARY")
 KERNELS = ["emulated"] if EMULATED else [b for b in ("native", "triton") if backends.available(b)[0]]
 INTERPRETED = "triton" in KERNELS
 COMPLETE = KERNELS if EMULATED else [*KERNELS, "reference"]
@@ -49,18 +47,6 @@ SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus"
 # of five predictions; the first network fits a cache
 DEEP = [(40, 129, 65, 33, 17, 3)] if EMULATED or INTERPRETED else [(40, 129, 65, 33, 17, 3), (40, 700, 500, 33, 17, 3)]
 SEEDS, BATCHES = (30, (3,)) if INTERPRETED else (200, (1, 20) if EMULATED else (1, 4, 20, 300))
-
-
-@contextmanager
-def running(backend):
-    if backend == "emulated":
-        torch.ops.load_library(EMULATED)
-        yield
-        in_one_kernel = sum((ctypes.c_int64 * 9).in_dll(ctypes.CDLL(EMULATED), "emulated_launches"))
-        assert (in_one_kernel > 0) == (os.environ["PYROMANCY_CUDA_CHAIN"] == "tile")
-        return
-    with backends.use(backend):
-        yield
 
 
 @pytest.fixture(params=COMPLETE, scope="module")

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from chains import run_plan_
+from kernels import EMULATED, running
 from numerics import FLOATS, name
 from pyromancy import backends, plan
 from pyromancy.plan.expression import Expression, Instruction, Op
 
-KERNELS = [b for b in ("native", "reference") if backends.available(b)[0]]
+KERNELS = ["emulated"] if EMULATED else [b for b in ("native", "reference") if backends.available(b)[0]]
 ONE, TWO = (1.0, 1e-3, 0.3, 0.7, 1.5, 4.0, 30.0), (-2.0, -0.5, 0.0, 0.5, 3.0)
 WIDE = (0.0, 1e-30, 1e-10, 1e-4, *ONE, 1e3, 1e10, 1e30, math.inf)
 # what each makes of its arguments, and those of the first
@@ -46,10 +47,15 @@ def test_every_operation_is_tested():
     assert [*FUNCTIONS] == [*Op]
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.fixture(params=KERNELS, scope="module", autouse=True)
+def kernels(request):
+    with running(request.param):
+        yield
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 @pytest.mark.parametrize("op", FUNCTIONS, ids=lambda op: op.name.lower())
-def test_values(op, dtype, backend):
+def test_values(op, dtype):
     function, ends = FUNCTIONS[op]
     numbers = torch.tensor([*ends, *(-x for x in ends), math.nan], dtype=dtype)
     pairs = torch.cartesian_prod(numbers, torch.tensor(TWO, dtype=dtype))
@@ -60,8 +66,7 @@ def test_values(op, dtype, backend):
     law = Expression((), (Instruction(op, 0, 1 if op.arity > 1 else 0),), 0, 2, 0, 0)
     node = plan.Node(0, True, law=plan.Law.EXPRESSION, prior=2, expression=law)
     made = plan.Plan((node,), (), plan.Descent(0.0), 1, energies=1)
-    with backends.use(backend):
-        run_plan_([z.clone(), energies], [mu], *plan.encode(made))
+    run_plan_([z.clone(), energies], [mu], *plan.encode(made))
     wide = z.double(), mu.double()
     expected = function(*wide[: 2 if op.arity > 1 else 1]).expand_as(z)[:, 0].to(dtype)
     # a power is exp(b log a), whose exponents reach some tens here

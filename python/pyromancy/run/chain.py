@@ -89,12 +89,7 @@ class ChainExecutor(ReplayingExecutor):
     def obstacle(self) -> str:
         """Why this cannot run where it would, or ""."""
         device = self.program.leaves[self._free[0]].device.type
-        if self.planner.masks and (reason := backends.without_masks(device)):
-            return reason
-        node = next((n for n in self.planner.nodes if n.expression is not None), None)
-        if node is not None and (reason := backends.without_expressions(device)):
-            return f"the energy of {self.program.told(node.state)} is of no known law, and {reason}"
-        return ""
+        return backends.without_masks(device) if self.planner.masks else ""
 
     @property
     def bound(self) -> str:

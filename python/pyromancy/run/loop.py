@@ -26,6 +26,7 @@ from ..arguments import check_energy_argument
 from ..capture import language  # noqa: F401 (tells nodes what laws may be made of)
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
+from ..capture.joined import joined
 from ..capture.lowering import NotAChain, idle, lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
@@ -39,7 +40,7 @@ from ..registration import is_learned, is_state
 from . import stepwise
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor
-from .executor import Executor, Run, check_energy
+from .executor import Executor, ReplayingExecutor, Run, check_energy
 from .graph import GraphExecutor
 from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem, check_samples
 from .replay import Replay
@@ -315,7 +316,8 @@ class InferenceLoop:
         if self._begun != memory:
             self._taken = 0
         if steps == 0:  # not even a velocity has begun
-            return Trace(0, torch.zeros(0, len(self._program.terms) if self._program else 1) if record else None)
+            terms = len(executor.program.terms) if isinstance(executor, ReplayingExecutor) else 1
+            return Trace(0, torch.zeros(0, terms) if record else None)
         lr, momentum, dampening = float(self.lr), float(self.momentum), float(self.dampening)
         mean = self.reduction == "mean"
         if self._program is not None:
@@ -826,7 +828,7 @@ class InferenceLoop:
         executor: Executor | None = None
         if self._wanted != "graph":
             try:
-                written = normal(program, program.batch[0] if program.batch else 1)
+                written = joined(normal(program, program.batch[0] if program.batch else 1))
                 chains = lower(written)
                 chain = ChainExecutor(written, chains, self._params, self._replay)
                 if reason := chain.obstacle:
