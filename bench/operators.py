@@ -12,6 +12,8 @@ from torch import Tensor
 from pyromancy import functional, plan
 from pyromancy.ops import schema
 from pyromancy.plan.activations import ACTIVATIONS
+from pyromancy.plan.elementwise import slope_of
+from pyromancy.plan.expression import Op
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +111,25 @@ def our_mstep(z1: Tensor, z2: Tensor, x: Tensor, y: Tensor, *weights: Tensor) ->
     gradients = torch.empty(3, *weights[0].shape)
     torch.ops.pyromancy.run_plan_(list(gradients), [x, z1, z2, y, *weights], *GRADIENTS)
     return gradients
+
+
+def gelu_step(z: Tensor, mu: Tensor, feedback: Tensor) -> None:
+    """A step of a state that a GELU follows, as the steps of graphs fuse it."""
+    z.sub_(0.1 * (z - mu + torch.ops.aten.gelu_backward(feedback, z)))
+
+
+GELU_STEP = [
+    value
+    for instruction in (
+        (Op.SUB, 0, 1, 0), (slope_of("gelu"), 0, 0, 3), (Op.MUL, 2, 5, 0), (Op.ADD, 4, 6, 0), (Op.MUL, 3, 7, 0),
+        (Op.SUB, 0, 8, 0),
+    )
+    for value in instruction
+]  # fmt: skip
+
+
+def our_gelu_step(z: Tensor, mu: Tensor, feedback: Tensor) -> None:
+    torch.ops.pyromancy.elementwise_([z], [z, mu, feedback], GELU_STEP, [9], [0.1])
 
 
 def normal(batch: int, width: int, count: int) -> list[Tensor]:
@@ -214,6 +235,10 @@ CASES = [
     Case(
         "run_plan_, E-steps, tanh", ("run_plan_",), chain, our_chain, chain_tensors, MATRIX,
         flops=2 * (1 + 4 * CHAIN_STEPS), in_place=2,
+    ),
+    Case(
+        "elementwise_, a step behind a GELU", ("elementwise_",), gelu_step, our_gelu_step,
+        lambda batch, width: normal(batch, width, 3), BOTH, streams=4, in_place=1,
     ),
     Case("run_plan_, gradients, tanh", ("run_plan_",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
 ]  # fmt: skip

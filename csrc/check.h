@@ -131,7 +131,7 @@ inline void check_factor(const char* name, const Tensor& state, const Tensor& fa
 }
 
 // What is written in place must not hold one element under two indices.
-inline void check_no_overlap(const char* name, const Tensor& t) {
+inline void check_no_overlap(Name name, const Tensor& t) {
   const Sizes sizes = t.sizes(), strides = t.strides();
   for (size_t i = 0; i < sizes.size(); ++i)
     STD_TORCH_CHECK(strides[i] != 0 || sizes[i] <= 1, name,
@@ -235,6 +235,29 @@ inline void check_estep(const Tensor& value, const std::optional<Tensor>& buffer
   check_finite("momentum", momentum);
   check_finite("dampening", dampening);
   STD_TORCH_CHECK(buffer || momentum == 0, "momentum must be 0 without a buffer, got ", momentum);
+}
+
+inline void check_elementwise(const std::vector<Tensor>& written, const std::vector<Tensor>& read,
+                              size_t results) {
+  STD_TORCH_CHECK(!written.empty() && written.size() == results,
+                  "written must hold a tensor for each of results, got ", written.size(), " and ",
+                  results);
+  const DType dtype = dtype_of("written[0]", written[0]);
+  STD_TORCH_CHECK(dtype == DType::float32 || dtype == DType::float64,
+                  "written[0] must be float32 or float64, got ",
+                  torch::headeronly::toString(written[0].scalar_type()));
+  const auto count = static_cast<int64_t>(written.size()),
+             others = static_cast<int64_t>(read.size());
+  for (int64_t i = 0; i < others; ++i)
+    check_same({"read", i}, read[i], "written[0]", written[0]);
+  for (int64_t i = 0; i < count; ++i) {
+    check_same({"written", i}, written[i], "written[0]", written[0]);
+    check_no_overlap({"written", i}, written[i]);
+    for (int64_t k = 0; k < i; ++k)
+      check_no_partial_overlap({"written", i}, written[i], {"written", k}, written[k], false);
+    for (int64_t k = 0; k < others; ++k)
+      check_no_partial_overlap({"written", i}, written[i], {"read", k}, read[k]);
+  }
 }
 
 inline DType check_cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {

@@ -191,7 +191,8 @@ _MAKERS = {
     "estep_": _estep,
 }
 OPERATORS = tuple(_MAKERS)
-ELSEWHERE = {"run_plan_": "test_run_plan.py"}  # arguments in lists: its own tests, in ops/
+# arguments in lists: tests of their own, in ops/
+ELSEWHERE = {"run_plan_": "test_run_plan.py", "elementwise_": "test_elementwise.py"}
 CASES = [case for operator in OPERATORS for case in cases(operator)]
 LAYOUT_CASES = [
     case

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .capture import NotCapturable
 from .program import Program
@@ -22,10 +23,11 @@ _tracing = threading.Lock()  # make_fx changes the process's modules while it ru
 
 
 Parts = tuple[fx.GraphModule, fx.GraphModule]
+Graphs = tuple[fx.GraphModule, fx.Graph]
 Energy = Callable[[Sequence[Tensor]], Tensor]  # of the leaves, or of what stands in the places of the free ones
 
 
-def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -> Parts:
+def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -> Graphs:
     """The gradient of the energy, summed over the batch, for the free states.
 
     Args:
@@ -35,7 +37,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
 
     Returns:
         A graph of what no state changes, which takes the leaves, and one of the rest, which takes the leaves and the
-        results of the first.
+        results of the first; its metadata tell the forms of all results.
 
     Raises:
         NotCapturable: it cannot be traced.
@@ -44,7 +46,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     def gradient(*leaves: Tensor) -> list[Tensor]:
         return _evaluated(program, free, lambda values: program.evaluate([program.result], values)[0], leaves)[1:]
 
-    return _partitioned(gradient, free, leaves)
+    return _partitioned(gradient, free, leaves, apart=True)
 
 
 def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy) -> Parts:
@@ -63,7 +65,8 @@ def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], 
     def both(*leaves: Tensor) -> list[Tensor]:
         return _evaluated(program, free, energy, leaves)
 
-    return _partitioned(both, free, leaves)
+    once, step = _partitioned(both, free, leaves)
+    return once, module_of(step)
 
 
 def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -83,7 +86,14 @@ def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Se
     return [found.detach(), *(torch.zeros_like(values[i]) if g is None else g for g, i in pairs)]
 
 
-def _partitioned(function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor]) -> Parts:
+def module_of(graph: fx.Graph) -> fx.GraphModule:
+    """A graph that can be run."""
+    return _collected(fx.GraphModule({}, graph))
+
+
+def _partitioned(
+    function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool = False
+) -> Graphs:
     """A function of the leaves, split into what no variable changes and the rest."""
     try:
         with torch.inference_mode(False):
@@ -96,7 +106,11 @@ def _partitioned(function: Callable[..., list[Tensor]], free: Sequence[int], lea
     for n in traced.graph.nodes:
         if _writes(n):
             raise NotCapturable(f"its gradient is computed by {n.target}, which works in place")
+    for n in traced.graph.nodes:
+        n.meta = _told(n.meta.get("val"))
     _drop_aliases(traced.graph)
+    if apart:
+        _take_apart(traced.graph)
     _fuse_sums(traced.graph)
     traced.graph.eliminate_dead_code()
     return _split(traced, free)
@@ -160,12 +174,76 @@ def _fuse_sums(graph: fx.Graph) -> None:
                 break
 
 
+def _take_apart(graph: fx.Graph) -> None:
+    """Errors of Gaussian nodes as operators that work element by element, which then are fused with others."""
+    for n in list(graph.nodes):
+        if not (isinstance(n.target, torch._ops.OpOverload) and n.target.namespace == "pyromancy"):
+            continue
+        if n.target is torch.ops.pyromancy.gaussian_error.default:
+            value, pred, logvar, weight = n.args
+            if is_fused(value):
+                n.replace_all_uses_with(_pull(graph, n, value, pred, logvar, weight))
+        elif n.target is torch.ops.pyromancy.gaussian_energy_backward.default and is_fused(n.args[1]):
+            grad, value, pred, logvar = n.args
+            pull = _pull(graph, n, value, pred, logvar, grad)
+            push = _called(graph, n, aten.neg.default, pull)
+            push.meta["val"] = torch.empty_like(_values(pred))
+            for user in list(n.users):
+                user.replace_all_uses_with((pull, push)[user.args[1]])
+
+
+def _told(value: Any) -> dict[str, Any]:
+    """Of a result its form, by a tensor without memory, and its device: fake ones take memory, and have modes."""
+    devices = {t.device for t in tree_leaves(value) if isinstance(t, Tensor)}
+    return {"val": tree_map_only(Tensor, _formally, value), "device": devices.pop() if len(devices) == 1 else None}
+
+
+def _formally(t: Tensor) -> Tensor:
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
+
+def is_fused(node: fx.Node) -> bool:
+    """Whether a result is one of those that `elementwise_` takes."""
+    value, device = node.meta["val"], node.meta["device"]
+    fits = isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64)
+    return fits and device is not None and bool(device.type == "cpu")
+
+
+def _values(node: fx.Node) -> Tensor:
+    value = node.meta["val"]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _pull(
+    graph: fx.Graph, before: fx.Node, value: fx.Node, pred: fx.Node, logvar: fx.Node | None, weight: fx.Node | None
+) -> fx.Node:
+    """What a Gaussian energy, times a weight per sample, grows by with its state."""
+    pull = _called(graph, before, aten.sub.Tensor, value, pred)
+    if logvar is not None:
+        precision = _called(graph, before, aten.exp.default, _called(graph, before, aten.neg.default, logvar))
+        pull = _called(graph, before, aten.mul.Tensor, pull, precision)
+    if weight is not None and weight.target is not aten.ones.default:
+        count = _values(value).dim()
+        rows = _called(graph, before, aten.view.default, weight, [-1, *[1] * (count - 1)])
+        pull = _called(graph, before, aten.mul.Tensor, pull, rows)
+    pull.meta["val"] = torch.empty_like(_values(value))  # the layouts that calls behind it rely on
+    return pull
+
+
+def _called(graph: fx.Graph, before: fx.Node, target: Any, *args: Any) -> fx.Node:
+    with graph.inserting_before(before):
+        node = graph.call_function(target, args)
+    node.meta = {"val": target(*fx.map_arg(args, _values)), "device": before.meta["device"]}
+    return node
+
+
 def _form(node: fx.Node) -> tuple[Any, ...]:
     value = node.meta.get("val")
     return (value.shape, value.dtype, value.stride()) if isinstance(value, Tensor) else (node,)
 
 
-def _split(traced: fx.GraphModule, free: Sequence[int]) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _split(traced: fx.GraphModule, free: Sequence[int]) -> Graphs:
     nodes = list(traced.graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     (output,) = [n for n in nodes if n.op == "output"]
@@ -188,9 +266,11 @@ def _split(traced: fx.GraphModule, free: Sequence[int]) -> tuple[fx.GraphModule,
         if n.op == "call_function" and n in varying:
             in_step[n] = step.node_copy(n, in_step.__getitem__)
     step.output(fx.map_arg(output.args[0], in_step.__getitem__))
-    for n in (*once.nodes, *step.nodes):
-        n.meta.clear()  # shapes and origins: two thirds of the memory that a kept graph would take
-    return _collected(fx.GraphModule(traced, once)), _collected(fx.GraphModule(traced, step))
+    for n in once.nodes:
+        n.meta = {}
+    for n, copy in in_step.items():
+        copy.meta = n.meta
+    return _collected(fx.GraphModule(traced, once)), step
 
 
 def _gives_tensor(node: fx.Node) -> bool:

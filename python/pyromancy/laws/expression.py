@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..plan.expression import Expression, Op
 
-_FUNCTIONS: dict[Op, Callable[..., Tensor]] = {
+FUNCTIONS: dict[Op, Callable[..., Tensor]] = {
     Op.ADD: torch.add,
     Op.SUB: torch.sub,
     Op.MUL: torch.mul,
@@ -41,7 +41,7 @@ def _values(z: Tensor, mu: Tensor, of: Expression, last: int) -> list[Tensor]:
     """All values up to the instruction before `last`."""
     values = [z, mu.expand_as(z), *(z.new_tensor(x) for x in of.constants)]
     for i in of.code[:last]:
-        values.append(_FUNCTIONS[i.op](*(values[k] for k in (i.a, i.b, i.c)[: i.op.arity])))
+        values.append(FUNCTIONS[i.op](*(values[k] for k in (i.a, i.b, i.c)[: i.op.arity])))
     return values
 
 

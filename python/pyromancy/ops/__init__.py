@@ -16,12 +16,14 @@ multivariate_energy = torch.ops.pyromancy.multivariate_energy.default
 multivariate_error = torch.ops.pyromancy.multivariate_error.default
 estep_ = in_place.bound("estep_")
 run_plan_ = in_place.bound("run_plan_")
+elementwise_ = in_place.bound("elementwise_")
 
 __all__ = [
     "SERVED_BY_TRITON",
     "autograd",
     "checks",
     "cholesky_factor",
+    "elementwise_",
     "estep_",
     "gaussian_energy",
     "gaussian_error",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Law, Learned, Learning, Plan, RuleKind, decode
+from ..plan.elementwise import MOST_INSTRUCTIONS, MOST_OPERANDS, OPERATIONS, arity
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _check = torch._check
@@ -389,6 +390,48 @@ class _Plan:
             )
 
 
+def _elementwise(
+    written: list[Tensor], read: list[Tensor], instructions: list[int], results: list[int], numbers: list[float]
+) -> None:
+    _check(
+        0 < len(written) == len(results),
+        lambda: f"written must hold a tensor for each of results, got {len(written)} and {len(results)}",
+    )
+    first = written[0]
+    _check(
+        first.dtype in (torch.float32, torch.float64),
+        lambda: f"written[0] must be float32 or float64, got {first.dtype}",
+    )
+    for name, tensors in (("written", written), ("read", read)):
+        for i, t in enumerate(tensors):
+            _same(f"{name}[{i}]", t, "written[0]", first)
+    given, operands = len(read) + len(numbers), len(written) + len(read) + len(numbers)
+    _check(operands <= MOST_OPERANDS, lambda: f"operands and numbers must be at most {MOST_OPERANDS}, got {operands}")
+    _check(
+        len(instructions) % 4 == 0 and len(instructions) <= 4 * MOST_INSTRUCTIONS,
+        lambda: (
+            f"instructions must be four integers each, and at most {MOST_INSTRUCTIONS} of them, got "
+            f"{len(instructions)} integers"
+        ),
+    )
+    for i in range(len(instructions) // 4):
+        operation, *of = instructions[4 * i : 4 * i + 4]
+        _check(
+            0 <= operation < OPERATIONS,
+            lambda i=i, of=operation: f"instruction {i} must be one of {OPERATIONS} operations, got {of}",
+        )
+        for value in of[: arity(operation)]:
+            _check(
+                0 <= value < given + i,
+                lambda i=i, value=value: f"instruction {i} must read values before it, got {value}",
+            )
+    for value in results:
+        _check(
+            0 <= value < given + len(instructions) // 4,
+            lambda value=value: f"results must be values of the program, got {value}",
+        )
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     "gaussian_energy": _gaussian,
     "gaussian_energy_backward": _gaussian_backward,
@@ -402,6 +445,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "multivariate_error": _multivariate,
     "estep_": _estep,
     "run_plan_": _run_plan,
+    "elementwise_": _elementwise,
 }
 
 
@@ -470,9 +514,19 @@ def _run_plan_memory(written: list[Tensor], read: list[Tensor], *_: object) -> N
             _apart(f"written[{i}]", t, f"read[{j}]", other)
 
 
+def _elementwise_memory(written: list[Tensor], read: list[Tensor], *_: object) -> None:
+    for i, t in enumerate(written):
+        _not_expanded(f"written[{i}]", t)
+        for j, other in enumerate(written[:i]):
+            _apart(f"written[{i}]", t, f"written[{j}]", other)
+        for j, other in enumerate(read):
+            _apart(f"written[{i}]", t, f"read[{j}]", other, may_be_same=True)
+
+
 MEMORY: dict[str, Callable[..., None]] = {
     "estep_": _estep_memory,
     "run_plan_": _run_plan_memory,
+    "elementwise_": _elementwise_memory,
 }
 
 

@@ -27,6 +27,7 @@ _keys_below_negation: Any = torch._C._dispatch_keyset_full_after(torch._C.Dispat
 WRITTEN: dict[str, Callable[..., Sequence[Tensor]]] = {
     "estep_": lambda value, buffer, *_: (value,) if buffer is None else (value, buffer),
     "run_plan_": lambda written, *_: written,
+    "elementwise_": lambda written, *_: written,
 }
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
+from .elementwise import elementwise_
 from .run_plan import run_plan_
 from .schema import library, registered
 
@@ -211,6 +212,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         multivariate_error,
         estep_,
         run_plan_,
+        elementwise_,
     )
 }
 

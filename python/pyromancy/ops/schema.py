@@ -55,6 +55,8 @@ SCHEMAS: dict[str, str] = {
     ),
     # E-steps and learning of a network of nodes [B, n], as a plan says; see `run_plan_` in run_plan.py
     "run_plan_": "(Tensor(a!)[] written, Tensor[] read, int[] plan, float[] numbers) -> ()",
+    # programs of element-wise operations on tensors of one shape; see `elementwise_` in elementwise.py
+    "elementwise_": "(Tensor(a!)[] written, Tensor[] read, int[] instructions, int[] results, float[] numbers) -> ()",
 }
 
 
@@ -155,6 +157,11 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
 
 @_fake
 def estep_(value: Tensor, *_: object, **__: object) -> None:
+    return None
+
+
+@_fake
+def elementwise_(written: list[Tensor], *_: object, **__: object) -> None:
     return None
 
 

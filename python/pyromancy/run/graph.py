@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import functional
 from ..capture.capture import NotCapturable
-from ..capture.partition import partition
+from ..capture.partition import module_of, partition
 from ..capture.program import Program
+from ..capture.schedule import Schedule, Scheduler
 from .executor import ReplayingExecutor, Run
 from .replay import Replay
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Of a step ``v <- kept v + taken g; z <- z - lr (gradient g + velocity v)``."""
+
+    lr: float
+    kept: float
+    taken: float
+    gradient: float
+    velocity: float
+
+    @classmethod
+    def of(cls, run: Run, first: bool) -> _Rates:
+        """Those of `torch.optim.SGD`, whose first gradient starts the velocity."""
+        kept, taken = (0.0, 1.0) if first else (run.momentum, 1 - run.dampening)
+        return cls(run.lr, kept, taken, *((1.0, run.momentum) if run.nesterov else (0.0, 1.0)))
 
 
 class GraphExecutor(ReplayingExecutor):
@@ -31,19 +50,24 @@ class GraphExecutor(ReplayingExecutor):
         self._channels_last = convolves and not program.addresses_memory
         if self._channels_last:
             try:
-                self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
+                self._once, self._gradient = partition(program, self._free, self._laid_out(program.leaves))
             except NotCapturable:  # the energy may take views that only the usual layout allows
                 self._channels_last = False
         if not self._channels_last:
-            self._once, self._step = partition(program, self._free, self._laid_out(program.leaves))
+            self._once, self._gradient = partition(program, self._free, self._laid_out(program.leaves))
+        self._fuses = all(t.is_cpu and t.dtype in (torch.float32, torch.float64) for t in states)
+        self._module = None if self._fuses else module_of(self._gradient)
+        self._schedules: dict[bool, tuple[Schedule, fx.GraphModule]] = {}  # by whether there are velocities
         self._try()
 
     @torch.no_grad()
     def _try(self) -> None:
         """Some operators can be traced and then not be run without autograd, such as a LSTM of oneDNN's."""
         leaves = self._laid_out(self.program.leaves)
+        for i in self._free:
+            leaves[i] = leaves[i].clone()
         try:
-            self._step(*leaves, *self._once(*leaves))
+            self._steps(leaves, [], Run(1, 0.0, 0.0, 0.0, False, False, False), [])
         except Exception as error:
             raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
 
@@ -55,36 +79,52 @@ class GraphExecutor(ReplayingExecutor):
         return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in leaves]
 
     def _infer(self, given: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
-        program = self.program
         leaves = self._laid_out(given)
-        states = [leaves[i] for i in self._free]
-        invariant = self._once(*leaves)
-        recorded = []
+        recorded: list[Tensor] = []
+        self._steps(leaves, velocities, run, recorded)
+        for i in self._free:
+            if leaves[i].data_ptr() != given[i].data_ptr():
+                given[i].copy_(leaves[i])
+        return [torch.stack(recorded)] if run.record else []
+
+    def _steps(self, leaves: list[Tensor], velocities: list[Tensor], run: Run, recorded: list[Tensor]) -> None:
+        program, invariant = self.program, self._once(*leaves)
+        if self._fuses:
+            schedule, move = self._scheduled(bool(velocities))
+            memory = schedule.lend()
         for step in range(run.steps):
             if run.record:
                 recorded.append(torch.stack(torch.broadcast_tensors(*program.energies(program.terms, leaves))))
-            gradients = self._step(*leaves, *invariant)
-            for i, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
-                if not velocities:
-                    functional.estep_(state, gradient, lr=run.lr)
-                    continue
-                momentum = run.momentum
-                if step == 0 and not run.resume:  # the first gradient starts the velocity
-                    velocities[i].copy_(gradient)
-                    gradient = gradient * (1 + momentum) if run.nesterov else gradient
-                    functional.estep_(state, gradient, lr=run.lr)
-                else:
-                    functional.estep_(
-                        state, gradient, lr=run.lr, momentum=momentum, dampening=run.dampening,
-                        nesterov=run.nesterov, buffer=velocities[i],
-                    )  # fmt: skip
-        for i, state in zip(self._free, states, strict=True):
-            if state.data_ptr() != given[i].data_ptr():
-                given[i].copy_(state)
-        return [torch.stack(recorded)] if run.record else []
+            rates = _Rates.of(run, first=step == 0 and not run.resume)
+            if self._fuses:
+                move(*leaves, *invariant, *velocities, *memory, *astuple(rates))
+            else:
+                self._descend(leaves, invariant, velocities, rates)
+
+    def _scheduled(self, velocities: bool) -> tuple[Schedule, fx.GraphModule]:
+        if velocities not in self._schedules:
+            schedule = Scheduler(self._gradient, self._free, velocities).schedule()
+            self._schedules[velocities] = schedule, module_of(schedule.graph)
+        return self._schedules[velocities]
+
+    def _descend(
+        self, leaves: list[Tensor], invariant: Sequence[Tensor], velocities: list[Tensor], rates: _Rates
+    ) -> None:
+        """A step by operators of their own, as on a GPU, where one graph launches them all."""
+        assert self._module is not None
+        gradients = self._module(*leaves, *invariant)
+        for k, (i, gradient) in enumerate(zip(self._free, gradients, strict=True)):
+            if velocities:
+                velocity = velocities[k]
+                velocity.mul_(rates.kept).add_(gradient, alpha=rates.taken)
+                gradient = gradient.mul(rates.gradient).add_(velocity, alpha=rates.velocity)
+            functional.estep_(leaves[i], gradient, lr=rates.lr)
 
     def notes(self) -> list[str]:
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
-        every = sum(n.op == "call_function" for n in self._step.graph.nodes)
+        every, fused = sum(n.op == "call_function" for n in self._gradient.nodes), []
+        if self._schedules:
+            schedule = next(reversed(self._schedules.values()))[0]
+            every, fused = schedule.calls, schedule.notes()
         layout = ["images with their channels last"] if self._channels_last else []
-        return [f"{every} operator calls at every step, {once} once a run", *layout, *self._replay.notes(self)]
+        return [f"{every} operator calls at every step, {once} once a run", *fused, *layout, *self._replay.notes(self)]

@@ -484,7 +484,9 @@ class InferenceLoop:
         self._lost = diverged
 
     def _are_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self._params)
+        # of the extremes, in one pass: each is NaN where an element is
+        states = [p.detach() for p in self._params if p.numel()]
+        return all(math.isfinite(x) for p in states for x in (float(e) for e in torch.aminmax(p)))
 
     def _predictions(self) -> list[Tensor]:
         """The free states of a forward sweep; 0 where nothing predicts them."""

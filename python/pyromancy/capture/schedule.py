@@ -1,0 +1,691 @@
+"""The E-step of a traced gradient: products as they are, what lies between them fused, in memory that stays.
+
+Operators that work element by element are gathered in groups, each of which is one call of `elementwise_`: it reads
+every operand once and writes what others need of it. Max- and mean-pooling whose windows do not overlap are such
+operators on the parts of an image that fall on one place of the windows. A state moves in the group that makes its
+gradient, after all others that read it, so that all states move at once, as gradients are of the states before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import ops
+from ..plan.elementwise import MOST_INSTRUCTIONS, MOST_OPERANDS, value_of
+from ..plan.expression import Op
+from .elements import ELEMENTS, ZERO, Value, made, number, value_of_call
+from .partition import is_fused
+
+aten = torch.ops.aten
+
+_OUT: dict[Any, Any] = {
+    aten.mm.default: aten.mm.out,
+    aten.addmm.default: aten.addmm.out,
+    aten.bmm.default: aten.bmm.out,
+}
+# whose results are views, though their schemas do not tell
+_SHARING = (
+    aten._unsafe_view.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
+    aten.unsafe_chunk.default, aten.reshape.default,
+)  # fmt: skip
+_MOST_PARTS = 9
+# what a group makes again rather than read, where it reads all that this is made of
+_CHEAP = (Op.ADD, Op.SUB, Op.MUL, Op.NEG, Op.ABS, Op.MAX, Op.MIN, Op.SELECT, Op.GREATER, Op.AT_LEAST, value_of("relu"))
+
+
+def _velocity(before: Tensor, gradient: Tensor) -> Tensor:
+    """Stands for a velocity after a step."""
+    raise NotImplementedError
+
+
+def _moved(state: Tensor, gradient: Tensor, velocity: Tensor | None = None) -> Tensor:
+    """Stands for a state after a step."""
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A tensor that a schedule is lent: which block of memory it lies in, and how."""
+
+    block: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int = 0
+
+    def part(self, size: tuple[int, int], place: tuple[int, int]) -> Memory:
+        """What lies at one place of windows that divide an image."""
+        (b, c, h, w), (s, t, y, x) = self.shape, self.stride
+        offset = self.offset + place[0] * y + place[1] * x
+        return Memory(
+            self.block, (b, c, h // size[0], w // size[1]), (s, t, y * size[0], x * size[1]), self.dtype, offset
+        )
+
+
+@dataclass(eq=False)
+class _Unit:
+    """Calls that are made at once: a group of element-wise ones, or another."""
+
+    nodes: list[fx.Node]
+    domain: tuple[Any, ...] | None = None  # shape and dtype of a group
+    before: int = 0  # bits of the units that come before
+    bit: int = 0
+
+
+@dataclass
+class _Parts:
+    """An image that is made in parts, those at one place of windows of a size."""
+
+    size: tuple[int, int]
+    values: dict[tuple[int, int], Value] = field(default_factory=dict)
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("val")
+
+
+def _domain(t: Tensor) -> tuple[Any, ...]:
+    return tuple(t.shape), t.dtype
+
+
+def _shares(target: Any) -> bool:
+    """Whether what a call gives lies in the memory of its first argument."""
+    if target is operator.getitem or target in _SHARING:
+        return True
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    returns = target._schema.returns
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _windows(size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, image: Tensor) -> tuple[int, int] | None:
+    """The size of windows that divide an image among them."""
+    size = [*size] * (2 // len(size))
+    stride, padding, dilation = ([*x] * (2 // len(x)) if x else size for x in (stride, padding, dilation))
+    fits = size == stride and padding == [0, 0] and dilation == [1, 1] and image.dim() == 4 and not ceil
+    if not fits or size[0] * size[1] > _MOST_PARTS or any(n % k for n, k in zip(image.shape[2:], size, strict=True)):
+        return None
+    return size[0], size[1]
+
+
+def _places(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    return itertools.product(range(size[0]), range(size[1]))
+
+
+def _leaves(value: Value | _Parts) -> Iterator[fx.Node]:
+    """The calls and inputs that a value is made of."""
+    if isinstance(value, _Parts):
+        for part in value.values.values():
+            yield from _leaves(part)
+    elif value[0] in ("node", "part"):
+        yield value[1]
+    elif value[0] != "number":
+        for v in value[1:]:
+            yield from _leaves(v)
+
+
+def _size(value: Value | _Parts) -> tuple[int, int]:
+    """How many instructions a value takes at most, and how many operands and numbers."""
+    if isinstance(value, _Parts):
+        sizes = [_size(v) for v in value.values.values()]
+        return sum(n for n, _ in sizes), len(sizes) + max(n for _, n in sizes)
+    if not isinstance(value[0], int):
+        return 0, 1
+    sizes = [_size(v) for v in value[1:]]
+    return 1 + sum(n for n, _ in sizes), sum(n for _, n in sizes)
+
+
+def _parts_of(image: fx.Node, size: tuple[int, int]) -> list[Value]:
+    return [("part", image, size, place) for place in _places(size)]
+
+
+class Scheduler:
+    """Makes schedules of a graph of calls, whose metadata tell the forms of their results.
+
+    Args:
+        graph: of leaves and of what is computed once, to the gradients.
+        states: the leaves, by their positions, in the order of the gradients.
+    """
+
+    def __init__(self, graph: fx.Graph, states: Sequence[int], velocities: bool) -> None:
+        self.graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        outputs: Any = self.graph.graph_copy(graph, copies)
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        self.states = [inputs[i] for i in states]
+        self.root: dict[fx.Node, fx.Node] = {}
+        self.values: dict[fx.Node, Value | _Parts] = {}
+        self.writes: dict[fx.Node, fx.Node] = {}  # of a pseudo-call the input that it writes
+        self.units: list[_Unit] = []
+        self.unit: dict[fx.Node, _Unit] = {}
+        self.velocities = [self._input(f"velocity_{i}", s) for i, s in enumerate(self.states) if velocities]
+        self.moves = self._with_moves(list(outputs))
+        self.inputs: dict[fx.Node, list[fx.Node]] = {}  # what each reads, once it is fused
+        self.readers: dict[fx.Node, list[fx.Node]] = {}  # of memory, by its root
+        self.position: dict[fx.Node, int] = {}
+        self._group()
+
+    def _input(self, name: str, like: fx.Node) -> fx.Node:
+        last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        with self.graph.inserting_after(last):
+            made = self.graph.placeholder(name)
+        made.meta = like.meta
+        return made
+
+    def _with_moves(self, gradients: list[fx.Node]) -> list[fx.Node]:
+        moves = []
+        for i, (state, gradient) in enumerate(zip(self.states, gradients, strict=True)):
+            given: tuple[fx.Node, ...] = (state, gradient)
+            if self.velocities:
+                velocity = self.graph.call_function(_velocity, (self.velocities[i], gradient))
+                self.writes[velocity] = self.velocities[i]
+                velocity.meta = state.meta
+                given = (*given, velocity)
+                moves.append(velocity)
+            move = self.graph.call_function(_moved, given)
+            self.writes[move] = state
+            move.meta = state.meta
+            moves.append(move)
+        return moves
+
+    # ---- what is fused
+
+    def _group(self) -> None:
+        for node in self.graph.nodes:
+            self.root[node] = self._root(node)
+            if node.op == "call_function" and (value := self._element(node)) is not None:
+                self.values[node] = value
+                self.inputs[node] = [*dict.fromkeys(_leaves(value))]
+            else:
+                self.inputs[node] = node.all_input_nodes
+        needed = set(self.moves)
+        for node in reversed(self.graph.nodes):
+            if node in needed:
+                needed.update(self.inputs[node])
+        calls = [n for n in self.graph.nodes if n in needed and n.op != "placeholder"]
+        for node in calls:
+            for n in self.inputs[node]:
+                if self.root[node] is not self.root[n]:
+                    self.readers.setdefault(self.root[n], []).append(node)
+        for i, node in enumerate(calls):
+            self.position[node] = i
+            if node in self.values:
+                self._place(node)
+            else:
+                self._add(_Unit([node]))
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        """Whose memory a node's result lies in."""
+        if node.op != "call_function" or not node.all_input_nodes:
+            return node
+        return self.root[node.all_input_nodes[0]] if _shares(node.target) else node
+
+    def _element(self, node: fx.Node) -> Value | _Parts | None:
+        if node.target is operator.getitem:
+            return self._pooled(node)
+        if not is_fused(node):
+            return None
+        if node.target is aten.max_pool2d_with_indices_backward.default:
+            return self._max_pool_backward(node)
+        if node.target is aten.avg_pool2d.default:
+            return self._mean_pooled(node)
+        if node.target is aten.avg_pool2d_backward.default:
+            return self._mean_pool_backward(node)
+        for n in node.all_input_nodes:
+            if not is_fused(n) or _value(n).dtype != _value(node).dtype:
+                return None
+        read = lambda n: ("node", n)  # noqa: E731
+        if node.target is _velocity:
+            before, gradient = map(read, node.all_input_nodes)
+            return made(Op.ADD, made(Op.MUL, number("kept"), before), made(Op.MUL, number("taken"), gradient))
+        if node.target is _moved:
+            state, step = map(read, _arguments(node)[:2])
+            if len(node.args) == 3:
+                of_gradient = made(Op.MUL, number("gradient"), step)
+                step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), read(_arguments(node)[2])))
+            return made(Op.SUB, state, made(Op.MUL, number("lr"), step))
+        if node.target not in ELEMENTS:
+            return None
+        return value_of_call(node, read)
+
+    def _pooled(self, node: fx.Node) -> Value | None:
+        """Max-pooling, where only its maxima are asked for, and its indices for the gradient alone."""
+        source, i = _arguments(node)
+        if source.target is not aten.max_pool2d_with_indices.default or i != 0 or not is_fused(_arguments(source)[0]):
+            return None
+        if (size := self._max_windows(source)) is None:
+            return None
+        for user in source.users:
+            if _arguments(user)[1] == 1 and any(not self._is_backward_of(u, source) for u in user.users):
+                return None
+        image = _arguments(source)[0]
+        parts = _parts_of(image, size)
+        value = parts[0]
+        for part in parts[1:]:
+            value = made(Op.MAX, value, part)
+        return value
+
+    def _max_windows(self, pool: fx.Node) -> tuple[int, int] | None:
+        rest: tuple[Any, ...] = ((), (0,), (1,), False)
+        image, size, stride, padding, dilation, ceil = (*_arguments(pool), *rest[len(pool.args) - 2 :])
+        return _windows(size, stride, padding, dilation, ceil, _value(image))
+
+    def _is_backward_of(self, node: fx.Node, pool: fx.Node) -> bool:
+        return (
+            node.target is aten.max_pool2d_with_indices_backward.default and _arguments(node)[1] is _arguments(pool)[0]
+        )
+
+    def _max_pool_backward(self, node: fx.Node) -> _Parts | None:
+        gradient, image, size, stride, padding, dilation, ceil, _ = _arguments(node)
+        windows = _windows(size, stride, padding, dilation, ceil, _value(image))
+        if windows is None or _value(gradient).dtype != _value(image).dtype:
+            return None
+        parts = _parts_of(image, windows)
+        most = [parts[0]]
+        for part in parts[1:]:
+            most.append(made(Op.MAX, most[-1], part))
+        found = _Parts(windows)
+        left: Value = ("node", gradient)
+        # the first of equal ones has it, so the last that is greater than all before
+        for k, place in reversed([*enumerate(_places(windows))]):
+            if k == 0:
+                found.values[place] = left
+            else:
+                greater = made(Op.GREATER, parts[k], most[k - 1])
+                found.values[place] = made(Op.SELECT, greater, left, ZERO)
+                left = made(Op.SELECT, greater, ZERO, left)
+        return found
+
+    def _mean_windows(self, image: fx.Node, args: Sequence[Any]) -> tuple[int, int] | None:
+        rest: tuple[Any, ...] = ((), (0,), False, True, None)
+        size, stride, padding, ceil, _, divisor = (*args, *rest[len(args) - 1 :])
+        return None if divisor else _windows(size, stride, padding, (1,), ceil, _value(image))
+
+    def _mean_pooled(self, node: fx.Node) -> Value | None:
+        image, *window = _arguments(node)
+        size = self._mean_windows(image, window)
+        if size is None:
+            return None
+        first, *rest = _parts_of(image, size)
+        for part in rest:
+            first = made(Op.ADD, first, part)
+        return made(Op.MUL, first, number(1 / (size[0] * size[1])))
+
+    def _mean_pool_backward(self, node: fx.Node) -> _Parts | None:
+        gradient, image, *window = _arguments(node)
+        size = self._mean_windows(image, window)
+        if size is None or _value(gradient).dtype != _value(image).dtype:
+            return None
+        share = made(Op.MUL, ("node", gradient), number(1 / (size[0] * size[1])))
+        return _Parts(size, dict.fromkeys(_places(size), share))
+
+    def _add(self, unit: _Unit) -> None:
+        unit.bit = 1 << len(self.units)
+        self.units.append(unit)
+        for node in unit.nodes:
+            self.unit[node] = unit
+        unit.before = self._needed(unit.nodes[0])
+
+    def _needed(self, node: fx.Node) -> int:
+        """The units before that of a node, without itself."""
+        before = 0
+        for n in self._ordered(node):
+            if (unit := self.unit.get(n)) is not None:
+                before |= unit.before | unit.bit
+        return before
+
+    def _place(self, node: fx.Node) -> None:
+        """In a group that makes what it reads, together with others that do, or that reads the same."""
+        value = self.values[node]
+        t = _value(node)
+        image = isinstance(value, _Parts)
+        domain = _domain(_value(_arguments(node)[0])) if image else _domain(t)
+        near = {self.unit[n] for n in self._ordered(node) if n in self.unit}
+        mine = sorted((u for u in near if u.domain == domain), key=lambda u: -u.bit)
+        before = self._needed(node)
+        home: _Unit | None = None
+        for unit in mine:
+            if home is None:
+                others = [self.unit[n] for n in self._ordered(node) if n in self.unit]
+                joins = all(u is unit or not (u.before & unit.bit) for u in others)
+                if joins and self._fits([*unit.nodes, node]):
+                    home = unit
+                    home.nodes.append(node)
+                    self.unit[node] = home
+                    self._come_after(home, before & ~home.bit)
+            else:
+                self._merge(home, unit)
+        if home is None:
+            self._add(_Unit([node], domain))
+
+    def _ordered(self, node: fx.Node) -> list[fx.Node]:
+        written = self.writes.get(node)
+        others = self.readers.get(written, ()) if written is not None else ()
+        return [*self.inputs[node], *(n for n in others if n is not node)]
+
+    def _come_after(self, unit: _Unit, before: int) -> None:
+        unit.before |= before
+        for other in self.units:
+            if other.before & unit.bit:
+                other.before |= unit.before
+
+    def _merge(self, home: _Unit, other: _Unit) -> None:
+        """Two groups become one, unless something in between needs one and is needed by the other."""
+        if not self._fits(home.nodes + other.nodes):
+            return
+        for u in self.units:
+            if u is home or u is other:
+                continue
+            if (u.before & other.bit and home.before & u.bit) or (u.before & home.bit and other.before & u.bit):
+                return
+        for node in other.nodes:
+            self.unit[node] = home
+        home.nodes = other.nodes + home.nodes
+        self.units.remove(other)
+        for u in self.units:
+            if u.before & other.bit:
+                u.before = (u.before & ~other.bit) | home.bit
+        self._come_after(home, (other.before | home.before) & ~home.bit & ~other.bit)
+        home.before &= ~home.bit
+
+    def _fits(self, nodes: Iterable[fx.Node]) -> bool:
+        sizes = [_size(self.values[n]) for n in nodes]
+        return sum(n for n, _ in sizes) <= MOST_INSTRUCTIONS and sum(n + 1 for _, n in sizes) <= MOST_OPERANDS
+
+    # ---- what lies in memory, and where
+
+    def _order(self) -> list[_Unit]:
+        """The units, each after those that it needs."""
+        after: dict[_Unit, set[_Unit]] = {}
+        for unit in self.units:
+            before = {self.unit[n] for node in unit.nodes for n in self._ordered(node) if n in self.unit}
+            after[unit] = before - {unit}
+        ordered: list[_Unit] = []
+        for unit in sorted(self.units, key=lambda u: max(self.position[n] for n in u.nodes)):
+            self._append(unit, after, ordered)
+        return ordered
+
+    def _append(self, unit: _Unit, after: dict[_Unit, set[_Unit]], ordered: list[_Unit]) -> None:
+        if unit in ordered:
+            return
+        for u in sorted(after[unit], key=lambda u: max(self.position[n] for n in u.nodes)):
+            self._append(u, after, ordered)
+        ordered.append(unit)
+
+    def _is_made_again(self, node: fx.Node, unit: _Unit) -> bool:
+        """Whether a group makes a value of another again, of what it reads anyway."""
+        value = self.values[node]
+        if isinstance(value, _Parts) or value[0] not in _CHEAP or unit.domain != self.unit[node].domain:
+            return False
+        read = {n for of in unit.nodes for n in self.inputs[of] if n not in self.values or self.unit[n] is unit}
+        return all(v[0] == "number" or (v[0] == "node" and v[1] in read) for v in value[1:])
+
+    def _kept(self) -> set[fx.Node]:
+        """The element-wise values that lie in memory."""
+        kept: set[fx.Node] = set()
+        crossing: list[tuple[fx.Node, _Unit]] = []
+        for unit in self.units:
+            for node in unit.nodes:
+                for n in self.inputs[node]:
+                    if n not in self.values or n in self.writes:
+                        continue
+                    elsewhere = self.unit[n] is not unit
+                    if (
+                        unit.domain is None
+                        or self._is_part(node, n)
+                        or (elsewhere and unit.domain != self.unit[n].domain)
+                        or isinstance(self.values[n], _Parts)
+                    ):
+                        kept.add(n)
+                    elif elsewhere and not self._is_made_again(n, unit):
+                        crossing.append((n, unit))
+        for n, _ in crossing:
+            if self._negative(n, kept) is None:
+                kept.add(n)
+        return kept
+
+    def _is_part(self, node: fx.Node, image: fx.Node) -> bool:
+        """Whether a call reads a value in parts."""
+        value = self.values[node]
+        values = value.values.values() if isinstance(value, _Parts) else (value,)
+        return any(part[1] is image for v in values for part in _parts(v))
+
+    def _negative(self, node: fx.Node, kept: set[fx.Node]) -> fx.Node | None:
+        """Another value in memory of which it is the negative."""
+        for other in kept:
+            if self.values[other] == (Op.NEG, ("node", node)) or self.values[node] == (Op.NEG, ("node", other)):
+                return other
+        return None
+
+    def schedule(self) -> Schedule:
+        """The calls in order, with their memory."""
+        return _Writer(self).schedule()
+
+
+def _parts(value: Value) -> Iterator[Value]:
+    if value[0] == "part":
+        yield value
+    elif isinstance(value[0], int):
+        for v in value[1:]:
+            yield from _parts(v)
+
+
+NUMBERS = ("lr", "kept", "taken", "gradient", "velocity")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One E-step as a graph of calls.
+
+    Attributes:
+        graph: takes the leaves, what is computed once, velocities where there are any, memory and `NUMBERS`.
+        blocks: how many elements every block of memory has, and of which type.
+        memory: where the tensors lie that the graph is lent.
+        fused: how many calls are of element-wise programs, and how many operators they stand for.
+    """
+
+    graph: fx.Graph
+    blocks: list[tuple[int, torch.dtype]]
+    memory: list[Memory]
+    fused: tuple[int, int]
+
+    @property
+    def calls(self) -> int:
+        """How many operators a step calls, beside views."""
+        return sum(n.op == "call_function" and not _shares(n.target) for n in self.graph.nodes)
+
+    def notes(self) -> list[str]:
+        """What is fused, in words."""
+        calls, operators = self.fused
+        size = sum(size * dtype.itemsize for size, dtype in self.blocks) / 2**20
+        return [f"{operators} element-wise operators, states' updates among them, fused into {calls}"] + (
+            [f"{size:.1f} MiB of memory lent to the steps of a run"] if size >= 1 else []
+        )
+
+    def lend(self) -> list[Tensor]:
+        """Memory for a run."""
+        blocks = [torch.empty(size, dtype=dtype) for size, dtype in self.blocks]
+        return [blocks[m.block].as_strided(m.shape, m.stride, m.offset) for m in self.memory]
+
+
+class _Writer:
+    """Writes what a scheduler found out as a graph."""
+
+    def __init__(self, of: Scheduler) -> None:
+        self.of, self.kept = of, of._kept()
+        self.graph = fx.Graph()
+        self.blocks: list[tuple[int, torch.dtype]] = []
+        self.memory: dict[Memory, fx.Node] = {}
+        self.free: list[int] = []
+        self.place: dict[fx.Node, Memory] = {}
+        self.made: dict[fx.Node, fx.Node] = {}
+        for node in of.graph.nodes:
+            if node.op == "placeholder":
+                self.made[node] = self.graph.placeholder(node.name)
+        self.last_input = next(reversed(self.made.values()))
+        self.numbers = {name: self.graph.placeholder(name) for name in NUMBERS}
+        self.fused = [0, 0]
+
+    def schedule(self) -> Schedule:
+        of, ordered = self.of, self.of._order()
+        last: dict[fx.Node, int] = {}
+        for i, unit in enumerate(ordered):
+            for node in unit.nodes:
+                for n in (node, *of.inputs[node]):
+                    last[of.root[n]] = i
+                    if n in of.values and (twin := of._negative(n, self.kept)) is not None:
+                        last[of.root[twin]] = i
+        for i, unit in enumerate(ordered):
+            if unit.domain is not None:
+                self._write_group(unit)
+            else:
+                self._write_call(unit.nodes[0])
+            for node in [n for n in self.place if last[n] == i]:
+                self.free.append(self.place.pop(node).block)
+        self.graph.output(())
+        memory = list(self.memory)
+        return Schedule(self.graph, self.blocks, memory, (self.fused[0], self.fused[1]))
+
+    def _reserve(self, node: fx.Node) -> fx.Node:
+        """Memory for a result."""
+        t = _value(node)
+        dense = torch.empty_like(t, device="meta")  # of strides that are an expanded tensor's or have gaps
+        size = t.numel()
+        fitting = [b for b in self.free if self.blocks[b][1] == t.dtype and self.blocks[b][0] >= size]
+        if fitting:
+            block = min(fitting, key=lambda b: self.blocks[b][0])
+            self.free.remove(block)
+        else:
+            block = len(self.blocks)
+            self.blocks.append((size, t.dtype))
+        self.place[node] = Memory(block, tuple(t.shape), dense.stride(), t.dtype)
+        self.made[node] = self._lent(self.place[node])
+        return self.made[node]
+
+    def _lent(self, memory: Memory) -> fx.Node:
+        if memory not in self.memory:
+            first = next(iter(self.numbers.values()))
+            with self.graph.inserting_before(first):
+                self.memory[memory] = self.graph.placeholder(f"memory_{len(self.memory)}")
+        return self.memory[memory]
+
+    def _write_call(self, node: fx.Node) -> None:
+        target: Any = _OUT.get(node.target)
+        if target is None or not is_fused(node):
+            self.made[node] = self.graph.node_copy(node, self.made.__getitem__)
+            self.made[node].meta = {}
+            return
+        out = self._reserve(node)
+        arguments = fx.map_arg(node.args, self.made.__getitem__)
+        self.graph.call_function(target, arguments, {**fx.map_arg(node.kwargs, self.made.__getitem__), "out": out})
+
+    def _write_group(self, unit: _Unit) -> None:
+        assert unit.domain is not None
+        program = _Program(self, unit)
+        written: list[fx.Node] = []
+        results = []
+        for node in unit.nodes:
+            value = self.of.values[node]
+            if node in self.of.writes:
+                target = self.made[node] = self.made[self.of.writes[node]]
+                written.append(target)
+                results.append(program.compiled(("node", node)))
+            elif node not in self.kept:
+                continue
+            elif isinstance(value, _Parts):
+                self._reserve(node)
+                for place, part in value.values.items():
+                    written.append(self._lent(self.place[node].part(value.size, place)))
+                    results.append(program.compiled(part))
+            else:
+                written.append(self._reserve(node))
+                results.append(program.compiled(("node", node)))
+        if not written:
+            return
+        self.graph.call_function(ops.elementwise_, (written, *program.arguments(results)))
+        self.fused[0] += 1
+        self.fused[1] += len(unit.nodes)
+
+
+class _Program:
+    """The instructions of a group."""
+
+    def __init__(self, writer: _Writer, unit: _Unit) -> None:
+        self.writer, self.unit = writer, unit
+        self.reads: dict[Any, tuple[str, int]] = {}
+        self.numbers: dict[Any, tuple[str, int]] = {}
+        self.code: dict[Any, tuple[str, int]] = {}
+        self.operands: list[fx.Node] = []
+        self.nodes: dict[fx.Node, tuple[str, int]] = {}
+
+    def compiled(self, value: Value) -> tuple[str, int]:
+        """Where a value is: among what is read, numbers or results of instructions."""
+        kind = value[0]
+        if kind == "number":
+            return self.numbers.setdefault(value[1], ("number", len(self.numbers)))
+        if kind == "part":
+            return self._read(value, lambda: self._part(*value[1:]))
+        if kind == "node":
+            if value[1] not in self.nodes:
+                self.nodes[value[1]] = self._of_node(value[1])
+            return self.nodes[value[1]]
+        key = (kind, *map(self.compiled, value[1:]))
+        return self.code.setdefault(key, ("code", len(self.code)))
+
+    def _of_node(self, node: fx.Node) -> tuple[str, int]:
+        of, kept = self.writer.of, self.writer.kept
+        if node in of.values:
+            value = of.values[node]
+            if not isinstance(value, _Parts) and (
+                of.unit[node] is self.unit or (node not in kept and of._is_made_again(node, self.unit))
+            ):
+                return self.compiled(value)
+            if node not in kept and (negative := of._negative(node, kept)) is not None:
+                return self.compiled(made(Op.NEG, ("node", negative)))
+        return self._read(node, lambda: self._whole(node))
+
+    def _read(self, key: Any, operand: Any) -> tuple[str, int]:
+        if key not in self.reads:
+            self.reads[key] = ("read", len(self.reads))
+            self.operands.append(operand())
+        return self.reads[key]
+
+    def _whole(self, node: fx.Node) -> fx.Node:
+        assert self.unit.domain is not None
+        shape, made = self.unit.domain[0], self.writer.made[node]
+        if tuple(_value(node).shape) == shape:
+            return made
+        return self.writer.graph.call_function(aten.expand.default, (made, list(shape)))
+
+    def _part(self, image: fx.Node, size: tuple[int, int], place: tuple[int, int]) -> fx.Node:
+        if image in self.writer.place:
+            return self.writer._lent(self.writer.place[image].part(size, place))
+        part = self.writer.made[image]
+        for d in (0, 1):
+            end = _value(image).shape[2 + d]
+            part = self.writer.graph.call_function(aten.slice.Tensor, (part, 2 + d, place[d], end, size[d]))
+        return part
+
+    def arguments(self, results: list[tuple[str, int]]) -> tuple[Any, ...]:
+        """Of `elementwise_`, behind what is written."""
+        first = {"read": 0, "number": len(self.reads), "code": len(self.reads) + len(self.numbers)}
+
+        def at(value: tuple[str, int]) -> int:
+            return first[value[0]] + value[1]
+
+        instructions: list[int] = []
+        for operation, *values in self.code:
+            instructions += [int(operation), *map(at, values), *[0] * (3 - len(values))]
+        numbers = [self.writer.numbers[x] if isinstance(x, str) else x for x in self.numbers]
+        return self.operands, instructions, [at(r) for r in results], numbers
