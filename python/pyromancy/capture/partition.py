@@ -7,14 +7,15 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from . import trace
 from .capture import NotCapturable
 from .program import Program
 
@@ -106,8 +107,6 @@ def _partitioned(
     for n in traced.graph.nodes:
         if _writes(n):
             raise NotCapturable(f"its gradient is computed by {n.target}, which works in place")
-    for n in traced.graph.nodes:
-        n.meta = _told(n.meta.get("val"))
     _drop_aliases(traced.graph)
     if apart:
         _take_apart(traced.graph)
@@ -118,10 +117,14 @@ def _partitioned(
 
 def _traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
     """A function as a graph of operators none of which writes to its arguments."""
+    with suppress(trace.Untold):
+        return _collected(trace.traced(function, arguments))
     with _tracing:
         traced = _collected(make_fx(function)(*arguments))
         if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
             traced = _collected(make_fx(torch.func.functionalize(traced))(*arguments))
+    for n in traced.graph.nodes:
+        n.meta = trace.form_of(n.meta.get("val"))
     return traced
 
 
@@ -192,16 +195,6 @@ def _take_apart(graph: fx.Graph) -> None:
                 user.replace_all_uses_with((pull, push)[user.args[1]])
 
 
-def _told(value: Any) -> dict[str, Any]:
-    """Of a result its form, by a tensor without memory, and its device: fake ones take memory, and have modes."""
-    devices = {t.device for t in tree_leaves(value) if isinstance(t, Tensor)}
-    return {"val": tree_map_only(Tensor, _formally, value), "device": devices.pop() if len(devices) == 1 else None}
-
-
-def _formally(t: Tensor) -> Tensor:
-    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
-
-
 def is_fused(node: fx.Node) -> bool:
     """Whether a result is one of those that `elementwise_` takes."""
     value, device = node.meta["val"], node.meta["device"]
@@ -259,6 +252,11 @@ def _split(traced: fx.GraphModule, free: Sequence[int]) -> Graphs:
     for n in fixed:
         in_once[n] = once.node_copy(n, in_once.__getitem__)
     passed = [n for n in fixed if _gives_tensor(n) and any(u in varying or u is output for u in n.users)]
+    for n in passed:
+        if any(u in varying and u.target in _PRODUCTS and u.args[-1] is n for u in n.users) and _is_turned(n):
+            kept: dict[str, Any] = {"memory_format": torch.contiguous_format}  # read at every step
+            in_once[n] = once.call_function(aten.clone.default, (in_once[n],), kept)
+            n.meta = n.meta | {"val": n.meta["val"].contiguous()}
     once.output(tuple(in_once[n] for n in passed))
     for n in passed:
         in_step[n] = step.placeholder(f"once_{n.name}")
@@ -271,6 +269,14 @@ def _split(traced: fx.GraphModule, free: Sequence[int]) -> Graphs:
     for n, copy in in_step.items():
         copy.meta = n.meta
     return _collected(fx.GraphModule(traced, once)), step
+
+
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
+
+
+def _is_turned(node: fx.Node) -> bool:
+    """Whether a matrix is another's transpose, in which order products take longer to read it."""
+    return is_fused(node) and not node.meta["val"].is_contiguous()
 
 
 def _gives_tensor(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,13 +60,34 @@ class Memory:
     dtype: torch.dtype
     offset: int = 0
 
-    def part(self, size: tuple[int, int], place: tuple[int, int]) -> Memory:
-        """What lies at one place of windows that divide an image."""
-        (b, c, h, w), (s, t, y, x) = self.shape, self.stride
-        offset = self.offset + place[0] * y + place[1] * x
-        return Memory(
-            self.block, (b, c, h // size[0], w // size[1]), (s, t, y * size[0], x * size[1]), self.dtype, offset
-        )
+
+@dataclass(frozen=True)
+class _Window:
+    """What lies at one place of windows that divide images."""
+
+    size: tuple[int, int]
+    place: tuple[int, int]
+
+    def of(self, memory: Memory) -> Memory:
+        """That of a tensor in memory."""
+        (b, c, h, w), (s, t, y, x) = memory.shape, memory.stride
+        (rows, columns), (i, j) = self.size, self.place
+        shape, stride = (b, c, h // rows, w // columns), (s, t, y * rows, x * columns)
+        return replace(memory, shape=shape, stride=stride, offset=memory.offset + i * y + j * x)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """What lies at one place of a dimension, the others in an order."""
+
+    dim: int
+    place: int
+    others: tuple[int, ...]
+
+    def of(self, memory: Memory) -> Memory:
+        """That of a tensor in memory."""
+        shape, stride = (tuple(of[d] for d in self.others) for of in (memory.shape, memory.stride))
+        return replace(memory, shape=shape, stride=stride, offset=memory.offset + self.place * memory.stride[self.dim])
 
 
 @dataclass(eq=False)
@@ -81,10 +102,10 @@ class _Unit:
 
 @dataclass
 class _Parts:
-    """An image that is made in parts, those at one place of windows of a size."""
+    """A tensor that is made in parts of one form."""
 
-    size: tuple[int, int]
-    values: dict[tuple[int, int], Value] = field(default_factory=dict)
+    domain: tuple[Any, ...]
+    values: dict[_Window | _Slab, Value] = field(default_factory=dict)
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -97,6 +118,19 @@ def _value(node: fx.Node) -> Any:
 
 def _domain(t: Tensor) -> tuple[Any, ...]:
     return tuple(t.shape), t.dtype
+
+
+def _dense_strides(t: Tensor) -> tuple[int, ...]:
+    """Those of a tensor, or where it has gaps or is expanded those of one without that lies in the same order."""
+    strides, step = [0] * t.dim(), 1
+    for d in sorted(range(t.dim()), key=lambda d: (t.stride(d), t.shape[d] > 1, -d)):
+        strides[d] = step
+        step *= max(1, t.shape[d])
+    return (
+        t.stride()
+        if all(n == 1 or s == u for n, s, u in zip(t.shape, strides, t.stride(), strict=True))
+        else tuple(strides)
+    )
 
 
 def _shares(target: Any) -> bool:
@@ -119,8 +153,8 @@ def _windows(size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, im
     return size[0], size[1]
 
 
-def _places(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    return itertools.product(range(size[0]), range(size[1]))
+def _windows_of(size: tuple[int, int]) -> list[_Window]:
+    return [_Window(size, place) for place in itertools.product(range(size[0]), range(size[1]))]
 
 
 def _leaves(value: Value | _Parts) -> Iterator[fx.Node]:
@@ -147,7 +181,34 @@ def _size(value: Value | _Parts) -> tuple[int, int]:
 
 
 def _parts_of(image: fx.Node, size: tuple[int, int]) -> list[Value]:
-    return [("part", image, size, place) for place in _places(size)]
+    return [("part", image, window) for window in _windows_of(size)]
+
+
+def _take_biases_out(graph: fx.Graph) -> None:
+    """Of products, where what takes these works element by element: it adds them without another pass."""
+    for node in list(graph.nodes):
+        if node.target is not aten.addmm.default or node.kwargs or len(node.users) != 1:
+            continue
+        bias, *factors = _arguments(node)
+        last = user = next(iter(node.users))
+        if user.target is aten.view.default and _value(user).shape[-1] == _value(node).shape[-1]:
+            if len(user.users) != 1:
+                continue
+            last = next(iter(user.users))
+        else:
+            user = node
+        if bias.op != "placeholder" or _value(bias).dim() != 1 or last.target not in ELEMENTS or not is_fused(user):
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mm.default, tuple(factors))
+            product.meta = node.meta
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+        at = product if user is node else user
+        with graph.inserting_after(at):
+            biased = graph.call_function(aten.add.Tensor, (at, bias))
+        biased.meta = at.meta
+        last.replace_input_with(at, biased)
 
 
 class Scheduler:
@@ -164,6 +225,7 @@ class Scheduler:
         outputs: Any = self.graph.graph_copy(graph, copies)
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         self.states = [inputs[i] for i in states]
+        _take_biases_out(self.graph)
         self.root: dict[fx.Node, fx.Node] = {}
         self.values: dict[fx.Node, Value | _Parts] = {}
         self.writes: dict[fx.Node, fx.Node] = {}  # of a pseudo-call the input that it writes
@@ -240,6 +302,8 @@ class Scheduler:
             return self._max_pool_backward(node)
         if node.target is aten.avg_pool2d.default:
             return self._mean_pooled(node)
+        if node.target is aten.clone.default and (parts := self._stacked(node)) is not None:
+            return parts
         if node.target is aten.avg_pool2d_backward.default:
             return self._mean_pool_backward(node)
         for n in node.all_input_nodes:
@@ -258,6 +322,23 @@ class Scheduler:
         if node.target not in ELEMENTS:
             return None
         return value_of_call(node, read)
+
+    def _stacked(self, node: fx.Node) -> _Parts | None:
+        """Tensors that are stacked, turned and laid out anew, as the gradients of attention are."""
+        turned = _arguments(node)[0]
+        if turned.target is not aten.permute.default or len(turned.users) > 1:
+            return None
+        stack, order = _arguments(turned)
+        if stack.target is not aten.stack.default or len(stack.users) > 1:
+            return None
+        tensors, dim = (*_arguments(stack), 0)[:2]
+        if not all(is_fused(t) and _value(t).dtype == _value(node).dtype for t in tensors):
+            return None
+        at = {d % len(order): i for i, d in enumerate(order)}  # where each dimension of the stack has gone
+        dim %= len(order)
+        others = tuple(at[d] for d in range(len(order)) if d != dim)
+        values: dict[_Window | _Slab, Value] = {_Slab(at[dim], i, others): ("node", t) for i, t in enumerate(tensors)}
+        return _Parts(_domain(_value(tensors[0])), values)
 
     def _pooled(self, node: fx.Node) -> Value | None:
         """Max-pooling, where only its maxima are asked for, and its indices for the gradient alone."""
@@ -295,15 +376,15 @@ class Scheduler:
         most = [parts[0]]
         for part in parts[1:]:
             most.append(made(Op.MAX, most[-1], part))
-        found = _Parts(windows)
+        found = _Parts(_domain(_value(gradient)))
         left: Value = ("node", gradient)
         # the first of equal ones has it, so the last that is greater than all before
-        for k, place in reversed([*enumerate(_places(windows))]):
+        for k, window in reversed([*enumerate(_windows_of(windows))]):
             if k == 0:
-                found.values[place] = left
+                found.values[window] = left
             else:
                 greater = made(Op.GREATER, parts[k], most[k - 1])
-                found.values[place] = made(Op.SELECT, greater, left, ZERO)
+                found.values[window] = made(Op.SELECT, greater, left, ZERO)
                 left = made(Op.SELECT, greater, ZERO, left)
         return found
 
@@ -328,7 +409,7 @@ class Scheduler:
         if size is None or _value(gradient).dtype != _value(image).dtype:
             return None
         share = made(Op.MUL, ("node", gradient), number(1 / (size[0] * size[1])))
-        return _Parts(size, dict.fromkeys(_places(size), share))
+        return _Parts(_domain(_value(gradient)), dict.fromkeys(_windows_of(size), share))
 
     def _add(self, unit: _Unit) -> None:
         unit.bit = 1 << len(self.units)
@@ -348,9 +429,7 @@ class Scheduler:
     def _place(self, node: fx.Node) -> None:
         """In a group that makes what it reads, together with others that do, or that reads the same."""
         value = self.values[node]
-        t = _value(node)
-        image = isinstance(value, _Parts)
-        domain = _domain(_value(_arguments(node)[0])) if image else _domain(t)
+        domain = value.domain if isinstance(value, _Parts) else _domain(_value(node))
         near = {self.unit[n] for n in self._ordered(node) if n in self.unit}
         mine = sorted((u for u in near if u.domain == domain), key=lambda u: -u.bit)
         before = self._needed(node)
@@ -560,7 +639,6 @@ class _Writer:
     def _reserve(self, node: fx.Node) -> fx.Node:
         """Memory for a result."""
         t = _value(node)
-        dense = torch.empty_like(t, device="meta")  # of strides that are an expanded tensor's or have gaps
         size = t.numel()
         fitting = [b for b in self.free if self.blocks[b][1] == t.dtype and self.blocks[b][0] >= size]
         if fitting:
@@ -569,7 +647,7 @@ class _Writer:
         else:
             block = len(self.blocks)
             self.blocks.append((size, t.dtype))
-        self.place[node] = Memory(block, tuple(t.shape), dense.stride(), t.dtype)
+        self.place[node] = Memory(block, tuple(t.shape), _dense_strides(t), t.dtype)
         self.made[node] = self._lent(self.place[node])
         return self.made[node]
 
@@ -606,7 +684,7 @@ class _Writer:
             elif isinstance(value, _Parts):
                 self._reserve(node)
                 for place, part in value.values.items():
-                    written.append(self._lent(self.place[node].part(value.size, place)))
+                    written.append(self._lent(place.of(self.place[node])))
                     results.append(program.compiled(part))
             else:
                 written.append(self._reserve(node))
@@ -668,13 +746,13 @@ class _Program:
             return made
         return self.writer.graph.call_function(aten.expand.default, (made, list(shape)))
 
-    def _part(self, image: fx.Node, size: tuple[int, int], place: tuple[int, int]) -> fx.Node:
+    def _part(self, image: fx.Node, window: _Window) -> fx.Node:
         if image in self.writer.place:
-            return self.writer._lent(self.writer.place[image].part(size, place))
+            return self.writer._lent(window.of(self.writer.place[image]))
         part = self.writer.made[image]
-        for d in (0, 1):
+        for d, (size, place) in enumerate(zip(window.size, window.place, strict=True)):
             end = _value(image).shape[2 + d]
-            part = self.writer.graph.call_function(aten.slice.Tensor, (part, 2 + d, place[d], end, size[d]))
+            part = self.writer.graph.call_function(aten.slice.Tensor, (part, 2 + d, place, end, size))
         return part
 
     def arguments(self, results: list[tuple[str, int]]) -> tuple[Any, ...]:

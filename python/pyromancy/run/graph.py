@@ -55,7 +55,8 @@ class GraphExecutor(ReplayingExecutor):
                 self._channels_last = False
         if not self._channels_last:
             self._once, self._gradient = partition(program, self._free, self._laid_out(program.leaves))
-        self._fuses = all(t.is_cpu and t.dtype in (torch.float32, torch.float64) for t in states)
+        fit = all(t.is_cpu and t.dtype in (torch.float32, torch.float64) for t in states)
+        self._fuses = fit and not program.addresses_memory
         self._module = None if self._fuses else module_of(self._gradient)
         self._schedules: dict[bool, tuple[Schedule, fx.GraphModule]] = {}  # by whether there are velocities
         self._try()
@@ -64,9 +65,12 @@ class GraphExecutor(ReplayingExecutor):
     def _try(self) -> None:
         """Some operators can be traced and then not be run without autograd, such as a LSTM of oneDNN's."""
         leaves = self._laid_out(self.program.leaves)
-        for i in self._free:
-            leaves[i] = leaves[i].clone()
         try:
+            if self._module is not None:
+                self._module(*leaves, *self._once(*leaves))
+                return
+            for i in self._free:
+                leaves[i] = leaves[i].clone()
             self._steps(leaves, [], Run(1, 0.0, 0.0, 0.0, False, False, False), [])
         except Exception as error:
             raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
