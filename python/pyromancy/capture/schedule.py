@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import itertools
 import operator
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -563,7 +565,7 @@ def _parts(value: Value) -> Iterator[Value]:
 NUMBERS = ("lr", "kept", "taken", "gradient", "velocity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """One E-step as a graph of calls.
 
@@ -584,18 +586,25 @@ class Schedule:
         """How many operators a step calls, beside views."""
         return sum(n.op == "call_function" and not _shares(n.target) for n in self.graph.nodes)
 
-    def notes(self) -> list[str]:
+    @property
+    def told(self) -> str:
         """What is fused, in words."""
         calls, operators = self.fused
-        size = sum(size * dtype.itemsize for size, dtype in self.blocks) / 2**20
-        return [f"{operators} element-wise operators, states' updates among them, fused into {calls}"] + (
-            [f"{size:.1f} MiB of memory lent to the steps of a run"] if size >= 1 else []
-        )
+        return f"{operators} element-wise operators, states' updates among them, in {calls} of these"
 
     def lend(self) -> list[Tensor]:
-        """Memory for a run."""
-        blocks = [torch.empty(size, dtype=dtype) for size, dtype in self.blocks]
-        return [blocks[m.block].as_strided(m.shape, m.stride, m.offset) for m in self.memory]
+        """Memory for a run: what the last run of this thread had, if that was of this schedule too."""
+        kept: WeakKeyDictionary[Schedule, list[Tensor]] | None = getattr(_lent, "to", None)
+        if kept is None:
+            kept = _lent.to = WeakKeyDictionary()
+        if self not in kept:
+            kept.clear()
+            blocks = [torch.empty(size, dtype=dtype) for size, dtype in self.blocks]
+            kept[self] = [blocks[m.block].as_strided(m.shape, m.stride, m.offset) for m in self.memory]
+        return kept[self]
+
+
+_lent = threading.local()
 
 
 class _Writer:

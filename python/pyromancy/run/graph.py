@@ -126,9 +126,9 @@ class GraphExecutor(ReplayingExecutor):
 
     def notes(self) -> list[str]:
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
-        every, fused = sum(n.op == "call_function" for n in self._gradient.nodes), []
+        every, fused = sum(n.op == "call_function" for n in self._gradient.nodes), ""
         if self._schedules:
             schedule = next(reversed(self._schedules.values()))[0]
-            every, fused = schedule.calls, schedule.notes()
+            every, fused = schedule.calls, f"; {schedule.told}"
         layout = ["images with their channels last"] if self._channels_last else []
-        return [f"{every} operator calls at every step, {once} once a run", *fused, *layout, *self._replay.notes(self)]
+        return [f"{every} operator calls at every step, {once} once a run{fused}", *layout, *self._replay.notes(self)]
