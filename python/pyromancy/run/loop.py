@@ -486,6 +486,7 @@ class InferenceLoop:
     def _are_finite(self) -> bool:
         # of the extremes, in one pass: each is NaN where an element is
         states = [p.detach() for p in self._params if p.numel()]
+        states = [torch.view_as_real(p) if p.is_complex() else p for p in states]
         return all(math.isfinite(x) for p in states for x in (float(e) for e in torch.aminmax(p)))
 
     def _predictions(self) -> list[Tensor]:
