@@ -218,6 +218,11 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
     STD_TORCH_CHECK(!plan.edges[e].gram, "gram of edge ", e, " needs plain descent");
   Stepper stepper = method.stepper;
   complete(stepper);
+  for (size_t e = 0; stepper.errors && e < plan.edges.size(); ++e)
+    STD_TORCH_CHECK(plan.edges[e].source < plan.edges[e].target,
+                    "errors move where every edge leads "
+                    "to a later node, got ",
+                    plan.edges[e].source, " -> ", plan.edges[e].target);
   for (size_t l = 0; l < plan.nodes.size(); ++l) {
     const PlanNode& node = plan.nodes[l];
     const bool goes_on = node.free && method.progress != kNothing;
@@ -248,18 +253,34 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
   }
 }
 
-// Chains of nodes in order: an edge leads to a later node, and no node has two on either side.
+bool are_same(const Nonlinearity& f, const Nonlinearity& g) {
+  return f.kind == g.kind && f.parameter == g.parameter;
+}
+
+// What edges have in common.
 void join(Plan& plan) {
-  for (size_t e = 0; e < plan.edges.size(); ++e) {
-    const PlanEdge& edge = plan.edges[e];
-    PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
-    STD_TORCH_CHECK(edge.source < edge.target, "edge ", e, " must lead to a later node, got ",
-                    edge.source, " -> ", edge.target);
-    STD_TORCH_CHECK(target.in == kNothing && target.prior == kNothing, "node ", edge.target,
-                    " must have one prediction, got edge ", e, " beside another");
-    STD_TORCH_CHECK(source.out == kNothing, "node ", edge.source,
-                    " must predict one node, got edge ", e, " beside another");
-    source.out = target.in = static_cast<int64_t>(e);
+  const auto& edges = plan.edges;
+  for (PlanNode& node : plan.nodes)
+    node.predicted = node.prior != kNothing;
+  std::vector<const PlanEdge*> into(plan.nodes.size()), away(plan.nodes.size());
+  for (size_t e = 0; e < edges.size(); ++e) {
+    const PlanEdge& edge = edges[e];
+    plan.nodes[edge.target].predicted = true;
+    STD_TORCH_CHECK(edge.weight != kNothing || (edge.before.kind == Activation::identity &&
+                                                edge.scale == 1 && !edge.transposed && !edge.gram),
+                    "edge ", e, " has no weight, and so nothing before it");
+    const auto first = [&](std::vector<const PlanEdge*>& of, int64_t node) {
+      if (!of[node])
+        of[node] = &edge;
+      return of[node];
+    };
+    STD_TORCH_CHECK(are_same(first(into, edge.target)->after, edge.after), "edge ", e,
+                    " must have the activation after the product that others to node ", edge.target,
+                    " have");
+    STD_TORCH_CHECK(
+        edge.weight == kNothing || are_same(first(away, edge.source)->before, edge.before), "edge ",
+        e, " must have the activation before the product that others from node ", edge.source,
+        " have");
   }
 }
 
@@ -282,7 +303,7 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   check_contiguous(name, state);
   STD_TORCH_CHECK(!node.free || node.state < operands.writable(), name,
                   " is moved, and must be among the tensors written");
-  const bool predicted = node.in != kNothing || node.prior != kNothing;
+  const bool predicted = node.predicted;
   STD_TORCH_CHECK(predicted == (node.law != Law::none), "node ", l,
                   " must have a law where it has a prediction, and only there");
   STD_TORCH_CHECK(!node.swept || (node.free && predicted), "node ", l,
@@ -365,12 +386,14 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
   const Tensor& first = operands[plan.nodes.front().state];
   const Name first_name{"state of node", 0};
   const int64_t in = operands[source.state].size(1), out = operands[target.state].size(1);
-  const Tensor& weight = operands[edge.weight];
-  check_like({"weight of edge", e}, weight, first_name, first);
-  const int64_t rows = edge.transposed ? in : out, columns = edge.transposed ? out : in;
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == rows && weight.size(1) == columns,
-                  Name("weight of edge", e), " must have shape (", rows, ", ", columns, "), got ",
-                  to_string(weight.sizes()));
+  if (const Tensor* of = operands.find(edge.weight)) {
+    const Tensor& weight = *of;
+    check_like({"weight of edge", e}, weight, first_name, first);
+    const int64_t rows = edge.transposed ? in : out, columns = edge.transposed ? out : in;
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == rows && weight.size(1) == columns,
+                    Name("weight of edge", e), " must have shape (", rows, ", ", columns, "), got ",
+                    to_string(weight.sizes()));
+  }
   if (const Tensor* bias = operands.find(edge.bias)) {
     check_like({"bias of edge", e}, *bias, first_name, first);
     check_width({"bias of edge", e}, *bias, out);
@@ -379,6 +402,17 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
                   " needs nodes of one width, got ", in, " and ", out);
   STD_TORCH_CHECK(target.law != Law::categorical || edge.after.kind == Activation::identity,
                   "edge ", e, " must have no activation after the product: it makes logits");
+  const auto is_alone = [&] {
+    for (const PlanEdge& other : plan.edges)
+      if (&other != &edge && (other.source == edge.source || other.target == edge.target))
+        return false;
+    return target.prior == kNothing;
+  };
+  STD_TORCH_CHECK(!target.swept || edge.source < edge.target, "node ", edge.target,
+                  " starts at its prediction, and edge ", e,
+                  " must lead to it from an earlier one, got ", edge.source);
+  STD_TORCH_CHECK(!edge.gram || is_alone(), "gram of edge ", e,
+                  " needs a source and a target without other edges, and no prior beside it");
   STD_TORCH_CHECK(!edge.gram ||
                       (source.free && !target.free && edge.after.kind == Activation::identity &&
                        edge.skip == 0 && target.law == Law::gaussian &&
@@ -506,6 +540,21 @@ void check_apart(const Operands& operands) {
 
 } // namespace
 
+void join_chains(Plan& plan) {
+  for (size_t e = 0; e < plan.edges.size(); ++e) {
+    const PlanEdge& edge = plan.edges[e];
+    PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
+    STD_TORCH_CHECK(edge.weight != kNothing, "edge ", e, " must have a weight here");
+    STD_TORCH_CHECK(edge.source < edge.target, "edge ", e, " must lead to a later node here, got ",
+                    edge.source, " -> ", edge.target);
+    STD_TORCH_CHECK(target.in == kNothing && target.prior == kNothing, "node ", edge.target,
+                    " must have one prediction here, got edge ", e, " beside another");
+    STD_TORCH_CHECK(source.out == kNothing, "node ", edge.source,
+                    " must predict one node here, got edge ", e, " beside another");
+    source.out = target.in = static_cast<int64_t>(e);
+  }
+}
+
 Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers,
             const Operands& operands) {
   Reader read(ints, numbers, operands);
@@ -549,7 +598,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
   for (PlanEdge& edge : plan.edges) {
     edge.source = read.number("source", 0, nodes);
     edge.target = read.number("target", 0, nodes);
-    edge.weight = read.tensor("weight");
+    edge.weight = read.maybe_tensor("weight");
     edge.bias = read.maybe_tensor("bias");
     for (Nonlinearity* f : {&edge.before, &edge.after}) {
       f->kind = static_cast<Activation>(read.number("activation", 0, kActivations));

@@ -54,7 +54,7 @@ struct PlanNode {
   bool free;
   bool swept; // starts at its prediction, whatever its state was
   Law law;
-  int64_t theta, prior;   // prior: constant prediction [1 or B, n]
+  int64_t theta, prior;   // prior: constant prediction [1 or B, n], or a part of it
   int64_t velocity;       // [B, n], of a momentum; of a stepper, s
   int64_t kept;           // [B, n], of a stepper, h; of lbfgs, h and pairs, each such;
                           // of fixed predictions, the first states
@@ -63,12 +63,14 @@ struct PlanNode {
   int64_t sample_weights; // [B], more factors of its energy
   double weight;          // of its energy
   double law_parameter;
-  Expression expression;                 // of a law that is one
-  Way way;                               // of steps at a rate
-  int64_t in = kNothing, out = kNothing; // edges
+  Expression expression; // of a law that is one
+  Way way;               // of steps at a rate
+  bool predicted;
+  int64_t in = kNothing, out = kNothing; // edges, once `join_chains` has found them
 };
 
-// mu = after(scale W before(z) + bias_scale b + skip z)
+// A part of a prediction, mu = after(prior + sum over edges of scale W before(z) + bias_scale b +
+// skip z), whose edges have one `after`, as those with a matrix away from a node have one `before`.
 struct PlanEdge {
   int64_t source, target; // nodes
   int64_t weight, bias;
@@ -160,6 +162,10 @@ inline bool moves_by_errors(const PlanNode& node) {
     return node.expression.is_of_distance();
   return node.law == Law::none || is_of_distance(node.law);
 }
+
+// For devices whose kernels take chains alone: finds the edges of nodes in order, where an edge has
+// a matrix and leads to a later node, and no node has two on either side; or refuses.
+void join_chains(Plan& plan);
 
 inline int64_t width(const Plan& plan, const Operands& operands, int64_t node) {
   return operands[plan.nodes[node].state].size(1);

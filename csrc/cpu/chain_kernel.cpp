@@ -89,6 +89,8 @@ struct Buffers {
   C* a;        // before(z), or before(base); the same itself where that is the identity
   C* next;     // the activations to come, where the update still reads a
   C* mu;       // a prediction that does not change
+  C* rest;     // what is added to products, of one that does
+  C* skipped;  // what errors of several skips come to on their way back
   C* residual; // z - mu, for a full precision
   C* error;    // what the law pulls with: P (z - mu) for a Gaussian
   C* delta;    // after' times what it pushes with: where both are the pull, the same as that
@@ -135,7 +137,6 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
   int64_t taken = 0;
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
-    const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
     const auto take = [&](bool wanted, int64_t n = 0) -> C* {
       if (!wanted)
         return nullptr;
@@ -143,7 +144,8 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
       taken += Layout::rows(n ? n : node.n) * Layout::width * kLanes<C>;
       return p;
     };
-    const bool gram = out && out->gram;
+    const bool multiplied = node.away.products.count;
+    const bool gram = gram_among(args, node.out);
     const bool varies = node.predicted && node.prediction_varies;
     const bool fed_back = node.predicted && node.feeds_back;
     const bool bent = node.predicted && is_bent(args, node);
@@ -155,11 +157,13 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     Buffers<typename Layout::Products> b{};
     b.z = take(true);
     b.base = take(node.free && args.fixed);
-    b.a = out && (gram || out->before.kind != Activation::identity) ? take(true) : b.z;
+    b.a = multiplied && (gram || node.before.kind != Activation::identity) ? take(true) : b.z;
     if (b.a == b.z && b.base)
       b.a = b.base;
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
+    b.rest = take(node.predicted && has_rest(node));
+    b.skipped = take(node.free && node.away.skips.count > 1);
     b.residual = take(full);
     const bool expressed = node.predicted && node.law == Law::expression;
     b.error = take(fed_back || full || every || expressed);
@@ -186,9 +190,8 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.known = take(node.free && node.known);
     b.scale = take(stepped && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
-      const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
-      const bool fed_back = in && node.predicted && args.node[in->source].free && !in->gram;
-      const bool wanted[kInputs] = {out != nullptr, fed_back, in && in->gram, full};
+      const bool by_gram = gram_among(args, node.in);
+      const bool wanted[kInputs] = {multiplied, fed_back && !by_gram, by_gram, full};
       for (int i = 0; i < kInputs; ++i)
         b.paired[i] = reinterpret_cast<O*>(take(wanted[i]));
     }
@@ -264,11 +267,11 @@ struct Tile {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<P>& b = buffers[l];
-      if (node.in < 0 && b.mu)
-        load_samples(node.prior, node.prior_stride, node.n, b.mu);
+      if (C* const to = node.in.count ? b.rest : b.mu; to && node.prior)
+        load_samples(node.prior, node.prior_stride, node.n, to);
       if (!node.swept)
         load_samples(node.state, node.n, node.n, b.z);
-      else if (node.in < 0)
+      else if (!node.in.count)
         load_samples(node.prior, node.prior_stride, node.n, b.z);
       if (b.base && args.resume)
         load_samples(node.kept, node.n, node.n, b.base);
@@ -286,14 +289,14 @@ struct Tile {
         if (b.delta != b.error)
           fill(b.delta, node.n, 0);
       }
-      if (!node.swept || node.in < 0)
+      if (!node.swept || !node.in.count)
         activate_source(l, 0, Layout::rows(node.n));
-      if (node.in >= 0 && args.edge[node.in].gram)
+      if (gram_among(args, node.in))
         // the error buffer is free to hold P (z' - b), for this once
         for (int64_t i = 0; i < Layout::rows(node.n); ++i)
           for (int v = 0; v < width; ++v) {
             const int64_t at = i * row + v * w;
-            const Vec<C> bias = Layout::constant(args.edge[node.in].bias, i);
+            const Vec<C> bias = Layout::constant(node.bias, i);
             store(b.error + at, Gaussian::push(load(b.z + at), bias, rate(node, i, v)));
           }
       for (const Input of : {Input::delta, Input::error, Input::residual})
@@ -410,15 +413,17 @@ struct Tile {
     return node.sample_weights ? x * Layout::of_samples(node.sample_weights, first, v) : x;
   }
 
-  // The norm of before(z) of the node that predicts node l, for every sample, if it is wanted.
+  // The norm of before(z) of the nodes that predict node l, for every sample, if it is wanted.
   struct Norms {
     Vec<C> of[Layout::width];
   };
   Norms norms(int64_t l) const {
-    const ChainEdge& in = args.edge[args.node[l].in];
-    const C* const a = buffers[in.source].a;
     double squares[Layout::samples] = {};
-    Layout::sum(a, args.node[in.source].n, squares, [](auto x) { return x * x; });
+    for (const Numbers edges : {args.node[l].moving.products, args.node[l].resting.products})
+      for (const int64_t e : edges) {
+        const int64_t source = args.edge[e].source;
+        Layout::sum(buffers[source].a, args.node[source].n, squares, [](auto x) { return x * x; });
+      }
     Norms result;
     for (double& square : squares)
       square = __builtin_sqrt(square);
@@ -438,29 +443,54 @@ struct Tile {
     return b.known ? load(b.known + at) > C(0) ? z : to : to;
   }
 
-  // Adds what skips the product that predicts node l to its rows i to i + rows.
-  void skip(int64_t l, int64_t i, int64_t rows, Vec<C>* c) const {
-    const ChainEdge& in = args.edge[args.node[l].in];
-    const C* const z = buffers[in.source].source() + i * row;
-    for (int64_t q = 0; q < rows * width; ++q)
-      c[q] = fma(splat(static_cast<C>(in.skip)), load(z + q * w), c[q]);
+  // Adds what skips products to rows i to i + rows of these.
+  void skip(Numbers edges, int64_t i, int64_t rows, Vec<C>* c) const {
+    for (const int64_t e : edges) {
+      const C* const z = buffers[args.edge[e].source].source() + i * row;
+      const Vec<C> by = splat(static_cast<C>(args.edge[e].skip));
+      for (int64_t q = 0; q < rows * width; ++q)
+        c[q] = fma(by, load(z + q * w), c[q]);
+    }
   }
 
-  // What of the error that node l predicts skips the product on its way back; null where nothing
-  // does.
+  // Adds what does not change, likewise.
+  void add_rest(int64_t l, int64_t i, int64_t rows, Vec<C>* c) const {
+    const C* const rest = buffers[l].rest + i * row;
+    for (int64_t q = 0; q < rows * width; ++q)
+      c[q] += load(rest + q * w);
+  }
+
+  // What of the errors that node l predicts skips products on its way back, of rows i to i + rows;
+  // null where nothing does.
   struct Skipping {
     const C* delta;
     Vec<C> by;
   };
-  Skipping skipping(int64_t l, bool fed) const {
-    Skipping result{nullptr, splat(C(0))};
-    if (const ChainEdge* out = fed ? args.edge + args.node[l].out : nullptr; out && out->skip != 0)
-      result = {buffers[out->target].delta, splat(static_cast<C>(out->skip))};
-    return result;
+  Skipping skipping(int64_t l, int64_t i, int64_t rows) const {
+    const Numbers skips = args.node[l].away.skips;
+    const auto one = [&](int64_t e) {
+      return Skipping{buffers[args.edge[e].target].delta, splat(static_cast<C>(args.edge[e].skip))};
+    };
+    if (skips.count < 2)
+      return skips.count ? one(*skips.first) : Skipping{nullptr, splat(C(0))};
+    C* const sums = buffers[l].skipped;
+    for (const int64_t e : skips) {
+      const Skipping from = one(e);
+      for (int64_t at = i * row; at < (i + rows) * row; at += w)
+        store(sums + at,
+              fma(from.by, load(from.delta + at), e == *skips.first ? Vec<C>{} : load(sums + at)));
+    }
+    return {sums, splat(C(1))};
   }
 
-  // Rows i to i + rows of a prediction that does not change, given those of its product.
+  // Rows i to i + rows of a prediction that does not change, or of what of one does not, given
+  // those of its products.
   void predict_once(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
+    if (args.node[l].prediction_varies) {
+      for (int64_t q = 0; q < rows * width; ++q)
+        store(buffers[l].rest + i * row + q * w, c[q]);
+      return;
+    }
     predict(l, i, rows, c, buffers[l].mu);
     if (norm) {
       for (int64_t r = i; r < i + rows; ++r)
@@ -487,21 +517,21 @@ struct Tile {
   }
 
   void predict(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, C* to) {
-    const ChainEdge& edge = args.edge[args.node[l].in];
+    const ChainNode& node = args.node[l];
     C* const mu = to + i * row;
     for (int64_t q = 0; q < rows * width; ++q)
-      store(mu + q * w, c[q] + Layout::constant(edge.bias, i + q / width));
-    activate_all<C>(edge.after, mu, mu, rows * width);
+      store(mu + q * w, c[q] + Layout::constant(node.bias, i + q / width));
+    activate_all<C>(node.after, mu, mu, rows * width);
   }
 
-  // before(z) for the edge that leads away from node l
+  // before(z) for the products away from node l
   void activate_source(int64_t l, int64_t i, int64_t rows) {
     const Buffers<P>& b = buffers[l];
     const C* const z = b.source();
     if (b.base && !args.resume)
       std::memcpy(b.base + i * row, b.z + i * row, rows * row * sizeof(C));
     if (b.a != z)
-      activate_all<C>(args.edge[args.node[l].out].before, z + i * row, b.a + i * row, rows * width);
+      activate_all<C>(args.node[l].before, z + i * row, b.a + i * row, rows * width);
     round(l, Input::activation, i, rows);
   }
 
@@ -578,8 +608,7 @@ struct Tile {
   void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
     if (is_rowwise(args.node[l].law)) // logits, until `normalize` has seen all of them
       return predict(l, i, rows, c, buffers[l].error);
-    with_kind(args.edge[args.node[l].in].after.kind,
-              [&](auto kind) { err_as<kind>(l, i, rows, c, norm); });
+    with_kind(args.node[l].after.kind, [&](auto kind) { err_as<kind>(l, i, rows, c, norm); });
     round(l, args.node[l].full_precision ? Input::residual : Input::delta, i, rows);
     if (norm) // states may have settled
       activate_source(l, i, rows);
@@ -635,10 +664,9 @@ struct Tile {
   __attribute__((noinline)) void err_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
                                         const Norms* norm) {
     const ChainNode& node = args.node[l];
-    const ChainEdge& edge = args.edge[node.in];
-    const Nonlinearity after{kind, edge.after.parameter};
+    const Nonlinearity after{kind, node.after.parameter};
     const Buffers<P> b = buffers[l];
-    const void* const bias = edge.bias;
+    const void* const bias = node.bias;
     const bool full = static_cast<bool>(node.full_precision);
     const bool expressed = node.law == Law::expression;
     const auto each = [&](auto f) { // f(row, vector, where they are, product)
@@ -876,7 +904,7 @@ struct Tile {
   // Rows i to i + rows of node l's error and state, given those of the product that predicts it.
   void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm, int64_t t,
             bool learning) {
-    with_kind(c ? args.edge[args.node[l].in].after.kind : Activation::identity,
+    with_kind(c ? args.node[l].after.kind : Activation::identity,
               [&](auto kind) { rise_as<kind>(l, i, rows, c, norm, t, learning); });
     if (args.node[l].full_precision)
       round(l, Input::residual, i, rows);
@@ -887,7 +915,7 @@ struct Tile {
   __attribute__((noinline)) void rise_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
                                          const Norms* norm, int64_t t, bool learning) {
     const ChainNode& node = args.node[l];
-    const Nonlinearity after{kind, c ? args.edge[node.in].after.parameter : 0};
+    const Nonlinearity after{kind, node.after.parameter};
     const Buffers<P> b = buffers[l];
     const bool learns = learning && errs_by_moving(args, node);
     const bool expressed = node.predicted && node.law == Law::expression && (learns || b.energy);
@@ -897,7 +925,7 @@ struct Tile {
       for (int v = 0; v < width; ++v, at += w) {
         Vec<C> mu{}, slopes = splat(C(1));
         if (c) {
-          const Vec<C> product = *c++ + Layout::constant(args.edge[node.in].bias, r);
+          const Vec<C> product = *c++ + Layout::constant(node.bias, r);
           mu = activate<C>(after, product);
           if (b.slope) {
             slopes = slope<C>(after, product, mu);
@@ -981,8 +1009,7 @@ struct Tile {
 
   // Rows i to i + rows of the gradient for what moves of node l, given those of the feedback.
   void fall(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
-    const Activation kind =
-        feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
+    const Activation kind = feedback ? args.node[l].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { fall_as<kind>(l, i, rows, feedback); });
     if (args.method.errors)
       round(l, Input::delta, i, rows);
@@ -992,9 +1019,9 @@ struct Tile {
   __attribute__((noinline)) void fall_as(int64_t l, int64_t i, int64_t rows,
                                          const Vec<C>* feedback) {
     const ChainNode& node = args.node[l];
-    const Nonlinearity before{kind, feedback ? args.edge[node.out].before.parameter : 0};
+    const Nonlinearity before{kind, node.before.parameter};
     const Buffers<P> b = buffers[l];
-    const Skipping skipping = this->skipping(l, feedback);
+    const Skipping skipping = this->skipping(l, i, rows);
     const bool by_metric = moves_by_metric(node);
     const bool by_states = !args.method.errors || node.full_precision;
     const bool expressed = node.predicted && node.law == Law::expression && !by_states;
@@ -1022,8 +1049,7 @@ struct Tile {
 
   // Rows i to i + rows of the gradient for node l's error, where states move, likewise.
   void lead(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
-    const Activation kind =
-        feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
+    const Activation kind = feedback ? args.node[l].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { lead_as<kind>(l, i, rows, feedback); });
     round(l, Input::delta, i, rows);
   }
@@ -1032,9 +1058,9 @@ struct Tile {
   __attribute__((noinline)) void lead_as(int64_t l, int64_t i, int64_t rows,
                                          const Vec<C>* feedback) {
     const ChainNode& node = args.node[l];
-    const Nonlinearity before{kind, feedback ? args.edge[node.out].before.parameter : 0};
+    const Nonlinearity before{kind, node.before.parameter};
     const Buffers<P> b = buffers[l];
-    const Skipping skipping = this->skipping(l, feedback);
+    const Skipping skipping = this->skipping(l, i, rows);
     for (int64_t at = i * row; at < (i + rows) * row; at += w) {
       const Vec<C> back = fed_back<kind>(b, at, before, skipping, feedback);
       const Vec<C> pull = load(b.error + at);
@@ -1503,6 +1529,7 @@ struct Tile {
       };
       one(mine.z, its.z);
       one(mine.mu, its.mu);
+      one(mine.rest, its.rest);
       if (!args.node[l].free)
         continue;
       if (mine.v != mine.z)
@@ -1554,8 +1581,7 @@ struct Tile {
 
   // z <- z - lr (error - before' feedback) and the activation of that, for rows i to i + rows
   void update(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback, bool fresh) {
-    const Activation kind =
-        feedback ? args.edge[args.node[l].out].before.kind : Activation::identity;
+    const Activation kind = feedback ? args.node[l].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { update_as<kind>(l, i, rows, feedback, fresh); });
     if (!buffers[l].next) // what is to come waits for its turn
       round(l, Input::activation, i, rows);
@@ -1564,9 +1590,9 @@ struct Tile {
   template <Activation kind>
   __attribute__((noinline)) void update_as(int64_t l, int64_t i, int64_t rows,
                                            const Vec<C>* feedback, bool fresh) {
-    const Nonlinearity before{kind, feedback ? args.edge[args.node[l].out].before.parameter : 0};
+    const Nonlinearity before{kind, args.node[l].before.parameter};
     const Buffers<P> b = buffers[l];
-    const Skipping skipping = this->skipping(l, feedback);
+    const Skipping skipping = this->skipping(l, i, rows);
     const ChainNode& node = args.node[l];
     const bool expressed = node.predicted && node.law == Law::expression;
     const bool from_prediction = b.mu && !node.full_precision && !expressed;
@@ -1675,8 +1701,7 @@ struct Tiles {
       tile(t).begin();
   }
 
-  // What `norms` gives for the node that predicts node l, of one tile after the other: once for
-  // each.
+  // What `norms` gives for what predicts node l, of one tile after the other: once for each.
   struct NormsOf {
     const int64_t l;
     int64_t first;
@@ -1689,51 +1714,84 @@ struct Tiles {
     }
   };
 
+  // A matrix, and the node whose buffer it is multiplied with.
+  struct Operands {
+    PackedMatrix matrix;
+    int64_t source = -1;
+  };
+
+  // Products that are added up: along edges, or back; or one, which may be of nothing.
+  struct Products {
+    Numbers edges;
+    bool back = false;
+    Operands only;
+
+    int64_t count() const {
+      return edges.count ? edges.count : 1;
+    }
+    Operands of(const ChainArgs& args, int64_t j) const {
+      if (!edges.count)
+        return only;
+      const ChainEdge& edge = args.edge[edges.first[j]];
+      return back ? Operands{edge.transposed, edge.target} : Operands{edge.weight, edge.source};
+    }
+  };
+
   void stage(Stage s, Rows wanted) const {
     const int64_t l = s.node;
     const ChainNode& node = args.node[l];
-    const auto multiply = [&](PackedMatrix matrix, int64_t source, Input x, auto f) {
+    const auto multiply = [&](const Products& products, Input x, auto f) {
       Layout::product(
-          matrix, node.n, args.node[source].n, wanted, count, partial,
-          [&](int64_t t) { return tile(t).buffers[source].operand(x); },
+          node.n, products.count(),
+          [&](int64_t j) {
+            const Operands of = products.of(args, j);
+            return Factor{of.matrix, of.source < 0 ? 0 : args.node[of.source].n};
+          },
+          wanted, count, partial,
+          [&](int64_t t, int64_t j) {
+            const int64_t source = products.of(args, j).source;
+            return source < 0 ? nullptr : tile(t).buffers[source].operand(x);
+          },
           [&](int64_t t, int64_t i, int64_t rows, Vec<C>* c) { f(tile(t), i, rows, c); });
     };
-    const ChainEdge* in = node.in >= 0 ? args.edge + node.in : nullptr;
-    const ChainEdge* out = node.out >= 0 ? args.edge + node.out : nullptr;
-    const auto predict = [&](auto f) {
-      multiply(in->weight, in->source, Input::activation,
-               [&](auto it, int64_t i, int64_t n, auto* c) {
-                 if (in->skip != 0)
-                   it.skip(l, i, n, c);
-                 f(it, i, n, c);
-               });
+    const auto predict = [&](const Sum& sum, auto f) {
+      const bool rests = has_rest(node) && (&sum == &node.moving || node.prior);
+      multiply({sum.products}, Input::activation, [&](auto it, int64_t i, int64_t n, auto* c) {
+        it.skip(sum.skips, i, n, c);
+        if (rests)
+          it.add_rest(l, i, n, c);
+        f(it, i, n, c);
+      });
     };
+    const bool fed = node.away.products.count;
+    const Products fed_back{node.away.products, true};
     switch (s.work) {
     case Work::predict_once: {
       NormsOf norms{l, -1, {}};
-      return predict([&](auto it, auto... c) {
-        it.predict_once(l, c..., node.rounding ? norms.in(it) : nullptr);
+      const bool whole = !node.prediction_varies, settles = whole && node.rounding;
+      return predict(whole ? node.moving : node.resting, [&](auto it, auto... c) {
+        it.predict_once(l, c..., settles ? norms.in(it) : nullptr);
       });
     }
     case Work::sweep:
-      return predict([&](auto it, auto... c) { it.sweep(l, c...); });
+      return predict(node.moving, [&](auto it, auto... c) { it.sweep(l, c...); });
     case Work::drive:
-      return multiply(out->transposed, out->target, Input::error,
-                      [&](auto it, auto... c) { it.drive(l, c...); });
+      return multiply(fed_back, Input::error, [&](auto it, auto... c) { it.drive(l, c...); });
     case Work::err:
-      if (in && errs_by_product(args, node, s.learning)) {
+      if (node.in.count && errs_by_product(args, node, s.learning)) {
         // one by one, what predicts node l moves after it does
         const bool early = s.step == 0 || args.turns == Turns::one_by_one;
         const bool settles = node.rounding && early && node.prediction_varies;
         NormsOf norms{l, -1, {}};
-        return predict(
-            [&](auto it, auto... c) { it.err(l, c..., settles ? norms.in(it) : nullptr); });
+        return predict(node.moving, [&](auto it, auto... c) {
+          it.err(l, c..., settles ? norms.in(it) : nullptr);
+        });
       }
       for (int64_t t = 0; t < count; ++t)
         tile(t).err_of_constant(l, wanted);
       return;
     case Work::weigh:
-      return multiply(node.full_precision, l, Input::residual,
+      return multiply({{}, false, {node.full_precision, l}}, Input::residual,
                       [&](auto it, auto... c) { it.weigh(l, c...); });
     case Work::normalize:
       for (int64_t t = 0; t < count; ++t)
@@ -1741,12 +1799,12 @@ struct Tiles {
       return;
     case Work::descend: {
       const bool fresh = s.step == 0 && !args.resume;
-      const bool fed = out && args.node[out->target].predicted;
       const auto step = [&](auto it, auto... c) { it.update(l, c..., fresh); };
-      if (fed && out->gram)
-        return multiply(out->gram, l, Input::activation, step);
+      const ChainEdge* gram = gram_among(args, node.out);
+      if (gram)
+        return multiply({{}, false, {gram->gram, l}}, Input::activation, step);
       if (fed)
-        return multiply(out->transposed, out->target, Input::delta, step);
+        return multiply(fed_back, Input::delta, step);
       for (int64_t t = 0; t < count; ++t)
         tile(t).update(l, wanted.begin, wanted.end - wanted.begin, nullptr, fresh);
       return;
@@ -1768,10 +1826,10 @@ struct Tiles {
         tile(t).move(l, wanted, s.step);
       return;
     case Work::rise: {
-      if (in && node.prediction_varies) {
+      if (node.in.count && node.prediction_varies) {
         const bool settles = node.rounding && s.step == 0;
         NormsOf norms{l, -1, {}};
-        return predict([&](auto it, auto... c) {
+        return predict(node.moving, [&](auto it, auto... c) {
           it.rise(l, c..., settles ? norms.in(it) : nullptr, s.step, s.learning);
         });
       }
@@ -1782,16 +1840,16 @@ struct Tiles {
     }
     case Work::fall: {
       const auto fall = [&](auto it, auto... c) { it.fall(l, c...); };
-      if (out && args.node[out->target].predicted)
-        return multiply(out->transposed, out->target, Input::delta, fall);
+      if (fed)
+        return multiply(fed_back, Input::delta, fall);
       for (int64_t t = 0; t < count; ++t)
         fall(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
       return;
     }
     case Work::lead: {
       const auto lead = [&](auto it, auto... c) { it.lead(l, c...); };
-      if (out && args.node[out->target].predicted)
-        return multiply(out->transposed, out->target, Input::delta, lead);
+      if (fed)
+        return multiply(fed_back, Input::delta, lead);
       for (int64_t t = 0; t < count; ++t)
         lead(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
       return;

@@ -23,14 +23,38 @@ struct PackedMatrix {
   }
 };
 
-// Nodes in chains, an edge going from one to a later one:
-//   mu[target] = after(W before(z[source]) + b + skip z[source]),
+// Of edges or of nodes.
+struct Numbers {
+  const int64_t* first = nullptr;
+  int64_t count = 0;
+  const int64_t* begin() const {
+    return first;
+  }
+  const int64_t* end() const {
+    return first + count;
+  }
+};
+
+// Edges whose parts make up a sum: those that have a matrix, and those that have a skip.
+struct Sum {
+  Numbers products, skips;
+};
+
+// Nodes joined by edges:
+//   mu[l] = after(sum of W before(z[source]) + skip z[source] over the edges to it + b),
 //   e[l] = what the law pulls z[l] with,   d[l] = after' times what it pushes mu[l] with,
-// and E-steps z[l] -= lr (e[l] - before'(z[l]) W^T d[target] - skip d[target]) on the free nodes,
-// all at once; a Gaussian pulls and pushes with P (z[l] - mu[l]).
+// and E-steps z[l] -= lr (e[l] - before'(z[l]) sum of W^T d[target] - sum of skip d[target]), over
+// the edges away from it, on the free nodes, all at once; a Gaussian pulls and pushes with
+// P (z[l] - mu[l]).
 struct ChainNode {
   int64_t n;
-  int64_t in, out; // the edges that lead to it and away from it, or -1
+  Numbers in, out; // the edges that lead to it and away from it
+  Sum moving;      // of those to it what is found again with a prediction
+  Sum resting;     // and what does not change beside it, nor does what is given of the prediction
+  Sum away;        // of those away from it
+  Nonlinearity before, after; // of the products away from it, and of its prediction
+  const void* bias;           // [n], padded with zeros; null where no edge leads to it
+  Numbers descending;         // nodes whose update needs no later error than this one's
   bool free, predicted;
   int64_t ordinal;        // among the free ones
   bool prediction_varies; // from step to step
@@ -55,7 +79,8 @@ struct ChainNode {
   PackedMatrix full_precision; // P [n, n], or null
   // One for every sample, padded to whole tiles, which P is multiplied by; or null.
   const void* sample_weights;
-  const void* prior; // constant prediction, rows prior_stride apart; or null
+  const void*
+      prior; // constant prediction, or what is added to it, rows prior_stride apart; or null
   int64_t prior_stride;
 
   // What a step does of it beside; constrained where it does more than by its pace.
@@ -68,16 +93,14 @@ struct ChainNode {
   void* delta;     // after' push: minus the energy's gradient for W before(z) + b + skip z
   void* moment;    // what the law's deviation grows by with theta
   void* source;    // z itself, where it moves on from the same errors
-  void* activated; // before(z) of the edge that leads away
+  void* activated; // before(z)
 };
 
 struct ChainEdge {
   int64_t source, target;
-  PackedMatrix weight;     // W
+  PackedMatrix weight;     // W, or null
   PackedMatrix transposed; // W^T; null where its source is clamped
   PackedMatrix gram;       // W^T P W, for a clamped target: its feedback is drive - gram f(z)
-  const void* bias;        // [out], padded with zeros
-  Nonlinearity before, after;
   double skip;
 };
 
@@ -109,7 +132,7 @@ struct ChainArgs {
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
 // split at will, as different tiles may.
 enum class Work : int {
-  predict_once, // the prediction of a node whose source is clamped
+  predict_once, // the prediction of a node whose sources are clamped, or what of it these make
   sweep,        // the prediction of a node that starts there
   drive,        // what of W^T e no E-step changes, where W^T P W serves
   err,          // the error of a node
@@ -136,9 +159,19 @@ struct Stage {
   bool learning = false; // that weights learn from the error
 };
 
+// The edge whose feedback goes by a gram, if one leads to a node, or away from it; else null.
+inline const ChainEdge* gram_among(const ChainArgs& args, Numbers edges) {
+  return edges.count == 1 && args.edge[*edges.first].gram ? args.edge + *edges.first : nullptr;
+}
+
+// Whether a part of a prediction is kept that products are added to.
+inline bool has_rest(const ChainNode& node) {
+  return node.resting.products.count || node.resting.skips.count || (node.in.count && node.prior);
+}
+
 // Whether an error's derivative has to go through an activation after the product.
 inline bool is_bent(const ChainArgs& args, const ChainNode& node) {
-  return node.in >= 0 && args.edge[node.in].after.kind != Activation::identity &&
+  return node.in.count && node.after.kind != Activation::identity &&
          (node.feeds_back || args.learn != Learn::never);
 }
 
@@ -154,7 +187,7 @@ void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning,
   if (!node.predicted || t < node.stirs)
     return;
   const bool every = args.energies || learning;
-  const bool gram = node.in >= 0 && args.edge[node.in].gram;
+  const bool gram = gram_among(args, node.in);
   if (node.feeds_back ? every || !gram : every || node.full_precision)
     stage(Stage{Work::err, l, t, learning});
   if (node.full_precision)
@@ -273,30 +306,29 @@ void stages_of_steps(const ChainArgs& args, F stage) {
   };
   // Whether the error of a node moves something, where states take turns.
   const auto is_used = [&](int64_t l, int64_t t) {
-    const int64_t in = args.node[l].in;
-    return args.turns == Turns::together || args.energies || moves(l, t) ||
-           (in >= 0 && moves(args.edge[in].source, t));
+    bool used = args.turns == Turns::together || args.energies || moves(l, t);
+    for (const int64_t e : args.node[l].in)
+      used |= moves(args.edge[e].source, t);
+    return used;
   };
   const auto descend = [&](int64_t l, int64_t t) {
     if (!moves(l, t))
       return;
     stage(Stage{Work::descend, l, t});
-    if (args.node[l].out >= 0 && args.edge[args.node[l].out].gram)
+    if (gram_among(args, args.node[l].out))
       stage(Stage{Work::turn, l, t});
   };
   for (int64_t t = 0; t < steps; ++t) {
     const bool learning = args.learn == Learn::before && t + 1 == steps;
-    // A node's update follows the error that feeds back into it while that is in the cache, unless
-    // the errors have to wait to be learned from.
+    // A node's update follows the last of the errors that it needs, after which nobody looks at its
+    // state, while that is in the cache; unless the errors have to wait to be learned from.
     for (int64_t l = 0; l < args.nodes; ++l) {
       if (is_used(l, t))
         stages_of_error(args, l, t, learning, stage);
       if (learning)
         continue;
-      if (args.node[l].in >= 0)
-        descend(args.edge[args.node[l].in].source, t);
-      if (args.node[l].out < 0)
-        descend(l, t);
+      for (const int64_t k : args.node[l].descending)
+        descend(k, t);
     }
     if (args.energies && t % each == 0)
       stage(Stage{Work::record, 0, t / each});
@@ -315,14 +347,14 @@ template <class F, class Done, class Settled>
 void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
   for (int64_t l = 0; l < args.nodes; ++l) {
     const ChainNode& node = args.node[l];
-    if (!node.predicted || node.in < 0)
+    if (!node.predicted || !node.in.count)
       continue;
-    if (!node.prediction_varies)
+    if (!node.prediction_varies || node.resting.products.count || node.resting.skips.count)
       stage(Stage{Work::predict_once, l, 0});
-    else if (node.swept && !(args.has_stepper && args.method.errors))
+    if (node.prediction_varies && node.swept && !(args.has_stepper && args.method.errors))
       stage(Stage{Work::sweep, l, 0});
-    if (args.edge[node.in].gram)
-      stage(Stage{Work::drive, args.edge[node.in].source, 0});
+    if (const ChainEdge* edge = gram_among(args, node.in))
+      stage(Stage{Work::drive, edge->source, 0});
   }
   if (args.has_stepper)
     stages_of_sweeps(args, stage, done, settled);

@@ -120,8 +120,6 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     const PlanNode& from = plan.nodes[l];
     ChainNode& node = nodes_[l];
     node.n = width(plan, operands, l);
-    node.in = from.in;
-    node.out = from.out;
     node.free = from.free;
     node.ordinal = args.free;
     args.free += from.free;
@@ -160,16 +158,84 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     ChainEdge& edge = edges_[e];
     edge.source = from.source;
     edge.target = from.target;
-    const Tensor* const bias = operands.find(from.bias);
-    edge.bias = pad(bias ? &keep(scaled(*bias, from.bias_scale)) : nullptr, nodes_[from.target].n);
-    const Tensor weight = scaled(operands[from.weight], from.scale);
-    weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
-    edge.before = from.before;
-    edge.after = from.after;
     edge.skip = from.skip;
-    nodes_[from.target].feeds_back = nodes_[from.source].free;
-    nodes_[from.target].prediction_varies = nodes_[from.source].free && !args.fixed;
+    if (const Tensor* given = operands.find(from.weight)) {
+      const Tensor weight = scaled(*given, from.scale);
+      weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
+      nodes_[from.source].before = from.before;
+    } else {
+      weights_.emplace_back();
+    }
+    nodes_[from.target].after = from.after;
+    nodes_[from.target].feeds_back |= nodes_[from.source].free;
+    nodes_[from.target].prediction_varies |= nodes_[from.source].free && !args.fixed;
+    args.method.bounds &= from.source < from.target; // which a sweep downwards finds
   }
+  join();
+}
+
+void PackedChain::join() {
+  std::vector<std::vector<int64_t>> descending(nodes_.size());
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    ChainNode& node = nodes_[l];
+    int64_t last = l;
+    std::vector<int64_t> in, out;
+    std::vector<int64_t> moving[2], resting[2], away[2]; // products, skips
+    const auto add = [&](std::vector<int64_t>(&to)[2], int64_t e) {
+      if (weights_[e])
+        to[0].push_back(e);
+      if (edges_[e].skip != 0)
+        to[1].push_back(e);
+    };
+    std::vector<const Tensor*> biases;
+    for (int64_t e = 0; e < static_cast<int64_t>(edges_.size()); ++e) {
+      const ChainEdge& edge = edges_[e];
+      if (edge.target == l) {
+        in.push_back(e);
+        add(node.prediction_varies && !nodes_[edge.source].free ? resting : moving, e);
+      }
+      if (edge.source == l) {
+        out.push_back(e);
+        add(away, e);
+        last = std::max(last, edge.target);
+      }
+    }
+    if (!in.empty())
+      node.bias = bias(in, node.n);
+    node.in = keep_numbers(std::move(in));
+    node.out = keep_numbers(std::move(out));
+    node.moving = {keep_numbers(std::move(moving[0])), keep_numbers(std::move(moving[1]))};
+    node.resting = {keep_numbers(std::move(resting[0])), keep_numbers(std::move(resting[1]))};
+    node.away = {keep_numbers(std::move(away[0])), keep_numbers(std::move(away[1]))};
+    descending[last].push_back(l);
+  }
+  for (int64_t l = 0; l < args.nodes; ++l)
+    nodes_[l].descending = keep_numbers(std::move(descending[l]));
+}
+
+Numbers PackedChain::keep_numbers(std::vector<int64_t> numbers) {
+  const auto& kept = numbers_.emplace_back(std::move(numbers));
+  return {kept.data(), static_cast<int64_t>(kept.size())};
+}
+
+const void* PackedChain::bias(const std::vector<int64_t>& edges, int64_t n) {
+  const void* sum = nullptr;
+  for (const int64_t e : edges) {
+    const PlanEdge& edge = plan_.edges[e];
+    const Tensor* const bias = operands_.find(edge.bias);
+    if (!bias)
+      continue;
+    const void* const more = pad(&keep(scaled(*bias, edge.bias_scale)), n);
+    if (sum)
+      with_computed(dtype_of("bias", *bias), [&](auto zero) {
+        using C = decltype(zero);
+        for (int64_t i = 0; i < n; ++i)
+          static_cast<C*>(const_cast<void*>(sum))[i] += static_cast<const C*>(more)[i];
+      });
+    else
+      sum = more;
+  }
+  return sum ? sum : pad(nullptr, n);
 }
 
 void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
@@ -195,9 +261,11 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   for (size_t e = 0; e < edges_.size(); ++e) {
     const ChainEdge& edge = edges_[e];
     const int64_t source = nodes_[edge.source].n, target = nodes_[edge.target].n;
+    if (!weights_[e])
+      continue;
     if (steps == 0)
       products.push_back({target, source});
-    if (steps == 0 || !nodes_[edge.target].feeds_back)
+    if (steps == 0 || !nodes_[edge.source].free)
       continue;
     products.push_back({source, has_gram(e) ? source : target});
     if (!has_gram(e) && !args.fixed)
@@ -217,19 +285,24 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   for (size_t e = 0; e < edges_.size(); ++e) {
     ChainEdge& edge = edges_[e];
     const ChainNode &source = nodes_[edge.source], &target = nodes_[edge.target];
-    const Tensor& weight = weights_[e];
+    if (!weights_[e])
+      continue;
+    const Tensor& weight = *weights_[e];
     if (has_gram(e))
       edge.gram = gram(weight, edge);
+    const bool rests = target.prediction_varies && !source.free;
+    const bool again = errs_by_product(args, target, false) && !edge.gram && !rests;
     if (!edge.gram || learn != Learn::never || target.swept)
-      edge.weight = pack(weight, false,
-                         errs_by_product(args, target, false) && !edge.gram ? sweeps_made + 1 : 1);
+      edge.weight = pack(weight, false, again ? sweeps_made + 1 : 1,
+                         (rests ? target.resting : target.moving).products.count == 1);
     if (source.free && steps > 0)
-      edge.transposed = pack(weight, true, edge.gram ? 1 : sweeps_made);
+      edge.transposed =
+          pack(weight, true, edge.gram ? 1 : sweeps_made, source.away.products.count == 1);
   }
 }
 
-// An error is other than zero one step after the state or its source has moved, and a state moves
-// with its error or with that of the node it predicts.
+// An error is other than zero one step after the state or one of its sources has moved, and a state
+// moves with its error or with that of a node it predicts.
 void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
@@ -241,8 +314,11 @@ void PackedChain::find_what_moves() {
     changed = false;
     for (ChainNode& node : nodes_) {
       const int64_t own = node.predicted ? node.stirs : kNever;
-      const int64_t fed = node.out < 0 ? kNever : nodes_[edges_[node.out].target].stirs;
-      const int64_t source = node.in < 0 ? kNever : nodes_[edges_[node.in].source].moves;
+      int64_t fed = kNever, source = kNever;
+      for (const int64_t e : node.out)
+        fed = std::min(fed, nodes_[edges_[e].target].stirs);
+      for (const int64_t e : node.in)
+        source = std::min(source, nodes_[edges_[e].source].moves);
       const int64_t moves = !node.free ? kNever : args.resume ? 0 : std::min(own, fed);
       const int64_t stirs = std::min(node.stirs, after(std::min(moves, source)));
       changed |= moves != node.moves || stirs != node.stirs;
@@ -264,26 +340,42 @@ void PackedChain::find_what_settles() {
     return kUnits * (eps + rounded);
   };
   struct Piece {
-    const Tensor* weight;
+    const ChainNode* node;
     int64_t first;
     char* out;
   };
   std::vector<Piece> pieces;
-  for (size_t e = 0; e < edges_.size(); ++e) {
-    ChainNode& node = nodes_[edges_[e].target];
-    if (!node.free || node.swept)
+  for (int64_t l = 0; l < args.nodes; ++l) {
+    ChainNode& node = nodes_[l];
+    bool later = true; // than all that predicts it
+    for (const int64_t e : node.in)
+      later &= edges_[e].source < l;
+    if (!node.free || node.swept || !node.in.count || !later)
       continue;
     char* const out = static_cast<char*>(const_cast<void*>(pad(nullptr, node.n)));
     node.rounding = out;
     for (int64_t i = 0; i < node.n; i += kAtATime)
-      pieces.push_back({&weights_[e], i, out + i * element_size_});
+      pieces.push_back({&node, i, out + i * element_size_});
   }
+  const DType dtype = dtype_of("states", operands_[plan_.nodes.front().state]);
   share_out(static_cast<int64_t>(pieces.size()), 0, [&](void*, int64_t task) {
-    const auto& [w, i, out] = pieces[task];
-    const char* const from =
-        static_cast<const char*>(w->data_ptr()) + i * w->stride(0) * element_size_;
-    kernels.row_norms(from, std::min(kAtATime, w->size(0) - i), w->size(1), w->stride(0),
-                      w->stride(1), bound(w->size(1)), out);
+    const auto& [node, i, out] = pieces[task];
+    const int64_t rows = std::min(kAtATime, node->n - i);
+    with_computed(dtype, [&](auto zero) {
+      using C = decltype(zero);
+      C* const to = reinterpret_cast<C*>(out);
+      C of_one[kAtATime];
+      for (const int64_t e : node->in) { // norms of the rows of all matrices side by side
+        if (!weights_[e])
+          continue;
+        const Tensor& w = *weights_[e];
+        const C* const from = static_cast<const C*>(w.data_ptr()) + i * w.stride(0);
+        kernels.row_norms(from, rows, w.size(1), w.stride(0), w.stride(1), bound(w.size(1)),
+                          of_one);
+        for (int64_t r = 0; r < rows; ++r)
+          to[r] = to[r] == 0 ? of_one[r] : std::sqrt(to[r] * to[r] + of_one[r] * of_one[r]);
+      }
+    });
   });
 }
 
@@ -460,13 +552,14 @@ const void* PackedChain::pad(const Tensor* t, int64_t n, int64_t multiple) {
   return copy;
 }
 
-PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed, int64_t reads) {
+PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed, int64_t reads, bool alone) {
   const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
   const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
   const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(tiling_.kind)]);
   const void* const data = matrix.data_ptr();
   if (const PackedMatrix same =
-          kernels.as_it_is(tiling_.kind, data, rows, row, column, reads * tiles))
+          kernels.as_it_is(tiling_.kind, data, rows, row, column, reads * tiles);
+      same && alone)
     return same;
   return {pack(tiling_.kind, data, rows, depth, row, column),
           kernels.packed_stride(tiling_.kind, rows), tiling_.far};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "../plan.h"
@@ -61,12 +62,18 @@ private:
   Tensor scaled(const Tensor& t, double scale);
   PackedMatrix gram(const Tensor& weight, const ChainEdge& out);
   void find_what_moves();
+  // Which edges lead to nodes and away from them, and what follows of that.
+  void join();
+  Numbers keep_numbers(std::vector<int64_t> numbers);
+  // The sum of what edges to a node of width n have, padded.
+  const void* bias(const std::vector<int64_t>& edges, int64_t n);
   // Which states may be their predictions but for rounding, since whoever set them computed these
   // in another order: the gradients of what no error has reached are zero then, as they are for
   // who computes both in one way.
   void find_what_settles();
-  // Packed if it must be, or if that is worth it where each tile reads it so many times.
-  PackedMatrix pack(const Tensor& matrix, bool transposed, int64_t reads);
+  // Packed if it must be, as one of several that are added up is, or if that is worth it where each
+  // tile reads it so many times.
+  PackedMatrix pack(const Tensor& matrix, bool transposed, int64_t reads, bool alone = true);
   const void* pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
                    int64_t column);
   void run_together();
@@ -100,7 +107,9 @@ private:
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
   std::vector<Packing> packing_;
-  std::vector<Tensor> weights_; // of the edges, as products take them: [out, in], times the scale
+  // of the edges, as products take them: [out, in], times the scale; none of those without a matrix
+  std::vector<std::optional<Tensor>> weights_;
+  std::deque<std::vector<int64_t>> numbers_;
   std::deque<Tensor> kept_;
   std::deque<Scratch> scratch_;
 };

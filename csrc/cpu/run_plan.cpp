@@ -103,7 +103,7 @@ private:
     const void* a =
         chain_.pack_wide(transposed ? source.activated : node.delta, m, args.batch, 1, m);
     const void* const b = transposed ? node.delta : z;
-    const Nonlinearity f = transposed ? Nonlinearity{} : edge.before;
+    const Nonlinearity f = transposed ? Nonlinearity{} : plan_.edges[target.owner].before;
     // Parameters are moved by rows of these columns: short ones come slowly from memory.
     const int64_t panels = ceil_div(n, chain_.kernels.columns);
     const int64_t columns =

@@ -18,6 +18,13 @@ inline int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
 }
 
+// A matrix of a sum of products, and its columns. Where there are others beside it, all of them are
+// packed, so that their rows come in the same blocks.
+struct Factor {
+  PackedMatrix matrix;
+  int64_t columns;
+};
+
 // Element (i, k) of a matrix is at w[i * row_stride + k * depth_stride].
 template <class C>
 struct Strided {
@@ -211,54 +218,87 @@ struct Wide {
         }
   }
 
-  // f(tile, i, count, sums): rows i to i + count of A x(tile), within the rows wanted, for each
-  // tile. What is read again and again stays near: of x, [depth, V vectors], one slice in the
-  // first-level cache, and of A some panels of that depth in the second. Sums that wait for more
-  // slices are kept in `partial`.
-  template <class X, class F>
-  static void product(PackedMatrix matrix, int64_t n, int64_t columns_of_it, Rows wanted,
-                      int64_t tiles, Vec<C>* partial, X x, F f) {
-    const O* const a = static_cast<const O*>(matrix.data);
-    const int64_t depth = operands<P>(columns_of_it);
-    const bool packed = matrix.stride == 0;
-    const int64_t row = packed ? 1 : matrix.stride;
-    const int64_t slices = depth > kSlice ? (depth + kSlice - 1) / kSlice : 1;
-    const int64_t most = (depth + slices - 1) / slices;
+  // f(tile, i, count, sums): rows i to i + count, within the rows wanted, of the sum over j of
+  // A_j x(tile, j), for each tile, A_j being of(j). What is read again and again stays near: of x,
+  // [depth, V vectors], one slice in the first-level cache, and of A some panels of that depth in
+  // the second. Sums that wait for more slices are kept in `partial`.
+  template <class Of, class X, class F>
+  static void product(int64_t n, int64_t factors, Of of, Rows wanted, int64_t tiles,
+                      Vec<C>* partial, X x, F f) {
     for (int64_t top = wanted.begin; top < wanted.end; top += kChunk) {
-      const int64_t bottom = smaller(top + kChunk, wanted.end);
-      int64_t k = 0;
-      do { // once where there is nothing to add up
-        for (int64_t t = 0; t < tiles; ++t)
-          for (int64_t i = top, count; i < bottom; i += count) {
-            // Rows from i on. Of a matrix as it is the last ones may have been counted before.
-            const int64_t left = n - i;
-            const int64_t rounded =
-                packed || left < kStep ? round_up(left, kStep) : left - left % kStep;
-            const int64_t height = smaller(kRows, rounded);
-            const int64_t first = packed ? i : smaller(i, n - height);
-            count = smaller(height, left);
-            Vec<C> whole[kRows * V];
-            Vec<C>* const sums = slices == 1 ? whole : partial + (t * kChunk + i - top) * V;
-            const O* const panel = packed ? a + i * depth + k * height : a + first * row + k;
-            const int64_t column = packed ? height : 1, columns = smaller(most, depth - k);
-            const O* const slice = x(t) + k * V * w;
-            if (height == kRows && packed && matrix.far && t == 0)
-              multiply_from_afar(panel, columns, slice, k > 0, sums,
-                                 i + kRows < bottom ? panel + kRows * depth
-                                 : k + most < depth ? a + top * depth + (k + most) * kRows
-                                                    : a + bottom * depth);
-            else if (height == kRows)
-              multiply<kRows>(panel, row, column, columns, slice, k > 0, sums);
-            else if (height == 2 * kStep)
-              multiply<2 * kStep>(panel, row, column, columns, slice, k > 0, sums);
+      const Rows rows{top, smaller(top + kChunk, wanted.end)};
+      bool add = false;
+      for (int64_t j = 0; j < factors; ++j) {
+        const Factor factor = of(j);
+        const int64_t depth = operands<P>(factor.columns);
+        const int64_t slices = depth > kSlice ? (depth + kSlice - 1) / kSlice : 1;
+        const int64_t most = (depth + slices - 1) / slices;
+        int64_t k = 0;
+        do { // once where there is nothing to add up
+          const Slice slice{factor.matrix, depth, k, smaller(most, depth - k), add};
+          const bool last = j + 1 == factors && k + most >= depth;
+          for (int64_t t = 0; t < tiles; ++t) {
+            const O* const of_tile = x(t, j) + k * V * w;
+            Vec<C>* const sums = partial + t * kChunk * V;
+            if (last)
+              multiply(slice, n, rows, of_tile, t == 0, add ? sums : nullptr,
+                       [&](int64_t i, int64_t count, Vec<C>* c) { f(t, i, count, c); });
             else
-              multiply<kStep>(panel, row, column, columns, slice, k > 0, sums);
-            if (k + most >= depth)
-              f(t, i, count, sums + (i - first) * V);
+              accumulate(slice, n, rows, of_tile, t == 0, sums);
           }
-        k += most;
-      } while (k < depth);
+          add = true;
+          k += most;
+        } while (k < depth);
+      }
     }
+  }
+
+  // Columns k to k + columns of a matrix with `depth` of them, and whether their products add to
+  // sums.
+  struct Slice {
+    PackedMatrix matrix;
+    int64_t depth, k, columns;
+    bool add;
+  };
+
+  // f(i, count, sums) of rows; the sums of all of them lie in `sums`, if that is not null.
+  template <class F>
+  PYROMANCY_INLINE static void multiply(const Slice& s, int64_t n, Rows rows, const O* x,
+                                        bool first_tile, Vec<C>* sums_of_all, F f) {
+    const O* const a = static_cast<const O*>(s.matrix.data);
+    const bool packed = s.matrix.stride == 0;
+    const int64_t row = packed ? 1 : s.matrix.stride;
+    for (int64_t i = rows.begin, count; i < rows.end; i += count) {
+      // Rows from i on. Of a matrix as it is the last ones may have been counted before.
+      const int64_t left = n - i;
+      const int64_t rounded = packed || left < kStep ? round_up(left, kStep) : left - left % kStep;
+      const int64_t height = smaller(kRows, rounded);
+      const int64_t first = packed ? i : smaller(i, n - height);
+      count = smaller(height, left);
+      Vec<C> whole[kRows * V];
+      Vec<C>* const sums = sums_of_all ? sums_of_all + (i - rows.begin) * V : whole;
+      const O* const panel = packed ? a + i * s.depth + s.k * height : a + first * row + s.k;
+      const int64_t column = packed ? height : 1;
+      if (height == kRows && packed && s.matrix.far && first_tile) {
+        const int64_t next = s.k + s.columns;
+        multiply_from_afar(panel, s.columns, x, s.add, sums,
+                           i + kRows < rows.end ? panel + kRows * s.depth
+                           : next < s.depth     ? a + rows.begin * s.depth + next * kRows
+                                                : a + rows.end * s.depth);
+      } else if (height == kRows) {
+        multiply<kRows>(panel, row, column, s.columns, x, s.add, sums);
+      } else if (height == 2 * kStep) {
+        multiply<2 * kStep>(panel, row, column, s.columns, x, s.add, sums);
+      } else {
+        multiply<kStep>(panel, row, column, s.columns, x, s.add, sums);
+      }
+      f(i, count, sums + (i - first) * V);
+    }
+  }
+
+  [[gnu::noinline]] static void accumulate(const Slice& s, int64_t n, Rows rows, const O* x,
+                                           bool first_tile, Vec<C>* sums) {
+    multiply(s, n, rows, x, first_tile, sums, [](int64_t, int64_t, Vec<C>*) {});
   }
 
   // Meanwhile fetches the panel that is next into the second-level cache. Apart from the other so
@@ -270,7 +310,7 @@ struct Wide {
 
   // (Adds to) sums: R rows of a matrix times x. Element (r, k) is at a[r * row + k * column].
   template <int R, bool kFetch = false>
-  static void multiply(const O* a, int64_t row, int64_t column, int64_t depth, const O* x, bool add,
+  [[gnu::noinline]] static void multiply(const O* a, int64_t row, int64_t column, int64_t depth, const O* x, bool add,
                        Vec<C>* sums, const O* next = nullptr) {
     constexpr int kNear = R / kStep; // rows that one address reaches
     const O* at[kStep];
@@ -439,23 +479,28 @@ struct Thin {
   }
 
   // As for wide tiles; the rows wanted are counted in vectors.
-  template <class X, class F>
-  static void product(PackedMatrix matrix, int64_t n, int64_t depth, Rows wanted, int64_t tiles,
-                      Vec<C>*, X x, F f) {
-    const O* const a = static_cast<const O*>(matrix.data);
+  template <class Of, class X, class F>
+  static void product(int64_t n, int64_t factors, Of of, Rows wanted, int64_t tiles, Vec<C>*, X x,
+                      F f) {
     Vec<C> sums[block * S];
     int64_t i = wanted.begin;
     if constexpr (P::kColumns == 1)
-      for (; matrix.by_rows && i < wanted.end; ++i)
-        for (int64_t t = 0; t < tiles; ++t) {
-          multiply_rows(a + i * w * matrix.stride, smaller(w, n - i * w), matrix.stride, depth,
-                        x(t), sums);
-          f(t, i, int64_t{1}, sums);
-        }
+      if (const Factor only = of(0); only.matrix.by_rows)
+        for (; i < wanted.end; ++i)
+          for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t stride = only.matrix.stride;
+            multiply_rows(static_cast<const O*>(only.matrix.data) + i * w * stride,
+                          smaller(w, n - i * w), stride, only.columns, x(t, int64_t{0}), sums);
+            f(t, i, int64_t{1}, sums);
+          }
     const auto rows = [&](auto count) { // which all tiles read while they are near
       for (; i + count <= wanted.end; i += count)
         for (int64_t t = 0; t < tiles; ++t) {
-          multiply<count>(a + i * w, matrix.stride, operands<P>(depth), x(t), sums);
+          for (int64_t j = 0; j < factors; ++j) {
+            const Factor factor = of(j);
+            multiply<count>(static_cast<const O*>(factor.matrix.data) + i * w, factor.matrix.stride,
+                            operands<P>(factor.columns), x(t, j), j > 0, sums);
+          }
           f(t, i, int64_t{count}, sums);
         }
     };
@@ -467,9 +512,17 @@ struct Thin {
     rows(std::integral_constant<int, 1>{});
   }
 
+  // (Adds to) sums.
   template <int R>
-  static void multiply(const O* a, int64_t stride, int64_t depth, const O* x, Vec<C>* sums) {
+  [[gnu::noinline]] static void multiply(const O* a, int64_t stride, int64_t depth, const O* x, bool add,
+                       Vec<C>* sums) {
     Vec<C> c[R][S] = {};
+    if (add)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s)
+          c[r][s] = sums[r * S + s];
     for (int64_t begin = 0; begin < depth; begin += each, x += S * each)
       for (int64_t k = 0; k < smaller(each, depth - begin); ++k, a += stride) {
         Vec<O> b[S];

@@ -202,6 +202,7 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
                const std::vector<double>& numbers) {
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
+  join_chains(plan);
   STD_TORCH_CHECK(!plan.method.has_stepper && plan.method.turns == Turns::together &&
                       !plan.method.fixed,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");

@@ -167,6 +167,13 @@ def without_methods(device: str) -> str:
     return "" if (backend, device) == ("native", "cpu") else f"the {backend} kernels on {device} do plain descent"
 
 
+def without_graphs(device: str) -> str:
+    """Why the kernels of plans on a device take no networks but chains, or ""."""
+    backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
+    takes = backend == "reference" or (backend, device) == ("native", "cpu")
+    return "" if takes else f"the {backend} kernels on {device} take chains alone"
+
+
 def without_masks(device: str) -> str:
     """Why the kernels of plans on a device hold no entries of states that are known, or ""."""
     backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"

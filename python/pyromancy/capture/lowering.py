@@ -1,10 +1,11 @@
-"""Recognises chains: nodes joined by (activation, Linear, activation) edges, with skips or without, for plans."""
+"""Recognises networks whose nodes are joined by (activation, Linear, activation) edges and skips, for plans."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .terms import Term
 from .vocabulary import arguments, unusual
 
 _NUMBER = {name: i for i, name in enumerate(ACTIVATIONS)}
+_IDENTITY = Activation()
 _SPREAD = {Law.GAUSSIAN: "the covariance", Law.FULL_GAUSSIAN: "the covariance"}  # of the others the scale
 
 
@@ -29,14 +31,19 @@ class NotAChain(Exception):
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(scale W before(z) + bias_scale b + skip z)``, its weight and bias as slots.
+    """A part of a prediction, ``after(sum of scale W before(z) + bias_scale b + skip z)``, its tensors as slots.
 
     Attributes:
+        source: the state z.
+        target: the state that is predicted.
+        weight: W; None where there is no product.
         transposed: whether W is the transpose of the weight.
         slopes: of the activations before and after, the slots of tensors of one element that are their parameters.
     """
 
-    weight: int
+    source: int
+    target: int
+    weight: int | None
     bias: int | None
     before: Activation
     after: Activation
@@ -59,7 +66,8 @@ class Node:
         weight: of that term.
         law: of that term.
         theta: the law's parameter, None for 0; of a full covariance its Cholesky factor.
-        prediction: a prediction that no chain edge makes, and no free state changes; a float is it everywhere.
+        prediction: a prediction that no edge makes, and no free state changes; a float is it everywhere.
+        rest: what edges do not make of a prediction, before its activation: numbers times slots.
         sample_weights: more factors of that term, each of one number per sample, or for all.
         law_parameter: of laws that have one.
         expression: of an EXPRESSION law.
@@ -76,6 +84,7 @@ class Node:
     law_parameter: float = 0.0
     held: tuple[int, Held] | None = None
     expression: Expression | None = None
+    rest: tuple[tuple[float, int], ...] = ()
 
     @property
     def moves_by_errors(self) -> bool:
@@ -85,10 +94,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Chain:
-    """Nodes in order, and the edges between them."""
+    """Nodes that edges join, before those that they predict unless they predict one another in a circle."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
+
+    @property
+    def is_path(self) -> bool:
+        """Whether every edge leads from a node to the next."""
+        states = [n.state for n in self.nodes]
+        return [(e.source, e.target) for e in self.edges] == [*pairwise(states)]
 
 
 def idle(program: Program) -> list[int]:
@@ -97,17 +112,20 @@ def idle(program: Program) -> list[int]:
     return [s for s in sorted(program.free) if paths.get(s, 0) == of.count(s)]
 
 
-def lower(program: Program) -> list[Chain]:
-    """The chains that make up a program's energy.
+def lower(program: Program, chains: str = "") -> list[Chain]:
+    """The networks that make up a program's energy.
 
     Terms that depend on no free state are left out: they do not move inference.
 
+    Args:
+        program: as `normal` writes it.
+        chains: why only chains will do, or "".
+
     Raises:
-        NotAChain: something in the energy is no chain.
+        NotAChain: something in the energy is none.
     """
     nodes: dict[int, Node] = {}
-    incoming: dict[int, tuple[int, Edge]] = {}  # target state -> source state, edge
-    outgoing: dict[int, int] = {}  # source state -> target state
+    edges: list[Edge] = []
     masked = _masked(program)
     for index, term in enumerate(program.terms):
         if term.slot is None or term.slot not in program.varying:
@@ -132,12 +150,8 @@ def lower(program: Program) -> list[Chain]:
             raise NotAChain(f"{name}, of whose energy it is the distribution, is free")
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD.get(of.law, 'the scale')} of {name} depends on a free state")
-        source, edge = _trace(program, of.prediction, name) if type(of.prediction) is int else (None, None)
-        if source in outgoing:
-            if source in program.free:
-                raise NotAChain(f"{program.told(source)} predicts two nodes")
-            source = edge = None  # from a clamped state any number of predictions may come: they do not change
-        if of.law is Law.CATEGORICAL and edge is not None and edge.after != Activation():
+        into, rest = _trace(program, of.prediction, state, edges, chains) if type(of.prediction) is int else ([], ())
+        if of.law is Law.CATEGORICAL and into and into[0].after != Activation():
             raise NotAChain(f"the logits of {name} come through an activation")
         nodes[state] = Node(
             state,
@@ -146,41 +160,54 @@ def lower(program: Program) -> list[Chain]:
             term.weight * of.scale,
             of.law,
             of.theta,
-            of.prediction if edge is None else None,
+            None if into else of.prediction,
             weights,
             of.parameter,
             masked.get(state),
             of.expression,
+            rest,
         )
-        if source is not None and edge is not None:
-            outgoing[source], incoming[state] = state, (source, edge)
-    for source in outgoing:
+        edges += into
+    for source in dict.fromkeys(e.source for e in edges):
         nodes.setdefault(source, Node(source, source in program.free, held=masked.get(source)))
         _check_state(program, source)
     for slot in program.free:
         nodes.setdefault(slot, Node(slot, True))
-
-    chains = []
-    heads = [slot for slot in nodes if slot not in incoming]
-    reached = set[int]()
-    for head in heads:
-        path, edges = [head], []
-        while path[-1] in outgoing:
-            target = outgoing[path[-1]]
-            edges.append(incoming[target][1])
-            path.append(target)
-        reached.update(path)
-        chain = Chain(tuple(nodes[s] for s in path), tuple(edges))
-        for node in chain.nodes[1:]:
-            assert node.prediction is None
-        if any(node.free for node in chain.nodes):
-            chains.append(chain)
-    if len(reached) < len(nodes):
-        circle = ", ".join(program.told(slot) for slot in nodes if slot not in reached)
-        raise NotAChain(f"states predict one another in a circle: {circle}")
-    for chain in chains:
+    found = [c for c in _joined(program, nodes, edges, chains) if any(n.free for n in c.nodes)]
+    for chain in found:
         _check_dtype(program, chain)
-    return chains
+    return found
+
+
+def _joined(program: Program, nodes: dict[int, Node], edges: list[Edge], chains: str) -> list[Chain]:
+    """The nodes that edges join, each in order: clamped ones first, and free ones as the states are."""
+    whose = {slot: [slot] for slot in nodes}  # those that it is joined to, itself included
+    for edge in edges:
+        one, other = whose[edge.source], whose[edge.target]
+        if one is not other:
+            one += other
+            whose.update(dict.fromkeys(other, one))
+    targets = {e.target for e in edges}
+    starts = [s for s in nodes if s not in targets]
+    found = []
+    for slots in {id(w): w for w in (whose[s] for s in [*starts, *nodes])}.values():
+        own = [e for e in edges if e.target in set(slots)]
+        order = [s for s in nodes if s in set(slots)]
+        order.sort(key=lambda s: s if s in program.free else -1)
+        waiting = {s: {e.source for e in own if e.target == s} for s in order}
+        sorted_: list[int] = []
+        while (following := next((s for s in order if s in waiting and not waiting[s]), None)) is not None:
+            del waiting[following]
+            sorted_.append(following)
+            for sources in waiting.values():
+                sources.discard(following)
+        if waiting and chains:
+            circle = ", ".join(program.told(slot) for slot in nodes if slot in waiting)
+            raise NotAChain(f"states predict one another in a circle, {circle}: {chains}")
+        order = order if waiting else sorted_
+        own.sort(key=lambda e: order.index(e.target))
+        found.append(Chain(tuple(nodes[s] for s in order), tuple(own)))
+    return found
 
 
 def _state(program: Program, slot: int) -> int:
@@ -278,72 +305,218 @@ def _check_state(program: Program, slot: int) -> None:
         raise NotAChain(f"{name} is {tuple(state.shape)} {state.dtype}; chains take float32 or float64 of shape [B, n]")
 
 
-def _trace(program: Program, slot: int, target: str) -> tuple[int | None, Edge | None]:
-    """The source state and the edge that make a target's prediction; no edge where only constants do."""
-    after, slope_after, slot = _unwrapped(program, slot)
-    call, skipping, skip = _beside_skip(program, slot)
-    if call is None or call.meaning != "linear":
-        if slot in program.varying:
-            what = program.told(slot) if call else f"{program.told(slot)} as it is"
-            raise NotAChain(
-                f"the prediction of {target} comes from {what}, not from a Linear{_of_slopes(program, call)}"
-            )
-        return None, None
-    bound = arguments(call.function, call.args, call.kwargs)
-    source, weight, bias = bound["input"], bound["weight"], bound["bias"]
-    assert isinstance(source, Slot)
-    assert isinstance(weight, Slot)
+@dataclass(frozen=True)
+class _Part:
+    """A summand of a prediction that edges make, of a source by whatever number, the rest as slots."""
+
+    source: int
+    weight: int | None = None
+    bias: int | None = None
+    before: Activation = _IDENTITY
+    slope: int | None = None
+    form: tuple[bool, float, float] = (False, 1.0, 1.0)
+    skip: float = 0.0
+
+
+_Source = tuple[int, Activation, int | None]  # a state, the activation of it, and its slope
+
+
+def _parts(
+    program: Program,
+    slot: int,
+    source_of: Callable[[int], _Source | None],
+    state_of: Callable[[int], int | None],
+) -> tuple[list[_Part], list[tuple[float, int]]]:
+    """The summands that a slot is: those that are parts of edges, and numbers times others.
+
+    Args:
+        program: as `normal` writes it.
+        slot: before the activation.
+        source_of: what a Linear takes, of states; None of anything else.
+        state_of: the state that a slot is; None of anything else.
+
+    Raises:
+        NotAChain: a Linear is none of chains.
+    """
+    parts: list[_Part] = []
+    skips: dict[int, float] = {}
+    others: list[tuple[float, int]] = []
+    for factor, s in _summands(program, slot, state_of):
+        call = program.producer.get(s)
+        if (state := state_of(s)) is not None:
+            skips[state] = skips.get(state, 0.0) + factor
+            continue
+        of = None
+        if call is not None and call.meaning == "linear":
+            bound = arguments(call.function, call.args, call.kwargs)
+            taken, weight, bias = bound["input"], bound["weight"], bound["bias"]
+            _check_parameters(program, weight, bias)
+            of = source_of(taken.index)
+        if of is None:
+            others.append((factor, s))
+            continue
+        found = _parameters(program, weight.index, bias and bias.index)
+        source, before, slope = of
+        transposed, scale, bias_scale = found.form
+        form = (transposed, factor * scale, factor * bias_scale)
+        parts.append(_Part(source, found.weight, found.bias, before, slope, form))
+    for state, skip in skips.items():
+        at = next((i for i, p in enumerate(parts) if p.source == state and not p.skip), None)
+        if at is None:
+            parts.append(_Part(state, skip=skip))
+        else:
+            parts[at] = replace(parts[at], skip=skip)
+    shape = program.stand_ins[slot].shape[1:]
+    for one in [o for o in others if program.stand_ins[o[1]].shape == shape and parts]:
+        at = next((i for i, p in enumerate(parts) if p.weight is not None and p.bias is None), None)
+        if at is None:
+            parts.append(_Part(parts[0].source, bias=one[1], form=(False, 1.0, one[0])))
+        else:
+            parts[at] = replace(parts[at], bias=one[1], form=(*parts[at].form[:2], one[0]))
+        others.remove(one)
+    return parts, others
+
+
+def _check_parameters(program: Program, weight: Slot, bias: Slot | None) -> None:
     for parameter in (weight, bias):
-        if isinstance(parameter, Slot) and parameter.index in program.varying:
+        if parameter is not None and parameter.index in program.varying:
             raise NotAChain(
                 f"{program.told(parameter.index)} is a Linear's weight or bias, and depends on a free state"
             )
-    if program.stand_ins[weight.index].dim() != 2 or (
-        isinstance(bias, Slot) and program.stand_ins[bias.index].shape != program.stand_ins[weight.index].shape[:1]
-    ):
-        raise NotAChain(f"the weight or bias of the Linear that predicts {target} broadcasts")
-    before, slope_before, slot = _unwrapped(program, source.index)
+    form = program.stand_ins[weight.index].shape
+    if len(form) != 2 or (bias is not None and program.stand_ins[bias.index].shape != form[:1]):
+        raise NotAChain(f"the weight or bias of a Linear, {program.told(weight.index)}, broadcasts")
+
+
+def _summands(program: Program, slot: int, is_one: Callable[[int], int | None]) -> list[tuple[float, int]]:
+    """Numbers times slots that one is the sum of."""
+    found: list[tuple[float, int]] = []
+    stack = [(1.0, slot)]
+    while stack:
+        factor, s = stack.pop()
+        if is_one(s) is not None:
+            found.append((factor, s))
+        elif (part := _scaled(program, s)) is not None:
+            stack.append((factor * part[1], part[0]))
+        elif (parts := _added(program, s)) is not None:
+            stack += [(factor * times, of) for times, of in reversed(parts)]
+        else:
+            found.append((factor, s))
+    return found
+
+
+def _added(program: Program, slot: int) -> list[tuple[float, int]] | None:
+    """The two slots whose sum or difference one is, and their factors."""
+    call = program.producer.get(slot)
+    if call is None or call.meaning not in ("add", "sub", "rsub") or not call.kwargs.keys() <= {"alpha"}:
+        return None
+    alpha, whole = call.kwargs.get("alpha", 1), program.stand_ins[slot]
+    match call.args:
+        case [Slot(a), Slot(b)] if is_number(alpha):
+            pass
+        case _:
+            return None
+    for s in (a, b):
+        form = program.stand_ins[s]
+        alike = form.shape == whole.shape or (s not in program.varying and _expands(form.shape, whole.shape))
+        if not alike or form.dtype != whole.dtype:
+            return None
+    alpha = float(alpha)
+    return {
+        "add": [(1.0, a), (alpha, b)],
+        "sub": [(1.0, a), (-alpha, b)],
+        "rsub": [(1.0, b), (-alpha, a)],
+    }[call.meaning]
+
+
+def _trace(
+    program: Program, slot: int, state: int, others: list[Edge], chains: str
+) -> tuple[list[Edge], tuple[tuple[float, int], ...]]:
+    """The edges that make a state's prediction, and what they do not make of it; no edge where only constants do.
+
+    Args:
+        program: as `normal` writes it.
+        slot: the prediction.
+        state: whose it is.
+        others: edges to other states.
+        chains: as `lower` takes it.
+    """
+    name, whole = program.told(state), slot
+    after, slope_after, slot = _unwrapped(program, slot)
+
+    def source_of(s: int) -> _Source | None:
+        before, slope, s = _unwrapped(program, s)
+        return None if (source := _source(program, s)) is None else (source, before, slope)
+
+    def state_of(s: int) -> int | None:
+        source = _state(program, s)
+        return source if source in program.free else None
+
+    parts, rest = _parts(program, slot, source_of, state_of)
+    lost = next((s for _, s in rest if s in program.varying), None)
+    if lost is not None:
+        raise NotAChain(_no_edge(program, name, slot, lost, parts))
+    kept: list[_Part] = []
+    for part in parts:
+        source = part.source
+        before = next((e for e in others if e.source == source and (chains or e.weight is not None)), None)
+        before = before if part.weight is not None or chains else None
+        if before is None or (not chains and (before.before, before.slopes[0]) == (part.before, part.slope)):
+            kept.append(part)
+        elif source not in program.free:  # what it predicts does not change
+            return [], ()
+        elif chains:
+            raise NotAChain(f"{program.told(source)} predicts two nodes: {chains}")
+        else:
+            raise NotAChain(f"{program.told(source)} is activated in two ways, each of which predicts something")
+    befores = {p.source: (p.before, p.slope) for p in kept if p.weight is not None}
+    if any(befores[p.source] != (p.before, p.slope) for p in kept if p.weight is not None):
+        if whole not in program.varying:
+            return [], ()
+        raise NotAChain(f"the prediction of {name} takes a state through two activations")
+    if chains and kept and (len(kept) > 1 or rest or kept[0].weight is None):
+        if whole not in program.varying:
+            return [], ()
+        raise NotAChain(f"the prediction of {name} comes from {program.told(slot)}, not from a Linear: {chains}")
+    edges = [
+        Edge(p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip) for p in kept
+    ]
+    return edges, tuple(rest) if edges else ()
+
+
+def _source(program: Program, slot: int) -> int | None:
+    """The state that a Linear takes, or an activation before it; None where it is not one for every sample."""
     slot = _state(program, slot)
     form = program.stand_ins[slot]
-    if slot in program.varying:
-        if slot >= len(program.leaves):
-            slopes = _of_slopes(program, program.producer.get(slot))
-            told = f"a Linear takes the result of {program.told(slot)}, not a state{slopes}"
-            raise NotAChain(_no_state(program, slot) or told)
-        if form.dim() != 2:
-            raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
-    elif form.dim() != 2 or form.shape[:1] != program.batch:
-        return None, None
-    if skipping is not None and _state(program, skipping) != slot:
-        if slot not in program.varying and skipping not in program.varying:
-            return None, None
-        raise NotAChain(
-            f"the prediction of {target} adds {program.told(skipping)} to a Linear of {program.told(slot)}: chains "
-            "add a number times the state itself that the Linear, or an activation before it, takes"
+    if slot not in program.varying:
+        return slot if form.dim() == 2 and form.shape[:1] == program.batch else None
+    if slot >= len(program.leaves):
+        slopes = _of_slopes(program, program.producer.get(slot))
+        told = f"a Linear takes the result of {program.told(slot)}, not a state{slopes}"
+        raise NotAChain(_no_state(program, slot) or told)
+    if form.dim() != 2:
+        raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
+    return slot
+
+
+def _no_edge(program: Program, target: str, slot: int, lost: int, parts: list[_Part]) -> str:
+    """Why a part of a prediction is none of an edge."""
+    call = program.producer.get(lost)
+    if _activation(call) is not None and parts and parts[0].weight is not None:
+        return (
+            f"the prediction of {target} adds {program.told(lost)} to a Linear of "
+            f"{program.told(parts[0].source)}: chains add a number times the state itself"
         )
-    parameters = _parameters(program, weight.index, bias and bias.index)
-    of_slopes = slope_before, slope_after
-    return slot, Edge(parameters.weight, parameters.bias, before, after, of_slopes, *parameters.form, skip)
-
-
-def _beside_skip(program: Program, slot: int) -> tuple[Call | None, int | None, float]:
-    """The call that makes a slot; of a Linear and what is added to it that Linear, and what is added how many times."""
-    call = program.producer.get(slot)
-    if call is not None and call.meaning == "add" and [*call.kwargs] == ["alpha"] and len(call.inputs) == 2:
-        product, skipping = call.inputs
-        inner = program.producer.get(product)
-        forms = [program.stand_ins[s].shape for s in (skipping, slot)]
-        if inner is not None and inner.meaning == "linear" and forms[0] == forms[1]:
-            return inner, skipping, float(call.kwargs["alpha"])
-    return call, None, 0.0
+    what = program.told(slot) if program.producer.get(slot) else f"{program.told(slot)} as it is"
+    return f"the prediction of {target} comes from {what}, not from a Linear{_of_slopes(program, call)}"
 
 
 @dataclass(frozen=True)
 class EdgeTensors:
-    """``after(W before(z) + b + skip z)``, as the tensors themselves; of the form the skip is last."""
+    """A part of a prediction, as the tensors themselves; of the form the skip is last."""
 
     source: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     before: Activation
     after: Activation
@@ -351,27 +524,37 @@ class EdgeTensors:
     form: tuple[bool, float, float, float]
 
 
-def edge_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> EdgeTensors | None:
-    """The edge that makes a slot of a state, as `origin` tells the slots that are one; None of anything else."""
+def edges_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> list[EdgeTensors] | None:
+    """The edges that make a slot of states, as `origin` tells the slots that are one; None of anything else."""
     after, slope_after, slot = _unwrapped(program, slot)
-    call, skipping, skip = _beside_skip(program, slot)
-    if call is None or call.meaning != "linear":
+    states: dict[int, Tensor] = {}
+
+    def state_of(s: int) -> int | None:
+        if s == slot or (state := origin(s)) is None:
+            return None
+        states[id(state)] = state
+        return id(state)
+
+    def source_of(s: int) -> _Source | None:
+        if (state := state_of(s)) is not None:
+            return state, Activation(), None
+        before, slope, s = _unwrapped(program, s)
+        return None if (state := state_of(s)) is None else (state, before, slope)
+
+    try:
+        parts, others = _parts(program, slot, source_of, state_of)
+    except NotAChain:
         return None
-    bound = arguments(call.function, call.args, call.kwargs)
-    made_of, weight, bias = (bound[name] for name in ("input", "weight", "bias"))
-    before, slope_before, source = Activation(), None, origin(made_of.index)
-    if source is None:
-        before, slope_before, inner = _unwrapped(program, made_of.index)
-        source = origin(inner)
-    if skipping is not None and origin(skipping) is not source:
+    if others or not parts:
         return None
-    parameters = _parameters(program, weight.index, bias and bias.index)
-    of = [parameters.weight, parameters.bias, slope_before, slope_after]
-    if source is None or any(i is not None and i >= len(program.leaves) for i in of):
-        return None
-    w, b, *slopes = (None if i is None else program.leaves[i] for i in of)
-    assert w is not None
-    return EdgeTensors(source, w, b, before, after, tuple(slopes), (*parameters.form, skip))
+    found = []
+    for p in parts:
+        of = [p.weight, p.bias, p.slope, slope_after]
+        if any(i is not None and i >= len(program.leaves) for i in of):
+            return None
+        w, b, *slopes = (None if i is None else program.leaves[i] for i in of)
+        found.append(EdgeTensors(states[p.source], w, b, p.before, after, tuple(slopes), (*p.form, p.skip)))
+    return found
 
 
 class _Parameters(NamedTuple):

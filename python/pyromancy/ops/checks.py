@@ -186,19 +186,17 @@ class _Plan:
         )
 
     def join(self, i: int) -> None:
-        edge = self.plan.edges[i]
+        edge, others = self.plan.edges[i], self.plan.edges[:i]
+        bare = edge.before.number == 0 and edge.scale == 1 and not edge.transposed and not edge.gram
+        _check(edge.weight is not None or bare, lambda: f"edge {i} has no weight, and so nothing before it")
         _check(
-            edge.source < edge.target,
-            lambda: f"edge {i} must lead to a later node, got {edge.source} -> {edge.target}",
+            all(e.after == edge.after for e in others if e.target == edge.target),
+            lambda: f"edge {i} must have the activation after the product that others to node {edge.target} have",
         )
-        others = self.plan.edges[:i]
+        products = [e for e in others if e.weight is not None and e.source == edge.source]
         _check(
-            self.plan.nodes[edge.target].prior is None and all(e.target != edge.target for e in others),
-            lambda: f"node {edge.target} must have one prediction, got edge {i} beside another",
-        )
-        _check(
-            all(e.source != edge.source for e in others),
-            lambda: f"node {edge.source} must predict one node, got edge {i} beside another",
+            edge.weight is None or all(e.before == edge.before for e in products),
+            lambda: f"edge {i} must have the activation before the product that others from node {edge.source} have",
         )
 
     def node(self, i: int) -> None:
@@ -281,9 +279,10 @@ class _Plan:
         edge = self.plan.edges[i]
         source, target = self.plan.nodes[edge.source], self.plan.nodes[edge.target]
         n, m = self.operands[source.state].shape[1], self.operands[target.state].shape[1]
-        weight = self.operands[edge.weight]
-        self.like(f"weight of edge[{i}]", weight)
-        _shaped(f"weight of edge[{i}]", weight, (n, m) if edge.transposed else (m, n))
+        if edge.weight is not None:
+            weight = self.operands[edge.weight]
+            self.like(f"weight of edge[{i}]", weight)
+            _shaped(f"weight of edge[{i}]", weight, (n, m) if edge.transposed else (m, n))
         if edge.bias is not None:
             bias = self.operands[edge.bias]
             self.like(f"bias of edge[{i}]", bias)
@@ -295,6 +294,19 @@ class _Plan:
         _check(
             target.law is not Law.CATEGORICAL or edge.after.number == 0,
             lambda: f"edge {i} must have no activation after the product: it makes logits",
+        )
+        _check(
+            not target.swept or edge.source < edge.target,
+            lambda: (
+                f"node {edge.target} starts at its prediction, and edge {i} must lead to it from an earlier one, got "
+                f"{edge.source}"
+            ),
+        )
+        others = [e for j, e in enumerate(self.plan.edges) if j != i]
+        alone = target.prior is None and all(e.source != edge.source and e.target != edge.target for e in others)
+        _check(
+            not edge.gram or alone,
+            lambda: f"gram of edge {i} needs a source and a target without other edges, and no prior beside it",
         )
         _check(
             not edge.gram

@@ -22,13 +22,14 @@ _BY_NUMBER = tuple(ACTIVATIONS.values())
 def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], numbers: list[float]) -> None:
     """Do what a plan says, in place.
 
-    Edges predict their targets as ``mu = after(W before(z) + b + s z)``, W and b times their scales, s their skip. With
-    errors ``e = P (z - mu)`` and ``d = after' e`` a step is ``z <- z - lr (e - before'(z) W^T d_target - s d_target)``,
-    on all free nodes at once, with the momentum of `torch.optim.SGD` where there are velocities; elements that are
-    known have no gradient. P is ``weight exp(-theta)`` of a node whose law is GAUSSIAN, or its weight without a theta;
-    of one that is FULL_GAUSSIAN it is theta as it is, in which its weight is a factor already. One that is CATEGORICAL
-    is clamped and predicted by logits mu, and has ``weight (z - softmax(mu) sum(z))`` in the place of ``e_target``.
-    Where a node has weights per sample, all of its energy is multiplied by them, and so its errors.
+    Nodes are predicted as ``mu = after(sum of W before(z) + b + s z)`` over the edges to them, W and b times their
+    scales, s their skip, and a prior where there is one. With errors ``e = P (z - mu)`` and ``d = after' e`` a step is
+    ``z <- z - lr (e - sum of before'(z) W^T d_target + s d_target)`` over the edges from a node, on all free nodes at
+    once, with the momentum of `torch.optim.SGD` where there are velocities; elements that are known have no gradient. P
+    is ``weight exp(-theta)`` of a node whose law is GAUSSIAN, or its weight without a theta; of one that is
+    FULL_GAUSSIAN it is theta as it is, in which its weight is a factor already. One that is CATEGORICAL is clamped and
+    predicted by logits mu, and has ``weight (z - softmax(mu) sum(z))`` in the place of ``e_target``. Where a node has
+    weights per sample, all of its energy is multiplied by them, and so its errors.
 
     The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
     weights and biases, times their scales, with ``d = after' e``, and for log-variances ``1/2 (weight - mean(e (z -
@@ -95,8 +96,9 @@ class _Batch:
     def __init__(self, plan: Plan, operands: list[Tensor]) -> None:
         self.plan, self.operands = plan, operands
         self.states = [operands[n.state] for n in plan.nodes]
-        self.into = {e.target: e for e in plan.edges}
-        self.out = {e.source: e for e in plan.edges}
+        places = range(len(plan.nodes))
+        self.into = [[e for e in plan.edges if e.target == i] for i in places]
+        self.out = [[e for e in plan.edges if e.source == i] for i in places]
 
     def run(self) -> None:
         plan = self.plan  # but for its rules, which change as they are applied
@@ -121,21 +123,27 @@ class _Batch:
         return bool(self.states[i].isfinite().all())
 
     def predict(self, i: int) -> tuple[Tensor | None, Tensor]:
-        """The product behind a prediction, if there is one, and the prediction."""
-        edge = self.into.get(i)
-        if edge is None:
-            prior = self.plan.nodes[i].prior
-            assert prior is not None
-            return None, self.operands[prior].expand_as(self.states[i])
-        bias = None if edge.bias is None else edge.bias_scale * self.operands[edge.bias]
-        state = self.states[edge.source]
-        product = F.linear(_activated(edge, state), self.weight(edge), bias)
-        if edge.skip:
-            product += edge.skip * state
-        return product, _BY_NUMBER[edge.after.number][0](product, edge.after.parameter)
+        """What the activation of a prediction is of, if edges make it, and the prediction."""
+        prior = self.plan.nodes[i].prior
+        product = None if prior is None else self.operands[prior].expand_as(self.states[i])
+        for edge in self.into[i]:
+            state, part = self.states[edge.source], torch.zeros_like(self.states[i])
+            if edge.weight is not None:
+                part = F.linear(_activated(edge, state), self.weight(edge))
+            if edge.bias is not None:
+                part = part + edge.bias_scale * self.operands[edge.bias]
+            if edge.skip:
+                part = part + edge.skip * state
+            product = part if product is None else product + part
+        assert product is not None
+        if not self.into[i]:
+            return None, product
+        after = self.into[i][0].after
+        return product, _BY_NUMBER[after.number][0](product, after.parameter)
 
     def weight(self, edge: Edge) -> Tensor:
         """W ``[out, in]``, times its scale."""
+        assert edge.weight is not None
         weight = self.operands[edge.weight]
         return edge.scale * (weight.mT if edge.transposed else weight)
 
@@ -160,7 +168,7 @@ class _Batch:
             predictions[i], law, of = prediction, LAWS[node.law], (self.states[i], prediction, *self.theta(i))
             error[i] = self.per_sample(i, law.pull(*of))
             if product is not None:
-                after = self.into[i].after
+                after = self.into[i][0].after
                 slope = _BY_NUMBER[after.number][1](product, after.parameter)
                 delta[i] = self.per_sample(i, law.push(*of)) * slope
         return _Errors(predictions, error, delta)
@@ -182,12 +190,12 @@ class _Batch:
                 continue
             error = errors.error[i]
             gradient = torch.zeros_like(state) if error is None else error.clone()
-            edge = self.out.get(i)
-            if edge is not None:
+            for edge in self.out[i]:
                 delta = errors.delta[edge.target]
                 assert delta is not None
-                slope = _BY_NUMBER[edge.before.number][1](state, edge.before.parameter)
-                gradient -= slope * (delta @ self.weight(edge))
+                if edge.weight is not None:
+                    slope = _BY_NUMBER[edge.before.number][1](state, edge.before.parameter)
+                    gradient -= slope * (delta @ self.weight(edge))
                 if edge.skip:
                     gradient -= edge.skip * delta
             if node.way is not None and node.way.known is not None:

@@ -70,7 +70,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
             ints += _of_expression(node.expression)
             numbers += node.expression.constants
     for edge in plan.edges:
-        ints += [edge.source, edge.target, edge.weight, _maybe(edge.bias)]
+        ints += [edge.source, edge.target, _maybe(edge.weight), _maybe(edge.bias)]
         for activation in (edge.before, edge.after):
             ints.append(activation.number)
             numbers.append(activation.parameter)
@@ -261,7 +261,7 @@ def _way(read: _Reader) -> Way:
 
 def _edge(read: _Reader, nodes: int) -> Edge:
     source, target = read.number("source", 0, nodes), read.number("target", 0, nodes)
-    weight, bias = read.tensor("weight"), read.maybe_tensor("bias")
+    weight, bias = read.maybe_tensor("weight"), read.maybe_tensor("bias")
     before, after = (
         Activation(read.number("activation", 0, len(ACTIVATIONS)), read.real("parameter")) for _ in range(2)
     )

@@ -142,7 +142,7 @@ class Node:
         swept: whether it starts at its prediction, whatever it held.
         law: of its energy; NONE where nothing predicts it.
         theta: the law's parameter.
-        prior: a constant prediction, ``[1 or B, n]``, where no edge makes one.
+        prior: a constant prediction, ``[1 or B, n]``, or where edges make one what is added to their sum.
         velocity: of a momentum, like the state.
         data: ``[N, n]``, the rows of which an order picks for the state; or of a CATEGORICAL law int64 ``[N]``, the
             classes that one-hot rows stand for.
@@ -178,10 +178,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """``after(scale W before(z) + bias_scale b + skip z)``, from a node to a later one, by their places in the plan.
+    """A part of a prediction, which is ``after`` of the sum of the parts that edges to a node make.
+
+    That is ``scale W before(z) + bias_scale b + skip z``, from a node to another or to itself, by their places in the
+    plan. All edges to a node have one `after`, and all edges from a node that have a weight one `before`.
 
     Attributes:
-        weight: W ``[out, in]``, or where it is `transposed` the transpose of W.
+        weight: W ``[out, in]``, or where it is `transposed` the transpose of W; None where there is no product.
         gram: whether the feedback is computed as ``W^T P (z' - b) - (W^T P W) before(z)``, which takes fewer products
             where a narrow free node predicts a wide clamped one.
         skip: what of the state itself is added, where both nodes are of one width.
@@ -189,7 +192,7 @@ class Edge:
 
     source: int
     target: int
-    weight: Operand
+    weight: Operand | None
     bias: Operand | None = None
     before: Activation = Activation()
     after: Activation = Activation()
@@ -391,7 +394,8 @@ class Plan:
     """Everything that one call does: E-steps on nodes joined by edges, and what is learned from them.
 
     Attributes:
-        nodes: each predicted by at most one edge from an earlier node, and predicting at most one.
+        nodes: in any order, but that errors that move, and states that start at their predictions, need the nodes
+            that predict them before them.
         edges: between nodes.
         method: of the E-steps.
         steps: how many.
@@ -419,6 +423,16 @@ class Plan:
     diverged: Operand | None = None
     max_norm: float = 0.0
     factors: tuple[float, ...] = ()
+
+    @property
+    def is_chains(self) -> bool:
+        """Whether every edge has a weight and leads to a later node, and no node has two on either side."""
+        sources, targets = ({getattr(e, of) for e in self.edges} for of in ("source", "target"))
+        return (
+            len(sources) == len(targets) == len(self.edges)
+            and all(e.weight is not None and e.source < e.target for e in self.edges)
+            and all(self.nodes[i].prior is None for i in targets)
+        )
 
     @property
     def descent(self) -> Descent:

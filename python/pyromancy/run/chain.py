@@ -71,8 +71,10 @@ class ChainExecutor(ReplayingExecutor):
         self.planner = Planner(program, chains)
         order = {id(s): i for i, s in enumerate(states)}
         self._velocity = {slot: order[id(program.leaves[slot])] for slot in self._free}
-        sizes = [[tuple(program.stand_ins[n.state].shape) for n in c.nodes] for c in chains]
-        cost = sum(b * n * (16 + 2 * m) for of in sizes for (b, n), (_, m) in zip(of, [*of[1:], (0, 0)], strict=True))
+        nodes = self.planner.nodes
+        sizes = [tuple(program.stand_ins[n.state].shape) for n in nodes]
+        pairs = [(sizes[source], sizes[target][1]) for source, target, e in self.planner.edges if e.weight is not None]
+        cost = sum(16 * b * n for b, n in sizes) + sum(2 * b * n * m for (b, n), m in pairs)
         on_cpu = program.leaves[self._free[0]].is_cpu
         self._surely_short = max(1, _SHORT // max(1, cost)) if on_cpu else sys.maxsize  # steps
         # of which a mean over the batch is made: an energy that is one number is that of all
@@ -94,6 +96,8 @@ class ChainExecutor(ReplayingExecutor):
     @property
     def bound(self) -> str:
         """What tells an operator's samples how far their energies can still fall; or why nothing does."""
+        if self._circles:
+            return "none: states predict one another in a circle"
         for node in self.planner.nodes:
             name = self.program.told(node.state)
             if node.free and node.law is plan.Law.NONE:
@@ -114,6 +118,8 @@ class ChainExecutor(ReplayingExecutor):
             return reason
         if tol and method.is_constrained and not (isinstance(method, Rated) and method.is_proximal and method.limits):
             return "no operator ends samples where all that holds their states is what is known of them"
+        if errors and self._circles:
+            return "states predict one another in a circle"
         odd = [n for n in self.planner.nodes if n.free and not n.moves_by_errors]
         if errors and odd:
             return f"the law of {self.program.told(odd[0].state)} is not one of an error"
@@ -136,6 +142,11 @@ class ChainExecutor(ReplayingExecutor):
         """What is of the free nodes of plans, in the order of the states."""
         slots = [n.state for n in self.planner.nodes if n.free]
         return [t for _, t in sorted(zip(map(self._velocity.__getitem__, slots), of_free, strict=True), key=_first)]
+
+    @functools.cached_property
+    def _circles(self) -> bool:
+        """Whether states predict one another in a circle."""
+        return any(source >= target for source, target, _ in self.planner.edges)
 
     @functools.cached_property
     def _in_order(self) -> bool:
@@ -289,8 +300,8 @@ class ChainExecutor(ReplayingExecutor):
             return mstep
         of, planner, forms = mstep.wanted, self.planner, self.program.stand_ins
         learned = [
-            *((plan.Learned.WEIGHT, i, planner.edges[i][1].weight) for i in of.weights),
-            *((plan.Learned.BIAS, i, planner.edges[i][1].bias) for i in of.biases),
+            *((plan.Learned.WEIGHT, i, planner.edges[i][2].weight) for i in of.weights),
+            *((plan.Learned.BIAS, i, planner.edges[i][2].bias) for i in of.biases),
             *((plan.Learned.LOGVAR, i, planner.nodes[i].theta) for i in of.thetas),
         ]
         slots = [slot for *_, slot in learned if slot is not None]
@@ -408,11 +419,11 @@ class ChainExecutor(ReplayingExecutor):
         def reached(*slots: int) -> bool:
             return any(not needed.isdisjoint(ancestors(s)) for s in slots)
 
-        predicting = [(i, e) for i, (source, e) in enumerate(self.planner.edges) if nodes[source + 1].term is not None]
+        edges = [(i, e) for i, (*_, e) in enumerate(self.planner.edges)]
         spread = [i for i, n in enumerate(nodes) if reached(*self._spread(n))]
         return _Wanted(
-            [i for i, e in predicting if reached(e.weight)],
-            [i for i, e in predicting if e.bias is not None and reached(e.bias)],
+            [i for i, e in edges if e.weight is not None and reached(e.weight)],
+            [i for i, e in edges if e.bias is not None and reached(e.bias)],
             [i for i in spread if nodes[i].law.is_elementwise],
             [i for i in spread if not nodes[i].law.is_elementwise],
         )
@@ -453,7 +464,7 @@ class ChainExecutor(ReplayingExecutor):
     def _obstacle(self, needed: frozenset[int]) -> str | None:
         """Why autograd has to compute the gradients of these leaves, if it has to."""
         program = self.program
-        uses = [s for _, e in self.planner.edges for s in (e.weight, e.bias) if s is not None]
+        uses = [s for *_, e in self.planner.edges for s in (e.weight, e.bias) if s is not None]
         uses += [s for n in self.planner.nodes for s in self._spread(n)]
         chain_uses = program.paths(uses)
         moved = [s for t in program.terms if t.slot is not None and t.slot in program.varying for s in t.operands]
@@ -478,11 +489,15 @@ class ChainExecutor(ReplayingExecutor):
     def notes(self) -> list[str]:
         lines, feedback = [], []
         for chain in self.chains:
-            widths = "-".join(str(self.program.stand_ins[n.state].shape[1]) for n in chain.nodes)
-            hoisted = sum(not a.free and b.term is not None for a, b in zip(chain.nodes, chain.nodes[1:], strict=False))
-            lines.append(f"chain {widths}, {hoisted} edge(s) from clamped nodes computed once a run")
-        for i, (source, _) in enumerate(self.planner.edges):
-            clamped = self.planner.nodes[source + 1]
+            widths = [str(self.program.stand_ins[n.state].shape[1]) for n in chain.nodes]
+            free = {n.state for n in chain.nodes if n.free}
+            hoisted = sum(e.source not in free for e in chain.edges)
+            told = f"chain {'-'.join(widths)}"
+            if not chain.is_path:
+                told = f"network of {len(widths)} nodes, {', '.join(widths)} wide, and {len(chain.edges)} edges"
+            lines.append(f"{told}, {hoisted} edge(s) from clamped nodes computed once a run")
+        for i, (_, target, _) in enumerate(self.planner.edges):
+            clamped = self.planner.nodes[target]
             gram, direct = self.planner.costs(i, self._plain)
             if direct:
                 feedback.append(

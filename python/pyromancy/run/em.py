@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from .. import ops, plan
 from ..arguments import kind_of
 from ..capture.capture import NotCapturable, has_hooks
+from ..capture.lowering import Edge, EdgeTensors
 from ..methods import FixedPrediction, Method, Stop
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
@@ -542,28 +543,22 @@ class Whole:
     def _sort_settings(self) -> None:
         """Which states start at their prediction, which are set to something, and which to the batch's own rows."""
         planner, program, states = self.executor.planner, self.executor.program, self.states
-        leaves = program.leaves
         slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True) if s is not None}
-        into = {planner.nodes[source + 1].state: (source, e) for source, e in planner.edges}
+        into: dict[int, list[tuple[int, int, Edge]]] = {}
+        for edge in planner.edges:
+            into.setdefault(planner.nodes[edge[1]].state, []).append(edge)
         swept, self.set_ = set(), []
         self.unheard = ""  # a clamped state that is set to its own prediction
         for setting, found in self.start_.edges():
             slot = slot_of.get(id(setting.node.value))
             if found is None and slot not in program.free:
-                found = self.start_.edge_of_logits(setting)
+                found = self.start_.edges_of_logits(setting)
             if slot is not None and found is not None and slot in into:
-                source, edge = into[slot]
-                if self.nodes[source].held is not None or self.nodes[source + 1].held is not None:
+                nodes = [self.nodes[i] for source, target, _ in into[slot] for i in (source, target)]
+                if any(n.held is not None for n in nodes):
                     self.set_.append(setting)  # what it is set to knows nothing of a mask
                     continue
-                slots = (edge.weight, edge.bias, *edge.slopes)
-                taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
-                given = (found.weight, found.bias, *found.slopes)
-                same = (
-                    found.source is states[source] and all(a is b for a, b in zip(taken, given, strict=True))
-                    and (found.before, found.after) == (edge.before, edge.after)
-                    and found.form == (edge.transposed, edge.scale, edge.bias_scale, edge.skip)
-                )  # fmt: skip
+                same = self._are(found, into[slot])
                 if same and slot in program.free:
                     swept.add(slot)
                     continue
@@ -578,6 +573,27 @@ class Whole:
             if node.free and id(state) not in set_:
                 raise _ByParts(f"start does not set the free state {program.told(node.state)}")
         self._slot_of = slot_of
+
+    def _are(self, found: list[EdgeTensors], edges: list[tuple[int, int, Edge]]) -> bool:
+        """Whether these edges, in whatever order, are all that predicts a node, from nodes before it."""
+        leaves, left = self.executor.program.leaves, list(found)
+        for source, target, edge in edges:
+            slots = (edge.weight, edge.bias, *edge.slopes)
+            taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
+            form = edge.transposed, edge.scale, edge.bias_scale, edge.skip
+            state = self.states[source]
+            at = next(
+                (
+                    i for i, f in enumerate(left)
+                    if f.source is state and (f.before, f.after, f.form) == (edge.before, edge.after, form)
+                    and all(a is b for a, b in zip(taken, (f.weight, f.bias, *f.slopes), strict=True))
+                ),
+                None,
+            )  # fmt: skip
+            if at is None or source >= target or self.nodes[target].rest:
+                return False
+            del left[at]
+        return not left
 
     @property
     def states(self) -> list[Tensor | None]:
@@ -800,8 +816,9 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     if reason := executor.obstacle_inside(parameters):
         raise _ByParts(reason)
     found: dict[int, list[Learned]] = {}
-    for i, (_, e) in enumerate(planner.edges):
-        found.setdefault(e.weight, []).append(Learned(plan.Learned.WEIGHT, i))
+    for i, (*_, e) in enumerate(planner.edges):
+        if e.weight is not None:
+            found.setdefault(e.weight, []).append(Learned(plan.Learned.WEIGHT, i))
         if e.bias is not None:
             found.setdefault(e.bias, []).append(Learned(plan.Learned.BIAS, i))
     for i, n in enumerate(planner.nodes):

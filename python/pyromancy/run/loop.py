@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without importing the compiler at once
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .. import functional, plan
+from .. import backends, functional, plan
 from ..arguments import check_energy_argument
 from ..capture import language  # noqa: F401 (tells nodes what laws may be made of)
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
@@ -832,7 +832,7 @@ class InferenceLoop:
         if self._wanted != "graph":
             try:
                 written = joined(normal(program, program.batch[0] if program.batch else 1))
-                chains = lower(written)
+                chains = lower(written, backends.without_graphs(self._params[0].device.type))
                 chain = ChainExecutor(written, chains, self._params, self._replay)
                 if reason := chain.obstacle:
                     raise NotAChain(reason)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -76,22 +76,23 @@ class Planner:
 
     Attributes:
         nodes: of all chains.
-        edges: of all chains, each with the place of its source; its target is the next node.
+        edges: of all chains, each with the places of its source and its target.
         operands: all slots that they take.
     """
 
     def __init__(self, program: Program, chains: list[Chain]) -> None:
         self.program = program
         self.nodes = [n for c in chains for n in c.nodes]
-        firsts = accumulate((len(c.nodes) for c in chains), initial=0)
-        self.edges = [(first + i, e) for first, c in zip(firsts, chains, strict=False) for i, e in enumerate(c.edges)]
+        place = {n.state: i for i, n in enumerate(self.nodes)}
+        self.edges = [(place[e.source], place[e.target], e) for c in chains for e in c.edges]
         operands = [s for n in self.nodes for s in (n.state, n.theta, n.prediction, *n.sample_weights)]
+        operands += [s for n in self.nodes for _, s in n.rest]
         operands += [s for n in self.nodes if n.held is not None for s in (n.held[0], n.held[1].mask)]
-        operands += [s for _, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
+        operands += [s for *_, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
         self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
         self._parameters = [  # of activations: a number, or the slot of one that is read for every call
-            (a.parameter, slope) for _, e in self.edges for a, slope in zip((e.before, e.after), e.slopes, strict=True)
+            (a.parameter, slope) for *_, e in self.edges for a, slope in zip((e.before, e.after), e.slopes, strict=True)
         ]
         self._slopes = [slope for _, slope in self._parameters if slope is not None]
         self._encoded: dict[tuple[object, ...], list[int]] = {}
@@ -129,7 +130,7 @@ class Planner:
         thetas = [self.program.stand_ins[n.theta] for n in self.nodes if n.theta is not None]
         return not (
             self._computed or self._slopes or any(t.dim() > 1 for t in thetas) or self.masks
-            or any(n.prediction is not None or n.law is plan.Law.FULL_GAUSSIAN for n in self.nodes)
+            or any(n.prediction is not None or n.rest or n.law is plan.Law.FULL_GAUSSIAN for n in self.nodes)
             or any(not self._is_plain(n) for n in self.nodes)
         )  # fmt: skip
 
@@ -201,10 +202,10 @@ class Planner:
         for operand in (*states, *thetas, *priors, *weights, *data.values(), order, *masks.values()):
             if operand is not None:
                 operands.read(operand)
-        for _, e in self.edges:
-            operands.read(values[e.weight])
-            if e.bias is not None:
-                operands.read(values[e.bias])
+        of_edges = [[None if s is None else values[s] for s in (e.weight, e.bias)] for *_, e in self.edges]
+        for of_edge in itertools.chain.from_iterable(of_edges):
+            if of_edge is not None:
+                operands.read(of_edge)
         products = product_precision()
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
@@ -234,11 +235,10 @@ class Planner:
             may_gram &= run.method is None
             edges = tuple(
                 plan.Edge(
-                    source, source + 1, operands[values[e.weight]],
-                    None if e.bias is None else operands[values[e.bias]], e.before, e.after,
+                    source, target, operands.find(weight), operands.find(bias), e.before, e.after,
                     may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale, e.skip,
                 )
-                for i, (source, e) in enumerate(self.edges)
+                for i, ((source, target, e), (weight, bias)) in enumerate(zip(self.edges, of_edges, strict=True))
             )  # fmt: skip
             targets = tuple(
                 plan.Target(p.what, p.place, rule, operands[t], tuple(operands.find(s) for s in slots))
@@ -270,7 +270,7 @@ class Planner:
                 numbers += plan.numbers_of_way(ways[n.state][0])
             if n.expression is not None:
                 numbers += n.expression.constants
-        for i, (_, e) in enumerate(self.edges):
+        for i, (*_, e) in enumerate(self.edges):
             for x, slope in self._parameters[2 * i : 2 * i + 2]:
                 numbers.append(x if slope is None else self._read(values, slope))
             numbers += (e.scale, e.bias_scale, e.skip)
@@ -313,6 +313,7 @@ class Planner:
         """Whether what the chains take is computed from some of these, or is one: it would change with every batch."""
         taken = [*self._computed, *self._slopes, *(s for n in self.nodes for s in n.sample_weights)]
         taken += [n.prediction for n in self.nodes if type(n.prediction) is int]
+        taken += [s for n in self.nodes for _, s in n.rest]
         return any(not slots.isdisjoint(self.program.ancestors(slot)) for slot in taken)
 
     def prefers_gram(self, place: int, steps: int) -> bool:
@@ -325,9 +326,11 @@ class Planner:
 
         The latter is 0 where that is the only way.
         """
-        at, edge = self.edges[place]
-        source, target = self.nodes[at], self.nodes[at + 1]
-        if not source.free or target.free or target.term is None or edge.after != plan.Activation() or edge.skip:
+        at, to, edge = self.edges[place]
+        source, target = self.nodes[at], self.nodes[to]
+        if not source.free or target.free or edge.after != plan.Activation() or edge.skip or target.rest:
+            return 0, 0
+        if edge.weight is None or not self._is_alone(place):
             return 0, 0
         # the others' errors are not a number times a residual
         if target.law is not plan.Law.GAUSSIAN or target.sample_weights:
@@ -338,6 +341,11 @@ class Planner:
             width * width * out + batch * out * width + steps * batch * width * width,
             2 * steps * batch * out * width,
         )
+
+    def _is_alone(self, place: int) -> bool:
+        """Whether no other edge leads from where an edge does, or to where it does."""
+        source, target, _ = self.edges[place]
+        return all(i == place or (a != source and b != target) for i, (a, b, _) in enumerate(self.edges))
 
 
 def _wide(mask: Tensor, state: Tensor) -> Tensor:
@@ -360,7 +368,12 @@ def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
 
 
 def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tensor | None:
-    """Of a node that no edge predicts."""
+    """Of a node what edges do not make of its prediction."""
+    if node.rest:
+        total = torch.zeros_like(state)
+        for factor, slot in node.rest:
+            total.add_(values[slot], alpha=factor)
+        return total
     if isinstance(node.prediction, float):
         return torch.full_like(state, node.prediction)
     return None if node.prediction is None else values[node.prediction].expand_as(state).contiguous()

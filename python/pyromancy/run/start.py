@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..capture.capture import Checker, NotCapturable, Recording, obstacle
-from ..capture.lowering import EdgeTensors, edge_of
+from ..capture.lowering import EdgeTensors, edges_of
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import Guard
@@ -196,16 +196,16 @@ class Start:
             return self.program.leaves[slot]
         return None
 
-    def edges(self) -> Iterator[tuple[Setting, EdgeTensors | None]]:
-        """Every state that is set, with the edge that predicts it from another, if that is what it is set to."""
+    def edges(self) -> Iterator[tuple[Setting, list[EdgeTensors] | None]]:
+        """Every state that is set, with the edges that predict it from others, if that is what it is set to."""
         for s in self.settings:
-            yield s, edge_of(self._normal, s.slot, self.origin)
+            yield s, edges_of(self._normal, s.slot, self.origin)
 
-    def edge_of_logits(self, setting: Setting) -> EdgeTensors | None:
-        """The edge that predicts the logits whose probabilities a state is set to; None where it is set to others."""
+    def edges_of_logits(self, setting: Setting) -> list[EdgeTensors] | None:
+        """The edges that predict the logits whose probabilities a state is set to; None where it is set to others."""
         call = self._normal.producer.get(setting.slot)
         of = call.inputs if call is not None and call.meaning == "softmax" else ()
-        return edge_of(self._normal, of[0], self.origin) if len(of) == 1 else None
+        return edges_of(self._normal, of[0], self.origin) if len(of) == 1 else None
 
     def values(self, settings: Sequence[Setting]) -> list[Tensor]:
         """What states are set to."""

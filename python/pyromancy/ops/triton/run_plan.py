@@ -20,6 +20,8 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
     operands, decoded = [*written, *read], decode(plan, numbers)
     if any(node.way for node in decoded.nodes):
         raise NotImplementedError("what nodes do beside steps of one rate is the CPU's alone in a plan")
+    if not decoded.is_chains:
+        raise NotImplementedError("networks that are no chains are the CPU's alone in a plan")
     for batch in batches(decoded, operands):
         for first, some in _passes(batch):
             for nodes in _chains(batch):
@@ -60,7 +62,7 @@ def _run(plan: Plan, operands: list[Tensor], places: list[int], first: int) -> N
     prior = nodes[0].prior
     chain = Chain(
         [operands[node.state] for node in nodes],
-        [_scaled(_turned(edge, operands[edge.weight]), edge.scale) for edge in edges],
+        [_scaled(_turned(edge, operands[edge.weight]), edge.scale) for edge in edges if edge.weight is not None],
         [None if edge.bias is None else _scaled(operands[edge.bias], edge.bias_scale) for edge in edges],
         [_law(node, operands) for node in nodes],
         None if prior is None else operands[prior],
