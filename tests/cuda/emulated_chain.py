@@ -300,6 +300,8 @@ def refuses():
     nodes = tuple(replace(n, way=masked) if i == 1 else n for i, n in enumerate(made.nodes))
     with pytest.raises(RuntimeError, match="masks are the CPU's alone in a plan"):
         call(replace(made, nodes=nodes), operands)
+    with pytest.raises(RuntimeError, match="node 2 must have one prediction here, got edge 2 beside another"):
+        call(replace(made, edges=(*made.edges, made.edges[1])), operands)
 
 
 def main(library):

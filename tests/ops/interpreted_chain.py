@@ -223,6 +223,16 @@ def test_masks_are_refused():
     assert backends.without_masks("cpu") == "the triton kernels on cpu take no masks"
 
 
+def test_networks_that_are_no_chains_are_refused():
+    made, operands = planned(problem((3, 5, 2), 4, dtype=torch.float32))
+    twice = replace(made, edges=(*made.edges, made.edges[1]))
+    before = [t.clone() for t in operands.written]
+    with pytest.raises(NotImplementedError, match="networks that are no chains are the CPU's alone in a plan"):
+        call(twice, operands)
+    assert all(torch.equal(t, b) for t, b in zip(operands.written, before, strict=True))
+    assert backends.without_graphs("cpu") == "the triton kernels on cpu take chains alone"
+
+
 @pytest.mark.parametrize(("precision", "unit"), [("high", 2.0**-11), ("medium", 2.0**-8)])
 def test_less_precise_products(way, precision, unit):
     check(problem((5, 33, 7, 3), 17, "tanh", dtype=torch.float32) | {"matmul_precision": precision}, unit=unit)

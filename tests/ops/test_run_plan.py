@@ -260,12 +260,29 @@ def with_target(made, i, **changes):
 STRUCTURES = {
     "no nodes": (lambda p: replace(p, nodes=(), edges=()), "plan must have nodes"),
     "negative steps": (lambda p: replace(p, steps=-1), "the number of steps, must be from 0 to"),
-    "backwards": (lambda p: with_edge(p, 1, source=2, target=1), "edge 1 must lead to a later node, got 2 -> 1"),
-    "to itself": (lambda p: with_edge(p, 1, target=1), "edge 1 must lead to a later node, got 1 -> 1"),
-    "two into one": (lambda p: with_edge(p, 2, source=1, target=2), "node 2 must have one prediction, got edge 2"),
-    "two out of one": (lambda p: with_edge(p, 2, source=0), "node 0 must predict one node, got edge 2 beside another"),
-    "edge into a prior": (
-        lambda p: with_node(p, 1, prior=p.nodes[0].prior), "node 1 must have one prediction, got edge 0 beside another"
+    "two activations after": (
+        lambda p: with_edge(p, 2, source=1, target=2, after=Activation(1)),
+        "edge 2 must have the activation after the product that others to node 2 have",
+    ),
+    "two activations before": (
+        lambda p: with_edge(p, 2, source=1, before=Activation(1)),
+        "edge 2 must have the activation before the product that others from node 1 have",
+    ),
+    "an activation of nothing": (
+        lambda p: with_edge(p, 1, weight=None, before=Activation(1)), "edge 1 has no weight, and so nothing before it"
+    ),
+    "a sweep from behind": (
+        lambda p: replace(
+            p, edges=(*p.edges, replace(p.edges[2], source=3, target=2, transposed=True, bias=None))
+        ),
+        "node 2 starts at its prediction, and edge 3 must lead to it from an earlier one, got 3",
+    ),
+    "gram beside another edge": (
+        lambda p: replace(
+            with_edge(replace(p, energies=None), 2, gram=True),
+            edges=(*with_edge(p, 2, gram=True).edges, p.edges[2]),
+        ),
+        "gram of edge 2 needs a source and a target without other edges",
     ),
     "no law": (lambda p: with_node(p, 2, law=Law.NONE, swept=False), "node 2 must have a law where it has"),
     "no prediction": (lambda p: with_node(p, 0, prior=None), "node 0 must have a law where it has a prediction"),

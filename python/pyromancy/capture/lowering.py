@@ -151,6 +151,7 @@ def lower(program: Program, chains: str = "") -> list[Chain]:
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD.get(of.law, 'the scale')} of {name} depends on a free state")
         into, rest = _trace(program, of.prediction, state, edges, chains) if type(of.prediction) is int else ([], ())
+        assert into or of.prediction not in program.varying
         if of.law is Law.CATEGORICAL and into and into[0].after != Activation():
             raise NotAChain(f"the logits of {name} come through an activation")
         nodes[state] = Node(
@@ -463,12 +464,12 @@ def _trace(
         before = before if part.weight is not None or chains else None
         if before is None or (not chains and (before.before, before.slopes[0]) == (part.before, part.slope)):
             kept.append(part)
-        elif source not in program.free:  # what it predicts does not change
+        elif whole not in program.varying:
             return [], ()
         elif chains:
             raise NotAChain(f"{program.told(source)} predicts two nodes: {chains}")
         else:
-            raise NotAChain(f"{program.told(source)} is activated in two ways, each of which predicts something")
+            raise NotAChain(f"{program.told(source)} predicts others through two activations")
     befores = {p.source: (p.before, p.slope) for p in kept if p.weight is not None}
     if any(befores[p.source] != (p.before, p.slope) for p in kept if p.weight is not None):
         if whole not in program.varying:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import functional
 from ..laws.categorical import distribution
 from ..plan import Law
+from ..plan.activations import ACTIVATIONS
 from .calls import Call, Slot, filled, is_number
 from .program import Program
 from .terms import REDUCTIONS, elements_of_normal, logits_of
@@ -77,6 +78,8 @@ class _Writer:
         self._turned_linears: dict[int, _Linear] = {}  # slots that hold the transpose of one
         self._scaled: dict[int, tuple[int, list[Factor]]] = {}  # slot -> another, and what it is multiplied by
         self._within = _within_laws(program)
+        self._columns: dict[int, list[int]] = {}  # slot -> those whose columns it has, side by side
+        self._sums: dict[int, list[int]] = {}  # slot -> others that it is the sum of
 
     def written(self) -> Program:
         for call in self._program.calls:
@@ -96,6 +99,11 @@ class _Writer:
         match call.meaning:
             case "reshape" | "transpose" | "copy" | "positive" | "takes the second's form":
                 self._rearranged(call, output)
+            case "cat":
+                self._join(call, output)
+            case name if name in ACTIVATIONS and len(call.inputs) == 1 and call.inputs[0] in self._columns:
+                joined = call.inputs[0]
+                self._columns[output] = [self._like(call, joined, part) for part in self._columns[joined]]
             case "dropout":
                 given = arguments(call.function, call.args, call.kwargs)
                 if not given.get("training", given.get("train")):
@@ -129,6 +137,11 @@ class _Writer:
                 product = self._computed(F.linear, of.index, *others, shape=tuple(self._stand_ins[output].shape))
                 parts, options = (product, linear.skip), {"alpha": linear.share}
                 call = Call(torch.add, tuple(map(Slot, parts)), options, Slot(output), parts, (output,))
+        if (summands := self._sums.get(output)) is not None:
+            first, *more, last = summands
+            for summand in more:
+                first = self._computed(torch.add, first, Slot(summand))
+            call = Call(torch.add, (Slot(first), Slot(last)), {}, Slot(output), (first, last), (output,))
         if output not in self._same:
             self._calls.append(self._made.setdefault(output, self._undivided(call)))
 
@@ -253,7 +266,41 @@ class _Writer:
         source, factors = self._scaled.get(source, (source, []))
         for function, others in factors:
             weight = self._computed(function, weight, *others)
+        if source in self._columns and not turned:
+            self._sums[output] = self._by_columns(output, source, weight, bias)
+            return
         (self._turned_linears if turned else self._linears)[output] = _Linear(source, weight, bias)
+
+    def _join(self, call: Call, output: int) -> None:
+        """Matrices of a row for every sample side by side."""
+        tensors, *rest = *call.args, *call.kwargs.values()
+        rows = len(self._stand_ins[output]) == self._batch and len(call.inputs) > 1
+        alike = all(self._stand_ins[s].dtype == self._stand_ins[output].dtype for s in call.inputs)
+        if isinstance(tensors, (list, tuple)) and rest in ([1], [-1]) and rows and alike:
+            self._columns[output] = [s.index for s in tensors]
+
+    def _like(self, call: Call, of: int, part: int) -> int:
+        """A slot for what a call makes of another than it takes, of one shape."""
+        slot = len(self._stand_ins)
+        self._stand_ins.append(self._stand_ins[part].new_full((), math.nan).expand(self._stand_ins[part].shape))
+        other = call.renamed(lambda s: part if s == of else s)
+        made = replace(other, result=Slot(slot), outputs=(slot,), written=None)
+        self._calls.append(made)
+        self._made[slot] = made
+        return slot
+
+    def _by_columns(self, output: int, source: int, weight: int, bias: int | None) -> list[int]:
+        """Linears whose sum is the one of what is joined, each of a block of the weight's columns."""
+        parts: list[int] = []
+        at = 0
+        rows = len(self._stand_ins[weight])
+        for part in self._columns[source]:
+            width = self._stand_ins[part].shape[1]
+            block = self._computed(torch.narrow, weight, 1, at, width, shape=(rows, width))
+            more = () if bias is None or parts else (Slot(bias),)
+            parts.append(self._computed(F.linear, part, Slot(block), *more, shape=tuple(self._stand_ins[output].shape)))
+            at += width
+        return parts
 
     def _addmm(self, call: Call, output: int) -> None:
         given = arguments(call.function, call.args, call.kwargs)
