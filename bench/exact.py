@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .network import Problem, linears, make_data, make_edges
+from .network import Problem, linears, make_data, make_edges, predicted
 
 if TYPE_CHECKING:
     from .settings import Setting
@@ -172,7 +171,7 @@ def exact_of_edges(
     states = [x]
     with torch.no_grad():
         for edge in edges[:-1]:
-            states.append(edge(states[-1]))
+            states.append(predicted(edge, states, len(states)))
     states.append(y)
 
     energies = [ENERGIES["gaussian"]] * len(states)
@@ -180,8 +179,8 @@ def exact_of_edges(
         energies[node] = ENERGIES[law]
 
     def energy() -> Tensor:
-        links = zip(energies[1:], pairwise(states), edges, strict=True)
-        return torch.stack([of(above, edge(below)) for of, (below, above), edge in links]).sum()
+        links = enumerate(zip(energies[1:], states[1:], edges, strict=True), start=1)
+        return torch.stack([of(z, predicted(edge, states, i)) for i, (of, z, edge) in links]).sum()
 
     for _ in range(steps):
         free = [z.detach().requires_grad_() for z in states[1:-1]]

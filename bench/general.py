@@ -1,4 +1,4 @@
-"""Networks that are no plain chain of Linear edges: with skips, which the fused kernels take too, and convolutions."""
+"""Networks that are no plain chain of Linear edges: with skips or several parents, and convolutions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyromancy
 
-from .network import PCN, Problem
+from .network import PCN, Parents, Problem
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,6 +45,47 @@ def mupc(width: int = 128, edges: int = 30) -> tuple[Shapes, nn.ModuleList]:
     """Fully connected with skips and muPC's scales, as `pyromancy.networks` makes it."""
     sizes = [784, *[width] * (edges - 1), 10]
     return [(n,) for n in sizes], pyromancy.networks.mlp(sizes, scaling="mupc", skips=True).edges
+
+
+def parents(width: int = 256) -> tuple[Shapes, nn.ModuleList]:
+    """Fully connected, every node predicted by the two before it."""
+
+    def from_(a: int, b: int) -> nn.Module:
+        return nn.Sequential(nn.Tanh(), nn.Linear(a, b))
+
+    edges = [
+        Parents({0: nn.Linear(784, width)}),
+        Parents({0: nn.Linear(784, width), 1: from_(width, width)}),
+        Parents({1: from_(width, width), 2: from_(width, width)}),
+        Parents({2: from_(width, 10), 3: from_(width, 10)}),
+    ]
+    return [(784,), *[(width,)] * 3, (10,)], nn.ModuleList(edges)
+
+
+class Masked(nn.Module):
+    """Predicts a node by itself, every neuron by the others."""
+
+    mask: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("mask", 1 - torch.eye(width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Prediction of the state."""
+        return F.linear(torch.tanh(z), self.linear.weight * self.mask, self.linear.bias)
+
+
+def all_to_all(width: int = 256) -> tuple[Shapes, nn.ModuleList]:
+    """Every neuron of the hidden node and the labels predicted by all others, as in Salvatori et al. (2022)."""
+
+    def from_(a: int, b: int) -> nn.Module:
+        return nn.Sequential(nn.Tanh(), nn.Linear(a, b))
+
+    hidden = Parents({0: nn.Linear(784, width), 1: Masked(width), 2: from_(10, width)})
+    labels = Parents({0: nn.Linear(784, 10), 1: from_(width, 10), 2: Masked(10)})
+    return [(784,), (width,), (10,)], nn.ModuleList([hidden, labels])
 
 
 def vgg5(widths: tuple[int, ...] = (32, 64, 128, 128), size: int = 32) -> tuple[Shapes, nn.ModuleList]:
@@ -95,4 +136,6 @@ GENERAL = {
     "VGG5, 3x32x32": General(vgg5, 128, 8),
     "residual, 4 x 256": General(residual, 128, 16),
     "muPC, 30 x 128": General(mupc, 64, 30),
+    "two parents, 3 x 256": General(parents, 128, 20),
+    "all to all, 784+256+10": General(all_to_all, 64, 20),
 }

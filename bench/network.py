@@ -20,13 +20,34 @@ if TYPE_CHECKING:
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
+class Parents(nn.Module):
+    """An edge from several nodes: the sum of what modules make of their states.
+
+    Args:
+        modules: by the places of the nodes.
+    """
+
+    def __init__(self, modules: dict[int, nn.Module]) -> None:
+        super().__init__()
+        self.of = nn.ModuleDict({str(place): module for place, module in modules.items()})
+
+    def forward(self, states: list[Tensor]) -> Tensor:
+        """Prediction by those of the nodes that there are."""
+        return cast("Tensor", sum(m(states[int(i)]) for i, m in self.of.items() if int(i) < len(states)))
+
+
+def predicted(edge: nn.Module, states: list[Tensor], place: int) -> Tensor:
+    """What an edge makes of the states of a node, whose place is told, given those of all that there are."""
+    return cast("Tensor", edge(states) if isinstance(edge, Parents) else edge(states[place - 1]))
+
+
 class PCN(nn.Module):
-    """Standard Gaussian nodes in a row, each but the first predicted by an edge from the one below.
+    """Standard Gaussian nodes in a row, each but the first predicted by an edge from the one below, or from several.
 
     Args:
         pyro: the package that provides the nodes.
         shapes: of the nodes, input first.
-        edges: modules from one node's state to the prediction of the next.
+        edges: modules from one node's state to the prediction of the next, or `Parents`.
     """
 
     def __init__(self, pyro: ModuleType, shapes: Iterable[tuple[int, ...]], edges: nn.ModuleList) -> None:
@@ -40,15 +61,16 @@ class PCN(nn.Module):
         self.zero_grad()
         for node in self.nodes:
             node.reset()
-        z = self.nodes[0].init(x)
+        states = [self.nodes[0].init(x)]
         for edge, node in zip(self.edges, self.nodes[1:-1], strict=False):
-            z = node.init(edge(z))
+            states.append(node.init(predicted(edge, states, len(states))))
         self.nodes[-1].init(y)
 
     def energy(self) -> Tensor:
         """Free energy per sample, ``[B]``."""
-        links = zip(pairwise(self.nodes), self.edges, strict=True)
-        return cast("Tensor", sum(above.energy(edge(below.value)) for (below, above), edge in links))
+        states = [node.value for node in self.nodes]
+        links = enumerate(zip(self.nodes[1:], self.edges, strict=True), start=1)
+        return cast("Tensor", sum(node.energy(predicted(edge, states, i)) for i, (node, edge) in links))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""An EM batch of networks that are no chain: the plain loop against `InferenceLoop`."""
+"""An EM batch of networks that are no plain chain: the plain loop against `InferenceLoop`."""
 
 from __future__ import annotations
 

@@ -253,34 +253,24 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
   }
 }
 
-bool are_same(const Nonlinearity& f, const Nonlinearity& g) {
-  return f.kind == g.kind && f.parameter == g.parameter;
-}
-
 // What edges have in common.
 void join(Plan& plan) {
   const auto& edges = plan.edges;
   for (PlanNode& node : plan.nodes)
     node.predicted = node.prior != kNothing;
-  std::vector<const PlanEdge*> into(plan.nodes.size()), away(plan.nodes.size());
+  std::vector<const PlanEdge*> into(plan.nodes.size());
   for (size_t e = 0; e < edges.size(); ++e) {
     const PlanEdge& edge = edges[e];
     plan.nodes[edge.target].predicted = true;
     STD_TORCH_CHECK(edge.weight != kNothing || (edge.before.kind == Activation::identity &&
                                                 edge.scale == 1 && !edge.transposed && !edge.gram),
                     "edge ", e, " has no weight, and so nothing before it");
-    const auto first = [&](std::vector<const PlanEdge*>& of, int64_t node) {
-      if (!of[node])
-        of[node] = &edge;
-      return of[node];
-    };
-    STD_TORCH_CHECK(are_same(first(into, edge.target)->after, edge.after), "edge ", e,
+    const PlanEdge*& first = into[edge.target];
+    if (!first)
+      first = &edge;
+    STD_TORCH_CHECK(are_same(first->after, edge.after), "edge ", e,
                     " must have the activation after the product that others to node ", edge.target,
                     " have");
-    STD_TORCH_CHECK(
-        edge.weight == kNothing || are_same(first(away, edge.source)->before, edge.before), "edge ",
-        e, " must have the activation before the product that others from node ", edge.source,
-        " have");
   }
 }
 

@@ -70,7 +70,7 @@ struct PlanNode {
 };
 
 // A part of a prediction, mu = after(prior + sum over edges of scale W before(z) + bias_scale b +
-// skip z), whose edges have one `after`, as those with a matrix away from a node have one `before`.
+// skip z), whose edges have one `after`.
 struct PlanEdge {
   int64_t source, target; // nodes
   int64_t weight, bias;
@@ -154,6 +154,10 @@ Plan decode(const std::vector<int64_t>& plan, const std::vector<double>& numbers
 // Whether data are the classes of samples, each of which a row of one 1 and zeros stands for.
 inline bool holds_classes(const Tensor& data) {
   return data.scalar_type() == torch::headeronly::ScalarType::Long;
+}
+
+inline bool are_same(const Nonlinearity& f, const Nonlinearity& g) {
+  return f.kind == g.kind && f.parameter == g.parameter;
 }
 
 // Whether the energy of a node, if there is one, is one of z - mu.

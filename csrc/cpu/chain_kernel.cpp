@@ -33,6 +33,19 @@ __attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, in
   });
 }
 
+// to = f'(z) c, or that is added to it, where a = f(z), for so many vectors
+template <class C>
+__attribute__((noinline)) void lead_back_all(Nonlinearity f, const C* z, const C* a,
+                                             const Vec<C>* c, bool add, C* to, int64_t vectors) {
+  with_kind(f.kind, [&](auto kind) {
+    constexpr int w = kLanes<C>;
+    const Nonlinearity of{kind, f.parameter};
+    for (int64_t q = 0; q < vectors; ++q)
+      store(to + q * w, fma(slope<C>(of, load(z + q * w), load(a + q * w)), c[q],
+                            add ? load(to + q * w) : Vec<C>{}));
+  });
+}
+
 template <class C>
 bool is_finite(const C* x, int64_t n) {
   Vec<C> nothing{}; // or NaN
@@ -87,6 +100,7 @@ struct Buffers {
   C* z;
   C* base;     // the first z, where predictions are fixed
   C* a;        // before(z), or before(base); the same itself where that is the identity
+  C* through;  // other activations, one behind the other
   C* next;     // the activations to come, where the update still reads a
   C* mu;       // a prediction that does not change
   C* rest;     // what is added to products, of one that does
@@ -109,6 +123,8 @@ struct Buffers {
   C* known;                             // 1 where an element holds still
   C* scale;                             // that gradients of samples are brought down by: one row
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
+  typename P::Operand* paired_through;
+  int64_t size; // of one, in elements
 
   const C* source() const { // of predictions
     return base ? base : z;
@@ -119,11 +135,15 @@ struct Buffers {
            : of == Input::error    ? error
                                    : residual;
   }
-  const typename P::Operand* operand(Input of) const {
+  // before(z), or another activation.
+  C* activation(int64_t k) const {
+    return k < 0 ? a : through + k * size;
+  }
+  const typename P::Operand* operand(Input of, int64_t k) const {
     if constexpr (P::kColumns == 1)
-      return input(of);
+      return k < 0 ? input(of) : activation(k);
     else
-      return paired[static_cast<int>(of)];
+      return k < 0 ? paired[static_cast<int>(of)] : paired_through + k * size;
   }
 };
 
@@ -145,6 +165,12 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
       return p;
     };
     const bool multiplied = node.away.products.count;
+    const auto take_all = [&](int64_t count) {
+      C* const first = count > 0 ? take(true) : nullptr;
+      for (int64_t k = 1; k < count; ++k)
+        take(true);
+      return first;
+    };
     const bool gram = gram_among(args, node.out);
     const bool varies = node.predicted && node.prediction_varies;
     const bool fed_back = node.predicted && node.feeds_back;
@@ -160,10 +186,12 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.a = multiplied && (gram || node.before.kind != Activation::identity) ? take(true) : b.z;
     if (b.a == b.z && b.base)
       b.a = b.base;
+    b.size = Layout::rows(node.n) * Layout::width * kLanes<C>;
+    b.through = take_all(node.throughs);
     b.next = take(gram);
     b.mu = take(node.predicted && !varies);
     b.rest = take(node.predicted && has_rest(node));
-    b.skipped = take(node.free && node.away.skips.count > 1);
+    b.skipped = take(node.free && (node.away.skips.count > 1 || node.throughs));
     b.residual = take(full);
     const bool expressed = node.predicted && node.law == Law::expression;
     b.error = take(fed_back || full || every || expressed);
@@ -183,10 +211,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.s = take(stepped);
     b.h = take(stepped && (args.method.keeps || args.method.draws));
     b.x = take(stepped && args.method.searches);
-    for (int64_t k = 0; stepped && k < 2 * args.method.pairs; ++k) {
-      C* const one = take(true);
-      b.pairs = k == 0 ? one : b.pairs;
-    }
+    b.pairs = take_all(stepped ? 2 * args.method.pairs : 0);
     b.known = take(node.free && node.known);
     b.scale = take(stepped && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
@@ -194,6 +219,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
       const bool wanted[kInputs] = {multiplied, fed_back && !by_gram, by_gram, full};
       for (int i = 0; i < kInputs; ++i)
         b.paired[i] = reinterpret_cast<O*>(take(wanted[i]));
+      b.paired_through = reinterpret_cast<O*>(take_all(node.throughs));
     }
     if (buffers)
       buffers[l] = b;
@@ -257,6 +283,16 @@ struct Tile {
     if constexpr (P::kColumns > 1)
       if (auto* const to = buffers[l].paired[static_cast<int>(of)])
         Layout::round(buffers[l].input(of), args.node[l].n, i, rows, to);
+  }
+  // Other activations of rows i to i + rows.
+  void activate_through(int64_t l, int64_t i, int64_t rows) const {
+    const Buffers<P>& b = buffers[l];
+    for (int64_t k = 0; k < args.node[l].throughs; ++k) {
+      activate_all<C>(args.node[l].through[k].before, b.source() + i * row,
+                      b.activation(k) + i * row, rows * width);
+      if constexpr (P::kColumns > 1)
+        Layout::round(b.activation(k), args.node[l].n, i, rows, b.paired_through + k * b.size);
+    }
   }
   void round(int64_t l, Input of) const {
     round(l, of, 0, Layout::rows(args.node[l].n));
@@ -368,8 +404,9 @@ struct Tile {
       const Buffers<P>& b = buffers[l];
       store_samples(b.delta, node.n, node.delta);
       store_samples(b.source(), node.n, node.source);
-      store_samples(b.a, node.n, node.activated);
       store_samples(b.moment, node.n, node.moment);
+      for (const int64_t e : node.out)
+        store_samples(b.activation(args.edge[e].through), node.n, args.edge[e].activated);
     }
   }
 
@@ -422,7 +459,8 @@ struct Tile {
     for (const Numbers edges : {args.node[l].moving.products, args.node[l].resting.products})
       for (const int64_t e : edges) {
         const int64_t source = args.edge[e].source;
-        Layout::sum(buffers[source].a, args.node[source].n, squares, [](auto x) { return x * x; });
+        Layout::sum(buffers[source].activation(args.edge[e].through), args.node[source].n, squares,
+                    [](auto x) { return x * x; });
       }
     Norms result;
     for (double& square : squares)
@@ -471,16 +509,24 @@ struct Tile {
     const auto one = [&](int64_t e) {
       return Skipping{buffers[args.edge[e].target].delta, splat(static_cast<C>(args.edge[e].skip))};
     };
-    if (skips.count < 2)
+    const bool gathered = args.node[l].throughs;
+    if (skips.count < 2 && !gathered)
       return skips.count ? one(*skips.first) : Skipping{nullptr, splat(C(0))};
     C* const sums = buffers[l].skipped;
     for (const int64_t e : skips) {
       const Skipping from = one(e);
       for (int64_t at = i * row; at < (i + rows) * row; at += w)
-        store(sums + at,
-              fma(from.by, load(from.delta + at), e == *skips.first ? Vec<C>{} : load(sums + at)));
+        store(sums + at, fma(from.by, load(from.delta + at),
+                             !gathered && e == *skips.first ? Vec<C>{} : load(sums + at)));
     }
     return {sums, splat(C(1))};
+  }
+
+  // What is fed back to rows i to i + rows through another activation, given those of its products.
+  void gather(int64_t l, int64_t k, int64_t i, int64_t rows, const Vec<C>* c) const {
+    const Buffers<P>& b = buffers[l];
+    lead_back_all<C>(args.node[l].through[k].before, b.source() + i * row,
+                     b.activation(k) + i * row, c, k > 0, b.skipped + i * row, rows * width);
   }
 
   // Rows i to i + rows of a prediction that does not change, or of what of one does not, given
@@ -533,6 +579,7 @@ struct Tile {
     if (b.a != z)
       activate_all<C>(args.node[l].before, z + i * row, b.a + i * row, rows * width);
     round(l, Input::activation, i, rows);
+    activate_through(l, i, rows);
   }
 
   void drive(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
@@ -1585,6 +1632,8 @@ struct Tile {
     with_kind(kind, [&](auto kind) { update_as<kind>(l, i, rows, feedback, fresh); });
     if (!buffers[l].next) // what is to come waits for its turn
       round(l, Input::activation, i, rows);
+    if (!buffers[l].base)
+      activate_through(l, i, rows);
   }
 
   template <Activation kind>
@@ -1714,10 +1763,10 @@ struct Tiles {
     }
   };
 
-  // A matrix, and the node whose buffer it is multiplied with.
+  // A matrix, and the node whose buffer it is multiplied with, or which activation of it.
   struct Operands {
     PackedMatrix matrix;
-    int64_t source = -1;
+    int64_t source = -1, through = -1;
   };
 
   // Products that are added up: along edges, or back; or one, which may be of nothing.
@@ -1733,7 +1782,8 @@ struct Tiles {
       if (!edges.count)
         return only;
       const ChainEdge& edge = args.edge[edges.first[j]];
-      return back ? Operands{edge.transposed, edge.target} : Operands{edge.weight, edge.source};
+      return back ? Operands{edge.transposed, edge.target}
+                  : Operands{edge.weight, edge.source, edge.through};
     }
   };
 
@@ -1749,8 +1799,8 @@ struct Tiles {
           },
           wanted, count, partial,
           [&](int64_t t, int64_t j) {
-            const int64_t source = products.of(args, j).source;
-            return source < 0 ? nullptr : tile(t).buffers[source].operand(x);
+            const Operands of = products.of(args, j);
+            return of.source < 0 ? nullptr : tile(t).buffers[of.source].operand(x, of.through);
           },
           [&](int64_t t, int64_t i, int64_t rows, Vec<C>* c) { f(tile(t), i, rows, c); });
     };
@@ -1797,6 +1847,9 @@ struct Tiles {
       for (int64_t t = 0; t < count; ++t)
         tile(t).normalize(l);
       return;
+    case Work::gather:
+      return multiply({node.through[s.through].products, true}, Input::delta,
+                      [&](auto it, auto... c) { it.gather(l, s.through, c...); });
     case Work::descend: {
       const bool fresh = s.step == 0 && !args.resume;
       const auto step = [&](auto it, auto... c) { it.update(l, c..., fresh); };

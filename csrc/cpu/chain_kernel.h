@@ -40,6 +40,12 @@ struct Sum {
   Numbers products, skips;
 };
 
+// Products away from a node that take another activation of it than the others do.
+struct Through {
+  Nonlinearity before;
+  Numbers products;
+};
+
 // Nodes joined by edges:
 //   mu[l] = after(sum of W before(z[source]) + skip z[source] over the edges to it + b),
 //   e[l] = what the law pulls z[l] with,   d[l] = after' times what it pushes mu[l] with,
@@ -51,7 +57,9 @@ struct ChainNode {
   Numbers in, out; // the edges that lead to it and away from it
   Sum moving;      // of those to it what is found again with a prediction
   Sum resting;     // and what does not change beside it, nor does what is given of the prediction
-  Sum away;        // of those away from it
+  Sum away;        // of those away from it, with products of one activation alone
+  const Through* through; // which the others take, as many
+  int64_t throughs;
   Nonlinearity before, after; // of the products away from it, and of its prediction
   const void* bias;           // [n], padded with zeros; null where no edge leads to it
   Numbers descending;         // nodes whose update needs no later error than this one's
@@ -90,10 +98,9 @@ struct ChainNode {
   int64_t known_stride;
 
   // What learning wants of this node, each [B, n], or null.
-  void* delta;     // after' push: minus the energy's gradient for W before(z) + b + skip z
-  void* moment;    // what the law's deviation grows by with theta
-  void* source;    // z itself, where it moves on from the same errors
-  void* activated; // before(z)
+  void* delta;  // after' push: minus the energy's gradient for W before(z) + b + skip z
+  void* moment; // what the law's deviation grows by with theta
+  void* source; // z itself, where it moves on from the same errors
 };
 
 struct ChainEdge {
@@ -102,6 +109,8 @@ struct ChainEdge {
   PackedMatrix transposed; // W^T; null where its source is clamped
   PackedMatrix gram;       // W^T P W, for a clamped target: its feedback is drive - gram f(z)
   double skip;
+  int64_t through = -1;      // which activation of the source it takes; -1 is the first
+  void* activated = nullptr; // where learning wants that, [B, n]; or null
 };
 
 struct ChainArgs {
@@ -138,6 +147,7 @@ enum class Work : int {
   err,          // the error of a node
   weigh,        // that error by a full precision
   normalize,    // that error where `err` has left logits, of a law of rows
+  gather,       // what is fed back to a node through another activation than that of most
   descend,      // the update of a node, whose rows the errors that it needs have been found for
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
@@ -157,6 +167,7 @@ struct Stage {
   Work work;
   int64_t node, step;
   bool learning = false; // that weights learn from the error
+  int64_t through = 0;
 };
 
 // The edge whose feedback goes by a gram, if one leads to a node, or away from it; else null.
@@ -167,6 +178,14 @@ inline const ChainEdge* gram_among(const ChainArgs& args, Numbers edges) {
 // Whether a part of a prediction is kept that products are added to.
 inline bool has_rest(const ChainNode& node) {
   return node.resting.products.count || node.resting.skips.count || (node.in.count && node.prior);
+}
+
+// stage(s) for something that takes what is fed back to node l.
+template <class F>
+void stages_of_feedback(const ChainArgs& args, Work work, int64_t l, int64_t t, F stage) {
+  for (int64_t k = 0; k < args.node[l].throughs; ++k)
+    stage(Stage{Work::gather, l, t, false, k});
+  stage(Stage{work, l, t});
 }
 
 // Whether an error's derivative has to go through an activation after the product.
@@ -256,10 +275,10 @@ int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done,
       stage(Stage{Work::record, 0, t / args.method.sweeps});
     for (int64_t l = args.nodes - 1; l >= 0; --l)
       if (args.node[l].free)
-        stage(Stage{Work::fall, l, t});
+        stages_of_feedback(args, Work::fall, l, t, stage);
     for (int64_t l = args.nodes - 1; l >= 0 && leads(args, t); --l)
       if (args.node[l].free)
-        stage(Stage{Work::lead, l, t});
+        stages_of_feedback(args, Work::lead, l, t, stage);
     stage(Stage{Work::judge, 0, t});
     while (args.method.searches && !settled()) {
       stages_of_rising(args, t + 1, true, stage);
@@ -314,7 +333,7 @@ void stages_of_steps(const ChainArgs& args, F stage) {
   const auto descend = [&](int64_t l, int64_t t) {
     if (!moves(l, t))
       return;
-    stage(Stage{Work::descend, l, t});
+    stages_of_feedback(args, Work::descend, l, t, stage);
     if (gram_among(args, args.node[l].out))
       stage(Stage{Work::turn, l, t});
   };

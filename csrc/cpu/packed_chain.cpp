@@ -162,7 +162,6 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     if (const Tensor* given = operands.find(from.weight)) {
       const Tensor weight = scaled(*given, from.scale);
       weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
-      nodes_[from.source].before = from.before;
     } else {
       weights_.emplace_back();
     }
@@ -180,7 +179,9 @@ void PackedChain::join() {
     ChainNode& node = nodes_[l];
     int64_t last = l;
     std::vector<int64_t> in, out;
-    std::vector<int64_t> moving[2], resting[2], away[2]; // products, skips
+    std::vector<int64_t> moving[2], resting[2], away; // products, skips; of the latter those away
+    std::vector<Nonlinearity> befores;
+    std::vector<std::vector<int64_t>> products; // by those
     const auto add = [&](std::vector<int64_t>(&to)[2], int64_t e) {
       if (weights_[e])
         to[0].push_back(e);
@@ -196,7 +197,19 @@ void PackedChain::join() {
       }
       if (edge.source == l) {
         out.push_back(e);
-        add(away, e);
+        if (weights_[e]) {
+          const Nonlinearity before = plan_.edges[e].before;
+          const auto same = [&](const Nonlinearity& f) { return are_same(f, before); };
+          const auto at = std::find_if(befores.begin(), befores.end(), same) - befores.begin();
+          if (at == static_cast<int64_t>(befores.size())) {
+            befores.push_back(before);
+            products.emplace_back();
+          }
+          products[at].push_back(e);
+          edges_[e].through = at - 1;
+        }
+        if (edge.skip != 0)
+          away.push_back(e);
         last = std::max(last, edge.target);
       }
     }
@@ -206,7 +219,17 @@ void PackedChain::join() {
     node.out = keep_numbers(std::move(out));
     node.moving = {keep_numbers(std::move(moving[0])), keep_numbers(std::move(moving[1]))};
     node.resting = {keep_numbers(std::move(resting[0])), keep_numbers(std::move(resting[1]))};
-    node.away = {keep_numbers(std::move(away[0])), keep_numbers(std::move(away[1]))};
+    std::vector<Through> through;
+    for (size_t k = 0; k < befores.size(); ++k) {
+      const Numbers of = keep_numbers(std::move(products[k]));
+      if (k > 0)
+        through.push_back({befores[k], of});
+      else
+        node.before = befores[0], node.away.products = of;
+    }
+    node.away.skips = keep_numbers(std::move(away));
+    node.throughs = static_cast<int64_t>(through.size());
+    node.through = through_.emplace_back(std::move(through)).data();
     descending[last].push_back(l);
   }
   for (int64_t l = 0; l < args.nodes; ++l)
@@ -296,8 +319,10 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
       edge.weight = pack(weight, false, again ? sweeps_made + 1 : 1,
                          (rests ? target.resting : target.moving).products.count == 1);
     if (source.free && steps > 0)
-      edge.transposed =
-          pack(weight, true, edge.gram ? 1 : sweeps_made, source.away.products.count == 1);
+      edge.transposed = pack(
+          weight, true, edge.gram ? 1 : sweeps_made,
+          (edge.through < 0 ? source.away.products : source.through[edge.through].products).count ==
+              1);
   }
 }
 

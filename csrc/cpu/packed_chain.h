@@ -110,6 +110,7 @@ private:
   // of the edges, as products take them: [out, in], times the scale; none of those without a matrix
   std::vector<std::optional<Tensor>> weights_;
   std::deque<std::vector<int64_t>> numbers_;
+  std::deque<std::vector<Through>> through_;
   std::deque<Tensor> kept_;
   std::deque<Scratch> scratch_;
 };

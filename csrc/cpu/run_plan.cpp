@@ -29,7 +29,7 @@ public:
         continue;
       ChainNode& source = args.node[args.edge[target.owner].source];
       if (plan_.edges[target.owner].transposed)
-        source.activated = chain_.scratch(args.batch * source.n);
+        args.edge[target.owner].activated = chain_.scratch(args.batch * source.n);
       else if (of_states_before && source.free && !source.source)
         source.source = chain_.scratch(args.batch * source.n);
     }
@@ -100,8 +100,7 @@ private:
     // of delta^T f(z), or of f(z)^T delta
     const bool transposed = plan_.edges[target.owner].transposed;
     const int64_t m = transposed ? source.n : node.n, n = transposed ? node.n : source.n;
-    const void* a =
-        chain_.pack_wide(transposed ? source.activated : node.delta, m, args.batch, 1, m);
+    const void* a = chain_.pack_wide(transposed ? edge.activated : node.delta, m, args.batch, 1, m);
     const void* const b = transposed ? node.delta : z;
     const Nonlinearity f = transposed ? Nonlinearity{} : plan_.edges[target.owner].before;
     // Parameters are moved by rows of these columns: short ones come slowly from memory.

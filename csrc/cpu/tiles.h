@@ -310,8 +310,9 @@ struct Wide {
 
   // (Adds to) sums: R rows of a matrix times x. Element (r, k) is at a[r * row + k * column].
   template <int R, bool kFetch = false>
-  [[gnu::noinline]] static void multiply(const O* a, int64_t row, int64_t column, int64_t depth, const O* x, bool add,
-                       Vec<C>* sums, const O* next = nullptr) {
+  [[gnu::noinline]] static void multiply(const O* a, int64_t row, int64_t column, int64_t depth,
+                                         const O* x, bool add, Vec<C>* sums,
+                                         const O* next = nullptr) {
     constexpr int kNear = R / kStep; // rows that one address reaches
     const O* at[kStep];
 #pragma GCC unroll 4
@@ -514,8 +515,8 @@ struct Thin {
 
   // (Adds to) sums.
   template <int R>
-  [[gnu::noinline]] static void multiply(const O* a, int64_t stride, int64_t depth, const O* x, bool add,
-                       Vec<C>* sums) {
+  [[gnu::noinline]] static void multiply(const O* a, int64_t stride, int64_t depth, const O* x,
+                                         bool add, Vec<C>* sums) {
     Vec<C> c[R][S] = {};
     if (add)
 #pragma GCC unroll 8

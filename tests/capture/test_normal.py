@@ -199,7 +199,6 @@ NO_SKIPS = {
     "of-another-state": (lambda n, z: n.w.detach() + n.square(z), "comes from add"),
     "shares-that-learn": (lambda n, z: n.s * z + n.square(z), "comes from add"),
     "one-for-each-neuron": (lambda n, z: n.b * z + n.square(z), "comes from add"),
-    "two-products": (lambda n, z: n.square(torch.tanh(z)) + n.square(z), "takes a state through two activations"),
 }
 
 

@@ -264,10 +264,6 @@ STRUCTURES = {
         lambda p: with_edge(p, 2, source=1, target=2, after=Activation(1)),
         "edge 2 must have the activation after the product that others to node 2 have",
     ),
-    "two activations before": (
-        lambda p: with_edge(p, 2, source=1, before=Activation(1)),
-        "edge 2 must have the activation before the product that others from node 1 have",
-    ),
     "an activation of nothing": (
         lambda p: with_edge(p, 1, weight=None, before=Activation(1)), "edge 1 has no weight, and so nothing before it"
     ),

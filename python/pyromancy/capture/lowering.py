@@ -457,30 +457,16 @@ def _trace(
     lost = next((s for _, s in rest if s in program.varying), None)
     if lost is not None:
         raise NotAChain(_no_edge(program, name, slot, lost, parts))
-    kept: list[_Part] = []
-    for part in parts:
-        source = part.source
-        before = next((e for e in others if e.source == source and (chains or e.weight is not None)), None)
-        before = before if part.weight is not None or chains else None
-        if before is None or (not chains and (before.before, before.slopes[0]) == (part.before, part.slope)):
-            kept.append(part)
-        elif whole not in program.varying:
+    joined = {e.source for e in others}
+    twice = [p.source for p in parts if p.source in joined]
+    if chains and parts and (len(parts) > 1 or rest or parts[0].weight is None or twice):
+        if whole not in program.varying:  # from a clamped state any number of predictions may come
             return [], ()
-        elif chains:
-            raise NotAChain(f"{program.told(source)} predicts two nodes: {chains}")
-        else:
-            raise NotAChain(f"{program.told(source)} predicts others through two activations")
-    befores = {p.source: (p.before, p.slope) for p in kept if p.weight is not None}
-    if any(befores[p.source] != (p.before, p.slope) for p in kept if p.weight is not None):
-        if whole not in program.varying:
-            return [], ()
-        raise NotAChain(f"the prediction of {name} takes a state through two activations")
-    if chains and kept and (len(kept) > 1 or rest or kept[0].weight is None):
-        if whole not in program.varying:
-            return [], ()
+        if len(parts) == 1 and twice:
+            raise NotAChain(f"{program.told(twice[0])} predicts two nodes: {chains}")
         raise NotAChain(f"the prediction of {name} comes from {program.told(slot)}, not from a Linear: {chains}")
     edges = [
-        Edge(p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip) for p in kept
+        Edge(p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip) for p in parts
     ]
     return edges, tuple(rest) if edges else ()
 

@@ -193,11 +193,6 @@ class _Plan:
             all(e.after == edge.after for e in others if e.target == edge.target),
             lambda: f"edge {i} must have the activation after the product that others to node {edge.target} have",
         )
-        products = [e for e in others if e.weight is not None and e.source == edge.source]
-        _check(
-            edge.weight is None or all(e.before == edge.before for e in products),
-            lambda: f"edge {i} must have the activation before the product that others from node {edge.source} have",
-        )
 
     def node(self, i: int) -> None:
         node, state = self.plan.nodes[i], self.operands[self.plan.nodes[i].state]

@@ -181,7 +181,7 @@ class Edge:
     """A part of a prediction, which is ``after`` of the sum of the parts that edges to a node make.
 
     That is ``scale W before(z) + bias_scale b + skip z``, from a node to another or to itself, by their places in the
-    plan. All edges to a node have one `after`, and all edges from a node that have a weight one `before`.
+    plan. All edges to a node have one `after`.
 
     Attributes:
         weight: W ``[out, in]``, or where it is `transposed` the transpose of W; None where there is no product.
