@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn as nn
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyromancy
 
-from .network import PCN, Parents, Problem
+from .network import PCN, Parents, Problem, predicted
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -88,17 +88,81 @@ def all_to_all(width: int = 256) -> tuple[Shapes, nn.ModuleList]:
     return [(784,), (width,), (10,)], nn.ModuleList([hidden, labels])
 
 
-def vgg5(widths: tuple[int, ...] = (32, 64, 128, 128), size: int = 32) -> tuple[Shapes, nn.ModuleList]:
+def vgg5(
+    widths: tuple[int, ...] = (32, 64, 128, 128), size: int = 32, activation: type[nn.Module] = nn.Tanh
+) -> tuple[Shapes, nn.ModuleList]:
     """Convolutions of 3 x 3, each followed by max-pooling into a node of half the size, and a Linear edge to labels."""
     shapes: Shapes = [(3, size, size)]
     edges = nn.ModuleList()
     for channels in widths:
         conv = nn.Conv2d(shapes[-1][0], channels, 3, padding=1)
-        edges.append(nn.Sequential(nn.Tanh(), conv, nn.MaxPool2d(2)))
+        edges.append(nn.Sequential(activation(), conv, nn.MaxPool2d(2)))
         size //= 2
         shapes.append((channels, size, size))
-    edges.append(nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(widths[-1] * size**2, 10)))
+    edges.append(nn.Sequential(activation(), nn.Flatten(), nn.Linear(widths[-1] * size**2, 10)))
     return [*shapes, (10,)], edges
+
+
+def vgg5_gelu() -> tuple[Shapes, nn.ModuleList]:
+    """`vgg5` with GELU."""
+    return vgg5(activation=nn.GELU)
+
+
+class ResidualConv(nn.Module):
+    """An edge between images: ``mu = z + W * f(z) + b``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Prediction of the next state."""
+        return z + self.conv(torch.relu(z))
+
+
+def residual_convolutions(channels: int = 32, size: int = 16, edges: int = 3) -> tuple[Shapes, nn.ModuleList]:
+    """Images of half the input's size that residual convolutions predict, and a mean over them for the labels."""
+    first = nn.Conv2d(3, channels, 3, stride=2, padding=1)
+    last = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    shapes: Shapes = [(3, 2 * size, 2 * size), *[(channels, size, size)] * (edges + 1), (10,)]
+    return shapes, nn.ModuleList([first, *(ResidualConv(channels) for _ in range(edges)), last])
+
+
+class Attention(nn.Module):
+    """An edge between sequences: what causal attention adds to a state that is normalised before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Prediction of the next state."""
+        batch, length, width = z.shape
+        parts = self.qkv(self.norm(z)).view(batch, length, 3, self.heads, width // self.heads)
+        mixed = F.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4), is_causal=True)
+        return z + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Feedforward(nn.Module):
+    """An edge between sequences: what two layers add to a state that is normalised before."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Prediction of the next state."""
+        return z + cast("Tensor", self.inner(z))
+
+
+def transformer(width: int = 128, length: int = 64, heads: int = 4, outputs: int = 64) -> tuple[Shapes, nn.ModuleList]:
+    """A transformer block whose halves predict a node each, between a Linear edge and one to outputs per position."""
+    last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+    edges = nn.ModuleList([nn.Linear(width, width), Attention(width, heads), Feedforward(width), last])
+    return [*[(length, width)] * 4, (length, outputs)], edges
 
 
 @dataclass(frozen=True)
@@ -122,8 +186,9 @@ class General:
         with torch.random.fork_rng():
             torch.manual_seed(2)
             shapes, edges = self.make()
-            x, labels = torch.rand(self.batch, *shapes[0]), torch.randint(shapes[-1][0], (self.batch,))
-        return shapes, edges, x, F.one_hot(labels, shapes[-1][0]).float()
+            *positions, classes = shapes[-1]
+            x, labels = torch.rand(self.batch, *shapes[0]), torch.randint(classes, (self.batch, *positions))
+        return shapes, edges, x, F.one_hot(labels, classes).float()
 
     def problem(self, pyro: ModuleType, dtype: torch.dtype = torch.float32) -> Problem:
         """It with the nodes of a package, ready to run."""
@@ -132,8 +197,44 @@ class General:
         return Problem.of(pyro, net, x.to(dtype), y.to(dtype), self.steps, self.rate)
 
 
+def esteps(general: General, compiled: bool) -> Callable[[], list[Tensor]]:
+    """A function that sweeps and takes the E-steps, in float32 by autograd on the energy written out.
+
+    Args:
+        general: of which network.
+        compiled: whether `torch.compile` has made a step; else it is eager.
+    """
+    _, edges, x, y = general.parts()
+
+    def energy(states: list[Tensor]) -> Tensor:
+        nodes = [x, *states, y]
+        errors = [nodes[i] - predicted(edge, nodes, i) for i, edge in enumerate(edges, start=1)]
+        return torch.stack([e.square().sum() / 2 for e in errors]).sum()
+
+    def step(states: list[Tensor]) -> list[Tensor]:
+        gradients = torch.func.grad(energy)(states)
+        return [z - general.rate * g for z, g in zip(states, gradients, strict=True)]
+
+    take = torch.compile(step, dynamic=False) if compiled else step
+
+    @torch.no_grad()
+    def run() -> list[Tensor]:
+        states = [x]
+        for edge in edges[:-1]:
+            states.append(predicted(edge, states, len(states)))
+        states = states[1:]
+        for _ in range(general.steps):
+            states = take(states)
+        return states
+
+    return run
+
+
 GENERAL = {
-    "VGG5, 3x32x32": General(vgg5, 128, 8),
+    "VGG5, 3x32x32": General(vgg5, 64, 8),
+    "VGG5 of GELU, 3x32x32": General(vgg5_gelu, 64, 8),
+    "residual convolutions, 32x16x16": General(residual_convolutions, 64, 8),
+    "transformer, 64 x 128": General(transformer, 32, 8),
     "residual, 4 x 256": General(residual, 128, 16),
     "muPC, 30 x 128": General(mupc, 64, 30),
     "two parents, 3 x 256": General(parents, 128, 20),

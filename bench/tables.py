@@ -119,12 +119,30 @@ def _scaling(rows: list[Row]) -> Table:
     return Table(f"EM batch, one thing varied around {rows[0]['base']}", header, lines)
 
 
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3g}x"
+
+
 def _general(rows: list[Row]) -> Table:
-    header = ["EM batch", "plain", "InferenceLoop", "plain over InferenceLoop", "executor"]
+    header = [
+        "EM batch",
+        "plain",
+        "InferenceLoop",
+        "plain over InferenceLoop",
+        "E-steps: autograd",
+        "torch.compile",
+        "executor",
+    ]
     lines = [
         [
             f"{row['network']}, batch {row['batch']}, {row['steps']} E-steps",
-            *_marked(row, _time(row["plain_seconds"]), _time(row["seconds"]), f"{row['over_plain']:.3g}x"),
+            *_marked(
+                row,
+                _time(row["plain_seconds"]),
+                _time(row["seconds"]),
+                f"{row['over_plain']:.3g}x",
+                *(_times(row.get("esteps_over", {}).get(name)) for name in ("autograd", "torch.compile")),
+            ),
             row["executor"],
         ]
         for row in rows

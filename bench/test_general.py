@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pyromancy
 
 from . import timing
 from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
-from .general import GENERAL, General
+from .general import GENERAL, General, esteps
 from .loops import LOOPS, loop_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,21 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
     timed = timing.alternate(benchmark, runs["InferenceLoop"], {"plain": runs["plain"]}, budget=3.0, rounds=(3, 100))
     if timed is None:
         return
+    problem = general.problem(pyromancy)
+    loop = loop_of(problem)
+
+    def ours() -> None:
+        problem.net.init_xy(problem.x, problem.y)
+        loop.run(problem.steps)
+
+    alone = {"autograd": esteps(general, False)}
+    if shutil.which("c++"):  # the compiler of torch makes C++ for a CPU
+        alone["torch.compile"] = esteps(general, True)
+    ours()
+    for name, run in alone.items():
+        off = max(float((a.detach() - b).abs().max()) for a, b in zip(problem.states, run(), strict=True))
+        require(off, ROUNDING, f"states after E-steps by {name} are")
+    ratios = timing.ratios(ours, alone)
     record(
         kind="general",
         network=name,
@@ -56,4 +72,5 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         seconds=timed.seconds,
         plain_seconds=timed.baselines["plain"],
         over_plain=timed.ratios["plain"],
+        esteps_over=ratios,
     )

@@ -115,6 +115,18 @@ def alternate(
     return Timing(statistics.median(own), ratios, {name: statistics.median(t) for name, t in times.items()})
 
 
+def ratios(
+    run: Callable[[], object], baselines: Mapping[str, Callable[[], object]], rounds: int = 7
+) -> dict[str, float]:
+    """The time of every baseline over a function's, median over rounds in which they alternate."""
+    found: dict[str, list[float]] = {name: [] for name in baselines}
+    for _ in range(rounds):
+        own = per_call(run)
+        for name, baseline in baselines.items():
+            found[name].append(per_call(baseline) / own)
+    return {name: statistics.median(f) for name, f in found.items()}
+
+
 def _calls(run: Callable[[], object]) -> tuple[int, float]:
     """How many calls make a round, and how many seconds that takes."""
     samples = [per_call(run)]

@@ -303,15 +303,20 @@ class Recording(TorchFunctionMode):
         if not self._is_separate(target):
             self.refuse(f"{name} works in place, on what the energy has not made or what shares memory with it")
             return function(*args, **kwargs)
+        assigns = vocabulary.assigns(function)
         with torch.no_grad():  # of no device, so that nothing is computed or drawn
-            like = pure[0](*replaced(pure[1], Tensor, _formally), **replaced(pure[2], Tensor, _formally))
+            like = (
+                target
+                if assigns
+                else pure[0](*replaced(pure[1], Tensor, _formally), **replaced(pure[2], Tensor, _formally))
+            )
         form = target.shape, target.dtype
         inputs = tuple(self.slot(t).index for t in given)
         (packed_args, packed_kwargs), (pure_args, pure_kwargs) = (
             [replaced(tree, Tensor, self.slot) for tree in trees] for trees in ((args, kwargs), pure[1:])
         )
         result = self._result(function, args, kwargs, given)
-        if result is not target or (like.shape, like.dtype) != form:
+        if (result is not target and not assigns) or (like.shape, like.dtype) != form:
             self.refuse(f"{name} works in place, and gives another shape or dtype than it would else")
         if self.refusal is not None:
             return result
@@ -358,7 +363,7 @@ class Recording(TorchFunctionMode):
                 return f"{name} reads values out of a tensor"
             case "tensor_split" if len(given) > 1:
                 return f"{name} reads values out of a tensor"
-            case "indexing" if _slices_by_tensors(args[1]):
+            case "indexing" | "assignment" if _slices_by_tensors(args[1]):
                 return "a slice reads values out of a tensor"
             case "autograd":
                 return f"{name} has to do with autograd itself"

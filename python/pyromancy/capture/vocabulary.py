@@ -68,13 +68,17 @@ _SPELLINGS = {
     "makes of values": ("tensor", "as_tensor", "asarray"),
     "tensor_split": ("tensor_split",),
     "indexing": ("__getitem__",),
+    "assignment": ("__setitem__",),
     "autograd": ("_set_grad_enabled", "backward", "requires_grad_", "register_hook", "retain_grad"),
 }
 # Of these there is one more of the same name with an underscore, which writes the result over its first argument.
 _OVERWRITTEN = (
     *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow", "neg", "negative"),
     *("relu", "tanh", "sigmoid", "exp", "square", "abs", "clamp", "clip", "elu", "leaky_relu"),
-    *("relu6", "hardtanh", "selu"),
+    *("relu6", "hardtanh", "selu", "celu", "threshold", "clamp_min", "clamp_max", "nan_to_num", "lerp"),
+    *("masked_fill", "masked_scatter", "index_fill", "index_add", "index_copy", "index_put", "scatter", "scatter_add"),
+    *("sqrt", "rsqrt", "sin", "cos", "log", "log1p", "expm1", "erf", "reciprocal", "sign", "tril", "triu"),
+    *("addcmul", "addcdiv", "cumsum"),
 )
 _AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
 # These tell of a tensor's form and not of its contents.
@@ -195,9 +199,23 @@ def out_of_place(function: Function, args: Arguments, kwargs: Options) -> tuple[
     """The call that computes, as a tensor of its own, what a call writes over its first argument; None for others."""
     if (other := _OUT_OF_PLACE.get(function)) is not None:
         return other, args, kwargs
+    if assigns(function):
+        return with_item, args, kwargs
     if _has_option(function, args, kwargs):
         return function, (), arguments(function, args, kwargs) | {"inplace": False}
     return None
+
+
+def with_item(t: Tensor, index: Any, value: Any) -> Tensor:
+    """A tensor of its own that is what another would be after ``t[index] = value``."""
+    t = t.clone()
+    t[index] = value
+    return t
+
+
+def assigns(function: Function) -> bool:
+    """Whether a function is that of ``t[index] = value``."""
+    return function == Tensor.__setitem__
 
 
 def works_in_place(function: Function, args: Arguments, kwargs: Options) -> bool:
