@@ -140,7 +140,8 @@ class Attention(nn.Module):
         """Prediction of the next state."""
         batch, length, width = z.shape
         parts = self.qkv(self.norm(z)).view(batch, length, 3, self.heads, width // self.heads)
-        mixed = F.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4), is_causal=True)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return z + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

@@ -129,8 +129,8 @@ def _general(rows: list[Row]) -> Table:
         "plain",
         "InferenceLoop",
         "plain over InferenceLoop",
-        "E-steps: autograd",
-        "torch.compile",
+        "E-steps, plain",
+        "E-steps, compiled",
         "executor",
     ]
     lines = [

@@ -49,11 +49,11 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
     if timed is None:
         return
     problem = general.problem(pyromancy)
-    loop = loop_of(problem)
+    inference = loop_of(problem)
 
     def ours() -> None:
         problem.net.init_xy(problem.x, problem.y)
-        loop.run(problem.steps)
+        inference.run(problem.steps)
 
     alone = {"autograd": esteps(general, False)}
     if shutil.which("c++"):  # the compiler of torch makes C++ for a CPU

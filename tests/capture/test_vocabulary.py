@@ -225,19 +225,35 @@ def test_running_statistics_are_updated_at_every_step(name):
     assert mean.ne(0).all()
 
 
+OTHER, PLACES = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64), torch.tensor([2, 0, 1])
+BESIDE = {  # what operators take beside the tensor that they write
+    **dict.fromkeys(("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow"), (OTHER,)),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), (0.0,)),
+    **dict.fromkeys(("index_add", "index_copy", "scatter", "scatter_add"), (0, PLACES, OTHER)),
+    **dict.fromkeys(("addcmul", "addcdiv"), (OTHER, OTHER + 1)),
+    "threshold": (0.1, 2.0), "lerp": (OTHER, 0.3), "masked_fill": (OTHER > 2.5, 7.0), "cumsum": (0,),
+    "masked_scatter": (OTHER > 2.5, OTHER), "index_fill": (0, PLACES[:2], 7.0), "index_put": ((PLACES,), OTHER),
+}  # fmt: skip
+
+
 def test_every_operator_that_writes_has_a_counterpart_with_the_same_values():
     for writing, pure in vocabulary._OUT_OF_PLACE.items():
-        arguments = [torch.tensor([0.5, -1.5, 2.0], dtype=torch.float64)]
         name = vocabulary.name_of(pure).rpartition(".")[2]
-        if name in ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow"):
-            arguments.append(torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64))
-        if name in ("clamp", "clip"):
-            arguments.append(0.0)
-        expected = pure(*arguments)
-        assert expected is not arguments[0]
-        result = writing(*arguments)
-        assert result is arguments[0], name
-        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+        written = torch.tensor([0.5, -1.5, 2.0], dtype=torch.float64)
+        if name in ("tril", "triu"):
+            written = written.outer(OTHER)
+        expected = pure(written, *BESIDE.get(name, ()))
+        assert expected is not written
+        result = writing(written, *BESIDE.get(name, ()))
+        assert result is written, name
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_tensor_with_an_item_is_another():
+    before = OTHER.clone()
+    found = vocabulary.with_item(OTHER, slice(1, None), 7.0)
+    assert found.tolist() == [2.0, 7.0, 7.0]
+    assert torch.equal(OTHER, before)
 
 
 POWERS = {

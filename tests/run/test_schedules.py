@@ -251,7 +251,34 @@ def test_states_that_lie_in_other_ways():
         assert_as_autograd(lambda z=z, conv=conv, y=y: gaussian_energy(y, conv(F.silu(z))), [z])
 
 
-def test_bits_are_the_same_whatever_the_threads():
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU])
+def test_states_that_are_their_predictions_stay_in_the_first_run(activation):
+    """Whatever products and activations are rounded to; then all move, by gradients of any size."""
+    torch.manual_seed(9)
+    net = Vgg(activation)
+    loop = running(net, 5, torch.float32)
+    first, second = (z.detach().clone() for z in net.free())
+    loop.run(1)
+    assert torch.equal(net.free()[0], first)
+    assert (net.free()[1] != second).float().mean() > 0.9
+    loop.run(1)
+    assert (net.free()[0] != first).float().mean() > 0.5
+
+
+def test_signs_are_of_errors_by_the_operators_that_made_the_states():
+    torch.manual_seed(10)
+    edge, z, y = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 6)).double(), free(7, 5, 4), free(7, 5, 6)
+    with torch.no_grad():
+        y.copy_(edge(z))
+    energy = lambda: (y - edge(z)).abs().sum((1, 2))  # noqa: E731
+    before = y.detach().clone()
+    loop = pyro.InferenceLoop(energy, [z, y], lr=0.1)
+    loop.run(1)
+    assert loop.explain().startswith("executor: graph")
+    assert torch.equal(y, before)
+
+
+def test_threads_do_not_matter():
     results, threads = [], torch.get_num_threads()
     try:
         for count in (1, 3):

@@ -98,34 +98,36 @@ def _partitioned(
     """A function of the leaves, split into what no variable changes and the rest."""
     try:
         with torch.inference_mode(False):
-            traced = _traced(function, [t.clone() if t.is_inference() else t for t in leaves])
+            root, graph = _traced(function, [t.clone() if t.is_inference() else t for t in leaves])
     except NotCapturable:
         raise
     except Exception as error:  # of its many ways to fail, each with its own type
         what = re.split(r"[.\n]\s", str(error), maxsplit=1)[0] or type(error).__name__
         raise NotCapturable(f"its gradient cannot be traced: {what}") from error
-    for n in traced.graph.nodes:
+    for n in graph.nodes:
         if _writes(n):
             raise NotCapturable(f"its gradient is computed by {n.target}, which works in place")
-    _drop_aliases(traced.graph)
+    _drop_aliases(graph)
     if apart:
-        _take_apart(traced.graph)
-    _fuse_sums(traced.graph)
-    traced.graph.eliminate_dead_code()
-    return _split(traced, free)
+        _take_apart(graph)
+    _fuse_sums(graph)
+    graph.eliminate_dead_code()
+    return _split(root, graph, free)
 
 
-def _traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
-    """A function as a graph of operators none of which writes to its arguments."""
+def _traced(
+    function: Callable[..., list[Tensor]], arguments: list[Tensor]
+) -> tuple[fx.GraphModule | dict[str, Any], fx.Graph]:
+    """A function as a graph of operators none of which writes to its arguments, and what has its constants."""
     with suppress(trace.Untold):
-        return _collected(trace.traced(function, arguments))
+        return {}, trace.traced(function, arguments)
     with _tracing:
         traced = _collected(make_fx(function)(*arguments))
         if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
             traced = _collected(make_fx(torch.func.functionalize(traced))(*arguments))
     for n in traced.graph.nodes:
         n.meta = trace.form_of(n.meta.get("val"))
-    return traced
+    return traced, traced.graph
 
 
 def _collected(module: fx.GraphModule) -> fx.GraphModule:
@@ -236,8 +238,8 @@ def _form(node: fx.Node) -> tuple[Any, ...]:
     return (value.shape, value.dtype, value.stride()) if isinstance(value, Tensor) else (node,)
 
 
-def _split(traced: fx.GraphModule, free: Sequence[int]) -> Graphs:
-    nodes = list(traced.graph.nodes)
+def _split(root: fx.GraphModule | dict[str, Any], graph: fx.Graph, free: Sequence[int]) -> Graphs:
+    nodes = list(graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     (output,) = [n for n in nodes if n.op == "output"]
     varying = {inputs[i] for i in free}
@@ -252,11 +254,6 @@ def _split(traced: fx.GraphModule, free: Sequence[int]) -> Graphs:
     for n in fixed:
         in_once[n] = once.node_copy(n, in_once.__getitem__)
     passed = [n for n in fixed if _gives_tensor(n) and any(u in varying or u is output for u in n.users)]
-    for n in passed:
-        if any(u in varying and u.target in _PRODUCTS and u.args[-1] is n for u in n.users) and _is_turned(n):
-            kept: dict[str, Any] = {"memory_format": torch.contiguous_format}  # read at every step
-            in_once[n] = once.call_function(aten.clone.default, (in_once[n],), kept)
-            n.meta = n.meta | {"val": n.meta["val"].contiguous()}
     once.output(tuple(in_once[n] for n in passed))
     for n in passed:
         in_step[n] = step.placeholder(f"once_{n.name}")
@@ -268,15 +265,7 @@ def _split(traced: fx.GraphModule, free: Sequence[int]) -> Graphs:
         n.meta = {}
     for n, copy in in_step.items():
         copy.meta = n.meta
-    return _collected(fx.GraphModule(traced, once)), step
-
-
-_PRODUCTS = (aten.mm.default, aten.addmm.default)
-
-
-def _is_turned(node: fx.Node) -> bool:
-    """Whether a matrix is another's transpose, in which order products take longer to read it."""
-    return is_fused(node) and not node.meta["val"].is_contiguous()
+    return _collected(fx.GraphModule(root, once)), step
 
 
 def _gives_tensor(node: fx.Node) -> bool:

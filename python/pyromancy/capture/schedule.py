@@ -4,10 +4,14 @@ Operators that work element by element are gathered in groups, each of which is 
 every operand once and writes what others need of it. Max- and mean-pooling whose windows do not overlap are such
 operators on the parts of an image that fall on one place of the windows. A state moves in the group that makes its
 gradient, after all others that read it, so that all states move at once, as gradients are of the states before.
+
+Products and activations of these calls may be rounded in other ways than those that have set the states. So that
+states that are their predictions stay what they are, as by autograd, gradients of the size of rounding can be left out.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import threading
@@ -135,6 +139,7 @@ def _dense_strides(t: Tensor) -> tuple[int, ...]:
     )
 
 
+@functools.cache
 def _shares(target: Any) -> bool:
     """Whether what a call gives lies in the memory of its first argument."""
     if target is operator.getitem or target in _SHARING:
@@ -317,6 +322,8 @@ class Scheduler:
             return made(Op.ADD, made(Op.MUL, number("kept"), before), made(Op.MUL, number("taken"), gradient))
         if node.target is _moved:
             state, step = map(read, _arguments(node)[:2])
+            resting = made(Op.AT_LEAST, number(f"rest_{self.states.index(_arguments(node)[0])}"), made(Op.ABS, step))
+            step = made(Op.SELECT, resting, ZERO, step)
             if len(node.args) == 3:
                 of_gradient = made(Op.MUL, number("gradient"), step)
                 step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), read(_arguments(node)[2])))
@@ -570,7 +577,8 @@ class Schedule:
     """One E-step as a graph of calls.
 
     Attributes:
-        graph: takes the leaves, what is computed once, velocities where there are any, memory and `NUMBERS`.
+        graph: takes the leaves, what is computed once, velocities where there are any, memory, `NUMBERS`, and for every
+            state the size of gradients that do not move it.
         blocks: how many elements every block of memory has, and of which type.
         memory: where the tensors lie that the graph is lent.
         fused: how many calls are of element-wise programs, and how many operators they stand for.
@@ -622,7 +630,8 @@ class _Writer:
             if node.op == "placeholder":
                 self.made[node] = self.graph.placeholder(node.name)
         self.last_input = next(reversed(self.made.values()))
-        self.numbers = {name: self.graph.placeholder(name) for name in NUMBERS}
+        names = (*NUMBERS, *(f"rest_{i}" for i in range(len(of.states))))
+        self.numbers = {name: self.graph.placeholder(name) for name in names}
         self.fused = [0, 0]
 
     def schedule(self) -> Schedule:

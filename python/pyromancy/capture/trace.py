@@ -24,6 +24,8 @@ class Untold(Exception):
 
 def form_of(result: Any) -> Form:
     """The form of what a call gives; its device is None where that is several or none."""
+    if isinstance(result, Tensor):
+        return {"val": _formally(result), "device": result.device}
     devices = {t.device for t in tree_leaves(result) if isinstance(t, Tensor)}
     return {"val": tree_map_only(Tensor, _formally, result), "device": devices.pop() if len(devices) == 1 else None}
 
@@ -74,7 +76,7 @@ class _Tracer(TorchDispatchMode):
         return node
 
 
-def traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
+def traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.Graph:
     """The graph of a function of tensors, whose metadata are forms.
 
     Raises:
@@ -89,4 +91,4 @@ def traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx
     with tracer:
         results = function(*arguments)
     tracer.graph.output(tracer.told(results))
-    return fx.GraphModule({}, tracer.graph)
+    return tracer.graph
