@@ -34,7 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--sizes", choices=("small", "full"), default="full", help="small: a quick look")
     group.addoption(
-        "--equilibria", choices=("one", "all"), default="one", help="all: every depth, activation and batch; an hour"
+        "--equilibria",
+        choices=("one", "all"),
+        default="one",
+        help="all: every depth, activation and batch; about ten minutes",
     )
 
 

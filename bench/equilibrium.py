@@ -24,9 +24,9 @@ from .rivals import NotHereError
 GAPS = (1e-1, 1e-2, 1e-4)  # what is left of (F - F*) / (F_0 - F*)
 AIM = 1e-2  # the one that rates are chosen for, and rivals compared at
 WIDTH, CLASSES = 128, 10
-LONG = 2000  # sweeps in float64 that F* is taken from
-MOST = 2000  # sweeps after which a method is given up
-FEW = 64  # for L-BFGS, in Python step by step
+MOST = 2000  # sweeps after which a method is given up, and in float64 that F* is taken from
+WORK = 12_000  # sweeps times hidden layers after which one is given up on the grid; without a rate, four times that
+END = 1e-6  # of the gap, in float64
 HEUN_STEPS, HEUN_TIME, TOLERANCE = 1000, 1e4, 1e-3  # of the integrator as jpc has it
 
 
@@ -44,6 +44,16 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{self.inputs}-{WIDTH}x{self.hidden}-{CLASSES} {self.activation}, batch {self.batch}"
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether it is one of many, for each of which there is half a minute."""
+        return self not in (HEADLINE, SMALL)
+
+    @property
+    def most(self) -> int:
+        """Sweeps after which a method with a rate is given up."""
+        return min(MOST, WORK // self.hidden) if self.on_grid else MOST
 
     @property
     def gain(self) -> float:
@@ -182,13 +192,14 @@ class Heun(Contender):
         diffrax = _module("diffrax")
         jax, energy = self.jax, self.energy
         gradient = jax.grad(energy)
+        steps = min(HEUN_STEPS, problem.setting.most)
         flow = diffrax.ODETerm(lambda t, z, args: jax.tree.map(jax.numpy.negative, gradient(z)))
 
         def solve(states: Any, end: Any, save: Any, throw: bool) -> Any:
             control = diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE)
             return diffrax.diffeqsolve(
                 flow, diffrax.Heun(), 0.0, end, None, states,
-                stepsize_controller=control, saveat=save, max_steps=HEUN_STEPS, throw=throw,
+                stepsize_controller=control, saveat=save, max_steps=steps, throw=throw,
             )  # fmt: skip
 
         path = diffrax.SaveAt(t0=True, steps=True, fn=lambda t, z, args: energy(z))
@@ -275,7 +286,7 @@ class Race:
         self.problem = Problem(setting)
         exact = Problem(setting, torch.float64)
         self.start = exact.energy(exact.states)
-        Ours(exact, Accelerated()).run(LONG)
+        Ours(exact, Accelerated()).loop.run(self.without_rate, tol=END)
         self.least = exact.energy(exact.states)
         self.entries: dict[str, Entry] = {}
         self.absent: dict[str, str] = {}
@@ -296,60 +307,77 @@ class Race:
         there = self.gap(energies) <= gap
         return int(there.nonzero()[0]) if there.any() else None
 
-    def by(self, method: Method, most: int = MOST, gap: float = GAPS[-1]) -> Entry:
+    @property
+    def without_rate(self) -> int:
+        """Sweeps after which a method without a rate is given up, and in float64 that F* is taken from."""
+        return min(MOST, 4 * self.problem.setting.most)
+
+    def by(self, method: Method, most: int | None = None, gap: float = GAPS[-1]) -> Entry:
         """The entry of a method, with the energies until it is at a gap, in four times as many steps at every try."""
-        ours, steps = Ours(self.problem, method), 4
+        ours, steps, most = Ours(self.problem, method), 4, most or self.problem.setting.most
         while True:
             steps = min(4 * steps, most)
             energies = ours.energies(steps)
-            if steps == most or self.first(energies, gap) is not None:
+            lost = not energies[-1].isfinite()
+            if steps == most or lost or self.first(energies, gap) is not None:
                 return Entry(ours, getattr(method, "lr", None), energies)
 
     def at_best(self, make: Callable[[float], Method], rates: Sequence[float]) -> Entry:
-        """The entry whose rate comes to the aim first, of these from small to large, until one is worse."""
-        best, most = rates[0], MOST
+        """The entry whose rate comes to the aim first, of these from large to small, until one is worse.
+
+        Where none comes there, of the one that has come lowest.
+        """
+        best, most = rates[-1], self.problem.setting.most
+        lowest, reached = math.inf, False
         for rate in rates:
-            steps = self.first(self.by(make(rate), most + 1, AIM).energies, AIM)
+            energies = self.by(make(rate), most + 1, AIM).energies
+            steps = self.first(energies, AIM)
             if steps is not None:
-                best, most = rate, steps
-            elif most < MOST:
+                best, most, reached = rate, steps, True
+            elif reached:
                 break
+            elif energies[-1] < lowest:
+                best, lowest = rate, energies[-1].item()
         return self.by(make(best))
 
     def descent(self) -> Entry:
         """On states, at rates around the largest that is stable at the start."""
         self.problem.reset()
         stable = pyromancy.max_rate(self.problem.net.energy, self.problem.states)
-        return self.at_best(Descent, [s * stable for s in (0.7, 0.8, 0.9, 1.0, 1.1, 1.2)])
+        shares = (1.1, 1.0, 0.9, 0.8) if self.problem.setting.on_grid else (1.2, 1.1, 1.0, 0.9, 0.8, 0.7)
+        return self.at_best(Descent, [s * stable for s in shares])
+
+    def on_errors(self, make: Callable[[float], Method]) -> Entry:
+        """On errors, at powers of the root of 2, or on the grid of 2."""
+        return self.at_best(make, [2.0 ** (-i / 2) for i in range(1, 21, 2 if self.problem.setting.on_grid else 1)])
 
     def jax_descent(self) -> Entry:
         """The same, in JAX."""
         rate = self.entries[DESCENT].rate
         assert rate is not None
         jax = Jax(self.problem, rate)
-        return Entry(jax, rate, jax.energies(MOST))
+        return Entry(jax, rate, jax.energies(self.problem.setting.most))
 
     def heun(self) -> Entry:
         """The flow by an integrator."""
         heun = Heun(self.problem)
-        return Entry(heun, None, heun.energies(MOST))
+        return Entry(heun, None, heun.energies(self.problem.setting.most))
 
 
 OURS, DESCENT, JAX, HEUN = "Accelerated()", "descent, best rate", "JAX descent, same rate", "diffrax Heun, PID"
-_RATES = [2.0 ** (i / 2) for i in range(-20, 0)]  # in errors
 CONTENDERS: dict[str, Callable[[Race], Entry]] = {
-    OURS: lambda race: race.by(Accelerated()),
-    "Accelerated, best rate": lambda race: race.at_best(Accelerated, _RATES),
-    "LBFGS()": lambda race: race.by(LBFGS(), FEW),
+    OURS: lambda race: race.by(Accelerated(), race.without_rate),
+    "Accelerated, best rate": lambda race: race.on_errors(Accelerated),
+    "LBFGS()": lambda race: race.by(LBFGS()),
     "Accelerated() on states": lambda race: race.by(Accelerated(coordinates="states")),
     "descent on errors, 0.001": lambda race: race.by(Descent(1e-3, coordinates="errors")),
-    "descent on errors, best rate": lambda race: race.at_best(lambda rate: Descent(rate, coordinates="errors"), _RATES),
+    "descent on errors, best rate": lambda race: race.on_errors(lambda rate: Descent(rate, coordinates="errors")),
     DESCENT: Race.descent,
     JAX: Race.jax_descent,
     HEUN: Race.heun,
 }
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def race(setting: Setting) -> Race:
     return Race(setting)

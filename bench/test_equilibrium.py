@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 SLACK = 1e-2  # of a gap, between energies in float32, by which steps are counted, and in float64
 MORE = 3  # steps, as a method with a momentum records energies of points that it leaps ahead to
 POINTS = 80  # of a curve that are kept
-AGAIN = 10  # runs of ours in a round against others, which last longer
+AGAIN = 10  # runs of ours in a round against others, which last longer; on the grid one
 MANY, SOME = 60, 10  # sweeps, whose difference in time is that of 50
+BUDGET, GRID_BUDGET = (1.5, (3, 30)), (0.3, (2, 10))  # seconds and rounds
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,13 +60,21 @@ def curve(held: Race, entry: Entry, reached: Iterable[int]) -> list[tuple[float,
     return [(entry.contender.sweeps(k), held.gap(entry.energies[k].item())) for k in steps]
 
 
-def _again(ours: Entry, steps: int) -> None:
-    for _ in range(AGAIN):
+def _again(ours: Entry, steps: int, times: int) -> None:
+    for _ in range(times):
         ours.contender.run(steps)
 
 
+def on_line(steps: int, short: float, count: int, long: float) -> float:
+    """Seconds of so many steps, of a run of one and one of `count` that take `short` and `long`."""
+    return short + (steps - 1) * (long - short) / max(1, count - 1)
+
+
 def test_equilibrium(setting: Setting, contender: str, benchmark: Any, record: Callable[..., None]) -> None:
-    """Times a run of just so many steps as bring the batch to 0.01 of the gap, and to 0.1 and 0.0001 beside it."""
+    """Times a run of just so many steps as bring the batch to 0.01 of the gap, and to 0.1 and 0.0001 beside it.
+
+    On the grid, beside it, one of a single step: the times to the other gaps are on the line through the two.
+    """
     benchmark.group = f"equilibrium: {setting}"
     held = race(setting)
     if contender in held.absent:
@@ -74,16 +83,24 @@ def test_equilibrium(setting: Setting, contender: str, benchmark: Any, record: C
     steps = {gap: checked(held, entry, gap) for gap in GAPS}
     reached = {gap: k for gap, k in steps.items() if k is not None}
     aim = AIM if AIM in reached else min(reached, default=None)
+    others = {str(gap): k for gap, k in reached.items() if gap != aim}
+    if setting.on_grid:
+        others = {"1": 1}
     runs: dict[str, Callable[[], object]] = {
-        str(gap): functools.partial(entry.contender.run, k) for gap, k in reached.items() if gap != aim
+        name: functools.partial(entry.contender.run, k) for name, k in others.items()
     }
+    again = 1 if setting.on_grid else AGAIN
     if aim == AIM and contender != OURS and (best := checked(held, ours, AIM)) is not None:
-        runs[OURS] = functools.partial(_again, ours, best)
-    count = len(entry.energies) - 1 if aim is None else reached[aim]
-    timed = timing.alternate(benchmark, functools.partial(entry.contender.run, count), runs, budget=1.5, rounds=(3, 30))
+        runs[OURS] = functools.partial(_again, ours, best, again)
+    count = max(1, len(entry.energies) - 1) if aim is None else reached[aim]
+    budget, rounds = GRID_BUDGET if setting.on_grid else BUDGET
+    timed = timing.alternate(benchmark, functools.partial(entry.contender.run, count), runs, budget, rounds)
     if timed is None:
         return
-    seconds = {str(gap): timed.seconds if gap == aim else timed.baselines.get(str(gap)) for gap in GAPS}
+    of = {gap: timed.seconds if gap == aim else timed.baselines.get(str(gap)) for gap in GAPS}
+    if setting.on_grid:
+        of |= {gap: on_line(k, timed.baselines["1"], count, timed.seconds) for gap, k in reached.items() if gap != aim}
+    seconds = {str(gap): s for gap, s in of.items()}
     record(
         kind="equilibrium",
         problem=str(setting),
@@ -93,7 +110,7 @@ def test_equilibrium(setting: Setting, contender: str, benchmark: Any, record: C
         seconds=seconds,
         given_up=entry.contender.sweeps(len(entry.energies)),
         per_sweep=timed.seconds / entry.contender.sweeps(count),
-        of_ours=AGAIN / timed.ratios[OURS] if OURS in timed.ratios else None,
+        of_ours=again / timed.ratios[OURS] if OURS in timed.ratios else None,
         curve=curve(held, entry, reached.values()),
     )
 
@@ -113,7 +130,7 @@ def test_sweep(setting: Setting, benchmark: Any, record: Callable[..., None]) ->
         require(abs(after - allowed), 1e-4, "the energy that is left is")
     runs = {f"{name}, {n}": functools.partial(c.run, n) for name, c in methods.items() for n in (SOME, MANY)}
     run = runs.pop(f"errors, {MANY}")
-    timed = timing.alternate(benchmark, run, runs, budget=3.0, rounds=(5, 60))
+    timed = timing.alternate(benchmark, run, runs, *((1.0, (3, 20)) if setting.on_grid else (3.0, (5, 60))))
     if timed is None:
         return
     own = timed.seconds - timed.baselines[f"errors, {SOME}"]

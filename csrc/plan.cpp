@@ -223,6 +223,8 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
                     "errors move where every edge leads "
                     "to a later node, got ",
                     plan.edges[e].source, " -> ", plan.edges[e].target);
+  STD_TORCH_CHECK(stepper.kind != StepperKind::sequential || !stepper.errors,
+                  "errors must not be what moves where states take turns");
   for (size_t l = 0; l < plan.nodes.size(); ++l) {
     const PlanNode& node = plan.nodes[l];
     const bool goes_on = node.free && method.progress != kNothing;
@@ -230,6 +232,10 @@ void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
                         (node.kept != kNothing) == (goes_on && stepper.keeps),
                     "node ", l, " must have a velocity, and what is kept, where a method goes on, ",
                     "and only there");
+    const bool measured = stepper.errors && stepper.measures;
+    STD_TORCH_CHECK(!measured || !node.free || node.law != Law::full_gaussian ||
+                        (node.factor != kNothing && node.way.known == kNothing),
+                    "errors of node ", l, " need its factor to be measured, and no mask");
     STD_TORCH_CHECK(!stepper.errors || !node.free || moves_by_errors(node),
                     "errors move where the law of a free node is one of its distance from the "
                     "prediction");
@@ -312,6 +318,16 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
                       " must have shape (", n, ",) or (1,) or (), got ", to_string(theta->sizes()));
   } else {
     STD_TORCH_CHECK(node.law != Law::full_gaussian, "theta of node ", l, " must be its precision");
+  }
+  if (const Tensor* factor = operands.find(node.factor)) {
+    const Name factor_name{"factor of node", l};
+    check_like(factor_name, *factor, first_name, first);
+    check_contiguous(factor_name, *factor);
+    STD_TORCH_CHECK(node.free && node.law == Law::full_gaussian, factor_name,
+                    " needs a free node of a full precision");
+    STD_TORCH_CHECK(
+        factor->dim() == 3 && factor->size(0) == 2 && factor->size(1) == n && factor->size(2) == n,
+        factor_name, " must have shape (2, ", n, ", ", n, "), got ", to_string(factor->sizes()));
   }
   STD_TORCH_CHECK(!has_parameter(node.law) || node.law_parameter > 0,
                   "parameter of the law of node ", l, " must be positive, got ",
@@ -473,7 +489,8 @@ void check_uses(const Plan& plan, const Operands& operands) {
       uses[i].most = std::min(uses[i].most, most);
   };
   for (const PlanNode& node : plan.nodes) {
-    for (int64_t i : {node.theta, node.prior, node.data, node.sample_weights, node.way.known})
+    for (int64_t i :
+         {node.theta, node.prior, node.data, node.sample_weights, node.factor, node.way.known})
       read(i);
     write(node.velocity);
     write(node.kept);
@@ -578,6 +595,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     node.kept = read.maybe_written("kept");
     node.data = read.maybe_tensor("tensor of data");
     node.sample_weights = read.maybe_tensor("tensor of sample weights");
+    node.factor = read.maybe_tensor("factor");
     node.weight = read.real("weight");
     node.law_parameter = read.real("parameter of a law");
     if (read.flag("way"))

@@ -61,6 +61,7 @@ struct PlanNode {
   int64_t data;           // [N, n], of which `order` picks the state, or the
                           // classes [N] of categorical ones, which are one-hot
   int64_t sample_weights; // [B], more factors of its energy
+  int64_t factor;         // [2, n, n], L of the inverse of a full precision, and L^-1
   double weight;          // of its energy
   double law_parameter;
   Expression expression; // of a law that is one

@@ -286,12 +286,14 @@ def planned(a, targets=(), method=None, outcome=None, **options):
     data, swept = a.get("data", [None] * count), a.get("swept", [False] * count)
     moved = [z for z, free, d in zip(a["states"], a["free"], data, strict=True) if free or d is not None]
     learned = [t for *_, tensor, slots in targets for t in (tensor, *slots)]
+    measures = isinstance(method, plan.Stepper) and (method.measures or method.tol > 0)
     operands = Operands([*moved, *velocities, *kept, a["energies"], *learned, outcome, progress])
     number = operands.number
     nodes = [
         Node(number(z), free, sweeps, law if predicted else Law.NONE, number(theta) if predicted else None,
              number(a["prior"]) if i == 0 else None, number(v), number(d), scale, number(s),
-             number(k), parameter, expression=OWN_LAW if predicted and law is Law.EXPRESSION else None)
+             number(k), parameter, expression=OWN_LAW if predicted and law is Law.EXPRESSION else None,
+             factor=number(factor_of(theta)) if measures and free and predicted and law is Law.FULL_GAUSSIAN else None)
         for i, (z, free, sweeps, law, predicted, theta, v, k, d, scale, s, parameter) in enumerate(zip(
             a["states"], a["free"], swept, a.get("laws") or map(law_of, a["precisions"]), a["predicted"],
             a.get("thetas") or thetas(a), velocities, kept, data, a["scales"],
@@ -325,6 +327,12 @@ def planned(a, targets=(), method=None, outcome=None, **options):
 
 def law_of(precision):
     return Law.FULL_GAUSSIAN if precision is not None and precision.dim() == 2 else Law.GAUSSIAN
+
+
+def factor_of(precision):
+    """L and its inverse, with L L^T the covariance."""
+    factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+    return torch.stack([factor, torch.linalg.inv(factor)])
 
 
 def thetas(a):

@@ -120,6 +120,7 @@ struct Buffers {
   C* h;                                 // and what else it keeps, or draws
   C* x;                                 // the point before, and
   C* pairs;                             // ways to points, and then changes of g on these
+  C* led;                               // that in standard deviations of a full covariance
   C* known;                             // 1 where an element holds still
   C* scale;                             // that gradients of samples are brought down by: one row
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
@@ -199,8 +200,9 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.delta = bent || leads || (b.error && pushes_apart(node.law)) ? take(true) : b.error;
     b.slope = take(bent && (full || rises || leads));
     b.of_error = take(leads);
+    b.led = take(stepped && node.measure && !node.whitened);
     // of errors that move, a Gaussian's energy follows at once
-    const bool at_once = rises && node.law == Law::gaussian;
+    const bool at_once = rises && (node.law == Law::gaussian || node.whitened);
     b.energy = take(node.predicted &&
                     (args.energies || (args.has_stepper && args.method.looks && !at_once)));
     b.moment = take(node.moment != nullptr);
@@ -595,8 +597,8 @@ struct Tile {
       store(b.error + at, error);
       if (b.energy)
         store(b.energy + at, C(0.5) * (load(b.residual + at) * error));
-      if (b.slope)
-        store(b.delta + at, error * load(b.slope + at));
+      if (b.delta != b.error)
+        store(b.delta + at, b.slope ? error * load(b.slope + at) : error);
     }
     round(l, Input::delta, i, rows);
   }
@@ -878,15 +880,15 @@ struct Tile {
     return p > C(0) ? p : one;
   }
   bool has_metric(const ChainNode& node) const {
-    return args.method.errors && node.law == Law::gaussian && (node.rate || node.sample_weights);
+    return args.method.errors && (node.law == Law::gaussian || node.whitened) &&
+           (node.rate || node.sample_weights);
   }
   bool moves_by_metric(const ChainNode& node) const {
     return args.method.measures && has_metric(node);
   }
 
-  // Whether a motion leads to where a sweep looks.
   bool follows(int64_t t) const {
-    return t > 0 || (t == 0 && args.resume && args.method.pends);
+    return pyromancy::follows(args, t);
   }
 
   // Nothing has led to where what moves of a node begins, unless a run before has.
@@ -942,10 +944,55 @@ struct Tile {
         if (t == 0)
           stay(b, at);
         if (follows(t))
-          store(b.z + at,
+          store(b.v + at,
                 within ? moved_within(node, b, at, v, pace.of[v]) : moved(b, at, v, pace.of[v]));
+        if (node.whitened)
+          keep_whitened(node, b, i, v, at);
       }
-    activate_source(l, wanted.begin, wanted.end - wanted.begin);
+    if (node.whitened)
+      round(l, Input::residual, wanted.begin, wanted.end - wanted.begin);
+    else
+      activate_source(l, wanted.begin, wanted.end - wanted.begin);
+  }
+
+  // What sweeps want of a whitened error at row i, of vector v.
+  void keep_whitened(const ChainNode& node, const Buffers<P>& b, int64_t i, int v,
+                     int64_t at) const {
+    const Vec<C> error = load(b.v + at);
+    store(b.residual + at, error);
+    if (b.energy)
+      store(b.energy + at, Gaussian::deviation(error, Vec<C>{}, rate(node, i, v)));
+  }
+
+  void whiten(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) const {
+    const Buffers<P>& b = buffers[l];
+    for (int64_t q = 0; q < rows * width; ++q) {
+      const int64_t at = i * row + q * w;
+      store(b.v + at, c[q]);
+      if (b.energy)
+        store(b.energy + at,
+              Gaussian::deviation(c[q], Vec<C>{}, rate(args.node[l], i + q / width, q % width)));
+    }
+  }
+
+  void spread(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+    C* const z = buffers[l].z + i * row;
+    for (int64_t q = 0; q < rows * width; ++q)
+      store(z + q * w, load(z + q * w) + c[q]);
+    activate_source(l, i, rows);
+  }
+
+  void measure(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) const {
+    const ChainNode& node = args.node[l];
+    const Buffers<P>& b = buffers[l];
+    for (int64_t q = 0; q < rows * width; ++q) {
+      const int64_t at = i * row + q * w;
+      const int v = static_cast<int>(q % width);
+      if (b.led)
+        store(b.led + at, c[q]);
+      else
+        store(b.g + at, load(b.v + at) - c[q] / metric(node, i + q / width, v));
+    }
   }
 
   // Rows i to i + rows of node l's error and state, given those of the product that predicts it.
@@ -983,7 +1030,7 @@ struct Tile {
         }
         Vec<C> error{};
         if (follows(t)) {
-          error = moved(b, at, v, pace.of[v]);
+          error = node.whitened ? Vec<C>{} : moved(b, at, v, pace.of[v]);
         } else if (args.resume) {
           error = load(b.z + at) - mu;
         } else if (!node.swept) {
@@ -1004,11 +1051,13 @@ struct Tile {
           }
           store(b.z + at, z);
         }
-        store(b.v + at, error);
+        if (!node.whitened)
+          store(b.v + at, error);
         if (t == 0)
           stay(b, at);
         if (b.residual) {
-          store(b.residual + at, error);
+          if (!node.whitened || !follows(t)) // `move` has left what makes the state of it there
+            store(b.residual + at, error);
         } else if (expressed) {
           if (learns)
             store(b.delta + at, slopes);
@@ -1090,8 +1139,12 @@ struct Tile {
         if (args.method.errors && b.delta)
           push(b, at, g, back);
         g = unknown(b, at, g - back);
+        if (args.method.errors && node.measure)
+          store(b.residual + at, node.whitened ? back : g);
         store(b.g + at, by_metric ? g / metric(node, r, v) : g);
       }
+    if (args.method.errors && node.measure)
+      round(l, Input::residual, i, rows);
   }
 
   // Rows i to i + rows of the gradient for node l's error, where states move, likewise.
@@ -1112,8 +1165,16 @@ struct Tile {
       const Vec<C> back = fed_back<kind>(b, at, before, skipping, feedback);
       const Vec<C> pull = load(b.error + at);
       push(b, at, pull, back);
-      store(b.of_error + at, unknown(b, at, pull - back));
+      const Vec<C> g = unknown(b, at, pull - back);
+      if (b.led) { // beside which its product with the error is wanted
+        store(b.of_error + at, g * load(b.residual + at));
+        store(b.residual + at, g);
+      } else {
+        store(b.of_error + at, g);
+      }
     }
+    if (b.led)
+      round(l, Input::residual, i, rows);
   }
 
   // Products of these gradients, with themselves over precisions and with the errors.
@@ -1121,7 +1182,12 @@ struct Tile {
     for (int64_t l = 0; l < args.nodes; ++l)
       if (const Buffers<P>& b = buffers[l]; args.node[l].free)
         Layout::template sums<2>(args.node[l].n, sums, [&](int64_t i, int v, int64_t at) {
-          const Vec<C> g = load(b.of_error + at), over = g / metric(args.node[l], i, v);
+          const Vec<C> g = load(b.of_error + at), p = metric(args.node[l], i, v);
+          if (b.led) {
+            const Vec<C> led = load(b.led + at);
+            return std::array<Vec<C>, 2>{{led * (led / p), g}};
+          }
+          const Vec<C> over = g / p;
           return std::array<Vec<C>, 2>{{g * over, load(b.error + at) * over}};
         });
   }
@@ -1462,6 +1528,10 @@ struct Tile {
         x[2] = raw * s;
         x[3] = raw * to;
         x[4] = raw * g * pace.of[v];
+        if (b.led && args.method.errors) {
+          const Vec<C> led = load(b.led + at);
+          x[1] = led * (led / metric(node, i, v));
+        }
         if (args.constrained) {
           const Vec<C> rate = static_cast<C>(lr) * pace.of[v];
           const Vec<C> by = node.constrained ? (to - kept(node, b, at, rate)) / rate : g;
@@ -1907,6 +1977,15 @@ struct Tiles {
         lead(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
       return;
     }
+    case Work::whiten:
+      return multiply({{}, false, {node.whiten, l}}, Input::residual,
+                      [&](auto it, auto... c) { it.whiten(l, c...); });
+    case Work::spread:
+      return multiply({{}, false, {node.spread, l}}, Input::residual,
+                      [&](auto it, auto... c) { it.spread(l, c...); });
+    case Work::measure:
+      return multiply({{}, false, {node.measure, l}}, Input::residual,
+                      [&](auto it, auto... c) { it.measure(l, c...); });
     case Work::judge:
       for (int64_t t = 0; t < count; ++t)
         tile(t).judge(s.step);

@@ -85,6 +85,10 @@ struct ChainNode {
   // is 1.
   const void* rate;
   PackedMatrix full_precision; // P [n, n], or null
+  // Of a free one L^T, L and L^-1, with L L^T the inverse of P, where a stepper measures by it: as
+  // its error moves as L^-1 (z - mu), whitened, or else the gradient for it bounds what is left.
+  PackedMatrix measure, spread, whiten;
+  bool whitened;
   // One for every sample, padded to whole tiles, which P is multiplied by; or null.
   const void* sample_weights;
   const void*
@@ -152,11 +156,14 @@ enum class Work : int {
   turn,         // puts the activations to come in the place of those that are over
   record,       // energies before the step
   // of a stepper:
-  stir, // draws the noise of a node
-  move, // a node's state, as all samples have been judged
-  rise, // a node's error, likewise, and its state by the prediction
-  fall, // the gradient for what moves of a node
-  lead, // the gradient for the error of a node, where states move
+  stir,    // draws the noise of a node
+  move,    // a node's state, as all samples have been judged, or its whitened error
+  rise,    // a node's error, likewise, and its state by the prediction
+  fall,    // the gradient for what moves of a node
+  lead,    // the gradient for the error of a node, where states move
+  whiten,  // the error of a state
+  spread,  // the state, from its prediction, by the whitened error
+  measure, // the gradient for that, of what is fed back, or of the gradient for the error
   judge,
   search, // for the length of a step, given the energies where the last one has led
   accept, // the last point, or not
@@ -231,10 +238,20 @@ template <class F>
 void stages_of_looking(const ChainArgs& args, int64_t l, int64_t t, F stage) {
   if (args.node[l].predicted && !(args.method.errors && args.node[l].free))
     stage(Stage{Work::err, l, t});
-  if (args.node[l].predicted && args.node[l].full_precision)
+  if (args.node[l].predicted && args.node[l].full_precision && !args.node[l].whitened)
     stage(Stage{Work::weigh, l, t});
   if (is_rowwise(args.node[l].law))
     stage(Stage{Work::normalize, l, t});
+}
+
+// Whether a motion leads to where sweep t looks.
+inline bool follows(const ChainArgs& args, int64_t t) {
+  return t > 0 || (t == 0 && args.resume && args.method.pends);
+}
+
+// Whether a node moves by what sweep t of a stepper finds.
+inline bool is_moved(const ChainArgs& args, const ChainNode& node, int64_t t) {
+  return args.method.kind != StepperKind::sequential || node.ordinal % 2 == t % 2;
 }
 
 // stage(s) for the way to where sweep t looks, and for the errors there.
@@ -244,8 +261,13 @@ void stages_of_rising(const ChainArgs& args, int64_t t, bool errors, F stage) {
   for (int64_t l = 0; l < args.nodes; ++l) {
     if (args.node[l].free && args.method.draws && t > 0)
       stage(Stage{Work::stir, l, t - 1});
-    if (args.node[l].free)
+    const bool whitened = args.node[l].whitened, follows = pyromancy::follows(args, t);
+    if (whitened && follows)
+      stage(Stage{Work::move, l, t});
+    if (args.node[l].free && (t <= 0 || is_moved(args, args.node[l], t - 1)))
       stage(Stage{args.method.errors ? Work::rise : Work::move, l, t, learning});
+    if (whitened)
+      stage(Stage{follows ? Work::spread : Work::whiten, l, t});
     if (args.method.errors && errors)
       stages_of_looking(args, l, t, stage);
   }
@@ -273,12 +295,22 @@ int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done,
       stages_of_rising(args, t, true, stage);
     if (args.energies && t % args.method.sweeps == 0)
       stage(Stage{Work::record, 0, t / args.method.sweeps});
+    const auto measure = [&](int64_t l) {
+      if (args.node[l].measure)
+        stage(Stage{Work::measure, l, t});
+    };
+    const bool first = t % args.method.sweeps == 0; // which tells of the point
     for (int64_t l = args.nodes - 1; l >= 0; --l)
-      if (args.node[l].free)
+      if (args.node[l].free && (first || is_moved(args, args.node[l], t))) {
         stages_of_feedback(args, Work::fall, l, t, stage);
+        if (args.method.errors)
+          measure(l);
+      }
     for (int64_t l = args.nodes - 1; l >= 0 && leads(args, t); --l)
-      if (args.node[l].free)
+      if (args.node[l].free) {
         stages_of_feedback(args, Work::lead, l, t, stage);
+        measure(l);
+      }
     stage(Stage{Work::judge, 0, t});
     while (args.method.searches && !settled()) {
       stages_of_rising(args, t + 1, true, stage);

@@ -103,7 +103,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.factors = plan.factors.empty() ? nullptr : plan.factors.data();
   for (const PlanNode& node : plan.nodes) {
     const bool gaussian = node.law == Law::gaussian || node.law == Law::full_gaussian;
-    const bool bounded = node.law == Law::gaussian || (!node.free && is_convex(node.law));
+    const bool bounded =
+        node.law == Law::gaussian || node.factor != kNothing || (!node.free && is_convex(node.law));
     args.method.bounds &= bounded && (node.weight > 0 || node.law == Law::none);
     args.method.squares &= gaussian || node.law == Law::none;
     args.method.floored &= has_floor(node.law, node.free) && node.weight >= 0;
@@ -298,6 +299,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   args.narrows = args.has_stepper && args.method.tol > 0 && !args.energies && !tiling_.together &&
                  tiling_.kind == TileKind::wide2;
   args.narrows &= !args.method.searches;
+  args.narrows &= args.method.kind != StepperKind::sequential; // not all states move in every sweep
   for (const ChainNode& node : nodes_)
     args.narrows &= !node.sample_weights;
   const int64_t sweeps_made =
@@ -305,6 +307,18 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   for (int64_t l = 0; l < args.nodes; ++l)
     if (plan_.nodes[l].law == Law::full_gaussian)
       nodes_[l].full_precision = pack(operands_[plan_.nodes[l].theta], false, sweeps_made + 1);
+  for (int64_t l = 0; l < args.nodes; ++l)
+    if (const Tensor* factor = operands_.find(plan_.nodes[l].factor); factor && args.has_stepper) {
+      ChainNode& node = nodes_[l];
+      const int64_t n = node.n;
+      const auto* const data = static_cast<const char*>(factor->data_ptr());
+      node.whitened = args.method.errors && args.method.measures;
+      node.measure = pack(data, n, n, 1, n, sweeps_made);
+      if (node.whitened)
+        node.spread = pack(data, n, n, n, 1, sweeps_made);
+      if (node.whitened)
+        node.whiten = pack(data + n * n * element_size_, n, n, n, 1, 1);
+    }
   for (size_t e = 0; e < edges_.size(); ++e) {
     ChainEdge& edge = edges_[e];
     const ChainNode &source = nodes_[edge.source], &target = nodes_[edge.target];
@@ -578,10 +592,13 @@ const void* PackedChain::pad(const Tensor* t, int64_t n, int64_t multiple) {
 }
 
 PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed, int64_t reads, bool alone) {
-  const int64_t rows = matrix.size(transposed), depth = matrix.size(!transposed);
-  const int64_t row = matrix.stride(transposed), column = matrix.stride(!transposed);
+  return pack(matrix.data_ptr(), matrix.size(transposed), matrix.size(!transposed),
+              matrix.stride(transposed), matrix.stride(!transposed), reads, alone);
+}
+
+PackedMatrix PackedChain::pack(const void* data, int64_t rows, int64_t depth, int64_t row,
+                               int64_t column, int64_t reads, bool alone) {
   const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(tiling_.kind)]);
-  const void* const data = matrix.data_ptr();
   if (const PackedMatrix same =
           kernels.as_it_is(tiling_.kind, data, rows, row, column, reads * tiles);
       same && alone)

@@ -74,6 +74,8 @@ private:
   // Packed if it must be, as one of several that are added up is, or if that is worth it where each
   // tile reads it so many times.
   PackedMatrix pack(const Tensor& matrix, bool transposed, int64_t reads, bool alone = true);
+  PackedMatrix pack(const void* matrix, int64_t rows, int64_t depth, int64_t row, int64_t column,
+                    int64_t reads, bool alone = true);
   const void* pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
                    int64_t column);
   void run_together();

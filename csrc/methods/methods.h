@@ -9,6 +9,7 @@
 #include "momentum.h"
 #include "nesterov.h"
 #include "quasi_newton.h"
+#include "sequential.h"
 
 namespace pyromancy {
 namespace {
@@ -25,6 +26,8 @@ inline auto with_stepper(StepperKind kind, F f) {
     return f(Momentum{});
   case StepperKind::heun:
     return f(Heun{});
+  case StepperKind::sequential:
+    return f(Sequential{});
   case StepperKind::adam:
     return f(AdamStepper{});
   case StepperKind::langevin:

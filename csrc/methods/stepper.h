@@ -12,8 +12,17 @@
 
 namespace pyromancy {
 
-enum class StepperKind : int64_t { quasi_newton, nesterov, momentum, heun, langevin, adam, lbfgs };
-inline constexpr int64_t kStepperKinds = 7;
+enum class StepperKind : int64_t {
+  quasi_newton,
+  nesterov,
+  momentum,
+  heun,
+  langevin,
+  sequential,
+  adam,
+  lbfgs
+};
+inline constexpr int64_t kStepperKinds = 8;
 
 struct Stepper {
   StepperKind kind;

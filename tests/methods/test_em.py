@@ -98,10 +98,23 @@ def test_options_may_change_between_batches():
     assert not trace.converged.any()
 
 
-def test_free_nodes_of_full_covariance_go_by_parts():
-    """No operator measures their errors, and what is told of samples is the stepwise runner's."""
-    net, _ = twins(kinds=(MultivariateGaussianNode, StandardGaussianNode, StandardGaussianNode))
+def test_free_nodes_of_full_covariance():
+    """Their errors are measured by it, in the one call that learns what is learned in a plan."""
+    net, other = twins(kinds=(MultivariateGaussianNode, StandardGaussianNode, StandardGaussianNode))
+    with torch.no_grad():
+        for p in (*net.m_params(), *other.m_params()):
+            p.add_(0.1 * torch.cos(torch.arange(p.numel(), dtype=p.dtype)).reshape(p.shape))
     em = em_of(net, methods.Accelerated(), 1e-2)
-    trace = em.step(*batches(1)[0])
-    assert (trace.taken > 0).all()
-    assert "no operator measures errors by a full covariance" in em.explain().splitlines()[1]
+    optimizer = torch.optim.SGD(other.m_params(), 0.05, momentum=0.9)
+    for x, y in batches(1) * 3:
+        taken = em.step(x, y).taken
+        with torch.no_grad():
+            other.start(x, y)
+        loop = pyro.InferenceLoop(other.energy, other.e_params(), method=methods.Accelerated(), executor="graph")
+        assert torch.equal(taken, loop.run(STEPS, tol=1e-2).taken)
+        optimizer.zero_grad()
+        loop.backward(other.m_params())
+        optimizer.step()
+    assert em.explain().startswith("a batch: one call of an operator")
+    for p, q in zip(net.m_params(), other.m_params(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)

@@ -76,7 +76,7 @@ FUSED = [
 @pytest.mark.parametrize(("batch", "sizes"), [(1, (5, 7, 3)), (3, (4, 65, 1, 2)), (40, (5, 33, 17, 3))], ids=str)
 def test_fused_as_stepwise(method, tol, batch, sizes):
     """States, energies before every step, the steps of every sample, and who stopped."""
-    if tol and (not method.converges or isinstance(method, methods.Sequential)):
+    if not method.converges:
         tol = None
     network = pyro.networks.mlp(sizes, activation="tanh").double()
     x, y = (torch.randn(batch, n, dtype=torch.float64) for n in (sizes[0], sizes[-1]))
@@ -102,6 +102,7 @@ ON_STATES = [
     methods.Accelerated(0.1, momentum="depth", coordinates="states"),
     methods.Heun(0.1, adaptive=False),
     methods.LBFGS(coordinates="states"),
+    methods.Sequential(0.2),
 ]
 
 
@@ -167,10 +168,65 @@ def test_fused_runs_go_on(method, parts):
             torch.testing.assert_close(a, b.detach(), **near)
 
 
+FULL = [
+    methods.Accelerated(),
+    methods.LBFGS(memory=3),
+    methods.Accelerated(0.05, momentum=0.0),
+    methods.Descent(0.05, momentum=0.5, coordinates="errors"),
+    methods.Heun(0.1, adaptive=False, coordinates="errors"),
+    methods.Descent(0.05),
+    methods.Accelerated(coordinates="states"),
+]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("method", FULL, ids=repr)
+@pytest.mark.parametrize("batch", [3, 40])
+def test_full_covariances_fused_as_stepwise(method, batch, weighted):
+    """States, energies, and who stops when; a run of two parts; samples whose energies have weights."""
+    network = Chain(("StandardGaussianNode", *["MultivariateGaussianNode"] * 3), (5, 18, 7, 3), activation=torch.tanh)
+    randomize(network, batch)
+    states, weights = states_of(network, (0, 3)), 0.5 + torch.rand(batch, dtype=torch.float64)
+    starts, found = values(states), []
+    energy = (lambda: weights * network.energy()) if weighted else network.energy
+    for executor in (None, "graph"):
+        for tol in (None, 0.2):
+            put(states, starts)
+            loop = pyro.InferenceLoop(energy, states, method=method, executor=executor)
+            for steps in (3, 60):
+                trace = loop.run(steps, record=True, tol=tol)
+                found += [*values(states), *([] if tol is None else [trace.taken, trace.converged])]
+                found += [] if isinstance(method, methods.Accelerated) else [trace.energies]
+            if tol is not None:
+                assert ("fused: all sweeps in one operator" in loop.explain()) == (executor is None)
+    assert tol is None or found[-1 if isinstance(method, methods.Accelerated) else -2].any()
+    half = len(found) // 2
+    for a, b in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [methods.Accelerated(), methods.LBFGS(memory=2), methods.Descent(0.05)], ids=repr)
+def test_full_covariances_keep_samples_apart(method):
+    """To the last bit, in batches of any size."""
+    network = Chain(("StandardGaussianNode", *["MultivariateGaussianNode"] * 3), (5, 18, 7, 3), activation=torch.tanh)
+    randomize(network, 41)
+    whole = [node.value.detach().clone() for node in network.nodes]
+    loop_of(network, states_of(network, (0, 3)), method).run(20, tol=0.02)
+    ends = values(states_of(network, (0, 3)))
+    for i, j in ((0, 1), (1, 4), (4, 41)):
+        for node, z in zip(network.nodes, whole, strict=True):
+            node.init(z[i:j])
+        loop = loop_of(network, states_of(network, (0, 3)), method)
+        loop.run(20, tol=0.02)
+        assert "fused: all sweeps in one operator" in loop.explain()
+        for z, end in zip(states_of(network, (0, 3)), ends, strict=True):
+            assert torch.equal(z.detach(), end[i:j])
+
+
 STOPPED = [m for m in (*FUSED, methods.Accelerated(), methods.Accelerated(coordinates="states")) if m.converges]
 
 
-@pytest.mark.parametrize("method", [m for m in STOPPED if not isinstance(m, methods.Sequential)], ids=repr)
+@pytest.mark.parametrize("method", STOPPED, ids=repr)
 def test_what_a_tolerance_has_stopped_goes_on_as_stepwise(method):
     """To the same tolerance, to a finer one, and to none; those beside it have not stopped yet."""
     network = pyro.networks.mlp((5, 9, 7, 3), activation="tanh").double()
@@ -582,9 +638,6 @@ class TestWords:
         assert "tol by what sweeps gain; no bound: a term of the energy is of no law that is known" in loop.explain()
 
     def test_of_what_runs(self):
-        network, states = chain()
-        loop = loop_of(network, states, methods.Accelerated())
-        assert "not fused: no operator measures errors by a full covariance" in loop.explain()
         network = pyro.networks.mlp([5, 6, 4, 3], activation="tanh").double()
         network.start(torch.randn(4, 5).double(), torch.randn(4, 3).double())
         states = network.e_params()

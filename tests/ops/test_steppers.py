@@ -25,6 +25,7 @@ from pyromancy.plan import (
     QuasiNewton,
     Rule,
     RuleKind,
+    Sequential,
 )
 
 MANY = 400
@@ -45,6 +46,7 @@ CONVERGENT = ACCELERATED | {
     "SGD-states": Momentum(lr=0.02, momentum=0.8, nesterov=True, errors=False),
     "Heun": Heun(lr=0.05),
     "Heun-states": Heun(lr=0.05, errors=False),
+    "sequential": Sequential(lr=0.05, errors=False),
 }
 METHODS = CONVERGENT | {
     "Heun-adaptive": Heun(lr=0.05, adaptive=True, rtol=1e-3, atol=1e-3),

@@ -53,7 +53,7 @@ def random_plan(seed):
         tuple(
             Node(operand(), flag(), flag(), law, maybe(), maybe(), maybe(WRITTEN), maybe(), draw.random(),
                  maybe(), maybe(WRITTEN), draw.random(), way(),
-                 random_expression(draw) if law is Law.EXPRESSION else None)
+                 random_expression(draw) if law is Law.EXPRESSION else None, maybe())
             for law in (pick(Law) for _ in range(n))
         ),
         tuple(
@@ -102,7 +102,7 @@ def test_there_and_back(seed):
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
     law = Expression((0.5,), (Instruction(Op.ADD, 0, 2), Instruction(Op.NEG, 3)), 1, 4, 3, 2)
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way(), law)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way(), law, 9)
     pairs = [
         ("nodes", one, other),
         ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0, 4.0)),

@@ -28,6 +28,7 @@ from .types import (
     QuasiNewton,
     Rule,
     RuleKind,
+    Sequential,
     Stepper,
     Target,
     Turns,
@@ -44,6 +45,7 @@ _STEPPERS: tuple[tuple[type[Stepper], str | None, tuple[str, ...]], ...] = (
     (Momentum, "nesterov", ("lr", "momentum", "dampening")),
     (Heun, "adaptive", ("lr", "rtol", "atol")),
     (Langevin, None, ("lr", "temperature", "seed")),
+    (Sequential, None, ("lr",)),
     (Adam, None, ("lr", "first", "second", "epsilon")),
     (LBFGS, None, ("memory",)),
 )
@@ -61,6 +63,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
     for node in plan.nodes:
         ints += [node.state, node.free, node.swept, node.law]
         ints += map(_maybe, (node.theta, node.prior, node.velocity, node.kept, node.data, node.sample_weights))
+        ints.append(_maybe(node.factor))
         numbers += [node.weight, node.law_parameter]
         ints.append(node.way is not None)
         if node.way is not None:
@@ -225,11 +228,12 @@ def _node(read: _Reader) -> Node:
     law, theta, prior = read.kind(Law, "law"), read.maybe_tensor("theta"), read.maybe_tensor("prior")
     velocity, kept = read.maybe_written("velocity"), read.maybe_written("kept")
     data, weights = read.maybe_tensor("tensor of data"), read.maybe_tensor("tensor of sample weights")
+    factor = read.maybe_tensor("factor")
     weight, parameter = read.real("weight"), read.real("parameter of a law")
     way = _way(read) if read.flag("way") else None
     expression = _expression(read) if law is Law.EXPRESSION else None
     return Node(
-        state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter, way, expression
+        state, free, swept, law, theta, prior, velocity, data, weight, weights, kept, parameter, way, expression, factor
     )
 
 

@@ -152,6 +152,8 @@ class Node:
             predictions, the first state.
         law_parameter: of laws that have one.
         expression: of an EXPRESSION law.
+        factor: of a FULL_GAUSSIAN ``[2, n, n]``, L with ``L L^T`` the inverse of theta and the inverse of L, where a
+            stepper measures errors in standard deviations, or bounds what is left by such.
         way: what steps do beside; but for a mask they are those at a rate, without a velocity, and on states.
     """
 
@@ -169,6 +171,7 @@ class Node:
     law_parameter: float = 0.0
     way: Way | None = None
     expression: Expression | None = None
+    factor: Operand | None = None
 
     @property
     def moves_by_errors(self) -> bool:
@@ -248,12 +251,18 @@ class Stepper:
     """
 
     KEEPS: ClassVar[bool] = False  # whether more than the velocity goes on
+    MEASURES: ClassVar[bool] = False  # whether it takes errors in standard deviations
 
     errors: bool = True
     tol: float = 0.0
     outcome: Operand | None = None
     resume: bool = False
     progress: Operand | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether it moves errors in standard deviations."""
+        return self.MEASURES and self.errors
 
     @property
     def vectors(self) -> tuple[int, ...]:
@@ -265,7 +274,7 @@ class Stepper:
 class QuasiNewton(Stepper):
     """`pyromancy.methods.Accelerated` without a rate."""
 
-    KEEPS = True
+    KEEPS = MEASURES = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +306,13 @@ class Heun(Stepper):
     adaptive: bool = False
     rtol: float = 0.0
     atol: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential(Stepper):
+    """`pyromancy.methods.Sequential` to a tolerance; else it is a `Descent` by turns, which finds what these need."""
+
+    lr: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +348,7 @@ class LBFGS(Stepper):
         memory: a whole number, up to `MOST_PAIRS`.
     """
 
-    KEEPS = True
+    KEEPS = MEASURES = True
 
     memory: float = 6.0
 

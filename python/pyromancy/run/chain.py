@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
-from ..methods import LBFGS, Descent, Method, Rated, Stop
+from ..methods import LBFGS, Descent, Method, Rated, Sequential, Stop
 from .executor import ReplayingExecutor, Run
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
@@ -123,9 +123,10 @@ class ChainExecutor(ReplayingExecutor):
         odd = [n for n in self.planner.nodes if n.free and not n.moves_by_errors]
         if errors and odd:
             return f"the law of {self.program.told(odd[0].state)} is not one of an error"
-        full = any(n.free and n.law is plan.Law.FULL_GAUSSIAN for n in self.planner.nodes)
+        full = [n for n in self.planner.nodes if n.free and n.law is plan.Law.FULL_GAUSSIAN and n.held is not None]
         if full and (tol or (errors and method.measures)):
-            return "no operator measures errors by a full covariance"
+            name = self.program.told(full[0].state)
+            return f"no operator measures errors of {name} by its full covariance, as entries of it are data"
         of = STEPPERS.get(type(method))
         if of is None:
             return f"no operator runs {type(method).__name__} on {method.moves}"
@@ -134,8 +135,8 @@ class ChainExecutor(ReplayingExecutor):
         if isinstance(method, LBFGS) and method.memory > plan.MOST_PAIRS:
             return f"no operator keeps more than {plan.MOST_PAIRS} pairs of steps and gradients"
         made = of(method, len(self._free))
-        if tol and isinstance(made, plan.Descent):
-            return f"no operator ends samples of {type(method).__name__} by themselves"
+        if tol and isinstance(method, Sequential):
+            made = plan.Sequential(lr=float(cast("float", method.lr)))
         return made if isinstance(made, plan.Descent) else replace(made, errors=errors, tol=tol)
 
     def in_order(self, of_free: Sequence[Tensor]) -> list[Tensor]:

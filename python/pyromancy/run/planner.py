@@ -197,9 +197,11 @@ class Planner:
         thetas = [_theta(n, values) for n in self.nodes]
         priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         weights = [sample_weights(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
+        measures = isinstance(run.method, plan.Stepper) and (run.method.measures or run.method.tol > 0)
+        factors = [_factor(n, values) if measures and n.free else None for n in self.nodes]
         ways = self._ways(run, values)
         masks = {slot: mask for slot, (_, mask) in ways.items()}
-        for operand in (*states, *thetas, *priors, *weights, *data.values(), order, *masks.values()):
+        for operand in (*states, *thetas, *priors, *weights, *factors, *data.values(), order, *masks.values()):
             if operand is not None:
                 operands.read(operand)
         of_edges = [[None if s is None else values[s] for s in (e.weight, e.bias)] for *_, e in self.edges]
@@ -210,7 +212,7 @@ class Planner:
         key = (
             run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
             run.method is not None and (_form(run.method), outcome is None, bool(kept), progress is None),
-            bool(run.factors),
+            bool(run.factors), measures,
             tuple((s, w.low is None, w.high is None, mask is None) for s, (w, mask) in ways.items()),
             order is None, diverged is None, learning.when, learning.learned, products, operands.pattern(),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
@@ -226,9 +228,11 @@ class Planner:
                     n.weight, operands.find(of_samples), operands[next(keep)] if kept and n.free else None,
                     n.law_parameter,
                     replace(ways[n.state][0], known=operands.find(masks[n.state])) if n.state in ways else None,
-                    n.expression,
+                    n.expression, operands.find(factor),
                 )
-                for n, s, theta, prior, of_samples in zip(self.nodes, states, thetas, priors, weights, strict=True)
+                for n, s, theta, prior, of_samples, factor in zip(
+                    self.nodes, states, thetas, priors, weights, factors, strict=True
+                )
             )  # fmt: skip
             # the errors that a gram does without are needed to record energies, and to learn at every step
             may_gram = energies is None and learning.when in (plan.Learning.NEVER, plan.Learning.AT_THE_END)
@@ -365,6 +369,15 @@ def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
     if node.law is plan.Law.FULL_GAUSSIAN:
         return precision(theta, node.weight)
     return theta if theta.dim() <= 1 else theta.reshape(-1)
+
+
+def _factor(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
+    """L and its inverse, with L L^T the covariance of a node's error, where that is full."""
+    if node.law is not plan.Law.FULL_GAUSSIAN or node.theta is None:
+        return None
+    factor = values[node.theta] / math.sqrt(node.weight)
+    unit = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    return torch.stack([factor, torch.linalg.solve_triangular(factor, unit, upper=False)])
 
 
 def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tensor | None:
