@@ -151,7 +151,7 @@ def lower(program: Program, chains: str = "") -> list[Chain]:
         if of.theta in program.varying:
             raise NotAChain(f"{_SPREAD.get(of.law, 'the scale')} of {name} depends on a free state")
         into, rest = _trace(program, of.prediction, state, edges, chains) if type(of.prediction) is int else ([], ())
-        assert into or of.prediction not in program.varying
+        assert into or type(of.prediction) is not int or of.prediction not in program.varying
         if of.law is Law.CATEGORICAL and into and into[0].after != Activation():
             raise NotAChain(f"the logits of {name} come through an activation")
         nodes[state] = Node(
