@@ -86,6 +86,14 @@ def test_pooling(name, options):
     assert explained.startswith("executor: graph")
 
 
+@pytest.mark.parametrize("pool", [lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2)], ids=["max", "mean"])
+def test_what_is_pooled_goes_to_a_convolution(pool):
+    conv = nn.Conv2d(3, 4, 3, padding=1).double()
+    z, target = free(2, 3, 6, 4), data(2, 4, 3, 2)
+    energy = lambda: gaussian_energy(target, conv(pool(F.relu(z)))) + 0.5 * z.square().sum((1, 2, 3))  # noqa: E731
+    assert assert_as_autograd(energy, [z], [*conv.parameters()]).startswith("executor: graph")
+
+
 def test_maxima_that_are_equal_send_their_gradient_to_the_first():
     z = nn.Parameter(torch.tensor([[[[1.0, 1, 0, 2], [1, 1, 2, 2]]]]).double())
     assert_as_autograd(lambda: (3 * F.max_pool2d(z, 2)).square().sum((1, 2, 3)), [z], steps=1)

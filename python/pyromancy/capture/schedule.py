@@ -275,6 +275,7 @@ class Scheduler:
             self.root[node] = self._root(node)
             if node.op == "call_function" and (value := self._element(node)) is not None:
                 self.values[node] = value
+                self.root[node] = node  # the maxima of pooling are an item of a call that is not made
                 self.inputs[node] = [*dict.fromkeys(_leaves(value))]
             else:
                 self.inputs[node] = node.all_input_nodes
