@@ -33,12 +33,13 @@ from .loop import InferenceLoop, Trace, _warn, names_of, states_of, told_of
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
-from .start import Start
+from .start import Start, StartFunction
 
 INCREMENTAL = (False, True, "joint")
 _PART = 0.1  # seconds after which `epoch` gives a sign of life
 _STARTS = 16  # forms of a batch that are kept
 _FIRST, _MOST = 2, 1024  # bounds of `EM._wait`
+_MOST_REFUSED = 64  # batches before a `start` that cannot be captured is tried again
 _WHEN = {
     False: plan.Learning.AT_THE_END,
     True: plan.Learning.AFTER_EACH_STEP,
@@ -134,6 +135,8 @@ class EM:
         self._learned: list[int] = []  # the ids of the optimizer's parameters, which are known to be no states
         self._check()
         self._starts: list[Start] = []
+        self._refused: _Refused | None = None
+        self._begun = False  # that a capture which was refused has run `start`, and so has set the states
         self._whole: Whole | None = None
         self._repeat: Repeat | None = None
         self._warned = False  # of a target that is missing
@@ -167,6 +170,7 @@ class EM:
             self._wait = _FIRST if self._repeat.ended() > _MOST else min(2 * self._wait, _MOST)
             self._repeat = None
         self._check()
+        self._begun = False
         whole = self._prepared(batch)
         if whole is None or not whole.run(self):
             return self._by_parts(batch)
@@ -237,7 +241,7 @@ class EM:
     def _part(self, data: tuple[Tensor, ...], order: Tensor, size: int, count: int) -> int:
         """So many batches of the first rows of an order; what is left of it is kept for `state_dict`."""
         rows = order[: count * size]
-        if len(rows) >= size:
+        if len(rows) >= size and self._starts:  # not to run `start` on other rows, before it is known
             self._check()
             whole = self._prepared(tuple(t[:size] for t in data), set_=False)
             if whole is not None:
@@ -342,7 +346,8 @@ class EM:
         self._learned = ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_starts": [], "_whole": None, "_repeat": None}  # captures are made anew
+        # captures are made anew
+        return self.__dict__ | {"_starts": [], "_refused": None, "_whole": None, "_repeat": None}
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
@@ -415,10 +420,18 @@ class EM:
                 if not start.fits():
                     start.run(batch)
                 return start
+        refused = self._refused if self._refused is not None and self._refused.function is self.start else None
+        if refused is not None and refused.left > 0:
+            refused.left -= 1
+            raise _ByParts(refused.reason)
         try:
             start = Start(self.start, batch)
         except NotCapturable as reason:
-            raise _ByParts(f"start cannot be captured: {reason}") from None
+            wait = 1 if refused is None else min(2 * refused.wait, _MOST_REFUSED)
+            self._refused = _Refused(self.start, f"start cannot be captured: {reason}", wait, wait)
+            self._begun = True
+            raise _ByParts(self._refused.reason) from None
+        self._refused = None
         kept = [old for old in self._starts if not start.supersedes(old)]
         self._starts = [*kept[-_STARTS + 1 :], start]
         return start
@@ -430,8 +443,10 @@ class EM:
         return Whole(self, start, executor)
 
     def _by_parts(self, batch: tuple[Any, ...]) -> Trace:
-        with torch.no_grad():
-            self.start(*batch)
+        if not self._begun:
+            with torch.no_grad():
+                self.start(*batch)
+        self._begun = False
         loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
         loop.forget_velocities()
         for _ in range(self.steps if self.incremental else 1):
@@ -491,6 +506,16 @@ def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
     if size <= 0:
         raise ValueError(f"batch_size must be positive, got {size}")
     return size
+
+
+@dataclass
+class _Refused:
+    """A function that cannot be captured, and for how many batches it is not tried again."""
+
+    function: StartFunction
+    reason: str
+    wait: int
+    left: int
 
 
 class _ByParts(Exception):
