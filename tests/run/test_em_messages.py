@@ -137,7 +137,7 @@ def with_decay(net):
 
 
 def with_another_term(net):
-    return net.energy() + net.hidden.value.abs().sum(1)
+    return net.energy() + net.hidden.value.logsumexp(1)
 
 
 def of_a_computed_target(net):
