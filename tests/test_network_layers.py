@@ -9,7 +9,7 @@ from torch import nn
 
 import pyromancy as pyro
 from pyromancy import networks
-from pyromancy.networks import LockedBatchNorm, LockedDropout, Skip
+from pyromancy.networks import LockedDropout, Skip, SweptBatchNorm
 
 
 def residual(norm=False):
@@ -76,7 +76,7 @@ class TestBlocks:
         net = networks.from_sequential(module)
         assert {id(p) for p in net.m_params()} == {id(p) for p in module.parameters()}
         assert list(net.sequential().state_dict()) == list(module.state_dict())
-        assert not any(isinstance(m, LockedBatchNorm) for m in net.sequential().modules())
+        assert not any(isinstance(m, SweptBatchNorm) for m in net.sequential().modules())
 
 
 class TestDropout:
@@ -184,34 +184,36 @@ class TestBatchNorm:
         )
         return module.double(), networks.from_sequential(module)
 
-    def test_statistics_are_those_of_the_sweep(self):
+    def test_running_statistics_move_once_a_batch(self):
         module, net = self.make()
         twin = copy.deepcopy(module)
         x, y = batch()
-        net.start(x, y)
-        swept = module[0](x)
-        (layer,) = (m for m in net.modules() if isinstance(m, LockedBatchNorm))
-        torch.testing.assert_close(layer.mean, swept.mean((0, 2, 3)))
-        torch.testing.assert_close(layer.variance, swept.var((0, 2, 3), correction=0))
+        em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=4, lr=0.1)
         twin(x)
+        net.start(x, y)
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             torch.testing.assert_close(getattr(module[1], name), getattr(twin[1], name))
-        with torch.no_grad():
-            torch.testing.assert_close(net.energy(), squares(y - twin(x)))
+        em.step(x, y)
+        before = module[1].num_batches_tracked.item()
+        em.step(x, y)
+        assert module[1].num_batches_tracked == before + 1
 
-    def test_e_steps_leave_them(self):
+    def test_a_batch_shares_one_energy(self):
         module, net = self.make()
         x, y = batch()
         net.start(x, y)
-        swept, running = module[0](x).detach(), module[1].running_mean.clone()
+        assert net.node_energies()[0].abs().max() == 0
         perturb(net)
         (z,) = net.e_params()
         norm = module[1]
-        mean, var = (s.view(1, 4, 1, 1) for s in (swept.mean((0, 2, 3)), swept.var((0, 2, 3), correction=0)))
+        mean, var = (s.view(1, 4, 1, 1) for s in (z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)))
         scaled = (z - mean) / (var + norm.eps).sqrt() * norm.weight.view(1, 4, 1, 1) + norm.bias.view(1, 4, 1, 1)
         expected = squares(z - module[0](x), y - module[4](scaled.relu().flatten(1)))
         torch.testing.assert_close(net.energy(), expected)
-        assert torch.equal(module[1].running_mean, running)
+        (gradient,) = torch.autograd.grad(expected.sum(), z)
+        loop, start = pyro.InferenceLoop(net.energy, [z], lr=0.1), z.detach().clone()
+        loop.run(1)
+        torch.testing.assert_close(z.detach(), start - 0.1 * gradient)
 
     def test_it_learns_and_evaluates(self):
         module, net = self.make()
@@ -225,11 +227,6 @@ class TestBatchNorm:
         net.eval()
         assert torch.equal(net.predict(x), module(x))
         assert F.mse_loss(net.predict(x), y) < 0.3 * before
-
-    def test_without_a_start_there_are_none(self):
-        _, net = self.make()
-        with pytest.raises(RuntimeError, match="LockedBatchNorm holds nothing"):
-            net.edges[1](torch.randn(2, 4, 4, 4, dtype=torch.float64))
 
 
 class TestTransformer:
@@ -254,7 +251,7 @@ class TestTransformer:
 
     @pytest.mark.parametrize("causal", [True, False])
     def test_energy_is_its_formula(self, causal):
-        net = self.make(causal=causal)
+        net = self.make(causal=causal, variance=10)
         x, y = self.data()
         net.start(x, y)
         perturb(net)
@@ -272,7 +269,7 @@ class TestTransformer:
         logits = F.linear(
             F.layer_norm(z[-1], (self.WIDTH,), last[0].weight, last[0].bias), last[1].weight, last[1].bias
         )
-        expected = squares(*errors) + F.cross_entropy(logits.transpose(1, 2), y, reduction="none").sum(1)
+        expected = squares(*errors) + F.cross_entropy(logits.transpose(1, 2), y, reduction="none").sum(1) / 10
         torch.testing.assert_close(net.energy(), expected)
 
     def test_a_position_does_not_see_those_after(self):
@@ -311,3 +308,38 @@ class TestTransformer:
     def test_symbols_are_integers(self):
         with pytest.raises(TypeError, match=r"x must be symbols of an integer dtype, got torch\.float32"):
             self.make().predict(torch.rand(2, 6))
+
+
+class TestTemperature:
+    @pytest.mark.parametrize("output", ["categorical", "bernoulli", "laplace", "poisson"])
+    def test_it_divides_the_energy_of_the_output(self, output):
+        net = networks.mlp([5, 6, 3], output=output, variance=4.0).double()
+        other = networks.mlp([5, 6, 3], output=output).double()
+        other.load_state_dict(net.state_dict())
+        x, y = torch.randn(4, 5, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
+        for n in (net, other):
+            n.start(x, y)
+        perturb(net)
+        other.nodes[1].init(net.nodes[1].value.detach())
+        hidden, last = other.node_energies()
+        torch.testing.assert_close(net.energy(), hidden + last / 4)
+
+    def test_a_gaussian_output_has_a_variance(self):
+        net = networks.mlp([5, 6, 3], variance=4.0).double()
+        assert net.temperature == 1
+        net.start(torch.zeros(1, 5, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+        error = torch.ones(1, 3, dtype=torch.float64) - net.predict(torch.zeros(1, 5, dtype=torch.float64))
+        expected = 0.5 * error.square().sum(1) / 4 + 1.5 * torch.tensor(4.0, dtype=torch.float64).log()
+        torch.testing.assert_close(net.node_energies()[1], expected)
+
+    def test_a_batch_is_one_call_still(self):
+        net = networks.mlp([5, 6, 3], output="categorical", variance=10.0)
+        em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=3, lr=0.1)
+        em.step(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+        assert em.explain().startswith("a batch: one call of an operator")
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), "1"])
+    def test_it_must_be_positive(self, value):
+        nodes = [pyro.nodes.FixedNode(3), pyro.nodes.StandardGaussianNode(2)]
+        with pytest.raises((TypeError, ValueError), match="temperature must be"):
+            networks.PCN(nodes, [nn.Linear(3, 2)], temperature=value)

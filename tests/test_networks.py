@@ -694,7 +694,7 @@ class TestMessages:
             ({"output": "one-hot"}, ValueError, "one of 'gaussian', 'laplace', 'categorical'.*, got 'one-hot'"),
             ({"variance": "1"}, TypeError, "variance must be a number, got '1'"),
             ({"variance": 0.0}, ValueError, r"variance must be finite and above 0, got 0\.0"),
-            ({"variance": 2.0, "output": "laplace"}, ValueError, "variance must be 1 with output='laplace'"),
+            ({"variance": -2.0, "output": "laplace"}, ValueError, r"variance must be finite and above 0, got -2\.0"),
             ({"scaling": "mup"}, ValueError, "scaling must be one of 'mupc' or None, got 'mup'"),
             ({"scaling": "mupc", "bias": True}, ValueError, "bias must be False or None with scaling='mupc'"),
             ({"scaling": "mupc", "sizes": [3, 2]}, ValueError, r"at least 3 widths, with scaling, got \[3, 2\]"),

@@ -2,7 +2,7 @@
 
 from ..nodes.base import sweeping
 from .layers import ScaledLinear, Skip
-from .locked import LockedBatchNorm, LockedDropout
+from .locked import LockedDropout, SweptBatchNorm
 from .outputs import OUTPUTS
 from .pcn import PCN
 from .perceptron import ACTIVATIONS, mlp
@@ -14,11 +14,11 @@ __all__ = [
     "OUTPUTS",
     "PCN",
     "Embedding",
-    "LockedBatchNorm",
     "LockedDropout",
     "ScaledLinear",
     "SelfAttention",
     "Skip",
+    "SweptBatchNorm",
     "from_sequential",
     "mlp",
     "sweeping",

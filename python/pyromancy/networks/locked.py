@@ -1,4 +1,4 @@
-"""Dropout and batch normalization that hold for a batch: what an E-step's descent needs, which is one energy."""
+"""Dropout and batch normalization that know of batches: E-steps descend one energy, which a sweep begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..nodes.base import predicting, running, sweeping
 from .layers import replaced
 
-__all__ = ["LockedBatchNorm", "LockedDropout"]
+__all__ = ["LockedDropout", "SweptBatchNorm"]
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -92,41 +92,30 @@ class LockedDropout(Locked):
         return x * self.mask
 
 
-class LockedBatchNorm(Locked):
-    """Batch normalization by the means and variances that the sweep of a batch has found, constant in its E-steps.
+class SweptBatchNorm(Locked):
+    """Batch normalization whose running statistics move once a batch, in its sweep, and not at every E-step.
 
-    Its running statistics move once a batch, too, and evaluation mode normalizes by them as ever. In training mode a
-    sample's states depend on the others of its batch by these statistics, and by nothing else: E-steps leave them as
-    they are. So do M-steps: gradients differ from those of backpropagation, which go through the statistics.
+    In training mode every evaluation normalizes by the statistics of the batch as it is then, and gradients go through
+    them, as those of the layer do. So the samples of a batch share one energy: this is the one layer by which a
+    sample's states depend on others. Statistics that E-steps hold constant would keep samples apart, and do not train:
+    what an error has in common over the batch, which normalization takes out again, then outweighs the rest of it.
 
     Args:
         layer: a BatchNorm of `torch.nn`, whose weight, bias and running statistics it uses.
-
-    Attributes:
-        mean: of every channel over the batch, a buffer that is not saved.
-        variance: likewise, biased: that of the batch, over its number.
     """
-
-    mean: Tensor
-    variance: Tensor
 
     def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
         super().__init__(layer)
-        for name in ("mean", "variance"):
-            self.register_buffer(name, torch.empty(0), persistent=False)
 
     def _find(self, x: Tensor) -> None:
-        variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        self._hold("mean", mean)
-        self._hold("variance", variance)
         self.layer(x)  # for its running statistics
 
     def _fits(self, x: Tensor) -> bool:
-        return self.mean.numel() > 0
+        return True
 
     def _apply_held(self, x: Tensor) -> Tensor:
         layer: Any = self.layer
-        return F.batch_norm(x, self.mean, self.variance, layer.weight, layer.bias, False, 0.0, layer.eps)
+        return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
 
 
 def locked(layer: nn.Module) -> nn.Module:
@@ -142,4 +131,4 @@ def original(layer: nn.Module) -> nn.Module:
 def _lock(layer: nn.Module) -> nn.Module:
     if isinstance(layer, _DROPOUTS):
         return LockedDropout(layer)
-    return LockedBatchNorm(layer) if isinstance(layer, _NORMS) else layer
+    return SweptBatchNorm(layer) if isinstance(layer, _NORMS) else layer

@@ -35,24 +35,27 @@ OUTPUTS: dict[str, Callable[..., PredictiveNode | TargetNode]] = {
 }
 
 
-def output_of(kind: str, variance: float) -> Callable[..., PredictiveNode | TargetNode]:
-    """What makes the last node of a shape."""
+def output_of(kind: str, variance: float) -> tuple[Callable[..., PredictiveNode | TargetNode], float]:
+    """What makes the last node of a shape, and the temperature that is to divide its energy by `variance`."""
     known("output", kind, OUTPUTS)
-    if isinstance(variance, bool) or not isinstance(variance, int | float):
-        raise TypeError(f"variance must be a number, got {variance!r}")
-    if not (math.isfinite(variance) and variance > 0):
-        raise ValueError(f"variance must be finite and above 0, got {variance}")
-    if variance == 1:
-        return OUTPUTS[kind]
-    if kind != "gaussian":
-        raise ValueError(f"variance must be 1 with output={kind!r}, which has none, got {variance}")
+    check_positive("variance", variance)
+    if kind != "gaussian" or variance == 1:
+        return OUTPUTS[kind], float(variance)
 
     def constant(*shape: int | None) -> IsotropicGaussianNode:
         node = IsotropicGaussianNode(*shape, variance=variance)
         node.logvar.requires_grad_(False)
         return node
 
-    return constant
+    return constant, 1.0
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise TypeError or ValueError where an argument is no number that is finite and above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
 
 
 def known(name: str, value: object, among: Iterable[str], more: str = "") -> None:

@@ -14,6 +14,7 @@ from ..nodes.base import StateNode, predicting, sweeping
 from ..registration import get_estep_params, get_mstep_params
 from .layers import Copy, flat
 from .locked import Locked, original
+from .outputs import check_positive
 
 __all__ = ["PCN"]
 
@@ -29,19 +30,29 @@ class PCN(nn.Module):
             targets alone, as a `BernoulliNode`.
         edges: one fewer, which predict a node's state from that of the node before.
         entry: applied to an input before it is the first node's state; None takes it as it is.
+        temperature: what the last node's energy is divided by. A Gaussian's is its variance.
 
     Attributes:
         nodes: `torch.nn.ModuleList`.
         edges: `torch.nn.ModuleList`.
         entry: a module.
+        temperature: a float.
 
     Raises:
         TypeError: a node is no node with a state, or one after the first has no energy.
-        ValueError: there are fewer than two nodes, or not one edge fewer than nodes.
+        ValueError: there are fewer than two nodes, or not one edge fewer than nodes; `temperature` is not above 0.
     """
 
-    def __init__(self, nodes: Iterable[StateNode], edges: Iterable[nn.Module], entry: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[StateNode],
+        edges: Iterable[nn.Module],
+        entry: nn.Module | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
+        check_positive("temperature", temperature)
+        self.temperature = temperature
         nodes, edges = list(nodes), list(edges)
         for i, node in enumerate(nodes):
             kinds = (StateNode,) if not i else (PredictiveNode,) if i < len(nodes) - 1 else (PredictiveNode, TargetNode)
@@ -127,10 +138,13 @@ class PCN(nn.Module):
         return self.predict(x)
 
     def node_energies(self) -> Tensor:
-        """Energy of every node but the first, for every sample, ``[nodes - 1, B]``."""
+        """Energy of every node but the first, for every sample, ``[nodes - 1, B]``; the last over `temperature`."""
         nodes: list[Any] = list(self.nodes)
         joined = zip(nodes[:-1], self.edges, nodes[1:], strict=True)
-        return torch.stack([node.energy(edge(below.value)) for below, edge, node in joined])
+        energies = [node.energy(edge(below.value)) for below, edge, node in joined]
+        if self.temperature != 1:
+            energies = [*energies[:-1], energies[-1] / self.temperature]
+        return torch.stack(energies)
 
     def energy(self) -> Tensor:
         """Free energy per sample, ``[B]``."""

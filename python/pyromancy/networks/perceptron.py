@@ -58,8 +58,9 @@ def mlp(
         scaling: None, or "mupc".
         skips: whether hidden nodes, which must be of one width then, add their state to their prediction of the next.
         bias: whether edges have biases; None means yes, unless `scaling` is "mupc", which has none.
-        variance: of a Gaussian output, which does not learn it. The larger it is, the less the states give way, and the
-            nearer what weights learn is to backpropagation: docs/methods.md says which to take for deep networks.
+        variance: of a Gaussian output, which does not learn it; what any other's energy is divided by, `temperature` of
+            the network. The larger it is, the less the states give way, and the nearer what weights learn is to
+            backpropagation: docs/methods.md says which to take for deep networks.
 
     Returns:
         The network.
@@ -78,7 +79,7 @@ def mlp(
             raise ValueError(f"every width in sizes must be positive, got {n} in {sizes}")
     least = 2 if scaling is None else 3
     known("activation", activation, ACTIVATIONS)
-    make_output = output_of(output, variance)
+    make_output, temperature = output_of(output, variance)
     if scaling is not None:
         known("scaling", scaling, ("mupc",), " or None")
         if bias:
@@ -101,4 +102,4 @@ def mlp(
         edge = nn.Sequential(ACTIVATIONS[activation](), layer) if i else layer
         edges.append(Skip(edge) if hidden and skips else edge)
     hidden_nodes = (StandardGaussianNode(n) for n in sizes[1:-1])
-    return PCN([FixedNode(sizes[0]), *hidden_nodes, make_output(sizes[-1])], edges)
+    return PCN([FixedNode(sizes[0]), *hidden_nodes, make_output(sizes[-1])], edges, temperature=temperature)

@@ -40,8 +40,8 @@ def from_sequential(
     may, is applied to the input, which the first node holds as it is after that. What stands after the last of these
     belongs to the last edge.
 
-    In training mode a Dropout draws its mask once a batch, in the sweep of `PCN.start`, and a BatchNorm takes its
-    statistics from there (`LockedDropout`, `LockedBatchNorm`); in evaluation mode they do as ever. `PCN.predict` is
+    In training mode a Dropout draws its mask once a batch, in the sweep of `PCN.start`, and a BatchNorm moves its
+    running statistics there (`LockedDropout`, `SweptBatchNorm`); in evaluation mode they do as ever. `PCN.predict` is
     `module` in either mode.
 
     Args:
@@ -49,7 +49,7 @@ def from_sequential(
         cut: where nodes are put between the ends, as indices of layers, in order: ``cut=[2, 4]`` makes three edges, of
             layers 0 and 1, 2 and 3, and the rest.
         output: kind of the last node, by name: one of `OUTPUTS`.
-        variance: of a Gaussian output, as in `mlp`.
+        variance: of the output, as in `mlp`.
 
     Returns:
         The network.
@@ -61,7 +61,7 @@ def from_sequential(
     """
     if not isinstance(module, nn.Sequential):
         raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
-    make_output = output_of(output, variance)
+    make_output, temperature = output_of(output, variance)
     layers = list(flat([module]))
     first = next((i for i, m in enumerate(layers) if next(m.parameters(), None) is not None), None)
     if first is None:
@@ -84,7 +84,7 @@ def from_sequential(
     like = next(module.parameters())
     for node in nodes:
         node.to(like.device, like.dtype)
-    return PCN(nodes, edges, _in_a_row(layers[:first]) if first else None)
+    return PCN(nodes, edges, _in_a_row(layers[:first]) if first else None, temperature)
 
 
 def _named(module: nn.Module) -> str:

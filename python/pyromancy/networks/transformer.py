@@ -10,8 +10,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nodes import CategoricalNode, FixedNode, StandardGaussianNode
+from ..nodes import FixedNode, StandardGaussianNode
 from .layers import Skip
+from .outputs import output_of
 from .pcn import PCN
 
 __all__ = ["Embedding", "SelfAttention", "transformer"]
@@ -104,7 +105,13 @@ class _ClassesFirst(nn.Module):
 
 
 def transformer(
-    symbols: int, length: int, width: int = 128, heads: int = 4, depth: int = 2, causal: bool = True
+    symbols: int,
+    length: int,
+    width: int = 128,
+    heads: int = 4,
+    depth: int = 2,
+    causal: bool = True,
+    variance: float = 1.0,
 ) -> PCN:
     """A transformer over sequences of symbols as a predictive coding network, with a node after every residual block.
 
@@ -112,10 +119,10 @@ def transformer(
     normalization, A the attention and M the perceptron ``W_2 gelu(W_1 . + b_1) + b_2`` of ``4 width`` hidden units::
 
         mu_1 = W^T x_t + p_t,    mu_2k = z_{2k-1} + A_k(LN(z_{2k-1})),    mu_2k+1 = z_2k + M_k(LN(z_2k))
-        F = sum_l 1/2 |z_l - mu_l|^2 - sum_t log softmax(V LN(z_last))_{t, y_t}
+        F = sum_l 1/2 |z_l - mu_l|^2 - 1/v sum_t log softmax(V LN(z_last))_{t, y_t}
 
-    over ``l = 1 .. 2 depth + 1`` and all positions t. So the positions of a sample are one energy, as attention joins
-    them; samples are none. Edges in pre-normalization form are what keeps states of one size (arXiv:2002.04745).
+    over ``l = 1 .. 2 depth + 1`` and all positions t. So the positions of a sample
+    are one energy, as attention joins them. Normalization is inside of the branches (arXiv:2002.04745).
 
     Args:
         symbols: how many there are; an input is ``[B, T]`` of an integer dtype, and so is a target.
@@ -124,13 +131,15 @@ def transformer(
         heads: of attention.
         depth: how many layers.
         causal: whether a position sees those up to itself alone, as where it predicts what comes next.
+        variance: v, what the output's energy is divided by. The larger it is, the less the states give way to the
+            targets, and the nearer what weights learn is to backpropagation.
 
     Returns:
         The network; `predict` gives logits ``[B, symbols, T]``, as `torch.nn.functional.cross_entropy` takes them.
 
     Raises:
-        TypeError: a number is no int.
-        ValueError: one is below 1, or `width` is no multiple of `heads`.
+        TypeError: a number is no int, or `variance` no number.
+        ValueError: one is below 1, `variance` is not above 0, or `width` is no multiple of `heads`.
     """
     for name, value in {"symbols": symbols, "length": length, "width": width, "heads": heads, "depth": depth}.items():
         if not isinstance(value, int) or isinstance(value, bool):
@@ -143,5 +152,6 @@ def transformer(
         edges.append(Skip(nn.Sequential(nn.LayerNorm(width), SelfAttention(width, heads, causal))))
         edges.append(Skip(nn.Sequential(nn.LayerNorm(width), *perceptron)))
     edges.append(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols), _ClassesFirst()))
-    hidden = (StandardGaussianNode(length, width) for _ in edges[1:])
-    return PCN([FixedNode(length, symbols), *hidden, CategoricalNode(symbols, length)], edges, _OneHot(symbols))
+    make_output, temperature = output_of("categorical", variance)
+    nodes = [FixedNode(length, symbols), *(StandardGaussianNode(length, width) for _ in edges[1:])]
+    return PCN([*nodes, make_output(symbols, length)], edges, _OneHot(symbols), temperature)
