@@ -603,8 +603,12 @@ PackedMatrix PackedChain::pack(const void* data, int64_t rows, int64_t depth, in
           kernels.as_it_is(tiling_.kind, data, rows, row, column, reads * tiles);
       same && alone)
     return same;
-  return {pack(tiling_.kind, data, rows, depth, row, column),
-          kernels.packed_stride(tiling_.kind, rows), tiling_.far};
+  // edges may share their matrix
+  PackedMatrix& packed = packed_[{data, rows, depth, row, column}];
+  if (!packed)
+    packed = {pack(tiling_.kind, data, rows, depth, row, column),
+              kernels.packed_stride(tiling_.kind, rows), tiling_.far};
+  return packed;
 }
 
 const void* PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "../plan.h"
@@ -109,6 +111,8 @@ private:
   std::vector<ChainNode> nodes_;
   std::vector<ChainEdge> edges_;
   std::vector<Packing> packing_;
+  using Matrix = std::tuple<const void*, int64_t, int64_t, int64_t, int64_t>; // as `pack` takes it
+  std::map<Matrix, PackedMatrix> packed_;
   // of the edges, as products take them: [out, in], times the scale; none of those without a matrix
   std::vector<std::optional<Tensor>> weights_;
   std::deque<std::vector<int64_t>> numbers_;

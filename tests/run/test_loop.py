@@ -319,7 +319,7 @@ def unsupervised():
 
 def floating():
     edges = {"first": nn.Linear(4, 6), "second": nn.Linear(6, 5), "third": nn.Linear(3, 5)}
-    return Floating(FixedNode(3), FloatNode(4), *standard(6, 5), **edges), (3,), "graph"
+    return Floating(FixedNode(3), FloatNode(4), *standard(6, 5), **edges), (3,), "chain"
 
 
 PROGRAMS = [skip, two_parents, tied, convolutional, attention, unsupervised, floating]
