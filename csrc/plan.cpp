@@ -97,6 +97,7 @@ Method read_method(Reader& read) {
 
 Expression read_expression(Reader& read) {
   Expression of{};
+  of.has_theta = read.flag("theta of an expression");
   of.constants = static_cast<int>(read.number("number of constants", 0, kMostConstants + 1));
   of.count = static_cast<int>(read.number("number of instructions", 0, kMostInstructions + 1));
   of.slopes = static_cast<int>(read.number("number of instructions for slopes", 0, of.count + 1));
@@ -109,6 +110,8 @@ Expression read_expression(Reader& read) {
   of.deviation = static_cast<int>(read.number("value of a deviation", 0, of.first() + of.count));
   for (int* value : {&of.pull, &of.push})
     *value = static_cast<int>(read.number("value of a slope", 0, of.first() + of.slopes));
+  if (of.has_theta)
+    of.moment = static_cast<int>(read.number("value of a moment", 0, of.first() + of.count));
   for (int i = 0; i < of.constants; ++i)
     of.numbers[i] = read.real("constant");
   return of;
@@ -309,15 +312,20 @@ void check_node(const Plan& plan, const Operands& operands, int64_t l) {
   if (const Tensor* theta = operands.find(node.theta)) {
     const Name theta_name{"theta of node", l};
     check_like(theta_name, *theta, first_name, first);
-    STD_TORCH_CHECK(has_scale(node.law) || node.law == Law::full_gaussian, theta_name,
+    STD_TORCH_CHECK(takes_theta(node) || node.law == Law::full_gaussian, theta_name,
                     " needs a law that has one");
+    const bool of_elements = node.law == Law::expression && theta->dim() == 2;
     if (node.law == Law::full_gaussian)
       check_square(theta_name, *theta, n);
+    else if (of_elements)
+      check_same(theta_name, *theta, name, state);
     else
       STD_TORCH_CHECK(theta->dim() <= 1 && (theta->numel() == n || theta->numel() == 1), theta_name,
                       " must have shape (", n, ",) or (1,) or (), got ", to_string(theta->sizes()));
   } else {
     STD_TORCH_CHECK(node.law != Law::full_gaussian, "theta of node ", l, " must be its precision");
+    STD_TORCH_CHECK(node.law != Law::expression || !node.expression.has_theta, "theta of node ", l,
+                    " must be there, as its expression takes one");
   }
   if (const Tensor* factor = operands.find(node.factor)) {
     const Name factor_name{"factor of node", l};
@@ -444,8 +452,10 @@ void check_target(const Plan& plan, const Operands& operands, size_t i) {
                                                       : plan.edges[target.owner].bias;
   const Name name{noun(target.what), target.owner};
   STD_TORCH_CHECK(of != kNothing, name, " is to be learned, and there is none");
-  STD_TORCH_CHECK(!of_node || has_scale(plan.nodes[target.owner].law), name,
+  STD_TORCH_CHECK(!of_node || takes_theta(plan.nodes[target.owner]), name,
                   " must be log-variances or log-scales to be learned");
+  STD_TORCH_CHECK(!of_node || operands[of].dim() <= 1, name,
+                  " must be the same for all samples to be learned");
   const Tensor &parameter = operands[of], &written = operands[target.tensor];
   const Name written_name{"targets", static_cast<int64_t>(i)};
   check_same(written_name, written, name, parameter);

@@ -161,6 +161,11 @@ inline bool are_same(const Nonlinearity& f, const Nonlinearity& g) {
   return f.kind == g.kind && f.parameter == g.parameter;
 }
 
+// Whether theta may be one number per element.
+inline bool takes_theta(const PlanNode& node) {
+  return node.law == Law::expression ? node.expression.has_theta : has_scale(node.law);
+}
+
 // Whether the energy of a node, if there is one, is one of z - mu.
 inline bool moves_by_errors(const PlanNode& node) {
   if (node.law == Law::expression)

@@ -121,6 +121,7 @@ struct Buffers {
   C* x;                                 // the point before, and
   C* pairs;                             // ways to points, and then changes of g on these
   C* led;                               // that in standard deviations of a full covariance
+  C* theta;                             // of a law of one's own
   C* known;                             // 1 where an element holds still
   C* scale;                             // that gradients of samples are brought down by: one row
   typename P::Operand* paired[kInputs]; // what `round` makes, where products take pairs
@@ -214,6 +215,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.h = take(stepped && (args.method.keeps || args.method.draws));
     b.x = take(stepped && args.method.searches);
     b.pairs = take_all(stepped ? 2 * args.method.pairs : 0);
+    b.theta = take(node.theta != nullptr);
     b.known = take(node.free && node.known);
     b.scale = take(stepped && args.max_norm > 0, 1);
     if constexpr (Layout::Products::kColumns > 1) {
@@ -315,6 +317,8 @@ struct Tile {
         load_samples(node.kept, node.n, node.n, b.base);
       if (b.known)
         load_samples(node.known, node.known_stride, node.n, b.known);
+      if (b.theta)
+        load_samples(node.theta, node.theta_stride, node.n, b.theta);
       if (b.velocity && args.resume)
         load_samples(node.velocity, node.n, node.n, b.velocity);
       else if (node.moves > 0)
@@ -603,22 +607,24 @@ struct Tile {
     round(l, Input::delta, i, rows);
   }
 
-  // f(where, what an expression makes) of rows i to i + rows of states z and predictions mu, null
-  // being 0: both as a node's buffers are.
+  // f(where, what an expression makes) of rows i to i + rows of states z, predictions mu and
+  // thetas, null being 0: all as a node's buffers are.
   template <class F>
   __attribute__((noinline)) void express(const ChainNode& node, int64_t i, int64_t rows, const C* z,
-                                         const C* mu, bool energy, F f) const {
+                                         const C* mu, const C* theta, bool energy, F f) const {
     Interpreter<C> interpreter(*node.expression, energy);
     const int64_t end = (i + rows) * width;
     for (int64_t q = i * width; q < end; q += kBlock) {
       const int vectors = static_cast<int>(smaller(kBlock, end - q));
-      interpreter.run(z + q * w, mu ? mu + q * w : nullptr, vectors);
+      interpreter.run(z + q * w, mu ? mu + q * w : nullptr, theta ? theta + q * w : nullptr,
+                      vectors);
       for (int j = 0; j < vectors; ++j) {
         const Vec<C> p = rate(node, (q + j) / width, static_cast<int>((q + j) % width));
         // of what has no weight, as what lies beyond the last element, nothing may be infinite
         const auto weigh = [&](Vec<C> x) { return p == C(0) ? Vec<C>{} : p * x; };
         const OfLaw<C> of = interpreter.result(j);
-        f((q + j) * w, OfLaw<C>{weigh(of.pull), weigh(of.push), weigh(of.deviation), Vec<C>{}});
+        f((q + j) * w,
+          OfLaw<C>{weigh(of.pull), weigh(of.push), weigh(of.deviation), weigh(of.moment)});
       }
     }
   }
@@ -638,7 +644,7 @@ struct Tile {
     };
     const bool expressed = node.law == Law::expression;
     if (expressed)
-      express(node, wanted.begin, wanted.end - wanted.begin, b.z, b.mu, keeps(b), keep);
+      express(node, wanted.begin, wanted.end - wanted.begin, b.z, b.mu, b.theta, keeps(b), keep);
     for (int64_t i = wanted.begin; i < wanted.end && !expressed; ++i)
       for (int v = 0; v < width; ++v) {
         const int64_t at = i * row + v * w;
@@ -763,7 +769,7 @@ struct Tile {
       keep_energy(b, at, of);
     });
     if (expressed)
-      express(node, i, rows, b.z, b.error, keeps(b), [&](int64_t at, const OfLaw<C>& of) {
+      express(node, i, rows, b.z, b.error, b.theta, keeps(b), [&](int64_t at, const OfLaw<C>& of) {
         store(b.delta + at, of.push * load(b.delta + at));
         store(b.error + at, of.pull);
         keep_energy(b, at, of);
@@ -1073,7 +1079,7 @@ struct Tile {
         }
       }
     if (expressed)
-      express(node, i, rows, b.v, nullptr, keeps(b), [&](int64_t at, const OfLaw<C>& of) {
+      express(node, i, rows, b.v, nullptr, b.theta, keeps(b), [&](int64_t at, const OfLaw<C>& of) {
         keep_energy(b, at, of);
         if (!learns)
           return;
@@ -1122,7 +1128,7 @@ struct Tile {
     const bool by_states = !args.method.errors || node.full_precision;
     const bool expressed = node.predicted && node.law == Law::expression && !by_states;
     if (expressed)
-      express(node, i, rows, b.v, nullptr, false,
+      express(node, i, rows, b.v, nullptr, b.theta, false,
               [&](int64_t at, const OfLaw<C>& of) { store(b.g + at, of.pull); });
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
@@ -1647,6 +1653,7 @@ struct Tile {
       one(mine.z, its.z);
       one(mine.mu, its.mu);
       one(mine.rest, its.rest);
+      one(mine.theta, its.theta);
       if (!args.node[l].free)
         continue;
       if (mine.v != mine.z)
@@ -1716,7 +1723,7 @@ struct Tile {
     const bool expressed = node.predicted && node.law == Law::expression;
     const bool from_prediction = b.mu && !node.full_precision && !expressed;
     if (expressed && b.mu)
-      express(node, i, rows, b.z, b.mu, false,
+      express(node, i, rows, b.z, b.mu, b.theta, false,
               [&](int64_t at, const OfLaw<C>& of) { store(b.error + at, of.pull); });
     C* const activations = !feedback || b.a == b.z || b.base ? nullptr : b.next ? b.next : b.a;
     const Vec<C> lr = splat(static_cast<C>(args.lr));

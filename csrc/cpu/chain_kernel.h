@@ -84,6 +84,8 @@ struct ChainNode {
   // weight * exp(-theta) of the law, for a Gaussian the diagonal of P: [n], padded with zeros; null
   // is 1.
   const void* rate;
+  const void* theta; // of an expression that has one, rows theta_stride apart; or null
+  int64_t theta_stride;
   PackedMatrix full_precision; // P [n, n], or null
   // Of a free one L^T, L and L^-1, with L L^T the inverse of P, where a stepper measures by it: as
   // its error moves as L^-1 (z - mu), whitened, or else the gradient for it bounds what is left.

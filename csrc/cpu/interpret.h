@@ -25,10 +25,11 @@ public:
       numbers_[i] = splat(static_cast<C>(of.numbers[i]));
   }
 
-  // Of up to kBlock vectors of states and predictions, null being zeros.
-  __attribute__((noinline)) void run(const C* z, const C* mu, int vectors) {
+  // Of up to kBlock vectors of states, predictions and thetas, null being zeros.
+  __attribute__((noinline)) void run(const C* z, const C* mu, const C* theta, int vectors) {
     given_[0] = z;
     given_[1] = mu;
+    given_[2] = theta;
     for (int i = 0; i < count_; ++i)
       run(of_.code[i], values_[i], vectors);
   }
@@ -39,7 +40,8 @@ public:
       const Source from = find(value);
       return load(from.at + q * from.step);
     };
-    return {at(of_.pull), at(of_.push), energy_ ? at(of_.deviation) : Vec<C>{}, Vec<C>{}};
+    return {at(of_.pull), at(of_.push), energy_ ? at(of_.deviation) : Vec<C>{},
+            energy_ && of_.has_theta ? at(of_.moment) : Vec<C>{}};
   }
 
 private:
@@ -49,10 +51,10 @@ private:
   };
 
   Source find(int value) const {
-    if (value < 2)
+    if (value < of_.given())
       return given_[value] ? Source{given_[value], kLanes<C>} : Source{as_numbers(&nothing_), 0};
     const int i = value - of_.first();
-    return i < 0 ? Source{as_numbers(numbers_ + value - 2), 0}
+    return i < 0 ? Source{as_numbers(numbers_ + value - of_.given()), 0}
                  : Source{as_numbers(values_[i]), kLanes<C>};
   }
   static const C* as_numbers(const Vec<C>* v) {
@@ -78,7 +80,7 @@ private:
   const Expression& of_;
   const int count_;
   const bool energy_;
-  const C* given_[2];
+  const C* given_[3];
   Vec<C> nothing_{}, numbers_[kMostConstants], values_[kMostInstructions][kBlock];
 };
 

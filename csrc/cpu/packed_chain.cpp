@@ -133,6 +133,11 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     node.expression = &from.expression;
     node.weight = from.weight;
     node.rate = rate(from, node.n);
+    if (const Tensor* theta = operands.find(from.theta); theta && from.law == Law::expression) {
+      const bool each = theta->dim() == 2;
+      node.theta = each ? keep(*theta).data_ptr() : row_of(keep(*theta), node.n);
+      node.theta_stride = each ? node.n : 0;
+    }
     if (const Tensor* weights = operands.find(from.sample_weights))
       node.sample_weights = pad(weights, args.batch, kernels.samples[0]); // of the widest tile
     const Way& way = from.way;
@@ -424,7 +429,7 @@ const void* PackedChain::rate(const PlanNode& node, int64_t n) {
   const bool resting = is_of_distance(node.law) || is_rowwise(node.law);
   if (!weighted || (node.theta == kNothing && node.weight == 1 && resting))
     return nullptr;
-  const Tensor* const theta = operands_.find(node.theta);
+  const Tensor* const theta = node.law == Law::expression ? nullptr : operands_.find(node.theta);
   void* const p = const_cast<void*>(pad(nullptr, n));
   with_computed(dtype_of("states", operands_[plan_.nodes.front().state]), [&](auto zero) {
     using C = decltype(zero);
@@ -435,6 +440,16 @@ const void* PackedChain::rate(const PlanNode& node, int64_t n) {
           from ? node.weight * std::exp(-static_cast<double>(from[one ? 0 : i])) : node.weight);
   });
   return p;
+}
+
+const void* PackedChain::row_of(const Tensor& t, int64_t n) {
+  if (t.numel() == n)
+    return t.data_ptr();
+  void* const to = scratch(n);
+  with_computed(dtype_of("theta", t), [&](auto zero) {
+    std::fill_n(static_cast<decltype(zero)*>(to), n, *data<decltype(zero)>(t));
+  });
+  return to;
 }
 
 const void* PackedChain::mask(const Tensor& t) {

@@ -58,6 +58,8 @@ private:
   }
   // weight * exp(-theta) of a node's law, padded, or null where that is 1.
   const void* rate(const PlanNode& node, int64_t n);
+  // A theta [n], or one number as often.
+  const void* row_of(const Tensor& t, int64_t n);
   // Bools as numbers, contiguous.
   const void* mask(const Tensor& t);
   // t, contiguous, times a number

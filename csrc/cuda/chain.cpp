@@ -19,11 +19,14 @@ AskedLayout asked_layout;
 // it has.
 bool run_tiles_if_faster(const Chain& chain, const Inference& inference, const Schedule& schedule,
                          std::vector<Lesson>& lessons) {
-  // Tiles know of no skips, a cluster shares out rows, and few programs fit into arguments.
+  // Tiles know of no skips and of no theta in a program, a cluster shares out rows, and few
+  // programs fit into arguments.
   const bool refused =
       std::any_of(chain.skips.begin(), chain.skips.end(), [](double skip) { return skip != 0; }) ||
       std::any_of(chain.laws.begin(), chain.laws.end(), is_rowwise) ||
-      std::count(chain.laws.begin(), chain.laws.end(), Law::expression) > kOwnLaws;
+      std::count(chain.laws.begin(), chain.laws.end(), Law::expression) > kOwnLaws ||
+      std::any_of(chain.thetas.begin(), chain.thetas.end(),
+                  [](const MaybeTensor& theta) { return theta.has_value(); });
   if (inference.steps == 0 || chain.dtype != DType::float32 || chain.nodes > kTileNodes || refused)
     return false;
   const char* const asked = std::getenv("PYROMANCY_CUDA_CHAIN");

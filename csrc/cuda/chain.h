@@ -20,6 +20,7 @@ struct ChainOperands {
   std::vector<double> law_parameters, energy_weights; // of them
   std::vector<const Expression*> expressions;         // of laws that are one, or null
   MaybeTensors rates;                                 // of laws of elements, [n], or 1
+  MaybeTensors thetas;                                // of expressions: [n], [1] or [B, n]
   MaybeTensors matrices;                              // precisions that are one, [n, n]
   MaybeTensors sample_weights;                        // by node, [B], or 1
   MaybeTensor prior;

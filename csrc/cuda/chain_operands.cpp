@@ -20,6 +20,8 @@ Chain::Chain(const ChainOperands& operands)
       before_(operands.before), after_(operands.after) {
   for (const MaybeTensor& rate : operands.rates)
     rates.push_back(dense(rate));
+  for (const MaybeTensor& theta : operands.thetas)
+    thetas.push_back(dense(theta));
   for (const MaybeTensor& of_samples : operands.sample_weights)
     sample_weights.push_back(dense(of_samples));
   for (const MaybeTensor& bias : operands.biases)
@@ -64,6 +66,11 @@ ErrorArgs Chain::state_args(int64_t node) const {
   args.weight = energy_weights[node];
   args.expression = expressions[node];
   args.rate = pointer(rates[node]);
+  if (const MaybeTensor& theta = thetas[node]) {
+    args.theta = theta->data_ptr();
+    args.theta_row = theta->dim() == 2 ? args.n : 0;
+    args.theta_column = theta->size(theta->dim() - 1) == args.n;
+  }
   args.sample_weights = pointer(sample_weights[node]);
   args.scale = 1;
   return args;

@@ -55,7 +55,7 @@ public:
   const std::vector<const Expression*>& expressions;
   const std::vector<double>& skips;
   const MaybeTensors& matrices;
-  MaybeTensors biases, rates, sample_weights;
+  MaybeTensors biases, rates, thetas, sample_weights;
   const MaybeTensor prior;
   const int64_t nodes, batch;
   const DType dtype;

@@ -80,11 +80,14 @@ __global__ void __launch_bounds__(kThreads)
     } else if constexpr (std::is_same_v<Own, Expression>) {
 #pragma unroll
       for (int k = 0; k < V; ++k) {
-        const OfLaw<T> of = of_expression(own, z[k], mu[k], a.deviation != nullptr);
+        const T theta =
+            a.theta ? static_cast<const T*>(a.theta)[row * a.theta_row + column * a.theta_column]
+                    : T(0);
+        const OfLaw<T> of = of_expression(own, z[k], mu[k], theta, a.deviation || a.moment);
         pull[k] = of.pull * x[k];
         push[k] = of.push * x[k];
         deviation[k] = of.deviation * x[k];
-        moment[k] = 0;
+        moment[k] = of.moment * x[k];
       }
     } else {
       const T whole = static_cast<T>(a.weight) * weight;

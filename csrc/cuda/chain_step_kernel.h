@@ -26,16 +26,18 @@ struct ErrorArgs {
   double law_parameter, weight; // of the law and of its energy
   const Expression* expression; // of a law that is one, on the host
   const void* rate;             // the law's, [n]; null is 1
-  const void* weighed;          // P (z - mu) in the law's place, where P is a matrix
-  const void* sample_weights;   // [rows], of all that comes of the energy; null is 1
-  double scale;                 // of delta; of moment its negative
-  double normalizer;            // that the energy has times theta
-  void* prediction;             // mu
-  void* residual;               // z - mu
-  void* error;                  // what the energy grows by with z; of a law of rows delta, unscaled
-  void* deviation;              // the energy without its normalizer
-  void* delta;                  // scale after' times what the energy shrinks by with mu
-  void* moment;                 // -scale times what it grows by with theta
+  const void* theta;            // of an expression that has one, its elements so far apart; or null
+  int64_t theta_row, theta_column;
+  const void* weighed;        // P (z - mu) in the law's place, where P is a matrix
+  const void* sample_weights; // [rows], of all that comes of the energy; null is 1
+  double scale;               // of delta; of moment its negative
+  double normalizer;          // that the energy has times theta
+  void* prediction;           // mu
+  void* residual;             // z - mu
+  void* error;                // what the energy grows by with z; of a law of rows delta, unscaled
+  void* deviation;            // the energy without its normalizer
+  void* delta;                // scale after' times what the energy shrinks by with mu
+  void* moment;               // -scale times what it grows by with theta
 };
 void launch_error(const ErrorArgs& args, void* stream);
 

@@ -25,7 +25,7 @@ __noinline__ __device__ float2 slope_pair(Activation kind, float parameter, floa
 
 __noinline__ __device__ OfLaw<float> of_own_law(const Expression& law, float z, float mu,
                                                 bool energy) {
-  return of_expression(law, z, mu, energy);
+  return of_expression(law, z, mu, 0.0f, energy); // who has a theta does not come here
 }
 
 __device__ inline float2 activate(const Nonlinearity& f, float2 x) {

@@ -8,20 +8,20 @@ namespace pyromancy::cuda {
 
 template <class C>
 struct OfLaw {
-  C pull, push, deviation;
+  C pull, push, deviation, moment;
 };
 
 template <class C>
 struct Values {
   const Expression& of;
-  C z, mu;
+  C given[3];
   C made[kMostInstructions]; // not set before it is needed
 
-  __device__ Values(const Expression& of, C z, C mu) : of(of), z(z), mu(mu) {}
+  __device__ Values(const Expression& of, C z, C mu, C theta) : of(of), given{z, mu, theta} {}
   __device__ C operator[](int value) const {
-    if (value < 2)
-      return value ? mu : z;
-    const int number = value - 2;
+    const int number = value - 2 - of.has_theta;
+    if (number < 0)
+      return value == 0 ? given[0] : value == 1 ? given[1] : given[2];
     return number < of.constants ? static_cast<C>(of.numbers[number]) : made[number - of.constants];
   }
 };
@@ -30,8 +30,8 @@ struct Values {
 // warp's are side by side there. An instruction is any of some twenty operations: whoever needs
 // this more than once in a kernel calls it, not inlined.
 template <class C>
-__device__ inline OfLaw<C> of_expression(const Expression& of, C z, C mu, bool energy) {
-  Values<C> values(of, z, mu);
+__device__ inline OfLaw<C> of_expression(const Expression& of, C z, C mu, C theta, bool energy) {
+  Values<C> values(of, z, mu, theta);
   const int count = energy ? of.count : of.slopes;
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
@@ -49,7 +49,8 @@ __device__ inline OfLaw<C> of_expression(const Expression& of, C z, C mu, bool e
     }
     values.made[i] = value;
   }
-  return {values[of.pull], values[of.push], energy ? values[of.deviation] : C(0)};
+  return {values[of.pull], values[of.push], energy ? values[of.deviation] : C(0),
+          energy && of.has_theta ? values[of.moment] : C(0)};
 }
 
 } // namespace pyromancy::cuda

@@ -28,7 +28,7 @@ Tensor as_vector(const Tensor& t) {
 
 // Of a law, a node's weight included, but where it is a matrix.
 MaybeTensor rate_of(const PlanNode& node, const Operands& operands) {
-  const Tensor* theta = operands.find(node.theta);
+  const Tensor* theta = has_scale(node.law) ? operands.find(node.theta) : nullptr;
   const bool weighted = is_elementwise(node.law) || is_rowwise(node.law);
   if (!weighted || (!theta && node.weight == 1))
     return {};
@@ -120,6 +120,8 @@ private:
     chain_.energy_weights.push_back(node.weight);
     chain_.expressions.push_back(node.law == Law::expression ? &node.expression : nullptr);
     chain_.rates.push_back(rate_of(node, operands_));
+    const Tensor* const theta = node.law == Law::expression ? operands_.find(node.theta) : nullptr;
+    chain_.thetas.push_back(theta ? MaybeTensor(as_vector(*theta)) : MaybeTensor());
     chain_.matrices.push_back(node.law == Law::full_gaussian ? maybe(operands_.find(node.theta))
                                                              : MaybeTensor());
     chain_.sample_weights.push_back(maybe(operands_.find(node.sample_weights)));

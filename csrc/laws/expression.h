@@ -1,8 +1,9 @@
 #pragma once
 
 // A law of one's own: a program of few instructions that makes the energy of an element's state z
-// and prediction mu, and its slopes. Of its values the first is z, the second mu; numbers follow,
-// and then what the instructions make of values before them.
+// and prediction mu, and of theta if it has one, and its slopes. Of its values the first is z, the
+// second mu, the third theta; numbers follow, and then what the instructions make of values before
+// them.
 
 #include <cstdint>
 
@@ -55,13 +56,18 @@ struct Instruction {
 struct Expression {
   int constants, count; // of instructions
   int slopes;           // how many of those, from the first on, pull and push take
-  int deviation, pull, push;
+  bool has_theta;
+  int deviation, pull, push, moment; // moment: where there is a theta
   Instruction code[kMostInstructions];
   double numbers[kMostConstants];
 
   // The number of the first instruction's value.
   int first() const {
-    return 2 + constants;
+    return given() + constants;
+  }
+  // How many values come before the numbers.
+  int given() const {
+    return 2 + has_theta;
   }
   // Whether the energy is one of z - mu.
   bool is_of_distance() const {

@@ -17,7 +17,7 @@ enum class Law : int64_t {
   student,       // theta: log-scales; the parameter: degrees of freedom
   huber,         // the parameter: the distance from which the energy grows linearly; no theta
   categorical,   // nothing to learn: z is a distribution, and mu are its logits
-  expression,    // a program of one's own: expression.h; no theta
+  expression,    // a program of one's own: expression.h; theta: likewise or [B, n], or none
 };
 inline constexpr int64_t kLaws = 10;
 
@@ -64,7 +64,7 @@ inline bool is_convex(Law law) {
 
 // What the energy of weight 1 has of theta beside what depends on z and mu: this times theta.
 inline double normalizer(Law law) {
-  return law == Law::laplace || law == Law::student ? 1 : 0.5;
+  return law == Law::expression ? 0 : law == Law::laplace || law == Law::student ? 1 : 0.5;
 }
 
 } // namespace pyromancy

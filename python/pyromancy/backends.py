@@ -181,6 +181,12 @@ def without_masks(device: str) -> str:
     return "" if holds else f"the {backend} kernels on {device} take no masks"
 
 
+def without_thetas(device: str) -> str:
+    """Why the kernels of plans on a device take no theta of a law of one's own, or ""."""
+    backend = _serving("run_plan_", device).backend if device in _DISPATCH_KEY else "reference"
+    return f"the triton kernels on {device} take no parameter in a law of one's own" if backend == "triton" else ""
+
+
 def _instruction_set() -> str:
     assert native.MODULE is not None
     chosen = native.MODULE.cpu_capability()

@@ -68,10 +68,10 @@ def test_operators_agree_with_float64_whichever_thread_goes_first(library):
     ids=["product-by-product", "one-kernel", "one-kernel-reversed"],
 )
 def test_plans_are_whole(library, way, order):
-    """What the kernels of the CPU are held to: see ops/test_learning.py and ops/test_primitives.py."""
+    """What the kernels of the CPU are held to: see ops/test_learning.py and those beside it."""
     running = processes.start(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests/ops/test_learning.py",
-        ROOT / "tests/ops/test_primitives.py",
+        ROOT / "tests/ops/test_primitives.py", ROOT / "tests/ops/test_own_thetas.py",
         PYROMANCY_NATIVE="0", OMP_NUM_THREADS="1", PYROMANCY_EMULATED_LIBRARY=str(library),
         PYROMANCY_CUDA_CHAIN=way, **order,
     )  # fmt: skip

@@ -31,6 +31,9 @@ REFUSED = {
     "no-elementwise-one": (lambda z, mu: (z - mu) ** 2 + torch.softmax(z, 1), ValueError, "one's own has no softmax"),
     "no-state": (lambda z, mu: mu * mu, ValueError, "a law of one's own does not depend on the state"),
     "noise": (lambda z, mu: (z - mu) * torch.rand(3), ValueError, "draws random numbers"),
+    "no-fitting-tensor": (
+        lambda z, mu: (z - mu) ** 2 * torch.ones(4), ValueError, "law must take a state and a prediction [2, 3], and",
+    ),
     "too-long": (
         lambda z, mu: torch.exp(sum(torch.tanh(z - mu - 0.1 * i) ** 2 for i in range(9))), ValueError, "at most 40 in",
     ),
@@ -45,11 +48,23 @@ def test_laws_that_are_none(name):
     assert told in str(raised.value)
 
 
+class Logistic(nn.Module):
+    """A law with a log-scale for every element, or for all."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.logscale = nn.Parameter(torch.full(shape, 0.2))
+
+    def forward(self, z, mu):
+        d = (z - mu) * torch.exp(-self.logscale)
+        return d + 2 * nn.functional.softplus(-d) + self.logscale
+
+
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, law=log_cosh):
         super().__init__()
         self.below, self.hidden = FixedNode(4), StandardGaussianNode(9)
-        self.above = LawNode(3, law=log_cosh)
+        self.above = LawNode(3, law=law)
         self.up, self.top = nn.Linear(4, 9), nn.Linear(9, 3)
 
     def energy(self):
@@ -60,9 +75,13 @@ class Net(nn.Module):
         self.hidden.init(self.up(self.below.init(x))), self.above.init(y)
 
 
-def test_an_output_with_a_law_trains_as_autograd_would():
+@pytest.mark.parametrize(
+    "law", [lambda: log_cosh, Logistic, lambda: Logistic(1), lambda: Logistic(3)], ids=["none", "()", "1", "n"]
+)
+def test_an_output_with_a_law_trains_as_autograd_would(law):
+    """Its own scales, too, where it has some, in the same call."""
     torch.manual_seed(0)
-    ours = Net().double()
+    ours = Net(law()).double()
     theirs, (x, y) = copy.deepcopy(ours), (torch.randn(11, 4).double(), torch.randn(11, 3).double())
     states = list(pyro.get_estep_params(ours, exclude=[ours.above]))
     learned = list(pyro.get_mstep_params(ours))

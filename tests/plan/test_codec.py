@@ -74,10 +74,12 @@ def random_plan(seed):
 def random_expression(draw):
     """Of values before them, which is all that is asked of instructions."""
     constants, count = draw.randint(0, MOST_CONSTANTS), draw.randint(0, MOST_INSTRUCTIONS)
-    slopes, first = draw.randint(0, count), 2 + constants
+    slopes, has_theta = draw.randint(0, count), draw.random() < 0.5
+    first = 2 + has_theta + constants
     code = tuple(Instruction(draw.choice([*Op]), *(draw.randrange(first + i) for _ in range(3))) for i in range(count))
     ends = draw.randrange(first + count), draw.randrange(first + slopes), draw.randrange(first + slopes)
-    return Expression(tuple(draw.random() for _ in range(constants)), code, slopes, *ends)
+    moment = (draw.randrange(first + count),) if has_theta else ()
+    return Expression(tuple(draw.random() for _ in range(constants)), code, slopes, *ends, *moment)
 
 
 def random_method(draw):
@@ -101,7 +103,7 @@ def test_there_and_back(seed):
 
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
-    law = Expression((0.5,), (Instruction(Op.ADD, 0, 2), Instruction(Op.NEG, 3)), 1, 4, 3, 2)
+    law = Expression((0.5,), (Instruction(Op.ADD, 0, 2), Instruction(Op.NEG, 3)), 1, 4, 3, 2, 3)
     one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way(), law, 9)
     pairs = [
         ("nodes", one, other),
@@ -115,7 +117,7 @@ def test_every_field_is_written():
         for field in fields(plain):
             spoilt = replace(plain, **{field.name: getattr(changed, field.name)})
             assert plan.encode(replace(bare, **{key: (spoilt,)})) != before, field.name
-    changed = Expression((0.7,), (Instruction(Op.MUL, 1, 2), Instruction(Op.EXP, 3)), 2, 3, 4, 3)
+    changed = Expression((0.7,), (Instruction(Op.MUL, 1, 2), Instruction(Op.EXP, 3)), 2, 3, 4, 3, 4)
     for field in fields(changed):
         spoilt = replace(other, expression=replace(law, **{field.name: getattr(changed, field.name)}))
         assert plan.encode(replace(bare, nodes=(spoilt,))) != plan.encode(replace(bare, nodes=(other,))), field.name

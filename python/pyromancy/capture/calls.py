@@ -119,3 +119,8 @@ def _form(call: Call) -> Any:
 def is_number(argument: Any) -> bool:
     """Whether an argument is a number, which a truth value is not."""
     return isinstance(argument, int | float) and not isinstance(argument, bool)
+
+
+def expands(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether what has a shape is the same for every sample, or element, of what has another."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import functional
 from ..plan.activations import ACTIVATIONS
 from ..plan.expression import Expression, Op
-from .calls import Call, Slot, is_number
+from .calls import Call, Slot, expands, is_number
 from .symbolic import Algebra, NoExpression
+from .vocabulary import arguments
 
 _MOST_CALLS = 64
 _Maker = Callable[..., int]  # of an algebra and values, or None where an argument is not given
@@ -85,6 +88,14 @@ _MAKERS: dict[str, tuple[tuple[str, ...], _Maker]] = {
         }.items()
     },
 }  # fmt: skip
+# Losses of two, element by element; logits come before targets.
+_LOSSES: dict[str, Callable[[Algebra, int, int], int]] = {
+    "mse_loss": lambda g, a, b: g.pow(g.sub(a, b), 2.0),
+    "l1_loss": lambda g, a, b: g.apply(Op.ABS, g.sub(a, b)),
+    "binary_cross_entropy_with_logits": lambda g, a, b: g.sub(g.apply(Op.SOFTPLUS, a), g.mul(a, b)),
+    "poisson_nll_loss": lambda g, a, b: g.sub(g.apply(Op.EXP, a), g.mul(a, b)),
+}
+REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
 _COMPARISONS = ("greater", "less", "at_least", "at_most")
 
 
@@ -110,8 +121,10 @@ class Reader:
         self._producer, self._forms, self._varying = producer, forms, varying
         self._same, self._may_be_state = same, may_be_state
 
-    def read(self, slot: int, preferred: Callable[[int], Any]) -> tuple[Expression, int, int | float]:
-        """The law of a slot's elements, the slot of the state, and that of its prediction, or 0.
+    def read(self, slot: int, preferred: Callable[[int], Any]) -> tuple[Expression, int, int | float, int | None]:
+        """The law of a slot's elements, the slot of the state, that of its prediction, or 0, and that of theta if any.
+
+        Theta is what no free state changes, and what broadcasts to the elements.
 
         Args:
             slot: of the elements.
@@ -120,24 +133,66 @@ class Reader:
         Raises:
             NoExpression: they are more than the language of laws has; the message says what.
         """
-        form = self._forms[slot]
-        for varying in (True, False):  # what no free state changes is taken as it is, if it can be
+        form, factors = self._forms[slot], self._factors(slot)
+        # without a theta before with one; and what no free state changes is taken as it is, if it can be
+        for with_theta, varying in product((False, True), (True, False)):
             atoms, uses = self._atoms(slot, varying)
-            states = [a for a in atoms if self._may_be_state(a) and self._forms[a].shape == form.shape]
-            state = min(states, key=preferred, default=None)
+            forms = [(a, self._forms[a]) for a in atoms]
+            states = [a for a, t in forms if self._may_be_state(a) and (t.shape, t.dtype) == (form.shape, form.dtype)]
+            # what all is multiplied by is a weight, where anything else can be the state
+            state = min(states, key=lambda a: (a in factors, preferred(a)), default=None)
             others = [a for a in atoms if a != state]
-            if state is not None and len(others) <= 1:
+            others.sort(key=lambda a: self._is_prediction(a, form, factors), reverse=True)
+            if state is not None and (
+                len(others) <= 1 or (with_theta and len(others) == 2 and self._are_two(*others, form))
+            ):
                 break
-        if state is None or len(others) > 1:
+        else:
             raise NoExpression(self._odd(others))
         of = Algebra()
         if not others:
-            return self._program(of, slot, {state: of.distance}), state, 0.0
+            return self._program(of, slot, {state: of.distance}), state, 0.0, None
         prediction = others[0]
+        if len(others) == 1 and self._forms[prediction].shape != form.shape and self._is_theta(prediction, form):
+            law = self._program(of, slot, {state: of.z, prediction: of.mu})
+            if not law.is_of_distance:
+                of = Algebra()
+                return self._program(of, slot, {state: of.distance, prediction: of.theta}), state, 0.0, prediction
+            return law, state, prediction, None
         users = uses[prediction]
         if len(users) == 1 and prediction in self._varying and (users[0].meaning or "") in ACTIVATIONS:
             prediction = users[0].outputs[0]
-        return self._program(of, slot, {state: of.z, prediction: of.mu}), state, prediction
+        given, theta = {state: of.z, prediction: of.mu}, None
+        if len(others) == 2:
+            theta = others[1]
+            given[theta] = of.theta
+        return self._program(of, slot, given), state, prediction, theta
+
+    def _factors(self, slot: int) -> set[int]:
+        """What elements are as a whole multiplied by."""
+        found, open_ = set[int](), [slot]
+        while open_:
+            call = self._producer.get(open_.pop())
+            if call is not None and call.meaning in ("mul", "neg", "div"):
+                found.update(call.inputs)
+                open_.extend(call.inputs)
+        return found
+
+    def _is_prediction(self, slot: int, form: Tensor, factors: Collection[int]) -> tuple[bool, ...]:
+        """What most looks like one has the greatest."""
+        call, own = self._producer.get(slot), self._forms[slot]
+        made = call is not None and (call.meaning == "linear" or (call.meaning or "") in ACTIVATIONS)
+        return slot in self._varying, made, own.shape == form.shape and own.dtype == form.dtype, slot not in factors
+
+    def _are_two(self, prediction: int, theta: int, form: Tensor) -> bool:
+        """Whether they are a prediction and a theta."""
+        is_state = prediction in self._varying and self._may_be_state(prediction)
+        return not is_state and self._is_theta(theta, form)
+
+    def _is_theta(self, slot: int, form: Tensor) -> bool:
+        """Whether it is a number per element that no free state changes, or is for several."""
+        own = self._forms[slot]
+        return slot not in self._varying and own.dtype in (form.dtype, torch.bool) and expands(own.shape, form.shape)
 
     def _odd(self, atoms: Sequence[int]) -> str:
         """What a law does not take of what there is beside its state."""
@@ -157,9 +212,24 @@ class Reader:
         if call is None or (self._may_be_state(slot) if moves else varying):
             return None
         form = self._forms[slot]
-        known = call.meaning in _MAKERS or self._is_residual(call)
+        known = call.meaning in _MAKERS or self._is_residual(call) or self._loss(call) is not None
         bare = form.dtype == whole.dtype or call.meaning in _COMPARISONS
-        return call if known and bare and form.shape == whole.shape else None
+        fits = form.shape == whole.shape or (not moves and expands(form.shape, whole.shape))
+        return call if known and bare and fits else None
+
+    @staticmethod
+    def _loss(call: Call) -> tuple[int, int] | None:
+        """The two slots of a loss that is one of elements, as it takes them."""
+        if call.meaning not in _LOSSES:
+            return None
+        first, second, *others = arguments(call.function, call.args, call.kwargs).items()
+        options = {k: v for k, v in others if v is not None}
+        plain: dict[str, Any] = {"reduction": "none"}
+        if call.meaning == "poisson_nll_loss":
+            plain |= {"log_input": True, "full": False}
+        options = {k: REDUCTIONS.get(v, v) if k == "reduction" else v for k, v in options.items() if k != "eps"}
+        both = isinstance(first[1], Slot) and isinstance(second[1], Slot)
+        return (first[1].index, second[1].index) if both and options == plain else None
 
     @staticmethod
     def _is_residual(call: Call) -> bool:
@@ -205,6 +275,8 @@ class Reader:
     def _made(self, of: Algebra, call: Call, value: Callable[[int], int]) -> int:
         if self._is_residual(call):
             return of.sub(*(value(a.index) for a in call.args[:2]))
+        if (of_loss := self._loss(call)) is not None:
+            return _LOSSES[call.meaning or ""](of, *map(value, of_loss))
         names, maker = _MAKERS[call.meaning or ""]
         aliases = {"self": "input", "x": "input", "exponent": names[-1]}
         given = dict(zip(names, call.args, strict=False))

@@ -12,14 +12,15 @@ from .lowering import NotAChain, lower
 from .normal import normal
 
 
-def lacks(law: ElementLaw) -> str:
+def lacks(law: ElementLaw, width: int) -> str:
     """Why chains do not take an energy of elements, or "".
 
     Args:
-        law: of a state and a prediction, both ``[2, 3]``.
+        law: of a state and a prediction, both ``[2, width]``.
+        width: of the state.
     """
-    z, below = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
-    nothing, weight = torch.zeros(2, 3), torch.eye(3)
+    z, below = (torch.zeros(2, n, requires_grad=True) for n in (width, 3))
+    nothing, weight = torch.zeros(2, 3), torch.zeros(width, 3)
     try:
         program = capture(
             lambda: functional.gaussian_energy(below, nothing) + law(z, F.linear(below, weight)).sum(1), [z, below]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..plan import Activation, Law
 from ..plan.activations import ACTIVATIONS
 from ..plan.expression import Expression
-from .calls import Call, Slot, alike, filled, is_number
+from .calls import Call, Slot, alike, expands, filled, is_number
 from .held import Held
 from .program import Program
 from .terms import Term
@@ -138,7 +138,7 @@ def lower(program: Program, chains: str = "") -> list[Chain]:
         _check_state(program, state)
         if type(of.prediction) is int:
             of_pred, of_state = (tuple(program.stand_ins[s].shape) for s in (of.prediction, state))
-            constant = of.prediction not in program.varying and _expands(of_pred, of_state)
+            constant = of.prediction not in program.varying and expands(of_pred, of_state)
             if of_pred != of_state and not constant:
                 raise NotAChain(f"the prediction of {name}, {of_pred}, broadcasts with it, {of_state}")
         if (first := nodes.get(state)) is not None:
@@ -240,13 +240,9 @@ def _masked(program: Program) -> dict[int, tuple[int, Held]]:
     return found
 
 
-def _expands(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Whether what has a shape is the same for every sample, or element, of what has another."""
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
-
-
 def _check_dtype(program: Program, chain: Chain) -> None:
-    slots = [s for n in chain.nodes for s in (n.state, n.theta, n.prediction)]
+    thetas = [n.theta for n in chain.nodes if n.theta is not None and program.stand_ins[n.theta].dtype != torch.bool]
+    slots = [*thetas, *(s for n in chain.nodes for s in (n.state, n.prediction))]
     slots += [s for e in chain.edges for s in (e.weight, e.bias)]
     examples = {str(program.stand_ins[s].dtype): program.told(s) for s in slots if type(s) is int}
     if len(examples) > 1:

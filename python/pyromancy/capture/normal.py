@@ -16,8 +16,9 @@ from ..laws.categorical import distribution
 from ..plan import Law
 from ..plan.activations import ACTIVATIONS
 from .calls import Call, Slot, filled, is_number
+from .expressions import REDUCTIONS
 from .program import Program
-from .terms import REDUCTIONS, elements_of_normal, logits_of
+from .terms import elements_of_normal, logits_of
 from .vocabulary import arguments
 
 Factor = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a tensor, and its arguments after that

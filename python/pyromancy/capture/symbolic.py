@@ -1,4 +1,4 @@
-"""Expressions of a state's element z and its prediction's mu: simplified, differentiated, and made programs of."""
+"""Expressions of a state's element z, its prediction's mu and a theta: simplified, differentiated, made programs of."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class NoExpression(Exception):
 class Algebra:
     """Values by their numbers: equal ones are one, and those that a value is made of come before it.
 
-    A value is a number, "z", "mu", or an operation on others; beside those of programs there are "pow" of a number,
-    "cosh" and "sinh". Where the state and its prediction differ they do so by one value, `distance`.
+    A value is a number, "z", "mu", "theta", or an operation on others; beside those of programs there are "pow" of a
+    number, "cosh" and "sinh". Where the state and its prediction differ they do so by one value, `distance`.
     """
 
     def __init__(self) -> None:
         self._of: list[tuple[Any, ...]] = []
         self._numbers: dict[tuple[Any, ...], int] = {}
-        self.z, self.mu = self._made("z"), self._made("mu")
+        self.z, self.mu, self.theta = self._made("z"), self._made("mu"), self._made("theta")
         self.distance = self._made(Op.SUB, self.z, self.mu)
 
     def _made(self, *of: Any) -> int:
@@ -313,44 +313,46 @@ class Algebra:
         else:
             (pull,) = self.slopes(energy, (self.distance,))
             push = pull
-        return _Writer(self).program(pull, push, energy)
+        moment = self.slopes(energy, (self.theta,))[0] if self.depends(energy, self.theta) else None
+        return _Writer(self, moment is not None).program(pull, push, energy, moment)
 
 
 class _Writer:
     """Writes values of an algebra as instructions."""
 
-    def __init__(self, of: Algebra) -> None:
+    def __init__(self, of: Algebra, has_theta: bool) -> None:
         self._algebra = of
+        self._given = 2 + has_theta
         self._constants: dict[float, int] = {}  # numbers from -1 downwards, until it is known how many there are
-        self._code: list[tuple[Op, tuple[int, ...]]] = []  # what is computed has numbers from 2 on until then
-        self._written: dict[int, int] = {of.z: 0, of.mu: 1}
+        self._code: list[tuple[Op, tuple[int, ...]]] = []  # what is computed follows what is given until then
+        self._written: dict[int, int] = {of.z: 0, of.mu: 1, of.theta: 2}
         self._places: dict[tuple[Op, tuple[int, ...]], int] = {}
 
-    def program(self, pull: int, push: int, energy: int) -> Expression:
-        """The slopes first, and then the energy."""
+    def program(self, pull: int, push: int, energy: int, moment: int | None) -> Expression:
+        """The slopes first, and then the energy, and what that grows by with theta."""
         values = [self._value(pull), self._value(push)]
         slopes = len(self._code)
-        values.append(self._value(energy))
+        values += [self._value(x) for x in (energy, moment) if x is not None]
         if len(self._code) > MOST_INSTRUCTIONS or len(self._constants) > MOST_CONSTANTS:
             raise NoExpression(
                 f"has at most {MOST_INSTRUCTIONS} instructions and {MOST_CONSTANTS} numbers, slopes included, and not "
                 f"{len(self._code)} and {len(self._constants)}"
             )
-        shift = len(self._constants)
+        given, shift = self._given, len(self._constants)
 
         def placed(x: int) -> int:
-            return 1 - x if x < 0 else x + shift if x > 1 else x
+            return given - 1 - x if x < 0 else x + shift if x >= given else x
 
         code = tuple(Instruction(op, *map(placed, of)) for op, of in self._code)
-        pull, push, energy = map(placed, values)
-        return Expression(tuple(self._constants), code, slopes, energy, pull, push)
+        pull, push, energy, *rest = map(placed, values)
+        return Expression(tuple(self._constants), code, slopes, energy, pull, push, *rest)
 
     def _constant(self, x: float) -> int:
         return self._constants.setdefault(x, -1 - len(self._constants))
 
     def _emit(self, op: Op, *of: int) -> int:
         if (op, of) not in self._places:
-            self._places[op, of] = 2 + len(self._code)
+            self._places[op, of] = self._given + len(self._code)
             self._code.append((op, of))
         return self._places[op, of]
 

@@ -21,7 +21,7 @@ from .. import functional
 from ..plan import Law
 from ..plan.expression import Expression
 from .calls import Call, Slot, alike, is_number
-from .expressions import Reader
+from .expressions import REDUCTIONS, Reader
 from .held import held
 from .symbolic import NoExpression
 from .vocabulary import arguments, unusual
@@ -45,7 +45,6 @@ _LOSSES = {
 }
 _PAIRS = {"softplus": Law.BERNOULLI, "exp": Law.POISSON}  # of a prediction, less its product with the state
 _Weighted = tuple[tuple[float, int | float, int | float], tuple[int, ...]]  # c, a and b, and the slots of more factors
-REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers them
 
 
 def elements_of_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
@@ -203,10 +202,10 @@ class Terms:
         if summed is None or slot not in self._producer or self._forms[slot].shape != summed:
             return None, ""
         try:
-            law, state, mu = self._reader.read(slot, self._preference)
+            law, state, mu, theta = self._reader.read(slot, self._preference)
         except NoExpression as reason:
             return None, str(reason)
-        return NodeEnergy(Law.EXPRESSION, state, mu, expression=law), ""
+        return NodeEnergy(Law.EXPRESSION, state, mu, theta, expression=law), ""
 
     def _summands(self, call: Call, term: Term) -> list[Term] | None:
         """What a call, which makes a term's values, adds up; None where it adds nothing, nor scales what it takes."""

@@ -1,4 +1,7 @@
-"""sum E(z, mu), times a weight, E being an expression that is the law's parameter; theta is None."""
+"""sum E(z, mu, theta), times a weight, E being an expression that is the law's parameter.
+
+Theta is a number per element, the same for all samples or not, or None where the expression takes none.
+"""
 
 from __future__ import annotations
 
@@ -37,33 +40,41 @@ FUNCTIONS: dict[Op, Callable[..., Tensor]] = {
 }
 
 
-def _values(z: Tensor, mu: Tensor, of: Expression, last: int) -> list[Tensor]:
+def _values(z: Tensor, mu: Tensor, theta: Tensor | None, of: Expression, last: int) -> list[Tensor]:
     """All values up to the instruction before `last`."""
-    values = [z, mu.expand_as(z), *(z.new_tensor(x) for x in of.constants)]
+    given = [z, mu.expand_as(z), *(() if theta is None else (theta.expand_as(z),))]
+    values = [*given, *(z.new_tensor(x) for x in of.constants)]
     for i in of.code[:last]:
         values.append(FUNCTIONS[i.op](*(values[k] for k in (i.a, i.b, i.c)[: i.op.arity])))
     return values
 
 
-def pull(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor, parameter: Expression) -> Tensor:
+def pull(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor, parameter: Expression) -> Tensor:
     """What the energy grows by with z."""
-    return (_values(z, mu, parameter, parameter.slopes)[parameter.pull] * weight).expand_as(z)
+    return (_values(z, mu, theta, parameter, parameter.slopes)[parameter.pull] * weight).expand_as(z)
 
 
-def push(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor, parameter: Expression) -> Tensor:
+def push(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor, parameter: Expression) -> Tensor:
     """What the energy grows by with -mu."""
-    return (_values(z, mu, parameter, parameter.slopes)[parameter.push] * weight).expand_as(z)
+    return (_values(z, mu, theta, parameter, parameter.slopes)[parameter.push] * weight).expand_as(z)
 
 
-def energy(z: Tensor, mu: Tensor, theta: None, weight: float | Tensor, parameter: Expression) -> Tensor:
+def energy(z: Tensor, mu: Tensor, theta: Tensor | None, weight: float | Tensor, parameter: Expression) -> Tensor:
     """Per sample."""
-    values = _values(z, mu, parameter, len(parameter.code))
+    values = _values(z, mu, theta, parameter, len(parameter.code))
     return weight * values[parameter.deviation].expand_as(z).sum(1)
 
 
-deviation = energy  # there is no theta
+deviation = energy  # which has all that there is of theta
 
 
-def normalizer(theta: None, width: int) -> float:
+def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float | Tensor, parameter: Expression) -> Tensor:
+    """What the energies of all samples grow by with theta; the weight may be one of each, [B, 1]."""
+    assert parameter.moment is not None
+    values = _values(z, mu, theta, parameter, len(parameter.code))
+    return (values[parameter.moment] * weight).expand_as(z).sum_to_size(theta.shape)
+
+
+def normalizer(theta: Tensor | None, width: int) -> float:
     """What one energy of this many elements has beside its deviation."""
     return 0.0

@@ -18,7 +18,7 @@ ElementLaw = Callable[[Tensor, Tensor], Tensor]
 class _Language:
     """What laws may be made of, which those know that read them."""
 
-    lacks: Callable[[ElementLaw], str] | None = None  # what a law has that they do not take, or ""
+    lacks: Callable[[ElementLaw, int], str] | None = None  # what a law of so many elements has that they lack, or ""
 
 
 language = _Language()
@@ -30,7 +30,8 @@ class LawNode(PredictiveNode):
     The function is written in PyTorch, of sums, differences, products, quotients, powers by numbers, ``abs``, ``sign``,
     ``sqrt``, ``rsqrt``, ``exp``, ``expm1``, ``log``, ``log1p``, ``tanh``, ``sigmoid``, ``softplus``, ``logsigmoid``,
     ``cosh``, ``sinh``, ``logaddexp``, ``relu``, ``clamp``, ``maximum``, ``minimum``, ``where`` and comparisons. Chains
-    run it in their operator; docs/nodes.md says what is made of it.
+    run it in their operator; docs/nodes.md says what is made of it. It may have one tensor of its own, of one element
+    or of one for every element of the state, which may learn: ``rate.exp() * (z - mu).abs() - rate``.
 
     Args:
         *shape: dimensions of the node without the batch dimension, None for placeholders.
@@ -49,11 +50,19 @@ class LawNode(PredictiveNode):
         super().__init__(*shape)
         if not callable(law):
             raise TypeError(f"law must be a function of a state and a prediction, got {kind_of(law)}")
-        energies = law(torch.zeros(2, 3), torch.zeros(2, 3))
-        if not isinstance(energies, Tensor) or energies.shape != (2, 3):
+        of = [2, *(n or 3 for n in self.shape)]
+        try:
+            energies = law(torch.zeros(of), torch.zeros(of))
+        except RuntimeError as error:
+            raise ValueError(
+                f"law must take a state and a prediction {of}, and have tensors of its own that broadcast to these; "
+                f"it raised {error}"
+            ) from error
+        if not isinstance(energies, Tensor) or [*energies.shape] != of:
             got = list(energies.shape) if isinstance(energies, Tensor) else kind_of(energies)
-            raise ValueError(f"law must give one energy for every element, [2, 3] of a state [2, 3], got {got}")
-        if language.lacks is not None and (lacks := language.lacks(law)):
+            raise ValueError(f"law must give one energy for every element, {of} of a state {of}, got {got}")
+        # of more dimensions no chain takes it
+        if language.lacks is not None and len(of) == 2 and (lacks := language.lacks(law, of[1])):
             raise ValueError(
                 f"law must be made of what help(pyromancy.nodes.LawNode) lists: a law of one's own {lacks}; "
                 "write any other into the energy itself, which then runs by the graph"

@@ -223,12 +223,18 @@ class _Plan:
             theta = self.operands[node.theta]
             self.like(f"theta of node[{i}]", theta)
             _check(
-                node.law.has_scale or node.law is Law.FULL_GAUSSIAN,
+                node.takes_theta or node.law is Law.FULL_GAUSSIAN,
                 lambda: f"theta of node[{i}] needs a law that has one",
             )
-            _shaped(f"theta of node[{i}]", theta, *([(n, n)] if node.law is Law.FULL_GAUSSIAN else [(n,), (1,), ()]))
+            shapes = [(n, n)] if node.law is Law.FULL_GAUSSIAN else [(n,), (1,), ()]
+            shapes += [(*self.batch, n)] if node.law is Law.EXPRESSION else []
+            _shaped(f"theta of node[{i}]", theta, *shapes)
         else:
             _check(node.law is not Law.FULL_GAUSSIAN, lambda: f"theta of node {i} must be its precision")
+            _check(
+                node.law is not Law.EXPRESSION or not node.takes_theta,
+                lambda: f"theta of node {i} must be there, as its expression takes one",
+            )
         _check(
             not node.law.has_parameter or node.law_parameter > 0,
             lambda: f"parameter of the law of node {i} must be positive, got {node.law_parameter}",
@@ -323,10 +329,14 @@ class _Plan:
         if target.what is Learned.LOGVAR:
             node = self.plan.nodes[target.owner]
             _check(
-                node.law.has_scale or node.theta is None,
+                node.takes_theta or node.theta is None,
                 lambda: f"{name} must be log-variances or log-scales to be learned",
             )
             of = node.theta
+            _check(
+                of is None or self.operands[of].dim() <= 1,
+                lambda: f"{name} must be the same for all samples to be learned",
+            )
         else:
             edge = self.plan.edges[target.owner]
             of = edge.weight if target.what is Learned.WEIGHT else edge.bias

@@ -239,21 +239,24 @@ def _node(read: _Reader) -> Node:
 
 def _of_expression(of: Expression) -> list[int]:
     code = [x for i in of.code for x in (i.op, i.a, i.b, i.c)]
-    return [len(of.constants), len(of.code), of.slopes, *code, of.deviation, of.pull, of.push]
+    moment = [] if of.moment is None else [of.moment]
+    return [int(of.has_theta), len(of.constants), len(of.code), of.slopes, *code, of.deviation, of.pull, of.push, *moment]
 
 
 def _expression(read: _Reader) -> Expression:
+    has_theta = read.flag("theta of an expression")
     constants = read.number("number of constants", 0, MOST_CONSTANTS + 1)
     count = read.number("number of instructions", 0, MOST_INSTRUCTIONS + 1)
-    slopes, first = read.number("number of instructions for slopes", 0, count + 1), 2 + constants
+    slopes, first = read.number("number of instructions for slopes", 0, count + 1), 2 + has_theta + constants
     code = []
     for i in range(count):
         op = read.kind(Op, "instruction")
         code.append(Instruction(op, *(read.number("value of an instruction", 0, first + i) for _ in range(3))))
     deviation = read.number("value of a deviation", 0, first + count)
     pull, push = (read.number("value of a slope", 0, first + slopes) for _ in range(2))
+    moment = read.number("value of a moment", 0, first + count) if has_theta else None
     numbers = tuple(read.real("constant") for _ in range(constants))
-    return Expression(numbers, tuple(code), slopes, deviation, pull, push)
+    return Expression(numbers, tuple(code), slopes, deviation, pull, push, moment)
 
 
 def _way(read: _Reader) -> Way:

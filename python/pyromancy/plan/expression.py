@@ -60,7 +60,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Expression:
-    """An energy per element and its slopes: of its values the first is z, the second mu.
+    """An energy per element and its slopes: of its values the first is z, the second mu, the third theta if it has one.
 
     The constants follow, and then what the instructions compute, one after another.
 
@@ -71,6 +71,7 @@ class Expression:
         deviation: the energy, by the number of its value.
         pull: what it grows by with z, likewise.
         push: what it grows by with -mu, likewise; where that is the pull, the energy is one of z - mu.
+        moment: what it grows by with theta, likewise; None without a theta.
     """
 
     constants: tuple[float, ...]
@@ -79,6 +80,7 @@ class Expression:
     deviation: int
     pull: int
     push: int
+    moment: int | None = None
 
     @property
     def is_of_distance(self) -> bool:
@@ -86,6 +88,11 @@ class Expression:
         return self.pull == self.push
 
     @property
+    def has_theta(self) -> bool:
+        """Whether there is one."""
+        return self.moment is not None
+
+    @property
     def first(self) -> int:
         """The number of the first instruction's value."""
-        return 2 + len(self.constants)
+        return 2 + self.has_theta + len(self.constants)

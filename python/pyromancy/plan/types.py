@@ -28,7 +28,7 @@ class Law(IntEnum):
     STUDENT = 6  # sum (v + 1) / 2 log(1 + (z - mu)^2 / (v exp(2 theta))), theta being log-scales, v the parameter
     HUBER = 7  # sum (z - mu)^2 / 2, and its tangent where |z - mu| is above the parameter; no theta
     CATEGORICAL = 8  # -z . log softmax(mu), z being a distribution, which is clamped
-    EXPRESSION = 9  # sum of the expression of a node, of every element's z and mu; no theta
+    EXPRESSION = 9  # sum of the expression of a node, of every element's z, mu and theta: likewise, [B, n] or None
 
     @property
     def is_elementwise(self) -> bool:
@@ -177,6 +177,11 @@ class Node:
     def moves_by_errors(self) -> bool:
         """Whether the energy, if there is one, is one of z - mu."""
         return self.law.moves_by_errors(self.expression)
+
+    @property
+    def takes_theta(self) -> bool:
+        """Whether theta may be one number per element."""
+        return self.law.has_scale if self.expression is None else self.expression.has_theta
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,10 @@ class ChainExecutor(ReplayingExecutor):
     def obstacle(self) -> str:
         """Why this cannot run where it would, or ""."""
         device = self.program.leaves[self._free[0]].device.type
-        return backends.without_masks(device) if self.planner.masks else ""
+        if self.planner.masks and (reason := backends.without_masks(device)):
+            return reason
+        takes_theta = any(n.expression is not None and n.theta is not None for n in self.planner.nodes)
+        return backends.without_thetas(device) if takes_theta else ""
 
     @property
     def bound(self) -> str:
@@ -433,8 +436,9 @@ class ChainExecutor(ReplayingExecutor):
         """The slots that make a node's theta: itself, or of a Cholesky factor its two parts."""
         if node.theta is None:
             return ()
-        if node.law.is_elementwise:
-            return (node.theta,)
+        if node.law.is_elementwise:  # what differs between samples does not learn in a plan
+            form = self.program.stand_ins[node.theta]
+            return () if form.dim() > 1 and len(form) == self.program.batch.numel() else (node.theta,)
         call = self.program.producer.get(node.theta)
         if call is None or call.function is not functional.cholesky_factor:
             return ()

@@ -901,7 +901,7 @@ def _of_nodes(program: Program, posed: Callable[[Program], _P]) -> _P:
     try:
         return posed(program)
     except NoErrors:
-        written = normal(program, program.batch[0] if program.batch else 1)
+        written = joined(normal(program, program.batch[0] if program.batch else 1))
         if [t.node for t in written.terms] == [t.node for t in program.terms]:
             raise
         return posed(written)

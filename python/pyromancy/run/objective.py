@@ -411,7 +411,7 @@ _NODES: dict[Law, _Energy] = {  # of a state, its prediction, theta and the para
     Law.STUDENT: lambda z, mu, theta, dof: functional.student_energy(z, mu, theta, dof),
     Law.HUBER: lambda z, mu, _, bound: huber.energy(z, mu, None, 1.0, bound),
     Law.CATEGORICAL: lambda z, mu, *_: functional.categorical_energy(z, mu),
-    Law.EXPRESSION: lambda z, mu, _, of: expression.energy(z, mu, None, 1.0, of),
+    Law.EXPRESSION: lambda z, mu, theta, of: expression.energy(z, mu, theta, 1.0, of),
 }
 
 

@@ -194,7 +194,7 @@ class Planner:
         for written in (energies, outcome, diverged, progress):
             if written is not None:
                 operands.write(written)
-        thetas = [_theta(n, values) for n in self.nodes]
+        thetas = [_theta(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         priors = [_prediction(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         weights = [sample_weights(n, values, s) for n, s in zip(self.nodes, states, strict=True)]
         measures = isinstance(run.method, plan.Stepper) and (run.method.measures or run.method.tol > 0)
@@ -362,12 +362,15 @@ def _form(method: plan.Stepper | plan.Descent) -> tuple[object, ...]:
     return type(method), *(x for x in vars(method).values() if not isinstance(x, float))
 
 
-def _theta(node: Node, values: Mapping[int, Tensor]) -> Tensor | None:
+def _theta(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tensor | None:
     if node.theta is None:
         return None
     theta = values[node.theta]
+    theta = theta.to(state.dtype) if theta.dtype == torch.bool else theta
     if node.law is plan.Law.FULL_GAUSSIAN:
         return precision(theta, node.weight)
+    if theta.dim() == 2 and len(theta) == len(state) > 1:  # of every sample
+        return theta.expand_as(state)
     return theta if theta.dim() <= 1 else theta.reshape(-1)
 
 
