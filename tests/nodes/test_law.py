@@ -99,3 +99,8 @@ def test_an_output_with_a_law_trains_as_autograd_would(law):
     assert "not one call" not in em.explain()
     for a, b in zip(learned, pyro.get_mstep_params(theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_its_repr_tells_the_law():
+    assert repr(LawNode(3, None, law=log_cosh)) == "LawNode(3, None, law=log_cosh)"
+    assert "(law): Logistic()" in repr(LawNode(3, law=Logistic(3)))

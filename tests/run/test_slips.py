@@ -276,3 +276,28 @@ def test_targets_that_are_not_finite_are_as_in_autograd(law, wrong):
     torch.testing.assert_close(results["chain"], results["autograd"], equal_nan=True)
     others = [0, 2, 3]
     assert torch.equal(results["chain"][others], results["without"][others])
+
+
+def test_probabilities_that_are_taken_for_logits():
+    torch.manual_seed(0)
+    for output, last in (("categorical", nn.Softmax(1)), ("bernoulli", nn.Sigmoid())):
+        layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]
+        with pytest.warns(
+            UserWarning, match=rf"output='{output}' takes logits, and module ends with a {type(last).__name__}"
+        ):
+            pyro.networks.from_sequential(nn.Sequential(*layers, last), output=output)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pyro.networks.from_sequential(nn.Sequential(*layers), output=output)
+            pyro.networks.from_sequential(nn.Sequential(*layers, last))
+    z, up, node = nn.Parameter(torch.randn(4, 3)), nn.Linear(3, 2), CategoricalNode(2)
+    labels = node.init(torch.tensor([0, 1, 1, 0])).argmax(1)
+    told = "a cross-entropy takes logits, and is given probabilities, of softmax: leave that out"
+    prior = lambda: 0.5 * z.square().sum(1)  # noqa: E731
+    for energy, wrong in (
+        (lambda: prior() + node.energy(up(z).softmax(1)), True),
+        (lambda: prior() + nn.functional.cross_entropy(up(z).softmax(1), labels, reduction="none"), True),
+        (lambda: prior() + node.energy(up(z)), False),
+        (lambda: prior() + nn.functional.cross_entropy(up(z), labels, reduction="none"), False),
+    ):
+        assert (told in pyro.InferenceLoop(energy, [z], lr=0.1).explain()) == wrong

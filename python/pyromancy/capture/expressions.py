@@ -144,7 +144,7 @@ class Reader:
             others = [a for a in atoms if a != state]
             others.sort(key=lambda a: self._is_prediction(a, form, factors), reverse=True)
             if state is not None and (
-                len(others) <= 1 or (with_theta and len(others) == 2 and self._are_two(*others, form))
+                len(others) <= 1 or (with_theta and len(others) == 2 and self._are_two(others[0], others[1], form))
             ):
                 break
         else:

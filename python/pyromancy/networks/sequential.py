@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -23,6 +24,8 @@ _LAYERS = (nn.Linear, *_CONVOLUTIONS, Skip)  # after which there is a node
 # whose modules, but for these, give what is of the shape of what they take
 _KEEPING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "dropout", "normalization"))
 _CHANGING = (nn.GLU, nn.MultiheadAttention)
+# what turns logits into probabilities, which the energies of these outputs do themselves
+_TWICE: dict[str, tuple[type[nn.Module], ...]] = {"categorical": (nn.Softmax, nn.Softmax2d), "bernoulli": (nn.Sigmoid,)}
 _Size = tuple[int | None, ...]
 
 
@@ -58,6 +61,9 @@ def from_sequential(
         TypeError: `module` is no Sequential, or `cut` holds something else than ints.
         ValueError: `module` has nothing to learn, or does not tell its input's shape; `cut` is out of range or out of
             order; or there is no such output.
+
+    Warns:
+        UserWarning: `module` ends with a Softmax or Sigmoid and `output` is one that takes logits.
     """
     if not isinstance(module, nn.Sequential):
         raise TypeError(f"module must be a torch.nn.Sequential, got {type(module).__name__}")
@@ -66,6 +72,13 @@ def from_sequential(
     first = next((i for i, m in enumerate(layers) if next(m.parameters(), None) is not None), None)
     if first is None:
         raise ValueError(f"module must have layers with parameters, got {', '.join(map(_named, layers)) or 'none'}")
+    if isinstance(layers[-1], _TWICE.get(output, ())):
+        warnings.warn(
+            f"output={output!r} takes logits, and module ends with a {_named(layers[-1])}, which gives probabilities: "
+            "leave it out",
+            UserWarning,
+            stacklevel=2,
+        )
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
         raise ValueError("module must have parameters of known shape, got lazy ones: call it with a batch before")
     if cut is None:

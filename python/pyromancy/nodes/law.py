@@ -69,6 +69,11 @@ class LawNode(PredictiveNode):
             )
         self.law = law
 
+    def extra_repr(self) -> str:
+        """The dimensions of the node, and its law by its name, unless that is a module, which has lines of its own."""
+        name = getattr(self.law, "__qualname__", type(self.law).__name__)
+        return super().extra_repr() + ("" if isinstance(self.law, torch.nn.Module) else f", law={name}")
+
     def error(self, pred: Tensor) -> Tensor:
         """What the energy grows by with the state, of its shape; without a graph."""
         state = self._state("error").detach().requires_grad_()

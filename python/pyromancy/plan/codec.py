@@ -239,8 +239,8 @@ def _node(read: _Reader) -> Node:
 
 def _of_expression(of: Expression) -> list[int]:
     code = [x for i in of.code for x in (i.op, i.a, i.b, i.c)]
-    moment = [] if of.moment is None else [of.moment]
-    return [int(of.has_theta), len(of.constants), len(of.code), of.slopes, *code, of.deviation, of.pull, of.push, *moment]
+    ends = [of.deviation, of.pull, of.push, *(() if of.moment is None else (of.moment,))]
+    return [int(of.has_theta), len(of.constants), len(of.code), of.slopes, *code, *ends]
 
 
 def _expression(read: _Reader) -> Expression:

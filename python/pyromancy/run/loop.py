@@ -638,6 +638,15 @@ class InferenceLoop:
                 if law in (Law.BERNOULLI, Law.POISSON):
                     moves = " and never rests, as its energy has no least"
                 doubts.append(f"{name} predicts nothing{moves}: exclude a target")
+            for call in program.calls:
+                of_node = call.function is functional.categorical_energy
+                if not of_node and call.meaning != "cross_entropy":
+                    continue
+                logits = program.producer.get(call.inputs[of_node])
+                if logits is not None and logits.name == "softmax":
+                    doubts.append(
+                        "a cross-entropy takes logits, and is given probabilities, of softmax: leave that out"
+                    )
         return doubts
 
     def _one_number(self, executor: Executor) -> str | None:
