@@ -593,24 +593,8 @@ NONE = {
     "in-parts": (lambda n: (n.error().square() + n.mu().cos()).sum(1), "sum of cos of n.hidden.value"),
     "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
     "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),
-    "weighted-elements-of-errors": (
-        lambda n: (n.top.bias * n.error()).square().sum(1), "sum of square of n.hidden.value",
-    ),
-    "weighted-absolute-errors": (
-        lambda n: (n.weights[:, None] * n.error()).abs().sum(1), "sum of abs of n.hidden.value",
-    ),
-    "weights-of-different-errors": (
-        lambda n: ((n.weights[:, None] * n.error()) * (n.y - 2 * n.mu())).sum(1), "sum of mul of n.hidden.value",
-    ),
-    "divided-elements-of-errors": (
-        lambda n: (n.error() / n.out.logvar.exp()).square().sum(1), "sum of square of n.hidden.value",
-    ),
-    "weighted-elements": (
-        lambda n: (torch.stack([n.weights] * 3, 1) * n.error().square()).sum(1),
-        "mul of n.hidden.value, has a tensor as a factor, stack of n.weights",
-    ),
-    "precision": (
-        lambda n: (n.error() ** 2 / n.out.logvar.exp()).sum(1),
+    "two-tensors": (
+        lambda n: (torch.stack([n.weights] * 3, 1) * n.error().square() / n.out.logvar.exp()).sum(1),
         "div of n.hidden.value, has a tensor as a factor, exp of n.out.logvar",
     ),
 }  # fmt: skip
@@ -629,6 +613,28 @@ def test_what_is_no_nodes_energy_is_called_by_its_name(name):
     explained = loop.explain()
     assert explained.startswith("executor: graph")
     assert f"not chain: a term of the energy, {called}" in explained
+
+
+# What is a law of one's own, with a tensor in it
+OF_A_TENSOR = {
+    "weighted-elements-of-errors": lambda n: (n.top.bias * n.error()).square().sum(1),
+    "weighted-absolute-errors": lambda n: (n.weights[:, None] * n.error()).abs().sum(1),
+    "weights-of-different-errors": lambda n: ((n.weights[:, None] * n.error()) * (n.y - 2 * n.mu())).sum(1),
+    "divided-elements-of-errors": lambda n: (n.error() / n.out.logvar.exp()).square().sum(1),
+    "weighted-elements": lambda n: (torch.stack([n.weights] * 3, 1) * n.error().square()).sum(1),
+    "precision": lambda n: (n.error() ** 2 / n.out.logvar.exp()).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_TENSOR)
+def test_errors_times_a_tensor_stay_in_the_chain(name):
+    n, energy = Net(), OF_A_TENSOR[name]
+    start = n.z.detach().clone()
+    (gradient,) = torch.autograd.grad((n.first() + energy(n)).sum(), n.z)
+    loop = pyro.InferenceLoop(lambda: n.first() + energy(n), [n.z], lr=0.1)
+    loop.run(1)
+    torch.testing.assert_close(n.z.detach(), start - 0.1 * gradient, rtol=1e-12, atol=1e-12)
+    assert loop.explain().startswith("executor: chain")
 
 
 def test_a_column_for_every_node_whatever_runs_it():

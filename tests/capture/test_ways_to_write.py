@@ -96,7 +96,10 @@ WRITTEN = {
         lambda n: n.first() - 0.1 * multivariate_energy(n.y, n.top(n.z), n.factor) + 0 * n.logvar.sum(),
         "chain", 3, True,
     ),
-    "minus-what-is-no-node": (lambda n: n.first() + n.second(n.logvar) - (0.1 * n.z).sum(1), "graph", 3, False),
+    "minus-what-is-no-node": (lambda n: n.first() + n.second(n.logvar) - torch.erf(n.z).sum(1), "graph", 3, False),
+    "minus-what-is-of-a-state-with-another": (
+        lambda n: n.first() + n.second(n.logvar) - (0.1 * n.z).sum(1), "chain", 2, True,
+    ),
     "number": (lambda n: n.first() + 3.0 + n.second(n.logvar), "chain", 3, True),
     "zeros": (lambda n: n.x.new_zeros(4) + n.first() + n.second(n.logvar), "chain", 3, True),
     "data-term": (lambda n: n.first() + n.second(n.logvar) + n.x.square().sum(1), "chain", 3, True),

@@ -275,7 +275,7 @@ def _no_node(program: Program, term: Term) -> str:
     if call is not None and factor is not None and call.meaning in ("mul", "div"):
         return (
             f"a term of the energy, {told}, has a tensor as a factor, {program.told(factor)}: chains multiply by "
-            "numbers, or by one for every sample"
+            "numbers, by one for every sample, or by one tensor in a law of one's own"
         )
     if term.within != term.slot:
         told = f"{program.producer[term.slot].name} of {told}"
@@ -415,7 +415,7 @@ def _added(program: Program, slot: int) -> list[tuple[float, int]] | None:
             return None
     for s in (a, b):
         form = program.stand_ins[s]
-        alike = form.shape == whole.shape or (s not in program.varying and _expands(form.shape, whole.shape))
+        alike = form.shape == whole.shape or (s not in program.varying and expands(form.shape, whole.shape))
         if not alike or form.dtype != whole.dtype:
             return None
     alpha = float(alpha)
