@@ -241,7 +241,8 @@ class EM:
     def _part(self, data: tuple[Tensor, ...], order: Tensor, size: int, count: int) -> int:
         """So many batches of the first rows of an order; what is left of it is kept for `state_dict`."""
         rows = order[: count * size]
-        if len(rows) >= size and self._starts:  # not to run `start` on other rows, before it is known
+        refused = self._refused is not None and self._refused.function is self.start
+        if len(rows) >= size and not refused:  # or else `start` would be run on other rows
             self._check()
             whole = self._prepared(tuple(t[:size] for t in data), set_=False)
             if whole is not None:
