@@ -187,7 +187,7 @@ def usage(binary):
 
 
 def main():
-    assert {*operators.OPERATORS, "run_plan_"} == set(kernels.OPERATORS) == set(schema.SCHEMAS)
+    assert {*operators.OPERATORS, *operators.ELSEWHERE} == set(kernels.OPERATORS) == set(schema.SCHEMAS)
     triton.runtime.driver.set_active(Driver(int(sys.argv[1])))
     for kernel, dtype, binary in compile_all():
         print(json.dumps({"kernel": kernel, "dtype": dtype, **usage(binary)}))
