@@ -1,6 +1,7 @@
 """Steps of graphs, whose products are theirs and what lies between fused: as autograd's, and no more than they need."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import pyromancy as pyro
 from descent import assert_as_autograd, free
+from numerics import same_bits
 from pyromancy.capture.partition import module_of
 from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FactorizedGaussianNode, StandardGaussianNode
@@ -271,6 +273,62 @@ def test_states_that_are_their_predictions_stay_in_the_first_run(activation):
     assert (net.free()[1] != second).float().mean() > 0.9
     loop.run(1)
     assert (net.free()[0] != first).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d])
+def test_windows_of_one_element(pool):
+    x, z, mu = free(2, 3, 4, 4), free(2, 3, 4, 4), data(2, 3, 4, 4)
+    assert_as_autograd(lambda: gaussian_energy(z, pool(x, 1)) + gaussian_energy(x, mu), [x, z])
+
+
+@pytest.mark.parametrize("size", [1e6, float("inf"), float("nan")])
+def test_a_sample_of_any_size_leaves_others_moving(size):
+    torch.manual_seed(18)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def after(first):
+        x, z = torch.ones(2, 3, 5, 5), torch.full((2, 3, 5, 5), 0.5)
+        z[0], z = first, nn.Parameter(z)
+        loop = pyro.InferenceLoop(lambda: gaussian_energy(z, conv(x)), [z], lr=0.1, executor="graph")
+        loop.run(3)
+        return z.detach()[1]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert same_bits(after(size), after(0.5))
+
+
+def test_energies_that_are_means_come_as_near_to_equilibrium():
+    torch.manual_seed(19)
+    z, target, mu = free(2, 3, 9, 9, dtype=torch.float32), torch.randn(2, 3, 9, 9), torch.randn(2, 3, 9, 9)
+
+    def energy():
+        errors = (z - F.gelu(mu)).square() + (target - torch.tanh(z)).square()
+        return 1e-4 * errors.sum((1, 2, 3))
+
+    before = z.detach().clone()
+    found = {}
+    for executor in ("autograd", "graph"):
+        with torch.no_grad():
+            z.copy_(before)
+        pyro.InferenceLoop(energy, [z], lr=2000.0, executor=executor).run(30)
+        found[executor] = z.detach().clone()
+    torch.testing.assert_close(found["graph"], found["autograd"], rtol=0, atol=1e-5)
+
+
+def test_numbers_may_be_truth_values():
+    z, target = free(2, 3), data(2, 3)
+    explained = assert_as_autograd(
+        lambda: gaussian_energy(z, target) + (torch.tanh(z) * True).sum(1) + (z + True).erf().sum(1), [z]
+    )
+    assert explained.startswith("executor: graph")
+
+
+def test_groups_that_become_one_leave_no_circle():
+    z, target, mu = free(2, 3), data(2, 3), data(2, 3)
+    f = lambda x: sum(g(x) for g in (F.hardtanh, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu))  # noqa: E731
+    explained = assert_as_autograd(lambda: gaussian_energy(target, f(z)) + gaussian_energy(z, mu), [z])
+    assert explained.startswith("executor: graph")
 
 
 def test_signs_are_of_errors_by_the_operators_that_made_the_states():

@@ -146,6 +146,8 @@ ELEMENTS: dict[Any, Callable[..., Value | None]] = {
     aten.softplus_backward.default: _softplus_backward,
 }
 
+_FLAGGED = (aten.leaky_relu_backward.default, aten.elu_backward.default)  # whose arguments may be flags
+
 
 def value_of_call(node: fx.Node, read: Callable[[fx.Node], Value]) -> Value | None:
     """What a call makes of every element; None where it is no call of the table above."""
@@ -153,7 +155,8 @@ def value_of_call(node: fx.Node, read: Callable[[fx.Node], Value]) -> Value | No
     def taken(argument: Any) -> Any:
         if isinstance(argument, fx.Node):
             return read(argument)
-        return number(argument) if isinstance(argument, int | float) and not isinstance(argument, bool) else argument
+        is_flag = isinstance(argument, bool) and node.target in _FLAGGED
+        return number(argument) if isinstance(argument, int | float) and not is_flag else argument
 
     function = ELEMENTS.get(node.target)
     if function is None:

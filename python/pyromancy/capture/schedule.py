@@ -51,8 +51,8 @@ def _velocity(before: Tensor, gradient: Tensor) -> Tensor:
     raise NotImplementedError
 
 
-def _moved(state: Tensor, gradient: Tensor, velocity: Tensor | None = None) -> Tensor:
-    """Stands for a state after a step."""
+def _moved(state: Tensor, gradient: Tensor, rest: Tensor, velocity: Tensor | None = None) -> Tensor:
+    """Stands for a state after a step; gradients no larger than `rest` are none."""
     raise NotImplementedError
 
 
@@ -155,7 +155,11 @@ def _windows(size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, im
     size = [*size] * (2 // len(size))
     stride, padding, dilation = ([*x] * (2 // len(x)) if x else size for x in (stride, padding, dilation))
     fits = size == stride and padding == [0, 0] and dilation == [1, 1] and image.dim() == 4 and not ceil
-    if not fits or size[0] * size[1] > _MOST_PARTS or any(n % k for n, k in zip(image.shape[2:], size, strict=True)):
+    if (
+        not fits
+        or not 1 < size[0] * size[1] <= _MOST_PARTS
+        or any(n % k for n, k in zip(image.shape[2:], size, strict=True))
+    ):
         return None
     return size[0], size[1]
 
@@ -237,8 +241,10 @@ class Scheduler:
         self.values: dict[fx.Node, Value | _Parts] = {}
         self.writes: dict[fx.Node, fx.Node] = {}  # of a pseudo-call the input that it writes
         self.units: list[_Unit] = []
+        self.added = 0
         self.unit: dict[fx.Node, _Unit] = {}
         self.velocities = [self._input(f"velocity_{i}", s) for i, s in enumerate(self.states) if velocities]
+        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states)]
         self.moves = self._with_moves(list(outputs))
         self.inputs: dict[fx.Node, list[fx.Node]] = {}  # what each reads, once it is fused
         self.readers: dict[fx.Node, list[fx.Node]] = {}  # of memory, by its root
@@ -255,7 +261,7 @@ class Scheduler:
     def _with_moves(self, gradients: list[fx.Node]) -> list[fx.Node]:
         moves = []
         for i, (state, gradient) in enumerate(zip(self.states, gradients, strict=True)):
-            given: tuple[fx.Node, ...] = (state, gradient)
+            given: tuple[fx.Node, ...] = (state, gradient, self.rests[i])
             if self.velocities:
                 velocity = self.graph.call_function(_velocity, (self.velocities[i], gradient))
                 self.writes[velocity] = self.velocities[i]
@@ -322,12 +328,11 @@ class Scheduler:
             before, gradient = map(read, node.all_input_nodes)
             return made(Op.ADD, made(Op.MUL, number("kept"), before), made(Op.MUL, number("taken"), gradient))
         if node.target is _moved:
-            state, step = map(read, _arguments(node)[:2])
-            resting = made(Op.AT_LEAST, number(f"rest_{self.states.index(_arguments(node)[0])}"), made(Op.ABS, step))
-            step = made(Op.SELECT, resting, ZERO, step)
-            if len(node.args) == 3:
+            state, step, rest, *velocity = map(read, _arguments(node))
+            step = made(Op.SELECT, made(Op.AT_LEAST, rest, made(Op.ABS, step)), ZERO, step)
+            if velocity:
                 of_gradient = made(Op.MUL, number("gradient"), step)
-                step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), read(_arguments(node)[2])))
+                step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), velocity[0]))
             return made(Op.SUB, state, made(Op.MUL, number("lr"), step))
         if node.target not in ELEMENTS:
             return None
@@ -422,7 +427,8 @@ class Scheduler:
         return _Parts(_domain(_value(gradient)), dict.fromkeys(_windows_of(size), share))
 
     def _add(self, unit: _Unit) -> None:
-        unit.bit = 1 << len(self.units)
+        unit.bit = 1 << self.added  # of no other, also where groups have become one
+        self.added += 1
         self.units.append(unit)
         for node in unit.nodes:
             self.unit[node] = unit
@@ -578,8 +584,8 @@ class Schedule:
     """One E-step as a graph of calls.
 
     Attributes:
-        graph: takes the leaves, what is computed once, velocities where there are any, memory, `NUMBERS`, and for every
-            state the size of gradients that do not move it.
+        graph: takes the leaves, what is computed once, velocities where there are any, for every state the size of
+            gradients that do not move it, element by element, memory, and `NUMBERS`.
         blocks: how many elements every block of memory has, and of which type.
         memory: where the tensors lie that the graph is lent.
         fused: how many calls are of element-wise programs, and how many operators they stand for.
@@ -631,8 +637,7 @@ class _Writer:
             if node.op == "placeholder":
                 self.made[node] = self.graph.placeholder(node.name)
         self.last_input = next(reversed(self.made.values()))
-        names = (*NUMBERS, *(f"rest_{i}" for i in range(len(of.states))))
-        self.numbers = {name: self.graph.placeholder(name) for name in names}
+        self.numbers = {name: self.graph.placeholder(name) for name in NUMBERS}
         self.fused = [0, 0]
 
     def schedule(self) -> Schedule:

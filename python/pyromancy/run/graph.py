@@ -36,10 +36,18 @@ class _Rates:
         return cls(run.lr, kept, taken, *((1.0, run.momentum) if run.nesterov else (0.0, 1.0)))
 
 
-def _rest(state: Tensor) -> float:
-    """What a sum of products of a state's size may be rounded by, at most."""
-    low, high = (float(x) for x in torch.aminmax(state)) if state.numel() else (0.0, 0.0)
-    return 8 * torch.finfo(state.dtype).eps * max(-low, high)
+def _rest(state: Tensor, run: Run) -> Tensor:
+    """Up to what size gradients may be rounding alone; less than any where a run leaves no state where it is.
+
+    That is what a sum of products of a sample's size may be rounded by, and moves no state by more than that, as where
+    an energy is a mean and its rate large. Samples are looked at by themselves: what one is changes no bit of another.
+    """
+    if not run.settle or not state.numel():
+        return state.new_full((), -1.0).expand_as(state)
+    most = state.abs()
+    if state.dim() > 1:
+        most = most.flatten(1).amax(1).view(-1, *[1] * (state.dim() - 1))
+    return torch.empty_like(state).copy_(most.mul_(8 * torch.finfo(state.dtype).eps / max(1.0, run.lr)))
 
 
 class GraphExecutor(ReplayingExecutor):
@@ -106,13 +114,13 @@ class GraphExecutor(ReplayingExecutor):
         if self._fuses:
             schedule, move = self._scheduled(bool(velocities))
             memory = schedule.lend()
-            rests = [_rest(leaves[i]) if run.settle else -1.0 for i in self._free]
+            rests = [_rest(leaves[i], run) for i in self._free]
         for step in range(run.steps):
             if run.record:
                 recorded.append(torch.stack(torch.broadcast_tensors(*program.energies(program.terms, leaves))))
             rates = _Rates.of(run, first=step == 0 and not run.resume)
             if self._fuses:
-                move(*leaves, *invariant, *velocities, *memory, *astuple(rates), *rests)
+                move(*leaves, *invariant, *velocities, *rests, *memory, *astuple(rates))
             else:
                 self._descend(leaves, invariant, velocities, rates)
 
