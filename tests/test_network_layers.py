@@ -162,6 +162,29 @@ class TestDropout:
         with pytest.raises(RuntimeError, match=r"LockedDropout holds nothing for a batch of shape \(6, 8\): start"):
             net.edges[1](torch.randn(6, 8, dtype=torch.float64))
 
+    def test_within_a_block_of_ones_own(self):
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.drop, self.up, self.none = nn.Dropout(0.4), nn.Linear(8, 8), None
+
+            def forward(self, x):
+                return x + self.up(self.drop(x))
+
+        block = Block()
+        module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), block, nn.Linear(8, 3)).double()
+        net = networks.from_sequential(module)
+        net.start(*self.data())
+        assert torch.equal(net.energy(), net.energy())
+        assert len(self.masks(net)) == 1
+        assert isinstance(block.drop, nn.Dropout)
+        assert net.edges[1][1].up is block.up
+        assert list(net.sequential().state_dict()) == list(module.state_dict())
+        assert isinstance(net.sequential()[2].drop, nn.Dropout)
+        net.eval()
+        x, _ = self.data()
+        assert torch.equal(net.predict(x), module.eval()(x))
+
     def test_a_network_by_hand(self):
         layer = LockedDropout(nn.Dropout(0.5))
         x = torch.ones(100)
@@ -304,6 +327,19 @@ class TestTransformer:
     def test_bad_sizes(self, arguments, error, message):
         with pytest.raises(error, match=message):
             networks.transformer(*arguments)
+
+    def test_sequences_may_be_shorter(self):
+        net = self.make()
+        x, y = self.data()
+        torch.testing.assert_close(net.predict(x[:, :3]), net.predict(x)[:, :, :3])
+        net.start(x[:, :3].int(), y[:, :3])
+        assert net.e_params()[0].shape == (3, 3, self.WIDTH)
+
+    def test_symbols_that_are_none(self):
+        with pytest.raises(ValueError, match="x must be symbols from 0 to 6"):
+            self.make().predict(torch.tensor([[0, 7]]))
+        with pytest.raises(ValueError, match="x must be sequences of at most 6 symbols, got 7"):
+            self.make().predict(torch.zeros(2, 7, dtype=torch.int64))
 
     def test_symbols_are_integers(self):
         with pytest.raises(TypeError, match=r"x must be symbols of an integer dtype, got torch\.float32"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import copy
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -82,13 +82,15 @@ def flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 
 def replaced(layer: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """What a function makes of a layer, or of those in a Sequential or a block; itself where all are as before."""
+    """What a function makes of a layer, or a copy with what it makes of those within; itself where all are as before.
+
+    A copy holds the very parameters and buffers of what it was made of.
+    """
     if (new := change(layer)) is not layer:
         return new
-    if isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward:
-        parts = [replaced(m, change) for m in layer]
-        return layer if all(map(operator.is_, parts, layer)) else nn.Sequential(*parts)
-    if type(layer) is Skip:
-        branch, shortcut = replaced(layer.branch, change), layer.shortcut and replaced(layer.shortcut, change)
-        return layer if branch is layer.branch and shortcut is layer.shortcut else Skip(branch, shortcut)
-    return layer
+    parts = {name: m and replaced(m, change) for name, m in layer._modules.items()}
+    if all(parts[name] is m for name, m in layer._modules.items()):
+        return layer
+    new = copy.copy(layer)
+    new._modules = parts
+    return new

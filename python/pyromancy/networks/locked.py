@@ -119,7 +119,7 @@ class SweptBatchNorm(Locked):
 
 
 def locked(layer: nn.Module) -> nn.Module:
-    """A layer, or what takes its place in an edge; Sequentials and blocks are made anew of such layers."""
+    """A layer, or what takes its place in an edge; what holds such layers is copied around them."""
     return replaced(layer, _lock)
 
 

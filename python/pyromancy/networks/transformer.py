@@ -86,15 +86,19 @@ class _OneHot(nn.Module):
 
     like: Tensor
 
-    def __init__(self, symbols: int) -> None:
+    def __init__(self, symbols: int, length: int) -> None:
         super().__init__()
-        self.symbols = symbols
+        self.symbols, self.length = symbols, length
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_floating_point():
             raise TypeError(f"x must be symbols of an integer dtype, got {x.dtype}")
-        return F.one_hot(x, self.symbols).to(self.like.dtype)
+        if x.dim() == 2 and x.shape[1] > self.length:
+            raise ValueError("x must be sequences of at most " + str(self.length) + " symbols, got " + str(x.shape[1]))
+        if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.symbols:
+            raise ValueError("x must be symbols from 0 to " + str(self.symbols - 1))
+        return F.one_hot(x.long(), self.symbols).to(self.like.dtype)
 
 
 class _ClassesFirst(nn.Module):
@@ -126,7 +130,7 @@ def transformer(
 
     Args:
         symbols: how many there are; an input is ``[B, T]`` of an integer dtype, and so is a target.
-        length: T.
+        length: T, or the most that it may be: each batch has its own.
         width: of the states.
         heads: of attention.
         depth: how many layers.
@@ -153,5 +157,5 @@ def transformer(
         edges.append(Skip(nn.Sequential(nn.LayerNorm(width), *perceptron)))
     edges.append(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols), _ClassesFirst()))
     make_output, temperature = output_of("categorical", variance)
-    nodes = [FixedNode(length, symbols), *(StandardGaussianNode(length, width) for _ in edges[1:])]
-    return PCN([*nodes, make_output(symbols, length)], edges, _OneHot(symbols), temperature)
+    nodes = [FixedNode(None, symbols), *(StandardGaussianNode(None, width) for _ in edges[1:])]
+    return PCN([*nodes, make_output(symbols, None)], edges, _OneHot(symbols, length), temperature)
