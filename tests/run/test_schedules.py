@@ -88,6 +88,14 @@ def test_pooling(name, options):
     assert explained.startswith("executor: graph")
 
 
+def test_values_and_their_negatives():
+    """Which one group may read of another, but only where that comes before it."""
+    z = free(2, 3, 4)
+    centred = lambda: z - z.mean(2, keepdim=True)  # noqa: E731
+    energy = lambda: 0.5 * (z - (0.0 + F.softplus(centred()) + (2 - -centred()))).square().sum((1, 2))  # noqa: E731
+    assert assert_as_autograd(energy, [z]).startswith("executor: graph")
+
+
 @pytest.mark.parametrize("pool", [lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2)], ids=["max", "mean"])
 def test_what_is_pooled_goes_to_a_convolution(pool):
     conv = nn.Conv2d(3, 4, 3, padding=1).double()

@@ -545,8 +545,8 @@ class Scheduler:
                         kept.add(n)
                     elif elsewhere and not self._is_made_again(n, unit):
                         crossing.append((n, unit))
-        for n, _ in crossing:
-            if self._negative(n, kept) is None:
+        for n, unit in crossing:
+            if self._negative(n, kept, unit) is None:
                 kept.add(n)
         return kept
 
@@ -556,12 +556,15 @@ class Scheduler:
         values = value.values.values() if isinstance(value, _Parts) else (value,)
         return any(part[1] is image for v in values for part in _parts(v))
 
-    def _negative(self, node: fx.Node, kept: set[fx.Node]) -> fx.Node | None:
-        """Another value in memory of which it is the negative."""
-        for other in kept:
-            if self.values[other] == (Op.NEG, ("node", node)) or self.values[node] == (Op.NEG, ("node", other)):
-                return other
-        return None
+    def _negative(self, node: fx.Node, kept: set[fx.Node], reader: _Unit) -> fx.Node | None:
+        """Another value, in memory before a group is made, of which it is the negative."""
+        found = (
+            other
+            for other in kept
+            if (self.values[other] == (Op.NEG, ("node", node)) or self.values[node] == (Op.NEG, ("node", other)))
+            and self.unit[other].bit & reader.before
+        )
+        return min(found, key=self.position.__getitem__, default=None)
 
     def schedule(self) -> Schedule:
         """The calls in order, with their memory."""
@@ -647,7 +650,7 @@ class _Writer:
             for node in unit.nodes:
                 for n in (node, *of.inputs[node]):
                     last[of.root[n]] = i
-                    if n in of.values and (twin := of._negative(n, self.kept)) is not None:
+                    if n in of.values and (twin := of._negative(n, self.kept, unit)) is not None:
                         last[of.root[twin]] = i
         for i, unit in enumerate(ordered):
             if unit.domain is not None:
@@ -753,7 +756,7 @@ class _Program:
                 of.unit[node] is self.unit or (node not in kept and of._is_made_again(node, self.unit))
             ):
                 return self.compiled(value)
-            if node not in kept and (negative := of._negative(node, kept)) is not None:
+            if node not in kept and (negative := of._negative(node, kept, self.unit)) is not None:
                 return self.compiled(made(Op.NEG, ("node", negative)))
         return self._read(node, lambda: self._whole(node))
 
