@@ -42,7 +42,7 @@ def checked(held: Race, entry: Entry, gap: float) -> int | None:
     if steps is None:
         return None
     rounding = torch.finfo(torch.float32).eps * held.gap(held.start + held.least)
-    allowed, last = gap * (1 + SLACK) + 4 * rounding, min(steps + MORE, len(entry.energies) - 1)
+    allowed, last = gap * (1 + SLACK) + 4 * rounding, min(2 * steps + MORE, len(entry.energies) - 1)
     while True:
         entry.contender.run(steps)
         off = held.gap(held.problem.energy(entry.contender.states()))
@@ -127,7 +127,8 @@ def test_sweep(setting: Setting, benchmark: Any, record: Callable[..., None]) ->
         contender.run(MANY)
         after = held.gap(problem.energy(problem.states))
         allowed = held.gap(contender.energies(MANY + 1)[MANY].item())
-        require(abs(after - allowed), 1e-4, "the energy that is left is")
+        # what is recorded is of points that were looked at, which may be worse than the one before that is kept
+        require(after - allowed, 1e-4, "the energy that is left is")
     runs = {f"{name}, {n}": functools.partial(c.run, n) for name, c in methods.items() for n in (SOME, MANY)}
     run = runs.pop(f"errors, {MANY}")
     timed = timing.alternate(benchmark, run, runs, *((1.0, (3, 20)) if setting.on_grid else (3.0, (5, 60))))
