@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyromancy as pyro
-from digits import Data, load_digits, load_idx
+from digits import Data, load_or_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,10 +136,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     p.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images (0)")
     p.add_argument("--plot", type=Path, default=Path("classify.png"), metavar="FILE", help="picture (classify.png)")
     args = p.parse_args(argv)
-    try:
-        data = load_digits() if args.data is None else load_idx(args.data)
-    except (OSError, ValueError) as error:
-        p.error(f"argument --data: {error}")
+    data = load_or_stop(args.data, p)
     print(f"{data.name}: {len(data.train_x):,} images to learn from, {len(data.test_x):,} to test on")
     found = {output: learn(data, output, args) for output in ("categorical", "gaussian")}
     accuracies = {output: values for output, (_, values) in found.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def load_idx(folder: Path) -> Data:
         raise ValueError(f"{folder} has the test label {test_labels.max()}, which no training image has")
     x, test_x = (images.flatten(1).float() / 255 for images in (train_x, test_x))
     return Data(x, train_labels.long(), test_x, test_labels.long(), str(folder))
+
+
+def load_or_stop(folder: Path | None, parser: ArgumentParser) -> Data:
+    """MNIST from a folder, or scikit-learn's digits without one; what is wrong with it is told and ends a script."""
+    try:
+        return load_digits() if folder is None else load_idx(folder)
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --data: {error}")
 
 
 def find_idx(folder: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pyromancy as pyro
-from digits import Data, load_digits, load_idx
+from digits import Data, load_or_stop
 from pyromancy.networks import Skip
 
 
@@ -157,10 +157,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     p.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images (0)")
     p.add_argument("--plot", type=Path, default=Path("images.png"), metavar="FILE", help="picture (images.png)")
     args = p.parse_args(argv)
-    try:
-        data = load_digits() if args.data is None else load_idx(args.data)
-    except (OSError, ValueError) as error:
-        p.error(f"argument --data: {error}")
+    data = load_or_stop(args.data, p)
     print(f"{data.name}: {len(data.train_x):,} images to learn from, {len(data.test_x):,} to test on")
     accuracies, energies = dict[str, list[float]](), dict[str, Tensor]()
     for name in args.network:

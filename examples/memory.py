@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import pyromancy as pyro
-from digits import load_digits, load_idx
+from digits import load_or_stop
 from pictures import draw_rows
 from pyromancy.methods import Accelerated, Known, Range, Shrink
 from pyromancy.nodes import FloatNode, StandardGaussianNode
@@ -142,10 +142,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     p.add_argument("--seed", type=int, default=0, help="of the atoms, masks and noise (0)")
     p.add_argument("--plot", type=Path, default=Path("memory.png"), metavar="FILE", help="picture (memory.png)")
     args = p.parse_args(argv)
-    try:
-        data = load_digits() if args.data is None else load_idx(args.data)
-    except (OSError, ValueError) as problem:
-        p.error(f"argument --data: {problem}")
+    data = load_or_stop(args.data, p)
     torch.manual_seed(args.seed)
     images = data.train_x[:IMAGES]
     pixels = images.shape[1]

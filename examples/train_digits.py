@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import pyromancy as pyro
-from digits import Data, load_digits, load_idx
+from digits import Data, load_or_stop
 from pyromancy.networks import ACTIVATIONS, PCN, mlp
 
 if TYPE_CHECKING:
@@ -263,10 +263,7 @@ def main(argv: Sequence[str] | None = None) -> list[Epoch]:
             p.error(f"argument --plot: {args.plot} must end in one of {', '.join('.' + f for f in sorted(formats))}")
         if not args.plot.parent.is_dir():
             p.error(f"argument --plot: {args.plot.parent} is not a folder")
-    try:
-        data = load_digits() if args.data is None else load_idx(args.data)
-    except (OSError, ValueError) as error:
-        p.error(f"argument --data: {error}")
+    data = load_or_stop(args.data, p)
     if args.threads:
         torch.set_num_threads(args.threads)
     data = data.to(args.device)

@@ -336,7 +336,7 @@ class TestTransformer:
         assert net.e_params()[0].shape == (3, 3, self.WIDTH)
 
     def test_symbols_that_are_none(self):
-        with pytest.raises(ValueError, match="x must be symbols from 0 to 6"):
+        with pytest.raises(ValueError, match="x must be symbols from 0 to 6, got 7"):
             self.make().predict(torch.tensor([[0, 7]]))
         with pytest.raises(ValueError, match="x must be sequences of at most 6 symbols, got 7"):
             self.make().predict(torch.zeros(2, 7, dtype=torch.int64))

@@ -140,15 +140,30 @@ def test_a_run_that_a_schedule_is_too_short_for_changes_nothing():
     assert all(same_bits(p, q) for p, q in zip(*(n.e_params() for n in nets), strict=True))
 
 
+def spread(batch):
+    """A network whose samples are at different distances from rest."""
+    net = network(batch)
+    with torch.no_grad():
+        for p in net.e_params():
+            p *= torch.linspace(0.1, 2.0, batch, dtype=p.dtype)[:, None]
+    return net
+
+
+def steps_until_alike(loops, nets, steps, tol):
+    """The steps that samples took until they stopped, the same in two loops, as are their states."""
+    fused, stepwise = (loop.run(steps, tol=tol) for loop in loops)
+    assert torch.equal(fused.taken, stepwise.taken)
+    assert torch.equal(fused.converged, stepwise.converged)
+    for p, q in zip(*(n.e_params() for n in nets), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+    return {*fused.taken.tolist()}
+
+
 @pytest.mark.parametrize("option", OF_ERRORS)
 @pytest.mark.parametrize("method", ["errors", "errors-descent"])
 def test_samples_stop_as_stepwise(option, method):
     """Each at its own step, of fewer than windows of the operator hold; a schedule goes on from the last of these."""
-    start = network(150)
-    with torch.no_grad():
-        for p in start.e_params():
-            p *= torch.linspace(0.1, 2.0, 150, dtype=p.dtype)[:, None]
-    kinds = set()
+    start, kinds = spread(150), set()
     for tol in (2.0, 1.0, 0.5, 0.2):
         nets, loops = [copy.deepcopy(start) for _ in range(2)], []
         for net, executor in zip(nets, (None, "graph"), strict=True):
@@ -158,12 +173,7 @@ def test_samples_stop_as_stepwise(option, method):
             made = METHODS[method](**options)
             loops.append(pyro.InferenceLoop(net.energy, net.e_params(), method=made, executor=executor))
         for steps in (40, 20) if method == "errors-descent" else (40,):
-            fused, stepwise = (loop.run(steps, tol=tol) for loop in loops)
-            kinds |= {*fused.taken.tolist()}
-            assert torch.equal(fused.taken, stepwise.taken)
-            assert torch.equal(fused.converged, stepwise.converged)
-            for p, q in zip(*(n.e_params() for n in nets), strict=True):
-                torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+            kinds |= steps_until_alike(loops, nets, steps, tol)
         assert "fused: all sweeps in one operator" in loops[0].explain()
     assert len(kinds) > 3
 
@@ -174,11 +184,7 @@ def test_samples_stop_as_stepwise(option, method):
 @pytest.mark.parametrize("method", ["descent", "restarts", "momentum"])
 def test_constrained_samples_stop_as_stepwise(option, method):
     """Each at its own step, at the point that leads to; and what goes on from there."""
-    start = network(150)
-    with torch.no_grad():
-        for p in start.e_params():
-            p *= torch.linspace(0.1, 2.0, 150, dtype=p.dtype)[:, None]
-    kinds = set()
+    start, kinds = spread(150), set()
     for tol in (0.5, 0.1, 0.02):
         nets = [copy.deepcopy(start) for _ in range(2)]
         loops = [
@@ -186,12 +192,7 @@ def test_constrained_samples_stop_as_stepwise(option, method):
             for net, executor in zip(nets, (None, "autograd"), strict=True)
         ]
         for steps in (60, 10):
-            fused, stepwise = (loop.run(steps, tol=tol) for loop in loops)
-            kinds |= {*fused.taken.tolist()}
-            assert torch.equal(fused.taken, stepwise.taken)
-            assert torch.equal(fused.converged, stepwise.converged)
-            for p, q in zip(*(n.e_params() for n in nets), strict=True):
-                torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-11)
+            kinds |= steps_until_alike(loops, nets, steps, tol)
         assert "fused: all sweeps in one operator" in loops[0].explain()
         assert "no bound: constraints hold states" in loops[0].explain()
     assert len(kinds) > 3

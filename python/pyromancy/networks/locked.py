@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,8 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class Locked(nn.Module):
-    """A layer that depends on its mode, and in training mode on what the sweep of the batch has found.
+class Locked(nn.Module, ABC):
+    """A layer that in training mode does one thing in the sweep that a batch starts with, and another after it.
 
     Args:
         layer: the layer, which shares what it holds.
@@ -31,36 +32,21 @@ class Locked(nn.Module):
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's own result in evaluation mode, or where a network predicts; else what the sweep has left."""
+        """The layer's own result in evaluation mode, or where a network predicts; else that of the batch."""
         if not self.training or running.by is predicting:
             return cast(Tensor, self.layer(x))
         if running.by is sweeping:
             with torch.no_grad():
-                self._find(x)
-        elif not self._fits(x):
-            kind = type(self).__name__
-            raise RuntimeError(
-                f"{kind} holds nothing for a batch of shape {tuple(x.shape)}: start the batch by PCN.start, or by a "
-                f"forward pass within pyromancy.networks.sweeping()"
-            )
-        return self._apply_held(x)
+                self._sweep(x)
+        return self._within_batch(x)
 
-    def _find(self, x: Tensor) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _sweep(self, x: Tensor) -> None:
+        """What is done once a batch."""
 
-    def _fits(self, x: Tensor) -> bool:
-        raise NotImplementedError
-
-    def _apply_held(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _hold(self, name: str, value: Tensor) -> None:
-        """In the buffer of that name, in place where it fits: who has recorded an energy knows it again."""
-        buffer = getattr(self, name)
-        if (buffer.shape, buffer.dtype, buffer.device) == (value.shape, value.dtype, value.device):
-            buffer.copy_(value)
-        else:
-            setattr(self, name, value)
+    @abstractmethod
+    def _within_batch(self, x: Tensor) -> Tensor:
+        """The result at every evaluation of the energy."""
 
 
 class LockedDropout(Locked):
@@ -74,6 +60,9 @@ class LockedDropout(Locked):
 
     Attributes:
         mask: of the batch, of the shape of the layer's input: 0, or ``1 / (1 - p)``; a buffer that is not saved.
+
+    Raises:
+        RuntimeError: there is no mask for an input, of its shape.
     """
 
     mask: Tensor
@@ -82,13 +71,19 @@ class LockedDropout(Locked):
         super().__init__(layer)
         self.register_buffer("mask", torch.empty(0), persistent=False)
 
-    def _find(self, x: Tensor) -> None:
-        self._hold("mask", self.layer(torch.ones_like(x, memory_format=torch.contiguous_format)))
+    def _sweep(self, x: Tensor) -> None:
+        drawn = self.layer(torch.ones_like(x, memory_format=torch.contiguous_format))
+        if (drawn.shape, drawn.dtype, drawn.device) == (self.mask.shape, self.mask.dtype, self.mask.device):
+            self.mask.copy_(drawn)  # in place: who has recorded an energy knows it again
+        else:
+            self.mask = drawn
 
-    def _fits(self, x: Tensor) -> bool:
-        return self.mask.shape == x.shape
-
-    def _apply_held(self, x: Tensor) -> Tensor:
+    def _within_batch(self, x: Tensor) -> Tensor:
+        if self.mask.shape != x.shape:
+            raise RuntimeError(
+                f"LockedDropout holds nothing for a batch of shape {tuple(x.shape)}: start the batch by PCN.start, or "
+                f"by a forward pass within pyromancy.networks.sweeping()"
+            )
         return x * self.mask
 
 
@@ -104,16 +99,10 @@ class SweptBatchNorm(Locked):
         layer: a BatchNorm of `torch.nn`, whose weight, bias and running statistics it uses.
     """
 
-    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
-        super().__init__(layer)
-
-    def _find(self, x: Tensor) -> None:
+    def _sweep(self, x: Tensor) -> None:
         self.layer(x)  # for its running statistics
 
-    def _fits(self, x: Tensor) -> bool:
-        return True
-
-    def _apply_held(self, x: Tensor) -> Tensor:
+    def _within_batch(self, x: Tensor) -> Tensor:
         layer: Any = self.layer
         return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
+from ..methods.base import check_number
 from ..nodes import (
     BernoulliNode,
     CategoricalNode,
@@ -38,7 +38,7 @@ OUTPUTS: dict[str, Callable[..., PredictiveNode | TargetNode]] = {
 def output_of(kind: str, variance: float) -> tuple[Callable[..., PredictiveNode | TargetNode], float]:
     """What makes the last node of a shape, and the temperature that is to divide its energy by `variance`."""
     known("output", kind, OUTPUTS)
-    check_positive("variance", variance)
+    check_number("variance", variance, open_=True)
     if kind != "gaussian" or variance == 1:
         return OUTPUTS[kind], float(variance)
 
@@ -48,14 +48,6 @@ def output_of(kind: str, variance: float) -> tuple[Callable[..., PredictiveNode 
         return node
 
     return constant, 1.0
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raise TypeError or ValueError where an argument is no number that is finite and above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and above 0, got {value}")
 
 
 def known(name: str, value: object, among: Iterable[str], more: str = "") -> None:

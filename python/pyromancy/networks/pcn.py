@@ -9,12 +9,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..methods.base import check_number
 from ..nodes import BernoulliNode, CategoricalNode, PoissonNode, PredictiveNode, TargetNode
 from ..nodes.base import StateNode, predicting, sweeping
 from ..registration import get_estep_params, get_mstep_params
 from .layers import Copy, flat
 from .locked import Locked, original
-from .outputs import check_positive
 
 __all__ = ["PCN"]
 
@@ -51,7 +51,7 @@ class PCN(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        check_positive("temperature", temperature)
+        check_number("temperature", temperature, open_=True)
         self.temperature = temperature
         nodes, edges = list(nodes), list(edges)
         for i, node in enumerate(nodes):
