@@ -130,27 +130,26 @@ class Ours(Contender):
         self.loop = pyromancy.InferenceLoop(problem.net.energy, problem.states, method=method)
 
     def energies(self, most: int) -> Tensor:
-        """As the loop records them, but where momentum leaps ahead: what it records is of points that it leaps to."""
-        self.problem.reset()
+        """As the loop records them."""
+        self._begin()
         with _quiet():
-            if self.method.swings:
-                sums = [self.problem.energy(self.states())]
-                for _ in range(most - 1):
-                    self.loop.run(1)  # which goes on from the last
-                    sums.append(self.problem.energy(self.states()))
-                return torch.tensor(sums, dtype=torch.float64)
             found = self.loop.run(most, record=True).energies
         assert found is not None
         return found.double().sum(1)
 
     def run(self, steps: int) -> None:
         """By the loop."""
-        self.problem.reset()
+        self._begin()
         self.loop.run(steps)
 
     def states(self) -> Sequence[Tensor]:
         """Those of the last run."""
         return self.problem.states
+
+    def _begin(self) -> None:
+        """At the forward sweep, at rest: momentum would go on from the run before."""
+        self.problem.reset()
+        self.loop.forget_velocities()
 
 
 @contextlib.contextmanager

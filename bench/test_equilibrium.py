@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .equilibrium import Entry
 
 SLACK = 1e-2  # of a gap, between energies in float32, by which steps are counted, and in float64
-MORE = 3  # steps, as recorded energies are sums in float32
+MORE = 3  # steps, as a method with a momentum records energies of points that it leaps ahead to
 POINTS = 80  # of a curve that are kept
 AGAIN = 10  # runs of ours in a round against others, which last longer; on the grid one
 MANY, SOME = 60, 10  # sweeps, whose difference in time is that of 50
