@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 import pytest
 import torch
 
+from kernels import AVAILABLE
 from pyromancy import backends
 
 try:
@@ -18,8 +19,6 @@ else:
         "suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("suite")
-
-BACKENDS = [name for name in backends.BACKENDS if backends.available(name)[0]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,7 +41,7 @@ def seed():
     return 20
 
 
-@pytest.fixture(params=BACKENDS, scope="module")
+@pytest.fixture(params=AVAILABLE, scope="module")
 def backend(request):
     """Every backend that runs on this machine, each for all tests of a module that ask."""
     with backends.use(request.param):

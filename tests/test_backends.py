@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import processes
-from conftest import BACKENDS
+from kernels import AVAILABLE
 from pyromancy import backends, native, ops
 from pyromancy.ops import reference, schema, triton
 
-INTERPRETED = "triton" in BACKENDS
+INTERPRETED = "triton" in AVAILABLE
 has_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
@@ -85,7 +85,7 @@ class TestAvailable:
 
 
 class TestUse:
-    @pytest.mark.parametrize("name", BACKENDS)
+    @pytest.mark.parametrize("name", AVAILABLE)
     def test_serves_from_it(self, name):
         before = serving()
         value, pred = torch.randn(2, 3, 5)
@@ -107,8 +107,8 @@ class TestUse:
         ops.gaussian_energy(torch.zeros(2, 3), torch.zeros(2, 3), None)
         assert calls == [(2, 3)]
 
-    @pytest.mark.parametrize("inner", BACKENDS)
-    @pytest.mark.parametrize("outer", BACKENDS)
+    @pytest.mark.parametrize("inner", AVAILABLE)
+    @pytest.mark.parametrize("outer", AVAILABLE)
     def test_nests(self, outer, inner):
         before = serving()
         with backends.use(outer):
@@ -120,7 +120,7 @@ class TestUse:
             assert serving() == {outer}
         assert serving() == before
 
-    @pytest.mark.parametrize("name", BACKENDS)
+    @pytest.mark.parametrize("name", AVAILABLE)
     def test_restores_after_an_error(self, name):
         before = serving()
         with pytest.raises(KeyError), backends.use(name):
@@ -152,11 +152,11 @@ class TestUse:
             assert not thread.is_alive()
 
         before = serving()
-        with backends.use(BACKENDS[0]):
+        with backends.use(AVAILABLE[0]):
             in_a_thread()
             assert serving() == before
         in_a_thread()
-        assert seen == [f"backend {BACKENDS[0]!r} is chosen until its block in another thread ends", {"reference"}]
+        assert seen == [f"backend {AVAILABLE[0]!r} is chosen until its block in another thread ends", {"reference"}]
         assert serving() == before
 
     def test_what_cannot_run_raises_with_the_reason(self):
@@ -175,7 +175,7 @@ class TestUse:
         monkeypatch.setattr(backends, "available", lambda name, device="cpu": (True, ""))
         kernels = {"gaussian_energy": reference.KERNELS["estep_"], "gaussian_error": "no function"}
         monkeypatch.setattr(triton, "load", lambda: (kernels, ""))
-        for outer in BACKENDS:
+        for outer in AVAILABLE:
             if outer == "triton":
                 continue
             with backends.use(outer):
@@ -191,7 +191,7 @@ class TestUse:
             pass
 
     def test_gradients_follow(self):
-        for name in BACKENDS:
+        for name in AVAILABLE:
             with backends.use(name):
                 value = torch.randn(3, 5, requires_grad=True)
                 ops.gaussian_energy(value, torch.zeros(3, 5), None).sum().backward()

@@ -62,7 +62,7 @@ def running(request):
         if name in wanted
     }
     for capability in wanted.intersection(CAPABILITIES):
-        started[capability] = processes.start(TESTS / "cubins.py", capability, TRITON_INTERPRET="0")
+        started[capability] = processes.start(TESTS / "support" / "cubins.py", capability, TRITON_INTERPRET="0")
     yield started
     for process in started.values():
         process.kill()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "cuda" / "emulation"
 TORCH = Path(torch.__file__).parent
 CXX = os.environ.get("CXX", "c++")

@@ -1,4 +1,4 @@
-"""Which kernels tests of plans run: a backend's, or those for GPUs where they are compiled for the CPU."""
+"""Which kernels tests run: a backend's that works here, or those for GPUs where they are compiled for the CPU."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ import torch
 
 from pyromancy import backends
 
+AVAILABLE = [name for name in backends.BACKENDS if backends.available(name)[0]]
 EMULATED = os.environ.get("PYROMANCY_EMULATED_LIBRARY")
 
 
