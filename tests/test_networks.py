@@ -764,3 +764,117 @@ class TestMessages:
         net = networks.mlp(SIZES)
         with pytest.raises(ValueError, match="class indices"):
             em_of(net).step(torch.zeros(4, 5), torch.zeros(4).long())
+
+
+class TestTable:
+    def test_of_a_perceptron(self):
+        net = networks.mlp([5, 7, 7, 3], "relu", output="categorical", variance=10.0)
+        expected = """
+PCN(
+     node                             shape  state    predicted by        learned
+  0  FixedNode                        5      clamped                            0
+  1  StandardGaussianNode             7      free     Linear(5, 7)             42
+  2  StandardGaussianNode             7      free     ReLU, Linear(7, 7)       56
+  3  CategoricalNode(temperature=10)  3      clamped  ReLU, Linear(7, 3)       24
+  122 learned parameters; no states yet: start(x, y) sets them
+)"""
+        assert str(net) == expected.strip()
+        net.start(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))
+        assert "122 learned parameters; states of 4 samples" in repr(net)
+
+    def test_of_a_variance_a_prior_and_what_is_frozen(self):
+        nodes = [FloatNode(2, prior=pyro.functional.gaussian_energy), IsotropicGaussianNode(4, None)]
+        net = networks.PCN(nodes, [nn.Linear(2, 4)])
+        net.edges[0].bias.requires_grad_(False)
+        lines = [line.split() for line in str(net).splitlines()]
+        assert lines[2] == ["0", "FloatNode(prior=gaussian_energy)", "2", "free", "0"]
+        assert lines[3] == ["1", "IsotropicGaussianNode", "4", "x", "?", "clamped", "Linear(2,", "4)", "9"]
+        assert lines[4][:3] == ["9", "learned", "parameters;"]
+
+    def test_of_layers(self):
+        """Sizes and what changes them; blocks with what they hold; an input that is changed before it is a state."""
+        module = nn.Sequential(
+            nn.Flatten(), nn.Linear(4, 6, bias=False), networks.Skip(nn.Sequential(nn.ReLU(), nn.Linear(6, 6))),
+            nn.Dropout(0.25), nn.LayerNorm(6), nn.Linear(6, 2),
+        )  # fmt: skip
+        lines = str(networks.from_sequential(module)).splitlines()
+        told = [line[line.index(state) + len("clamped") :].rsplit(None, 1)[0].strip()
+                for line, state in zip(lines[2:6], ["clamped", "free", "free", "clamped"], strict=True)]  # fmt: skip
+        assert told == [
+            "x by Flatten", "Linear(4, 6, bias=False)", "Skip(ReLU, Linear(6, 6))",
+            "Dropout(p=0.25), LayerNorm((6,)), Linear(6, 2)",
+        ]  # fmt: skip
+
+    def test_of_what_trains(self):
+        net = networks.mlp(SIZES)
+        em = em_of(net)
+        method = pyro.methods.Descent(lr=0.1)
+        assert repr(em) == f"EM(PCN.energy, start=PCN.start, steps=8, {method}, Adam of 6 parameters)"
+        assert repr(em.loop) == f"InferenceLoop(PCN.energy, states nodes.1, nodes.2, {method}, not run yet)"
+        em.step(*data(dtype=torch.float32))
+        assert repr(em.loop).endswith("executor chain)")
+        em.tol, em.incremental = 0.01, False
+        assert "tol=0.01" in repr(em)
+
+
+class TestFreeInput:
+    """Codes that are inferred."""
+
+    def test_linear_posterior(self):
+        """Of a code with a Gaussian prior, seen through one linear edge: (I + W^T W) z = W^T (y - b)."""
+        net = networks.from_sequential(nn.Sequential(nn.Linear(3, 5)), free_input=True).double()
+        net.nodes[0].prior = pyro.functional.gaussian_energy
+        y = torch.randn(4, 5, dtype=torch.float64)
+        net.start(torch.zeros(4, 3, dtype=torch.float64), y)
+        assert [id(p) for p in net.e_params()] == [id(net.nodes[0].value)]
+        assert net.node_energies().shape == (2, 4)
+        pyro.InferenceLoop(net.energy, net.e_params(), lr=0.2).run(2000)
+        w, b = net.edges[0].weight.detach(), net.edges[0].bias.detach()
+        expected = torch.linalg.solve(torch.eye(3) + w.T @ w, w.T @ (y - b).T).T
+        torch.testing.assert_close(net.nodes[0].value.detach(), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(net.node_energies()[0].detach(), 0.5 * expected.square().sum(1))
+
+    @pytest.mark.parametrize("output", ["gaussian", "bernoulli"])
+    def test_images_from_codes_learn_in_one_call(self, output):
+        net = networks.mlp([2, 16, 12], "tanh", output=output, free_input=True)
+        net.nodes[0].prior = pyro.functional.gaussian_energy
+        images = (torch.rand(64, 1) > 0.5).float().repeat(1, 12)  # all or nothing: one bit of code
+        em = em_of(net, steps=20)
+        before = (net.predict(torch.zeros(64, 2)) - images).square().mean()
+        for _ in range(150):
+            em.step(torch.zeros(64, 2), images)
+        assert "one call" in em.explain().splitlines()[0]
+        net.start(torch.zeros(64, 2), images)
+        em.loop.run(20)
+        with torch.no_grad():
+            made = net.predict(net.nodes[0].value)
+        if output == "bernoulli":
+            made = made.sigmoid()
+        assert (made - images).square().mean() < 0.5 * before
+
+
+def test_a_trained_network_goes_there_and_back():
+    """Names, running statistics, evaluation and training modes: what the copy has learned the first takes."""
+    module = convolutional().train()
+    images, labels = torch.randn(8, 1, 8, 8), torch.randint(3, (8,))
+    module[4] = nn.Conv2d(4, 6, 3)
+    module = module.append(nn.Identity())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(module(images), labels).backward()
+        optimizer.step()
+    net = networks.from_sequential(copy.deepcopy(module), output="categorical")
+    back = net.sequential()
+    assert list(back.state_dict()) == list(module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), module.state_dict().values(), strict=True))
+    net.eval(), module.eval()
+    assert torch.equal(net.predict(images), module(images))
+    assert torch.equal(back.eval()(images), module(images))
+    net.train()
+    em_of(net, steps=2).step(images, labels)
+    moved = net.sequential().state_dict()
+    assert not torch.equal(moved["1.running_mean"], module[1].running_mean)
+    module.load_state_dict(moved)
+    net.eval()
+    assert torch.equal(net.predict(images), module(images))

@@ -103,6 +103,10 @@ class TestInit:
         for shape in ((3, 4), (5,), (3, 5, 1)):
             with pytest.raises(ValueError, match=r"value must fit the node's shape \(None, 5\), got \("):
                 node.init(torch.zeros(shape))
+        with pytest.raises(
+            ValueError, match=r"got \(5,\); the first dimension is the batch, as of value.unsqueeze\(0\)"
+        ):
+            node.init(torch.zeros(5))
         assert torch.equal(node.value, torch.ones(3, 5))
 
     def test_of_an_empty_batch(self, kind):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..methods.base import check_number
-from ..nodes import BernoulliNode, CategoricalNode, PoissonNode, PredictiveNode, TargetNode
+from ..nodes import BernoulliNode, CategoricalNode, FloatNode, PoissonNode, PredictiveNode, TargetNode
 from ..nodes.base import StateNode, predicting, sweeping
 from ..registration import get_estep_params, get_mstep_params
 from .layers import Copy, flat
@@ -18,12 +19,17 @@ from .locked import Locked, original
 
 __all__ = ["PCN"]
 
+# what a table says of a layer: sizes, by position or under these names, and these options
+_SIZES, _OPTIONS = re.compile(r"(in|out)_features="), re.compile(r"(kernel_size|scale|p|bias=False)\b")
+
 
 class PCN(nn.Module):
     """A predictive coding network whose nodes stand in a row, each predicting the next.
 
     The prediction of node l is ``mu_l = edges[l - 1](z_{l-1})``, and the energy the sum of the nodes' energies; the
-    first node has none. Training clamps the first node to an input and the last to a target.
+    first node has none, unless it is a `FloatNode` with a prior. Training clamps the first node to an input and the
+    last to a target. A first node that is a `FloatNode` is inferred, as the code of a generative network is.
+    ``print(net)`` shows the nodes in a table.
 
     Args:
         nodes: from the input to the output; all but the first have an energy, and the last may be one for clamped
@@ -138,12 +144,17 @@ class PCN(nn.Module):
         return self.predict(x)
 
     def node_energies(self) -> Tensor:
-        """Energy of every node but the first, for every sample, ``[nodes - 1, B]``; the last over `temperature`."""
+        """Energy of every node but the first, for every sample, ``[nodes - 1, B]``; the last over `temperature`.
+
+        That of a first node with a prior comes before them, ``[nodes, B]``.
+        """
         nodes: list[Any] = list(self.nodes)
         joined = zip(nodes[:-1], self.edges, nodes[1:], strict=True)
         energies = [node.energy(edge(below.value)) for below, edge, node in joined]
         if self.temperature != 1:
             energies = [*energies[:-1], energies[-1] / self.temperature]
+        if isinstance(nodes[0], FloatNode) and nodes[0].prior is not None:
+            energies = [nodes[0].energy(), *energies]
         return torch.stack(energies)
 
     def energy(self) -> Tensor:
@@ -159,8 +170,35 @@ class PCN(nn.Module):
         return list(get_mstep_params(self))
 
     def sequential(self) -> nn.Sequential:
-        """The same network for backpropagation: its layers in a row, which share their parameters with this one."""
+        """The same network for backpropagation: its layers in a row, which share their parameters with this one.
+
+        They are numbered as in a Sequential without others in it. What `from_sequential` was given needs no way back:
+        it has learned itself.
+        """
         return nn.Sequential(*(original(m) for m in flat([self.entry, *self.edges]) if not isinstance(m, Copy)))
+
+    def __repr__(self) -> str:
+        """A table of the nodes: what holds each, of which shape, whether E-steps move it, and what predicts it."""
+        free = {id(p) for p in self.e_params()}
+        rows = [("", "node", "shape", "state", "predicted by", "learned")]
+        for i, (node, edge) in enumerate(zip(self.nodes, [None, *self.edges], strict=True)):
+            learned = [p for module in (node, edge) if module is not None for p in get_mstep_params(module)]
+            rows.append(
+                (
+                    str(i), _node_told(node, self.temperature if i == len(self.edges) else 1),
+                    " x ".join("?" if n is None else str(n) for n in cast(Any, node).shape) or "1",
+                    "free" if id(cast(Any, node).value) in free else "clamped",
+                    _input_told(self.entry) if edge is None else _told(edge),
+                    f"{sum(p.numel() for p in learned if p.requires_grad):,}",
+                )
+            )  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1].rjust(widths[-1])]) for row in rows]
+        learned = [p for p in self.m_params() if p.requires_grad]
+        batch = len(cast(Any, self.nodes[-1]).value)
+        states = f"states of {batch} samples" if batch else "no states yet: start(x, y) sets them"
+        total = f"{sum(p.numel() for p in learned):,} learned parameters; {states}"
+        return "\n".join([f"{type(self).__name__}(", *(f"  {line}" for line in [*lines, total]), ")"])
 
     def _entered(self, x: Tensor) -> Tensor:
         """An input as the first node takes it."""
@@ -169,3 +207,34 @@ class PCN(nn.Module):
         z: Tensor = self.entry(x)
         node._check_fits("x", z)
         return z
+
+
+def _node_told(node: nn.Module, temperature: float) -> str:
+    """A node's class, which is its law, and what there is to say beside its shape."""
+    more = [] if temperature == 1 else [f"temperature={temperature:g}"]
+    if (prior := getattr(node, "prior", None)) is not None:
+        more.append(f"prior={getattr(prior, '__name__', type(prior).__name__)}")
+    if (law := getattr(node, "law", None)) is not None:
+        more.append(f"law={getattr(law, '__name__', type(law).__name__)}")
+    return type(node).__name__ + (f"({', '.join(more)})" if more else "")
+
+
+def _input_told(entry: nn.Module) -> str:
+    """What an input goes through before it is a state."""
+    layers = [*flat([entry])]
+    return f"x by {_told(entry)}" if layers else ""
+
+
+def _told(edge: nn.Module) -> str:
+    """The layers of an edge in a row, in few words."""
+    return ", ".join(map(_layer_told, flat([edge]))) or "its own state"
+
+
+def _layer_told(layer: nn.Module) -> str:
+    if isinstance(layer, Locked):
+        layer = layer.layer
+    name, parts = type(layer).__name__, [m for m in layer.children() if m is not None]
+    if parts:
+        return f"{name}({'; '.join(map(_told, parts))})"
+    given = [_SIZES.sub("", a) for a in re.split(r", (?=\w+=)", layer.extra_repr())]
+    return f"{name}({', '.join(a for a in given if '=' not in a or _OPTIONS.match(a))})".removesuffix("()")

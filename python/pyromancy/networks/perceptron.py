@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch.nn as nn
 
-from ..nodes import FixedNode, StandardGaussianNode
+from ..nodes import FixedNode, FloatNode, StandardGaussianNode
 from .layers import ScaledLinear, Skip
 from .outputs import known, output_of
 from .pcn import PCN
@@ -37,6 +37,7 @@ def mlp(
     skips: bool = False,
     bias: bool | None = None,
     variance: float = 1.0,
+    free_input: bool = False,
 ) -> PCN:
     """A multilayer perceptron as a predictive coding network: activation first, and none before the first edge.
 
@@ -61,6 +62,7 @@ def mlp(
         variance: of a Gaussian output, which does not learn it; what any other's energy is divided by, `temperature` of
             the network. The larger it is, the less the states give way, and the nearer what weights learn is to
             backpropagation: docs/methods.md says which to take for deep networks.
+        free_input: whether the first node is a `FloatNode`, a code that E-steps infer, and not clamped.
 
     Returns:
         The network.
@@ -102,4 +104,5 @@ def mlp(
         edge = nn.Sequential(ACTIVATIONS[activation](), layer) if i else layer
         edges.append(Skip(edge) if hidden and skips else edge)
     hidden_nodes = (StandardGaussianNode(n) for n in sizes[1:-1])
-    return PCN([FixedNode(sizes[0]), *hidden_nodes, make_output(sizes[-1])], edges, temperature=temperature)
+    first = FloatNode(sizes[0]) if free_input else FixedNode(sizes[0])
+    return PCN([first, *hidden_nodes, make_output(sizes[-1])], edges, temperature=temperature)

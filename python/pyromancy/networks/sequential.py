@@ -10,7 +10,7 @@ from typing import cast
 
 import torch.nn as nn
 
-from ..nodes import FixedNode, StandardGaussianNode
+from ..nodes import FixedNode, FloatNode, StandardGaussianNode
 from ..nodes.base import StateNode
 from .layers import Copy, Skip, flat
 from .locked import locked
@@ -30,7 +30,11 @@ _Size = tuple[int | None, ...]
 
 
 def from_sequential(
-    module: nn.Sequential, cut: Iterable[int] | None = None, output: str = "gaussian", variance: float = 1.0
+    module: nn.Sequential,
+    cut: Iterable[int] | None = None,
+    output: str = "gaussian",
+    variance: float = 1.0,
+    free_input: bool = False,
 ) -> PCN:
     """A network of layers for backpropagation as a predictive coding network, on the very same parameters.
 
@@ -53,6 +57,7 @@ def from_sequential(
             layers 0 and 1, 2 and 3, and the rest.
         output: kind of the last node, by name: one of `OUTPUTS`.
         variance: of the output, as in `mlp`.
+        free_input: as in `mlp`: whether E-steps infer the first node's state, as that of a decoder.
 
     Returns:
         The network.
@@ -86,7 +91,7 @@ def from_sequential(
     else:
         ends = _checked_cut(cut, first, len(layers))
     shape = _input_shape(layers[first:])
-    nodes: list[StateNode] = [FixedNode(*shape)]
+    nodes: list[StateNode] = [FloatNode(*shape) if free_input else FixedNode(*shape)]
     edges: list[nn.Module] = []
     for begin, end in itertools.pairwise([first, *ends, len(layers)]):
         parts = layers[begin:end]

@@ -29,7 +29,7 @@ from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, _warn, names_of, states_of, told_of
+from .loop import InferenceLoop, Trace, _warn, called, names_of, states_of, told_of
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
@@ -345,6 +345,15 @@ class EM:
                 "is learned"
             )
         self._learned = ids
+
+    def __repr__(self) -> str:
+        learned = sum(len(group["params"]) for group in self.optimizer.param_groups)
+        tol = "" if self.tol is None else f", tol={self.tol:g}"
+        more = f", incremental={self.incremental!r}" if self.incremental else ""
+        return (
+            f"EM({called(self.loop._energy)}, start={called(self.start)}, steps={self.steps}, {self.loop.method!r}"
+            f"{tol}{more}, {type(self.optimizer).__name__} of {learned} parameters)"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # captures are made anew

@@ -868,6 +868,12 @@ class InferenceLoop:
             raise RuntimeError(f"executor {self._wanted!r} cannot run this energy: {reasons}")
         return executor
 
+    def __repr__(self) -> str:
+        named = names_of(self._energy)
+        states = ", ".join(named.get(id(p), "a state").removesuffix(".value") for p in self._params)
+        runner = "not run yet" if self._executor is None else f"executor {self._executor.name}"
+        return f"InferenceLoop({called(self._energy)}, states {states}, {self.method!r}, {runner})"
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         anew: dict[str, Any] = {
@@ -888,6 +894,11 @@ class InferenceLoop:
             "_lost": False,
         }
         return state | anew
+
+
+def called(function: Callable[..., Any]) -> str:
+    """What a function is called where it was defined."""
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def told_of(stop: Stop | None, bound: str, constrained: bool = False) -> list[str]:

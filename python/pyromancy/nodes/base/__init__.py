@@ -113,7 +113,9 @@ class Node(nn.Module, ABC):
         if value.dim() and len(value) == 0:
             raise ValueError(f"{name} must have a row per sample, and one at least, got shape {tuple(value.shape)}")
         if not self._shape.compat(*value.shape):
-            raise ValueError(f"{name} must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}")
+            lacks = value.dim() == len(self.shape) and Shape(*self.shape).compat(*value.shape)
+            hint = f"; the first dimension is the batch, as of {name}.unsqueeze(0)" if lacks else ""
+            raise ValueError(f"{name} must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}{hint}")
 
     @staticmethod
     def _check_is_tensor(name: str, value: object) -> None:
