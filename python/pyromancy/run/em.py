@@ -36,6 +36,7 @@ from .replay import product_precision
 from .start import Start, StartFunction
 
 INCREMENTAL = (False, True, "joint")
+_OPTIONS = ("steps", "tol", "incremental", "lr", "momentum", "dampening", "nesterov")
 _PART = 0.1  # seconds after which `epoch` gives a sign of life
 _STARTS = 16  # forms of a batch that are kept
 _FIRST, _MOST = 2, 1024  # bounds of `EM._wait`
@@ -100,6 +101,9 @@ class EM:
             with every E-step, weights and states moving from the same errors.
         check_finite: as in `InferenceLoop`; no batch is one call then.
 
+    Attributes:
+        batches: how many it has done.
+
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range, or the optimizer moves a state; the message says which.
@@ -131,7 +135,7 @@ class EM:
             check_finite=check_finite,
         )  # fmt: skip
         self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
-        self.tol = tol
+        self.tol, self.batches = tol, 0
         self._learned: list[int] = []  # the ids of the optimizer's parameters, which are known to be no states
         self._check()
         self._starts: list[Start] = []
@@ -162,6 +166,11 @@ class EM:
             ValueError: `start` sets no state; the optimizer's parameters have no part in the energy.
             FloatingPointError: a state is not finite, where `check_finite` asks for that.
         """
+        trace = self._step(batch)
+        self.batches += 1
+        return trace
+
+    def _step(self, batch: tuple[Any, ...]) -> Trace:
         if self._repeat is not None:
             if self._repeat.run(self, batch):
                 self._whole, self._reason = self._repeat.whole, ""
@@ -228,7 +237,7 @@ class EM:
         batches = self._pace[1] if self._pace[0] == kind else 1
         while len(order):
             began = time.perf_counter()
-            count = min(batches, max(1, len(order) // size))
+            count = min(batches, max(1, len(order) // size)) if self._knows_start else 1
             rows = order[: count * size]
             done = self._part(data, order, size, count)
             order = order[len(rows) :]
@@ -238,17 +247,25 @@ class EM:
             self._pace = kind, batches
         self._order = None
 
+    @property
+    def _knows_start(self) -> bool:
+        """Whether `start` has been captured, or could not be."""
+        captured = [known.function for known in self._starts]
+        return any(f is self.start for f in (*captured, self._refused and self._refused.function))
+
     def _part(self, data: tuple[Tensor, ...], order: Tensor, size: int, count: int) -> int:
         """So many batches of the first rows of an order; what is left of it is kept for `state_dict`."""
         rows = order[: count * size]
         refused = self._refused is not None and self._refused.function is self.start
-        if len(rows) >= size and not refused:  # or else `start` would be run on other rows
+        # or else `start` would be run on other rows, and what it draws be drawn once more
+        if len(rows) >= size and self._knows_start and not refused:
             self._check()
             whole = self._prepared(tuple(t[:size] for t in data), set_=False)
             if whole is not None:
                 with Uninterrupted():  # what is left of the order follows what has been learned
                     if whole.run(self, data, rows):
                         self._order = order[len(rows) :]
+                        self.batches += count
                         return count
         batches = rows.split(size)
         for batch in batches:
@@ -276,11 +293,21 @@ class EM:
         return "\n".join([*lines, self.loop.explain()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the optimizer, and of an epoch in the middle: what `load_state_dict` goes on from, to the same bits."""
-        if self._loaded:  # which no epoch has gone on from yet
-            return {"optimizer": self.optimizer.state_dict(), **self._loaded}
-        generator = None if self._source is None else self._source.get_state()
-        return {"optimizer": self.optimizer.state_dict(), "order": self._order, "generator": generator}
+        """What `load_state_dict` goes on from, to the same bits, beside the network's own `state_dict`.
+
+        The optimizer's state, the options that may be set between batches, how many batches are done, what is left of
+        an epoch in the middle, and the states of its generator and of a method's own.
+        """
+        source, noise = self._source, self._noise
+        epoch = {"order": self._order, "generator": None if source is None else source.get_state()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "method": self._method_told,
+            "options": {name: getattr(self, name) for name in _OPTIONS},
+            "batches": self.batches,
+            "noise": None if noise is None else noise.get_state(),
+            **(self._loaded or epoch),  # which no epoch has gone on from yet
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another `EM` was.
@@ -289,21 +316,57 @@ class EM:
             state: what its `state_dict` gave.
 
         Raises:
-            TypeError: it is no dictionary.
-            ValueError: an entry is missing, or cannot be of a `state_dict`; then nothing is loaded.
+            TypeError: it is no dictionary, or an option is of the wrong type.
+            ValueError: an entry is missing, cannot be of a `state_dict`, or is of another method or optimizer. After
+                an exception nothing is loaded.
         """
         if not isinstance(state, dict):
             raise TypeError(f"state must be a dictionary, as state_dict gives it, got {type(state).__name__}")
-        if missing := {"optimizer", "order", "generator"} - state.keys():
+        if missing := self.state_dict().keys() - state.keys():
             raise ValueError(f"state must have the entries of state_dict, got none for {', '.join(sorted(missing))}")
         if reason := _no_order(state["order"]):
             raise ValueError(f"order must be None or int64 numbers of samples, each once, got {reason}")
-        drawn = state["generator"]
-        if drawn is not None and not (isinstance(drawn, Tensor) and drawn.dtype == torch.uint8):
-            what = drawn.dtype if isinstance(drawn, Tensor) else type(drawn).__name__
-            raise ValueError(f"generator must be None or what torch.Generator.get_state gives, got {what}")
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("generator", "noise"):
+            drawn = state[name]
+            if drawn is not None and not (isinstance(drawn, Tensor) and drawn.dtype == torch.uint8):
+                what = drawn.dtype if isinstance(drawn, Tensor) else type(drawn).__name__
+                raise ValueError(f"{name} must be None or what torch.Generator.get_state gives, got {what}")
+        done, method = state["batches"], self._method_told
+        if not isinstance(done, int) or isinstance(done, bool) or done < 0:
+            raise ValueError(f"batches must be how many are done, got {done!r}")
+        if state["method"] != method:
+            raise ValueError(f"method must be that of this EM, {method}, got {state['method']!r}")
+        if (state["noise"] is None) != (self._noise is None):
+            told = "has none" if self._noise is None else "has one"
+            raise ValueError(f"noise must be of a method's generator where this EM's method has one, and it {told}")
+        if not isinstance(state["options"], dict) or state["options"].keys() != {*_OPTIONS}:
+            raise ValueError(f"options must be those of state_dict, {', '.join(_OPTIONS)}, got {state['options']!r}")
+        before = {name: getattr(self, name) for name in _OPTIONS}
+        try:
+            self._set(state["options"])
+            self._check()
+            self.optimizer.load_state_dict(state["optimizer"])
+        except BaseException:
+            self._set(before)
+            raise
+        if self._noise is not None:
+            self._noise.set_state(state["noise"])
+        self.batches = done
         self._loaded = {"order": state["order"], "generator": state["generator"]}
+
+    def _set(self, options: dict[str, Any]) -> None:
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    @property
+    def _method_told(self) -> str:
+        method = self.loop.method
+        return f"{type(method).__name__} on {method.moves}"
+
+    @property
+    def _noise(self) -> torch.Generator | None:
+        """What a method draws from that is its own."""
+        return getattr(self.loop.method, "generator", None)
 
     def _check(self) -> None:
         self.loop.check_options()

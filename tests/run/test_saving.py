@@ -1,0 +1,149 @@
+"""A training that was saved and went on elsewhere comes to the same bits as one that was never stopped."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+
+import processes
+import resumed
+from pyromancy import EM, methods, networks
+
+
+@pytest.fixture(scope="module")
+def gone_on(tmp_path_factory):
+    """The folder where another process has left what every training came to."""
+    folder = tmp_path_factory.mktemp("saved")
+    for kind in resumed.KINDS:
+        training = resumed.Training(kind)
+        training.stop()
+        torch.save(training.state(), folder / f"{kind}.pt")
+    processes.python(resumed.__file__, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", resumed.KINDS)
+def test_another_process_goes_on_to_the_same_bits(kind, gone_on):
+    state = torch.load(gone_on / f"{kind}.pt", weights_only=True)
+    left = state["em"]["order"]
+    assert left is None if kind == "loader" else len(left) == 60 - 8 * resumed.STOP[1]
+    whole = resumed.Training(kind)
+    begun = [t.clone() for t in whole.net.m_params()]
+    whole.run()
+    expected = whole.result()
+    assert expected[-1] == resumed.EPOCHS * 8
+    assert not any(torch.equal(a, b) for a, b in zip(begun, expected, strict=False))
+    for ours, theirs in zip(torch.load(gone_on / f"{kind}.after.pt"), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def em_of(net=None, **options):
+    net = net or networks.mlp([8, 5, 3])
+    given = {"steps": 2} | ({} if "method" in options else {"lr": 0.1}) | options
+    return EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, **given)
+
+
+@pytest.mark.parametrize(
+    ("of", "into", "message"),
+    [
+        ({}, {"method": methods.Accelerated()}, "method must be that of this EM, Accelerated on errors, got 'Descent"),
+        ({"method": methods.Heun(0.1)}, {}, "method must be that of this EM, Descent on states, got 'Heun"),
+        ({"method": methods.Descent(0.1, max_norm=1.0)}, {}, "lr must be a number, got None"),
+        (
+            {"method": methods.Langevin(0.1, generator=torch.Generator())},
+            {"method": methods.Langevin(0.1)},
+            "noise must be of a method's generator .* it has none",
+        ),
+    ],
+    ids=["a method", "a rate", "no rate", "noise"],
+)
+def test_what_is_of_another_training_is_refused(of, into, message):
+    em = em_of(**into)
+    em.batches = 7
+    before = em.state_dict()
+    with pytest.raises((TypeError, ValueError), match=message):
+        em.load_state_dict(em_of(**of).state_dict() | {"batches": 3})
+    assert em.state_dict() == before
+
+
+OPTIONS = em_of(steps=5, momentum=0.5).state_dict()["options"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "error", "message"),
+    [
+        ("batches", -1, ValueError, "batches must be how many are done, got -1"),
+        ("batches", True, ValueError, "batches must be how many are done, got True"),
+        ("noise", "x", ValueError, "noise must be None or what torch.Generator.get_state gives, got str"),
+        ("options", {"steps": 3}, ValueError, "options must be those of state_dict, steps, tol"),
+        ("options", OPTIONS | {"steps": -3}, ValueError, "steps must not be negative, got -3"),
+        ("options", OPTIONS | {"lr": float("nan")}, ValueError, "lr must be finite and not negative, got nan"),
+        ("optimizer", {"state": {}, "param_groups": []}, ValueError, "different number of parameter groups"),
+    ],
+    ids=["negative", "bool", "noise", "names", "steps", "rate", "optimizer"],
+)
+def test_after_a_refusal_nothing_is_loaded(entry, value, error, message):
+    em = em_of()
+    before = copy.deepcopy(em.state_dict())
+    state = em_of(steps=5, lr=0.3, momentum=0.5).state_dict() | {"batches": 9}
+    state["optimizer"]["param_groups"][0]["lr"] = 7.0
+    state[entry] = value
+    with pytest.raises(error, match=message):
+        em.load_state_dict(state)
+    assert em.state_dict() == before
+
+
+def restored(em, how):
+    if how == "deepcopy":
+        return copy.deepcopy(em)
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(em))
+    file = io.BytesIO()
+    torch.save(em, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_a_copy_of_everything_goes_on_to_the_same_bits(how):
+    """Network, optimizer, scheduler, generator and `EM` as one object, in the middle of an epoch."""
+    training = resumed.Training("adam")
+    training.run(2, 3)
+    twin = restored(training, how)
+    results = []
+    for each in (training, twin):
+        each.em.load_state_dict(each.em.state_dict())
+        each.run()
+        torch.manual_seed(0)
+        results.append(each.result())
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def tied():
+    net = networks.mlp([6, 6, 6, 3])
+    net.edges[1][1].weight = net.edges[0].weight
+    return net
+
+
+def normalised():
+    layers = torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Dropout(), torch.nn.Linear(5, 3)
+    return networks.from_sequential(torch.nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize("make", [lambda: networks.mlp([6, 5, 3]), tied, normalised], ids=["mlp", "tied", "batch norm"])
+def test_safetensors_hold_a_network(make, tmp_path):
+    net, other = make(), make()
+    em, x = em_of(net), torch.rand(10, 6)
+    for _ in range(3):
+        em.step(x, torch.rand(10, 3))
+    save_model(net, tmp_path / "net.safetensors")
+    missing, unexpected = load_model(other, tmp_path / "net.safetensors")
+    assert not missing
+    assert not unexpected
+    assert all(map(torch.equal, net.m_params(), other.m_params()))
+    net.eval(), other.eval()
+    assert torch.equal(net.predict(x), other.predict(x))
