@@ -21,7 +21,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help digits test lint format bench wheel clean
+.PHONY: help digits test lint format bench docs wheel clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,11 +46,14 @@ format: $(STAMP)-dev ## bring the code into the format that lint checks
 bench: $(STAMP)-dev | $(PYROMANCY_ORACLE) ## run the benchmarks; BENCH_ARGS="-k estep" goes to pytest
 	$(PY) -m pytest bench $$(test -d $(PYROMANCY_ORACLE) && echo --oracle $(PYROMANCY_ORACLE)) $(BENCH_ARGS)
 
+docs: $(STAMP)-docs ## build the documentation into build/docs, with the gallery's scripts run
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+
 wheel: $(STAMP) ## build a wheel for this Python into dist/
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean: ## remove what was built, but not the virtual environment
-	rm -rf build dist .cache .coverage .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/generated .cache .coverage .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf python/*.egg-info python/pyromancy/*.so $(STAMP) $(STAMP)-test $(STAMP)-dev
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 

@@ -1,22 +1,22 @@
 """The mathematics of nodes as functions: checked, broadcast, differentiable.
 
 With a state z, a prediction mu and a covariance Sigma, a Gaussian node's energy is the negative log-density
-without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq. 13):
+without its constant (Bogacz 2017, "A tutorial on the free-energy framework", eq. 13)::
 
     F = 1/2 [ (z - mu)^T Sigma^-1 (z - mu) + log|Sigma| ]     per sample
 
-and so is a Laplace node's, with scales b:
+and so is a Laplace node's, with scales b::
 
     F = sum_i |z_i - mu_i| / b_i + log b_i     per sample
 
 and a Student node's, with v degrees of freedom and scales s; a Bernoulli node's, whose prediction is logits, and a
-Poisson node's, whose prediction is logarithms of rates:
+Poisson node's, whose prediction is logarithms of rates::
 
     F = sum_i (v + 1) / 2 log(1 + (z_i - mu_i)^2 / (v s_i^2)) + log s_i
     F = sum_i log(1 + exp(mu_i)) - z_i mu_i
     F = sum_i exp(mu_i) - z_i mu_i
 
-A categorical node's state is a distribution over classes, its prediction logits, and its energy the cross-entropy:
+A categorical node's state is a distribution over classes, its prediction logits, and its energy the cross-entropy::
 
     F = -sum_i z_i log softmax(mu)_i     per sample
 

@@ -26,6 +26,7 @@ def _unit_laplace(*shape: int | None) -> LaplaceNode:
     return node
 
 
+#: The last nodes that `mlp` and `from_sequential` take by name, as functions of their width.
 OUTPUTS: dict[str, Callable[..., PredictiveNode | TargetNode]] = {
     "gaussian": StandardGaussianNode,
     "laplace": _unit_laplace,

@@ -15,6 +15,7 @@ from .pcn import PCN
 
 __all__ = ["ACTIVATIONS", "mlp"]
 
+#: The activations that `mlp` takes by name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
     "relu": nn.ReLU,
