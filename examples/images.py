@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 import pyromancy as pyro
 from digits import Data, load_or_stop
@@ -68,6 +69,13 @@ def accuracy(module: nn.Module, x: Tensor, labels: Tensor) -> float:
     return right / len(x)
 
 
+def one_cycle(optimizer: torch.optim.Optimizer, images: int, args: argparse.Namespace) -> OneCycleLR:
+    """Rates that rise to the highest within the first fifth of all batches, and then fall to nearly none."""
+    batches = -(-images // args.batch_size)
+    # one more, as a schedule must not be at its end after the last batch
+    return OneCycleLR(optimizer, args.m_lr, total_steps=args.epochs * batches + 1, pct_start=0.2, cycle_momentum=False)
+
+
 def learn(
     epoch: Callable[[torch.Generator], None], module: nn.Module, data: Data, name: str, args: argparse.Namespace
 ) -> list[float]:
@@ -95,22 +103,26 @@ def learn_both(name: str, data: Data, args: argparse.Namespace) -> tuple[dict[st
     twin = copy.deepcopy(module)
     x, labels = images_of(data.train_x), data.train_labels
     net = pyro.networks.from_sequential(module, output="categorical", variance=args.variance)
+    m_opt = torch.optim.Adam(net.m_params(), args.m_lr)
     em = pyro.EM(
-        net.energy, net.e_params(), torch.optim.Adam(net.m_params(), args.m_lr), start=net.start,
-        steps=args.steps, method=pyro.methods.Accelerated(),
-    )  # fmt: skip
+        net.energy, net.e_params(), m_opt, start=net.start, steps=args.steps, method=pyro.methods.Accelerated()
+    )
+    rates = one_cycle(m_opt, len(x), args)
 
     def by_inference(generator: torch.Generator) -> None:
-        for _ in em.epoch(x, labels, batch_size=args.batch_size, generator=generator):
-            pass
+        for part in em.epoch(x, labels, batch_size=args.batch_size, generator=generator):
+            for _ in range(part.batches):
+                rates.step()
 
     optimizer = torch.optim.Adam(twin.parameters(), args.m_lr)
+    rates_there = one_cycle(optimizer, len(x), args)
 
     def by_backpropagation(generator: torch.Generator) -> None:
         for rows in torch.randperm(len(x), generator=generator).split(args.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(twin(x[rows]), labels[rows]).backward()
             optimizer.step()
+            rates_there.step()
 
     found = {f"{name}, predictive coding": learn(by_inference, net, data, f"{name}, predictive coding", args)}
     found[f"{name}, backpropagation"] = learn(by_backpropagation, twin, data, f"{name}, backpropagation", args)
@@ -153,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     p.add_argument("--batch-size", type=int, default=64, help="images per batch (64)")
     p.add_argument("--steps", type=int, default=2, metavar="T", help="sweeps of inference per batch (2)")
     p.add_argument("--variance", type=float, default=100.0, help="what the output's energy is divided by (100)")
-    p.add_argument("--m-lr", type=float, default=1e-3, help="rate of the M-steps, Adam's (0.001)")
+    p.add_argument("--m-lr", type=float, default=3e-3, help="highest rate of the M-steps, Adam's (0.003)")
     p.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images (0)")
     p.add_argument("--plot", type=Path, default=Path("images.png"), metavar="FILE", help="picture (images.png)")
     args = p.parse_args(argv)
