@@ -1,6 +1,8 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <set>
+#include <tuple>
 
 #include "methods/methods.h"
 
@@ -408,6 +410,10 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
                     Name("weight of edge", e), " must have shape (", rows, ", ", columns, "), got ",
                     to_string(weight.sizes()));
   }
+  if (const Tensor* mask = operands.find(edge.mask)) {
+    STD_TORCH_CHECK(edge.weight != kNothing, "mask of edge ", e, " needs a weight");
+    check_same({"mask of edge", e}, *mask, {"weight of edge", e}, operands[edge.weight]);
+  }
   if (const Tensor* bias = operands.find(edge.bias)) {
     check_like({"bias of edge", e}, *bias, first_name, first);
     check_width({"bias of edge", e}, *bias, out);
@@ -509,9 +515,26 @@ void check_uses(const Plan& plan, const Operands& operands) {
   for (const PlanEdge& edge : plan.edges) {
     read(edge.weight);
     read(edge.bias);
+    read(edge.mask);
   }
+  std::vector<const Target*> firsts(operands.size()); // of the targets of a tensor
+  std::set<std::tuple<int64_t, Learned, int64_t>> learned;
   for (const Target& target : plan.targets) {
-    write(target.tensor, plan.rules[target.rule].kind == RuleKind::gradient ? 1 : 2);
+    const bool moves = plan.rules[target.rule].kind != RuleKind::gradient;
+    const Target*& first = firsts[target.tensor];
+    STD_TORCH_CHECK(
+        learned.emplace(target.tensor, target.what, target.owner).second &&
+            (!first || (target.rule == first->rule &&
+                        std::equal(first->slots, first->slots + kSlots, target.slots))),
+        "targets of one tensor must have one rule, the same slots, and other uses of it, got "
+        "another for the ",
+        noun(target.what), " ", target.owner);
+    if (first) {
+      uses[target.tensor].most += moves;
+      continue;
+    }
+    first = &target;
+    write(target.tensor, moves ? 2 : 1);
     for (int64_t slot : target.slots)
       write(slot);
   }
@@ -561,7 +584,8 @@ void join_chains(Plan& plan) {
   for (size_t e = 0; e < plan.edges.size(); ++e) {
     const PlanEdge& edge = plan.edges[e];
     PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
-    STD_TORCH_CHECK(edge.weight != kNothing, "edge ", e, " must have a weight here");
+    STD_TORCH_CHECK(edge.weight != kNothing && edge.mask == kNothing, "edge ", e,
+                    " must have a weight here, and no mask");
     STD_TORCH_CHECK(edge.source < edge.target, "edge ", e, " must lead to a later node here, got ",
                     edge.source, " -> ", edge.target);
     STD_TORCH_CHECK(target.in == kNothing && target.prior == kNothing, "node ", edge.target,
@@ -570,6 +594,10 @@ void join_chains(Plan& plan) {
                     " must predict one node here, got edge ", e, " beside another");
     source.out = target.in = static_cast<int64_t>(e);
   }
+  std::set<int64_t> learned;
+  for (const Target& target : plan.targets)
+    STD_TORCH_CHECK(learned.insert(target.tensor).second, "the ", noun(target.what), " ",
+                    target.owner, " must learn from no other use here");
 }
 
 Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers,
@@ -618,6 +646,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     edge.target = read.number("target", 0, nodes);
     edge.weight = read.maybe_tensor("weight");
     edge.bias = read.maybe_tensor("bias");
+    edge.mask = read.maybe_tensor("mask of a weight");
     for (Nonlinearity* f : {&edge.before, &edge.after}) {
       f->kind = static_cast<Activation>(read.number("activation", 0, kActivations));
       f->parameter = read.real("parameter");

@@ -75,6 +75,7 @@ struct PlanNode {
 struct PlanEdge {
   int64_t source, target; // nodes
   int64_t weight, bias;
+  int64_t mask; // like the weight, which it multiplies
   Nonlinearity before, after;
   bool gram;       // its feedback is W^T P (z' - b) - (W^T P W) before(z)
   bool transposed; // W is the transpose of the weight, [in, out]
@@ -84,6 +85,7 @@ struct PlanEdge {
 enum class Learned : int64_t { weight, bias, logvar };
 inline constexpr int64_t kLearned = 3;
 
+// A use of what is learned; of several of one tensor the gradients are added up.
 struct Target {
   Learned what;
   int64_t owner; // an edge, or a node

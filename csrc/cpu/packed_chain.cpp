@@ -159,6 +159,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   }
   args.method.holds = args.constrained;
   args.method.bounds &= !args.constrained;
+  std::map<std::tuple<int64_t, int64_t, double>, Tensor> scaled; // of edges that share them
   for (size_t e = 0; e < plan.edges.size(); ++e) {
     const PlanEdge& from = plan.edges[e];
     ChainEdge& edge = edges_[e];
@@ -166,7 +167,13 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     edge.target = from.target;
     edge.skip = from.skip;
     if (const Tensor* given = operands.find(from.weight)) {
-      const Tensor weight = scaled(*given, from.scale);
+      auto at = scaled.find({from.weight, from.mask, from.scale});
+      if (at == scaled.end())
+        at = scaled
+                 .emplace(std::tuple(from.weight, from.mask, from.scale),
+                          this->scaled(*given, from.scale, operands.find(from.mask)))
+                 .first;
+      const Tensor& weight = at->second;
       weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
     } else {
       weights_.emplace_back();
@@ -463,20 +470,22 @@ const void* PackedChain::mask(const Tensor& t) {
   return to;
 }
 
-Tensor PackedChain::scaled(const Tensor& t, double scale) {
-  if (scale == 1)
+Tensor PackedChain::scaled(const Tensor& t, double scale, const Tensor* mask) {
+  if (scale == 1 && !mask)
     return t;
   const Tensor& from = keep(t);
+  const Tensor* const of = mask ? &keep(*mask) : nullptr;
   const Tensor result = allocate(from.sizes(), from);
   with_computed(dtype_of("states", from), [&](auto zero) {
     using C = decltype(zero);
     constexpr int64_t kAtATime = 1 << 15; // elements
     const C* const x = data<C>(from);
+    const C* const m = of ? data<C>(*of) : nullptr;
     C* const y = static_cast<C*>(result.data_ptr());
     const int64_t count = from.numel();
     share_out(ceil_div(count, kAtATime), 0, [&](void*, int64_t task) {
       for (int64_t i = task * kAtATime; i < std::min(count, (task + 1) * kAtATime); ++i)
-        y[i] = static_cast<C>(scale) * x[i];
+        y[i] = static_cast<C>(scale) * (m ? m[i] * x[i] : x[i]);
     });
   });
   return result;

@@ -62,8 +62,8 @@ private:
   const void* row_of(const Tensor& t, int64_t n);
   // Bools as numbers, contiguous.
   const void* mask(const Tensor& t);
-  // t, contiguous, times a number
-  Tensor scaled(const Tensor& t, double scale);
+  // t, contiguous, times a number, and element by element a mask, if there is one
+  Tensor scaled(const Tensor& t, double scale, const Tensor* mask = nullptr);
   PackedMatrix gram(const Tensor& weight, const ChainEdge& out);
   void find_what_moves();
   // Which edges lead to nodes and away from them, and what follows of that.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "packed_chain.h"
 
@@ -44,28 +45,34 @@ public:
     for (const Task& t : tasks_)
       most = std::max(most, t.m * (t.end - t.begin));
     share_out(
-        static_cast<int64_t>(tasks_.size()), (chain_.kernels.panel + most) * element_size_,
+        static_cast<int64_t>(tasks_.size()), (chain_.kernels.panel + 2 * most) * element_size_,
         [&](void* memory, int64_t i) { run(tasks_[i], static_cast<char*>(memory)); },
         [&](int64_t i) { // an element's rule takes as long as a product of about 32 samples
           const Task& t = tasks_[i];
           const double elements = static_cast<double>(t.m * (t.end - t.begin));
-          return elements * (1 + static_cast<double>(chain_.args.batch) / 32);
+          const auto uses = static_cast<double>(parameters_[t.parameter].uses.size());
+          return elements * (1 + uses * static_cast<double>(chain_.args.batch) / 32);
         });
   }
 
 private:
-  struct Parameter {
+  // Of a weight, whose gradient is -1/B a^T f(b), or of a bias or log-variances, which take the sum
+  // of the rows of a [B, n].
+  struct Use {
     const Target* target;
+    const void *a, *b;
+    Nonlinearity f;
+    int64_t n;
+  };
+  struct Parameter {
     LearnStep step;
     char* tensor; // the parameter, or where its gradient goes
     char* slots[kSlots];
+    std::vector<Use> uses;
   };
-  // Columns [begin, end) of a weight's gradient [m, n], -1/B a^T f(b), or the sum of rows that a
-  // bias or log-variances take (of a alone, [B, n]), and what is done with it.
+  // Columns [begin, end) of a gradient [m, n], and what is done with it.
   struct Task {
     size_t parameter;
-    const void *a, *b;
-    Nonlinearity f;
     int64_t m, n, begin, end;
   };
 
@@ -74,7 +81,24 @@ private:
   }
 
   void add(const Target& target) {
-    ChainArgs& args = chain_.args;
+    const auto [at, first] = places_.emplace(target.tensor, parameters_.size());
+    if (first)
+      begin(target);
+    parameters_[at->second].uses.push_back(use(target));
+    if (!first)
+      return;
+    const Tensor& tensor = operands_[target.tensor];
+    const bool matrix = target.what == Learned::weight;
+    const int64_t m = matrix ? tensor.size(0) : 1, n = matrix ? tensor.size(1) : tensor.numel();
+    // Parameters are moved by rows of these columns: short ones come slowly from memory.
+    const int64_t panels = ceil_div(n, chain_.kernels.columns);
+    const int64_t columns =
+        chain_.kernels.columns * std::clamp<int64_t>(panels / (6 * threads_), 1, kMostPanels);
+    for (int64_t j = 0; j < n; j += matrix ? columns : n)
+      tasks_.push_back({at->second, m, n, j, matrix ? std::min(n, j + columns) : n});
+  }
+
+  void begin(const Target& target) {
     const Rule& rule = plan_.rules[target.rule];
     const Tensor& tensor = operands_[target.tensor];
     double steps = 1;
@@ -82,53 +106,48 @@ private:
       with_computed(dtype_of("step", operands_[target.slots[0]]), [&](auto zero) {
         steps = *static_cast<decltype(zero)*>(operands_[target.slots[0]].data_ptr()) += 1;
       });
-    Parameter p{&target, {rule, steps}, static_cast<char*>(tensor.data_ptr()), {}};
+    Parameter p{{rule, steps}, static_cast<char*>(tensor.data_ptr()), {}, {}};
     for (int64_t s = 0; s < kSlots; ++s)
       if (const Tensor* slot = operands_.find(target.slots[s]))
         p.slots[s] = static_cast<char*>(slot->data_ptr());
-    const size_t at = parameters_.size();
-    parameters_.push_back(p);
+    parameters_.push_back(std::move(p));
+  }
+
+  Use use(const Target& target) {
+    ChainArgs& args = chain_.args;
     const ChainNode& node = args.node[node_of(target)];
-    if (target.what != Learned::weight) {
-      const void* rows = target.what == Learned::bias ? node.delta : node.moment;
-      tasks_.push_back({at, rows, nullptr, {}, 1, node.n, 0, tensor.numel()});
-      return;
-    }
+    if (target.what != Learned::weight)
+      return {
+          &target, target.what == Learned::bias ? node.delta : node.moment, nullptr, {}, node.n};
     const ChainEdge& edge = args.edge[target.owner];
     const ChainNode& source = args.node[edge.source];
     const void* z = source.source ? source.source : source.state;
     // of delta^T f(z), or of f(z)^T delta
     const bool transposed = plan_.edges[target.owner].transposed;
     const int64_t m = transposed ? source.n : node.n, n = transposed ? node.n : source.n;
-    const void* a = chain_.pack_wide(transposed ? edge.activated : node.delta, m, args.batch, 1, m);
-    const void* const b = transposed ? node.delta : z;
+    const void* const rows = transposed ? edge.activated : node.delta;
+    const void*& packed = packed_[rows]; // edges may share it
+    if (!packed)
+      packed = chain_.pack_wide(rows, m, args.batch, 1, m);
     const Nonlinearity f = transposed ? Nonlinearity{} : plan_.edges[target.owner].before;
-    // Parameters are moved by rows of these columns: short ones come slowly from memory.
-    const int64_t panels = ceil_div(n, chain_.kernels.columns);
-    const int64_t columns =
-        chain_.kernels.columns * std::clamp<int64_t>(panels / (6 * threads_), 1, kMostPanels);
-    for (int64_t j = 0; j < n; j += columns)
-      tasks_.push_back({at, a, b, f, m, n, j, std::min(n, j + columns)});
+    return {&target, packed, transposed ? node.delta : z, f, n};
   }
 
   // The gradient goes through the thread's own memory, where it is still near when a rule takes it.
   void run(const Task& task, char* memory) const {
     const ChainKernels& kernels = chain_.kernels;
     const Parameter& p = parameters_[task.parameter];
-    const int64_t batch = chain_.args.batch, columns = task.end - task.begin;
-    const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
+    const int64_t columns = task.end - task.begin;
     const bool moves = p.step.rule.kind != RuleKind::gradient;
     char* const to = p.tensor + task.begin * element_size_;
-    char* const gradient = moves ? memory + kernels.panel * element_size_ : to;
-    if (p.target->what == Learned::weight) {
-      const double scale = -mean * plan_.edges[p.target->owner].scale;
-      kernels.outer(task.a, task.b, task.f, batch, task.m, task.n, scale, task.begin, task.end,
-                    memory, gradient, moves ? columns : task.n);
-    } else if (p.target->what == Learned::bias) {
-      const double scale = -mean * plan_.edges[p.target->owner].bias_scale;
-      kernels.sum_rows(task.a, batch, task.n, scale, gradient);
-    } else {
-      of_theta(task, p, gradient);
+    char* const own = memory + kernels.panel * element_size_;
+    char* const gradient = moves ? own : to;
+    char* const more = own + task.m * columns * element_size_;
+    const int64_t stride = moves ? columns : task.n;
+    find(task, p.uses.front(), memory, gradient, stride);
+    for (size_t u = 1; u < p.uses.size(); ++u) {
+      find(task, p.uses[u], memory, more, columns);
+      rows(task, gradient, stride, more, columns, [](auto x, auto y) { return x + y; });
     }
     if (!moves)
       return;
@@ -136,6 +155,45 @@ private:
     for (int64_t s = 0; s < kSlots; ++s)
       slots[s] = p.slots[s] ? p.slots[s] + task.begin * element_size_ : nullptr;
     kernels.learn(p.step, task.m, columns, gradient, to, slots, task.n);
+  }
+
+  // The gradient that one use has, in rows that are a stride apart.
+  void find(const Task& task, const Use& use, char* panel, char* gradient, int64_t stride) const {
+    const ChainKernels& kernels = chain_.kernels;
+    const int64_t batch = chain_.args.batch;
+    const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
+    if (use.target->what == Learned::weight) {
+      const PlanEdge& edge = plan_.edges[use.target->owner];
+      kernels.outer(use.a, use.b, use.f, batch, task.m, use.n, -mean * edge.scale, task.begin,
+                    task.end, panel, gradient, stride);
+      if (const Tensor* mask = operands_.find(edge.mask)) {
+        const Tensor m = mask->is_contiguous() ? *mask : torch::stable::contiguous(*mask);
+        rows(task, gradient, stride,
+             static_cast<const char*>(m.data_ptr()) + task.begin * element_size_, use.n,
+             [](auto x, auto y) { return x * y; });
+      }
+    } else if (use.target->what == Learned::bias) {
+      const double scale = -mean * plan_.edges[use.target->owner].bias_scale;
+      kernels.sum_rows(use.a, batch, use.n, scale, gradient);
+    } else {
+      of_theta(use, operands_[use.target->tensor], gradient);
+    }
+  }
+
+  // x = f(x, y), row by row
+  template <class F>
+  void rows(const Task& task, char* x, int64_t x_stride, const char* y, int64_t y_stride,
+            F f) const {
+    const int64_t columns = task.end - task.begin;
+    with_computed(dtype_of("states", operands_[plan_.nodes.front().state]), [&](auto zero) {
+      using C = decltype(zero);
+      for (int64_t i = 0; i < task.m; ++i) {
+        C* const to = reinterpret_cast<C*>(x) + i * x_stride;
+        const C* const from = reinterpret_cast<const C*>(y) + i * y_stride;
+        for (int64_t j = 0; j < columns; ++j)
+          to[j] = f(to[j], from[j]);
+      }
+    });
   }
 
   // What the mean energy has of a node's theta beside the deviation: this times theta.
@@ -153,14 +211,13 @@ private:
   }
 
   // Of E[deviation] + constant * theta, summed where one theta serves all.
-  void of_theta(const Task& task, const Parameter& p, void* gradient) const {
-    const Tensor& tensor = operands_[p.target->tensor];
-    const PlanNode& node = plan_.nodes[p.target->owner];
+  void of_theta(const Use& use, const Tensor& tensor, void* gradient) const {
+    const PlanNode& node = plan_.nodes[use.target->owner];
     const double constant = this->constant(node);
-    const int64_t batch = chain_.args.batch, n = task.n;
+    const int64_t batch = chain_.args.batch, n = use.n;
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
     const Scratch moments(n * element_size_);
-    chain_.kernels.sum_rows(task.a, batch, n, mean, moments.as<void>());
+    chain_.kernels.sum_rows(use.a, batch, n, mean, moments.as<void>());
     with_computed(dtype_of("logvar", tensor), [&](auto zero) {
       using C = decltype(zero);
       const C* moment = moments.as<C>();
@@ -185,6 +242,8 @@ private:
   PackedChain& chain_;
   const int64_t threads_ = torch::stable::get_num_threads();
   const int64_t element_size_ = operands_[plan_.nodes.front().state].element_size();
+  std::map<int64_t, size_t> places_; // of parameters, by their tensors
+  std::map<const void*, const void*> packed_;
   std::vector<Parameter> parameters_;
   std::vector<Task> tasks_;
 };

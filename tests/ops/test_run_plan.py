@@ -366,7 +366,27 @@ STRUCTURES = {
     ),
     "a target twice": (
         lambda p: replace(p, targets=(*p.targets, p.targets[2])),
-        "is what a plan writes, and must be used for nothing else",
+        "have one rule, the same slots, and other uses of it, got another for the bias of edge 0",
+    ),
+    "uses that learn in two ways": (
+        lambda p: replace(
+            p,
+            edges=(*p.edges, p.edges[1]),
+            targets=(*p.targets, replace(p.targets[1], owner=3, slots=p.targets[1].slots[:3])),
+        ),
+        "have one rule, the same slots, and other uses of it, got another for the weight of edge 3",
+    ),
+    "a use that does not learn": (
+        lambda p: replace(p, edges=(*p.edges, p.edges[1])), "is what a plan writes, and must be used for nothing else"
+    ),
+    "a mask of no weight": (
+        lambda p: with_edge(p, 0, weight=None, mask=p.edges[0].weight), "mask of edge"
+    ),
+    "a mask of another shape": (
+        lambda p: with_edge(p, 0, mask=p.edges[1].weight), "mask of edge[0] must have the shape of weight of edge[0]"
+    ),
+    "a mask that learns": (
+        lambda p: with_edge(p, 1, mask=p.edges[1].weight), "is what a plan writes, and must be used for nothing else"
     ),
 }  # fmt: skip
 

@@ -58,7 +58,7 @@ def random_plan(seed):
         ),
         tuple(
             Edge(draw.randrange(n), draw.randrange(n), operand(), maybe(), activation(), activation(), flag(),
-                 flag(), draw.random(), draw.random(), draw.random())
+                 flag(), draw.random(), draw.random(), draw.random(), maybe())
             for _ in range(e)
         ),
         random_method(draw),
@@ -107,7 +107,7 @@ def test_every_field_is_written():
     one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way(), law, 9)
     pairs = [
         ("nodes", one, other),
-        ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2.0, 3.0, 4.0)),
+        ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2, 3, 4, 5)),
         ("rules", Rule(), Rule(RuleKind.ADAM, 1.0, 2.0, 3.0, 4.0, 5.0, True, True, True, True)),
         ("targets", Target(Learned.WEIGHT, 0, 0, 0), Target(Learned.BIAS, 1, 1, 1, (1, None, 2))),
     ]

@@ -38,6 +38,7 @@ class Edge:
         target: the state that is predicted.
         weight: W; None where there is no product.
         transposed: whether W is the transpose of the weight.
+        mask: what the weight is multiplied by, element by element, of which no gradient is wanted.
         slopes: of the activations before and after, the slots of tensors of one element that are their parameters.
     """
 
@@ -52,6 +53,7 @@ class Edge:
     scale: float = 1.0
     bias_scale: float = 1.0
     skip: float = 0.0
+    mask: int | None = None
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,7 @@ class _Part:
     slope: int | None = None
     form: tuple[bool, float, float] = (False, 1.0, 1.0)
     skip: float = 0.0
+    mask: int | None = None
 
 
 _Source = tuple[int, Activation, int | None]  # a state, the activation of it, and its slope
@@ -323,6 +326,7 @@ def _parts(
     slot: int,
     source_of: Callable[[int], _Source | None],
     state_of: Callable[[int], int | None],
+    masks: bool = True,
 ) -> tuple[list[_Part], list[tuple[float, int]]]:
     """The summands that a slot is: those that are parts of edges, and numbers times others.
 
@@ -331,6 +335,7 @@ def _parts(
         slot: before the activation.
         source_of: what a Linear takes, of states; None of anything else.
         state_of: the state that a slot is; None of anything else.
+        masks: whether edges take them apart from weights.
 
     Raises:
         NotAChain: a Linear is none of chains.
@@ -352,11 +357,11 @@ def _parts(
         if of is None:
             others.append((factor, s))
             continue
-        found = _parameters(program, weight.index, bias and bias.index)
+        found = _parameters(program, weight.index, bias and bias.index, masks)
         source, before, slope = of
         transposed, scale, bias_scale = found.form
         form = (transposed, factor * scale, factor * bias_scale)
-        parts.append(_Part(source, found.weight, found.bias, before, slope, form))
+        parts.append(_Part(source, found.weight, found.bias, before, slope, form, mask=found.mask))
     for state, skip in skips.items():
         at = next((i for i, p in enumerate(parts) if p.source == state and not p.skip), None)
         if at is None:
@@ -449,7 +454,7 @@ def _trace(
         source = _state(program, s)
         return source if source in program.free else None
 
-    parts, rest = _parts(program, slot, source_of, state_of)
+    parts, rest = _parts(program, slot, source_of, state_of, masks=not chains)
     lost = next((s for _, s in rest if s in program.varying), None)
     if lost is not None:
         raise NotAChain(_no_edge(program, name, slot, lost, parts))
@@ -462,7 +467,8 @@ def _trace(
             raise NotAChain(f"{program.told(twice[0])} predicts two nodes: {chains}")
         raise NotAChain(f"the prediction of {name} comes from {program.told(slot)}, not from a Linear: {chains}")
     edges = [
-        Edge(p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip) for p in parts
+        Edge(p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip, p.mask)
+        for p in parts
     ]
     return edges, tuple(rest) if edges else ()
 
@@ -505,6 +511,7 @@ class EdgeTensors:
     after: Activation
     slopes: tuple[Tensor | None, ...]
     form: tuple[bool, float, float, float]
+    mask: Tensor | None = None
 
 
 def edges_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]) -> list[EdgeTensors] | None:
@@ -532,31 +539,57 @@ def edges_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]
         return None
     found = []
     for p in parts:
-        of = [p.weight, p.bias, p.slope, slope_after]
+        of = [p.weight, p.bias, p.mask, p.slope, slope_after]
         if any(i is not None and i >= len(program.leaves) for i in of):
             return None
-        w, b, *slopes = (None if i is None else program.leaves[i] for i in of)
-        found.append(EdgeTensors(states[p.source], w, b, p.before, after, tuple(slopes), (*p.form, p.skip)))
+        w, b, mask, *slopes = (None if i is None else program.leaves[i] for i in of)
+        found.append(EdgeTensors(states[p.source], w, b, p.before, after, tuple(slopes), (*p.form, p.skip), mask))
     return found
 
 
 class _Parameters(NamedTuple):
-    """The slots of an edge's weight and bias, and its form: whether the weight is transposed, and their scales."""
+    """The slots of an edge's weight, bias and mask, and its form: whether the weight is transposed, and scales."""
 
     weight: int
     bias: int | None
     form: tuple[bool, float, float]
+    mask: int | None
 
 
-def _parameters(program: Program, weight: int, bias: int | None) -> _Parameters:
-    """What a Linear's weight and bias are a number times, or the transpose of."""
-    scale, bias_scale, transposed = 1.0, 1.0, False
-    while (part := _scaled(program, weight) or _turned(program, weight)) is not None:
-        weight, factor = part
-        transposed, scale = transposed != (factor is None), scale * (1.0 if factor is None else factor)
+def _parameters(program: Program, weight: int, bias: int | None, masks: bool) -> _Parameters:
+    """What a Linear's weight and bias are a number times, or the transpose of, and the weight a mask times."""
+    scale, bias_scale, transposed, mask = 1.0, 1.0, False, None
+    while True:
+        if (part := _scaled(program, weight)) is not None:
+            weight, scale = part[0], scale * part[1]
+        elif mask is None and (of := _turned(program, weight)) is not None:  # a mask lies as the weight does
+            weight, transposed = of, not transposed
+        elif masks and mask is None and (pair := _masked_weight(program, weight)) is not None:
+            weight, mask = pair
+        else:
+            break
     while bias is not None and (part := _scaled(program, bias)) is not None:
         bias, bias_scale = part[0], bias_scale * part[1]
-    return _Parameters(weight, bias, (transposed, scale, bias_scale))
+    return _Parameters(weight, bias, (transposed, scale, bias_scale), mask)
+
+
+def _masked_weight(program: Program, slot: int) -> tuple[int, int] | None:
+    """A weight that learns, and what it is multiplied by element by element, which does not."""
+    call = program.producer.get(slot)
+    if call is None or call.meaning != "mul" or call.kwargs or not program.stand_ins[slot].is_cpu:
+        return None
+    match call.args:
+        case [Slot(a), Slot(b)]:
+            pass
+        case _:
+            return None
+    shape = program.stand_ins[slot].shape
+    for weight, mask in ((a, b), (b, a)):
+        form, of = program.stand_ins[weight], program.stand_ins[mask]
+        fits = form.shape == shape and form.dtype == program.stand_ins[slot].dtype and expands(of.shape, shape)
+        if fits and _learns(program, weight) and not _learns(program, mask) and mask not in program.varying:
+            return weight, mask
+    return None
 
 
 def _scaled(program: Program, slot: int) -> tuple[int, float] | None:
@@ -579,7 +612,7 @@ def _scaled(program: Program, slot: int) -> tuple[int, float] | None:
     return (of, factor) if math.isfinite(factor) else None
 
 
-def _turned(program: Program, slot: int) -> tuple[int, None] | None:
+def _turned(program: Program, slot: int) -> int | None:
     """Another slot, of a matrix that this one is the transpose of."""
     call = program.producer.get(slot)
     if call is None or call.meaning != "transpose" or len(call.inputs) != 1:
@@ -588,7 +621,7 @@ def _turned(program: Program, slot: int) -> tuple[int, None] | None:
     blank = torch.empty(program.stand_ins[of].shape, device="meta")
     turned = call.function(*filled(call.args, {of: blank}), **filled(call.kwargs, {of: blank}))
     same = blank.dim() == 2 and (turned.shape, turned.stride()) == (blank.shape[::-1], blank.stride()[::-1])
-    return (of, None) if same else None
+    return of if same else None
 
 
 # The arguments that activations take beside their input, and what they are where nobody gives them.

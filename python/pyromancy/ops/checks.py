@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plan import Law, Learned, Learning, Plan, RuleKind, decode
+from ..plan import Law, Learned, Learning, Plan, RuleKind, Target, decode
 from ..plan.elementwise import MOST_INSTRUCTIONS, MOST_OPERANDS, OPERATIONS, arity
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -148,6 +148,9 @@ def _run_plan(written: list[Tensor], read: list[Tensor], ints: list[int], number
     _Plan(plan, [*written, *read], len(written)).check()
 
 
+_NOUNS = {Learned.WEIGHT: "weight of edge", Learned.BIAS: "bias of edge", Learned.LOGVAR: "theta of node"}
+
+
 class _Plan:
     """A plan's structure, and that its tensors are what it takes them for."""
 
@@ -172,6 +175,7 @@ class _Plan:
         )
         for i in range(len(plan.targets)):
             self.target(i)
+        self.shared()
         self.rest()
         self.uses()
 
@@ -284,6 +288,10 @@ class _Plan:
             weight = self.operands[edge.weight]
             self.like(f"weight of edge[{i}]", weight)
             _shaped(f"weight of edge[{i}]", weight, (n, m) if edge.transposed else (m, n))
+        if edge.mask is not None:
+            _check(edge.weight is not None, lambda: f"mask of edge[{i}] needs a weight")
+            assert edge.weight is not None
+            _same(f"mask of edge[{i}]", self.operands[edge.mask], f"weight of edge[{i}]", self.operands[edge.weight])
         if edge.bias is not None:
             bias = self.operands[edge.bias]
             self.like(f"bias of edge[{i}]", bias)
@@ -324,8 +332,7 @@ class _Plan:
     def target(self, i: int) -> None:
         target = self.plan.targets[i]
         rule = self.plan.rules[target.rule]
-        noun = {Learned.WEIGHT: "weight of edge", Learned.BIAS: "bias of edge", Learned.LOGVAR: "theta of node"}
-        name = f"{noun[target.what]}[{target.owner}]"
+        name = f"{_NOUNS[target.what]}[{target.owner}]"
         if target.what is Learned.LOGVAR:
             node = self.plan.nodes[target.owner]
             _check(
@@ -368,6 +375,22 @@ class _Plan:
             _same(f"slot of target[{i}]", t, f"targets[{i}]", written)
             _contiguous(f"slot of target[{i}]", t)
 
+    def shared(self) -> None:
+        """Targets of one tensor are its uses, each once, and learn alike."""
+        of: dict[int, Target] = {}
+        uses = set()
+        for target in self.plan.targets:
+            first = of.setdefault(target.tensor, target)
+            use = target.tensor, target.what, target.owner
+            _check(
+                use not in uses and (target.rule, target.slots) == (first.rule, first.slots),
+                lambda t=target: (
+                    "targets of one tensor must have one rule, the same slots, and other uses of it, got another for "
+                    f"the {_NOUNS[t.what]} {t.owner}"
+                ),
+            )
+            uses.add(use)
+
     def rest(self) -> None:
         plan = self.plan
         if plan.energies is not None:
@@ -394,15 +417,16 @@ class _Plan:
         plan = self.plan
         used: list[int | None] = [i for n in plan.nodes for i in (n.state, n.theta, n.prior, n.velocity, n.data)]
         used += [n.sample_weights for n in plan.nodes]
-        used += [i for e in plan.edges for i in (e.weight, e.bias)]
-        used += [i for t in plan.targets for i in (t.tensor, *t.slots)]
+        used += [i for e in plan.edges for i in (e.weight, e.bias, e.mask)]
+        targets = {t.tensor: t for t in plan.targets}.values()
+        used += [i for t in targets for i in (t.tensor, *t.slots)]
         used += [plan.energies, plan.diverged]
         changed = {n.state for n in plan.nodes if n.free or n.data is not None} | {n.velocity for n in plan.nodes}
-        changed |= {i for t in plan.targets for i in (t.tensor, *t.slots)} | {plan.energies, plan.diverged}
-        moved = {t.tensor for t in plan.targets if plan.rules[t.rule].kind is not RuleKind.GRADIENT}
+        changed |= {i for t in targets for i in (t.tensor, *t.slots)} | {plan.energies, plan.diverged}
+        moved: list[int | None] = [t.tensor for t in plan.targets if plan.rules[t.rule].kind is not RuleKind.GRADIENT]
         for i in changed - {None}:
             _check(
-                used.count(i) <= (2 if i in moved else 1),
+                used.count(i) <= 1 + moved.count(i),
                 lambda i=i: f"written[{i}] is what a plan writes, and must be used for nothing else",
             )
 

@@ -33,7 +33,8 @@ def run_plan_(written: list[Tensor], read: list[Tensor], plan: list[int], number
 
     The gradients of the batch-mean energy that weights learn from are ``-mean(d before(z)^T)`` and ``-mean(d)`` for
     weights and biases, times their scales, with ``d = after' e``, and for log-variances ``1/2 (weight - mean(e (z -
-    mu)))``, in which a weight per sample counts by its mean.
+    mu)))``, in which a weight per sample counts by its mean. Those of masked weights are multiplied by the mask, and
+    where several targets have one tensor, their gradients are added up.
 
     Args:
         written: tensors that the plan writes.
@@ -142,9 +143,10 @@ class _Batch:
         return product, _BY_NUMBER[after.number][0](product, after.parameter)
 
     def weight(self, edge: Edge) -> Tensor:
-        """W ``[out, in]``, times its scale."""
+        """W ``[out, in]``, times its scale and mask."""
         assert edge.weight is not None
         weight = self.operands[edge.weight]
+        weight = weight if edge.mask is None else weight * self.operands[edge.mask]
         return edge.scale * (weight.mT if edge.transposed else weight)
 
     def theta(self, i: int) -> tuple[Tensor | None, float, float | Expression]:
@@ -210,11 +212,16 @@ class _Batch:
             state.sub_(gradient, alpha=method.lr)
 
     def learn(self, errors: _Errors, states: list[Tensor]) -> None:
-        gradients = [self.gradient(target, errors, states) for target in self.plan.targets]
-        for target, gradient in zip(self.plan.targets, gradients, strict=True):
+        gradients: dict[int, Tensor] = {}
+        for target in self.plan.targets:
+            of_use, sum_ = self.gradient(target, errors, states), gradients.get(target.tensor)
+            gradients[target.tensor] = of_use if sum_ is None else sum_ + of_use
+        of = {target.tensor: target for target in self.plan.targets}
+        for tensor, gradient in gradients.items():
+            target = of[tensor]
             rule = self.plan.rules[target.rule]
             slots = [None if s is None else self.operands[s] for s in target.slots]
-            RULES[rule.kind](rule, self.operands[target.tensor], gradient, slots)
+            RULES[rule.kind](rule, self.operands[tensor], gradient, slots)
         self.plan = learned(self.plan)
 
     def gradient(self, target: Target, errors: _Errors, states: list[Tensor]) -> Tensor:
@@ -232,7 +239,8 @@ class _Batch:
         if target.what is Learned.BIAS:
             return delta.sum(0) * (edge.bias_scale / -batch)
         gradient = delta.mT @ _activated(edge, states[edge.source]) * (edge.scale / -batch)
-        return gradient.mT if edge.transposed else gradient
+        gradient = gradient.mT if edge.transposed else gradient
+        return gradient if edge.mask is None else gradient * self.operands[edge.mask]
 
 
 def _activated(edge: Edge, state: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
             ints += _of_expression(node.expression)
             numbers += node.expression.constants
     for edge in plan.edges:
-        ints += [edge.source, edge.target, _maybe(edge.weight), _maybe(edge.bias)]
+        ints += [edge.source, edge.target, _maybe(edge.weight), _maybe(edge.bias), _maybe(edge.mask)]
         for activation in (edge.before, edge.after):
             ints.append(activation.number)
             numbers.append(activation.parameter)
@@ -268,13 +268,13 @@ def _way(read: _Reader) -> Way:
 
 def _edge(read: _Reader, nodes: int) -> Edge:
     source, target = read.number("source", 0, nodes), read.number("target", 0, nodes)
-    weight, bias = read.maybe_tensor("weight"), read.maybe_tensor("bias")
+    weight, bias, mask = read.maybe_tensor("weight"), read.maybe_tensor("bias"), read.maybe_tensor("mask of a weight")
     before, after = (
         Activation(read.number("activation", 0, len(ACTIVATIONS)), read.real("parameter")) for _ in range(2)
     )
     gram, transposed = read.flag("gram"), read.flag("transposed")
     scale, bias_scale, skip = read.real("scale"), read.real("scale of a bias"), read.real("skip")
-    return Edge(source, target, weight, bias, before, after, gram, transposed, scale, bias_scale, skip)
+    return Edge(source, target, weight, bias, before, after, gram, transposed, scale, bias_scale, skip, mask)
 
 
 def _rule(read: _Reader) -> Rule:

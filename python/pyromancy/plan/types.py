@@ -196,6 +196,7 @@ class Edge:
         gram: whether the feedback is computed as ``W^T P (z' - b) - (W^T P W) before(z)``, which takes fewer products
             where a narrow free node predicts a wide clamped one.
         skip: what of the state itself is added, where both nodes are of one width.
+        mask: what the weight is multiplied by, element by element, like it.
     """
 
     source: int
@@ -209,6 +210,7 @@ class Edge:
     scale: float = 1.0
     bias_scale: float = 1.0
     skip: float = 0.0
+    mask: Operand | None = None
 
 
 class Turns(IntEnum):
@@ -394,7 +396,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Target:
-    """Something that is learned.
+    """A use of something that is learned. Of several of one tensor, all by one rule, the gradients are added up.
 
     Attributes:
         owner: an edge, or for log-variances a node.
@@ -447,11 +449,15 @@ class Plan:
 
     @property
     def is_chains(self) -> bool:
-        """Whether every edge has a weight and leads to a later node, and no node has two on either side."""
+        """Whether every edge has a weight, and no mask, and leads to a later node, and no node has two on either side.
+
+        Nor does anything learn from two uses.
+        """
         sources, targets = ({getattr(e, of) for e in self.edges} for of in ("source", "target"))
         return (
             len(sources) == len(targets) == len(self.edges)
-            and all(e.weight is not None and e.source < e.target for e in self.edges)
+            and all(e.weight is not None and e.mask is None and e.source < e.target for e in self.edges)
+            and len({t.tensor for t in self.targets}) == len(self.targets)
             and all(self.nodes[i].prior is None for i in targets)
         )
 

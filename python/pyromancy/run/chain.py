@@ -63,7 +63,7 @@ class ChainExecutor(ReplayingExecutor):
     name = "chain"
 
     def __init__(self, program: Program, chains: list[Chain], states: Sequence[Tensor], replay: Replay) -> None:
-        operands = [s for c in chains for e in c.edges for s in (e.weight, e.bias, *e.slopes) if s is not None]
+        operands = [s for c in chains for e in c.edges for s in (e.weight, e.bias, e.mask, *e.slopes) if s is not None]
         weights = {a for s in operands for a in program.ancestors(s)}
         data = [s for s in program.moving() if s not in weights]  # what looks like data, as many rows wide as the batch
         super().__init__(program, sorted(program.free), data, replay)

@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import ops, plan
+from .. import backends, ops, plan
 from ..arguments import kind_of
 from ..capture.capture import NotCapturable, has_hooks
 from ..capture.lowering import Edge, EdgeTensors
@@ -676,7 +676,7 @@ class Whole:
         """Whether these edges, in whatever order, are all that predicts a node, from nodes before it."""
         leaves, left = self.executor.program.leaves, list(found)
         for source, target, edge in edges:
-            slots = (edge.weight, edge.bias, *edge.slopes)
+            slots = (edge.weight, edge.bias, edge.mask, *edge.slopes)
             taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
             form = edge.transposed, edge.scale, edge.bias_scale, edge.skip
             state = self.states[source]
@@ -684,7 +684,7 @@ class Whole:
                 (
                     i for i, f in enumerate(left)
                     if f.source is state and (f.before, f.after, f.form) == (edge.before, edge.after, form)
-                    and all(a is b for a, b in zip(taken, (f.weight, f.bias, *f.slopes), strict=True))
+                    and all(a is b for a, b in zip(taken, (f.weight, f.bias, f.mask, *f.slopes), strict=True))
                 ),
                 None,
             )  # fmt: skip
@@ -926,9 +926,9 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     for p in parameters:
         uses = found.get(slot_of[id(p)], [])
         name = program.told(slot_of[id(p)])
-        if len(uses) != 1:
-            raise _ByParts(f"{name} is used {len(uses)} times by edges and variances of the chain")
-        if not p.is_contiguous() or (uses[0].what is plan.Learned.LOGVAR and p.dim() > 1):
+        if len(uses) > 1 and (chains := backends.without_graphs(p.device.type)):
+            raise _ByParts(f"{name} is used {len(uses)} times by edges and variances, and {chains}")
+        if not p.is_contiguous() or (p.dim() > 1 and any(use.what is plan.Learned.LOGVAR for use in uses)):
             raise _ByParts(f"{name} does not lie in one piece, or is no vector of log-variances or log-scales")
-        result.append((uses[0], p))
+        result += [(use, p) for use in uses]
     return result

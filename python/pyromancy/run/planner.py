@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import plan
-from ..capture.lowering import Chain, Node, precision
+from ..capture.lowering import Chain, Edge, Node, precision
 from ..capture.program import Program
 from ..methods import Shrink
 from .executor import Run
@@ -88,7 +88,7 @@ class Planner:
         operands = [s for n in self.nodes for s in (n.state, n.theta, n.prediction, *n.sample_weights)]
         operands += [s for n in self.nodes for _, s in n.rest]
         operands += [s for n in self.nodes if n.held is not None for s in (n.held[0], n.held[1].mask)]
-        operands += [s for *_, e in self.edges for s in (e.weight, e.bias, *e.slopes)]
+        operands += [s for *_, e in self.edges for s in (e.weight, e.bias, e.mask, *e.slopes)]
         self.operands = frozenset(s for s in operands if type(s) is int)
         self._computed = sorted({s for s in operands if type(s) is int and s >= len(program.leaves)})
         self._parameters = [  # of activations: a number, or the slot of one that is read for every call
@@ -132,12 +132,19 @@ class Planner:
             self._computed or self._slopes or any(t.dim() > 1 for t in thetas) or self.masks
             or any(n.prediction is not None or n.rest or n.law is plan.Law.FULL_GAUSSIAN for n in self.nodes)
             or any(not self._is_plain(n) for n in self.nodes)
+            or any(e.mask is not None and not self._is_like_its_weight(e) for *_, e in self.edges)
         )  # fmt: skip
 
     @property
     def masks(self) -> bool:
         """Whether entries of a free state are data."""
         return any(n.held is not None for n in self.nodes)
+
+    def _is_like_its_weight(self, edge: Edge) -> bool:
+        """Whether plans take an edge's mask as it is."""
+        assert edge.mask is not None
+        assert edge.weight is not None
+        return _is_like(*(self.program.stand_ins[s] for s in (edge.mask, edge.weight)))
 
     def _is_plain(self, node: Node) -> bool:
         """Whether plans take a node's weights per sample as they are."""
@@ -204,7 +211,9 @@ class Planner:
         for operand in (*states, *thetas, *priors, *weights, *factors, *data.values(), order, *masks.values()):
             if operand is not None:
                 operands.read(operand)
-        of_edges = [[None if s is None else values[s] for s in (e.weight, e.bias)] for *_, e in self.edges]
+        of_edges = [
+            [*(None if s is None else values[s] for s in (e.weight, e.bias)), _mask(e, values)] for *_, e in self.edges
+        ]
         for of_edge in itertools.chain.from_iterable(of_edges):
             if of_edge is not None:
                 operands.read(of_edge)
@@ -215,6 +224,7 @@ class Planner:
             bool(run.factors), measures,
             tuple((s, w.low is None, w.high is None, mask is None) for s, (w, mask) in ways.items()),
             order is None, diverged is None, learning.when, learning.learned, products, operands.pattern(),
+            *(operands[t] for t in learning.tensors),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
             *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
         )  # fmt: skip
@@ -241,8 +251,9 @@ class Planner:
                 plan.Edge(
                     source, target, operands.find(weight), operands.find(bias), e.before, e.after,
                     may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale, e.skip,
+                    operands.find(mask),
                 )
-                for i, ((source, target, e), (weight, bias)) in enumerate(zip(self.edges, of_edges, strict=True))
+                for i, ((source, target, e), (weight, bias, mask)) in enumerate(zip(self.edges, of_edges, strict=True))
             )  # fmt: skip
             targets = tuple(
                 plan.Target(p.what, p.place, rule, operands[t], tuple(operands.find(s) for s in slots))
@@ -395,6 +406,18 @@ def _prediction(node: Node, values: Mapping[int, Tensor], state: Tensor) -> Tens
     return None if node.prediction is None else values[node.prediction].expand_as(state).contiguous()
 
 
+def _is_like(mask: Tensor, weight: Tensor) -> bool:
+    return mask.shape == weight.shape and mask.dtype == weight.dtype
+
+
+def _mask(edge: Edge, values: Mapping[int, Tensor]) -> Tensor | None:
+    """What an edge's weight is multiplied by, like it."""
+    if edge.mask is None or edge.weight is None:
+        return None
+    mask, weight = values[edge.mask], values[edge.weight]
+    return mask if _is_like(mask, weight) else mask.to(weight.dtype).expand_as(weight)
+
+
 def _is_vector(weights: Tensor, state: Tensor) -> bool:
     return weights.shape == state.shape[:1] and weights.dtype == state.dtype
 
@@ -422,7 +445,9 @@ class _Operands:
         self._read: list[int] = []  # places in the order in which they were asked for
 
     def write(self, t: Tensor) -> None:
-        """Add one that is written."""
+        """Add one that is written, unless it is there."""
+        if id(t) in self._places:
+            return
         self._places[id(t)] = len(self.written)
         self.written.append(t)
 
