@@ -64,7 +64,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
     "show_signature": False,
-    "min_reported_time": 5,
+    "min_reported_time": 1e9,
     "reference_url": {},
     "capture_repr": (),
     "remove_config_comments": True,
@@ -76,7 +76,7 @@ html_title = "pyromancy"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "start", "cookbook", "benchmarks")}
+html_sidebars = {page: [] for page in ("index", "generated/gallery/ten_minutes", "cookbook", "benchmarks")}
 html_theme_options = {
     "show_toc_level": 1,
     "navigation_with_keys": False,
