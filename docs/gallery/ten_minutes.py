@@ -110,7 +110,8 @@ axes.set(xlabel="E-step", ylabel="energy per sample")
 axes.legend()
 
 # %%
-# After the forward sweep the labels' node alone has an energy. E-steps hand it down to the hidden nodes, and the sum falls.
+# After the forward sweep the labels' node alone has an energy. E-steps hand it down to the hidden nodes, and the sum
+# falls.
 # Where it rises the rate is too high. The largest stable rate falls as weights grow, so look again from time to time:
 
 print(f"stable below {pyro.max_rate(net.energy, net.e_params()):.2f}")
