@@ -72,7 +72,7 @@ def test_a_prediction_outlives_the_states():
 
 
 def comparable(text):
-    """Printed text, less what depends on rounding, and on PyTorch's version: into how many calls it splits gradients."""
+    """Printed text, less what depends on rounding, and on PyTorch's version: how many calls a gradient takes."""
     text = re.sub(r"\d+ (operator calls at every step), \d+", r"N \1, N", text)
     return re.sub(r"[\d.]+%", "%", text)
 
