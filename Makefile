@@ -21,7 +21,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help digits test lint format bench docs wheel clean
+.PHONY: help digits test check lint format bench docs wheel clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,6 +31,11 @@ digits: $(STAMP) ## train a network on scikit-learn's digits; ARGS="--epochs 3" 
 
 test: $(STAMP)-test | $(PYROMANCY_ORACLE) ## run the tests; PYTEST_ARGS="-k energy" goes to pytest
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)-dev | $(PYROMANCY_ORACLE) ## a minute's look before a commit: style, and one case of every test that is quick
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m pytest -q --quick -n 2 $(PYTEST_ARGS)
 
 lint: $(STAMP)-dev ## check style, format and types
 	$(PY) -m ruff check

@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: on a busy machine spinning costs most
 
+from collections import defaultdict
+from zlib import crc32
+
 import pytest
 import torch
 
@@ -19,6 +22,23 @@ else:
         "suite", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("suite")
+
+
+def pytest_addoption(parser):
+    """What `make check` asks for."""
+    parser.addoption("--quick", action="store_true", help="one case of every test, and none of those marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    """For --quick keep one case of every test: which, a checksum of its name says, so that all backends have some."""
+    if not config.getoption("--quick"):
+        return
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    kept = {of[crc32(test.encode()) % len(of)] for test, of in cases.items() if not of[0].get_closest_marker("slow")}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True, scope="session")

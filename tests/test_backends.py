@@ -199,6 +199,7 @@ class TestUse:
 
 
 class TestDescription:
+    @pytest.mark.slow
     def test_command_prints_it(self):
         text = processes.python("-m", "pyromancy")
         for name in schema.SCHEMAS:
@@ -255,6 +256,7 @@ class TestTriton:
         code = CUDA_TORCH.format(before=before, gpu=gpu) + code
         return processes.python("-W", "error", "-c", code, PYROMANCY_NATIVE="0", **options)
 
+    @pytest.mark.slow
     @has_triton
     def test_takes_what_no_native_kernel_serves(self):
         self.run("""
@@ -271,6 +273,7 @@ with backends.use("reference"):
 assert {s.backend for s in backends.report() if s.device == "cuda"} == {"triton"}
 """)
 
+    @pytest.mark.slow
     def test_without_a_gpu_is_not_loaded(self):
         self.run(
             """
@@ -284,6 +287,7 @@ assert "triton" not in sys.modules
             gpu=False,
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
@@ -299,6 +303,7 @@ assert "triton" not in sys.modules
         assert text.startswith(str((False, reason)))
         assert text.count(f"; {reason}\n") == len(schema.SCHEMAS)
 
+    @pytest.mark.slow
     def test_that_is_not_there_is_a_reason(self):
         text = self.run(
             "assert not ops.SERVED_BY_TRITON\nprint(backends.available('triton', 'cuda'))",
@@ -331,5 +336,6 @@ assert "triton" not in sys.modules
         monkeypatch.setattr(triton, "interpreted", lambda: False)
         assert backends.available("triton") == (False, "TRITON_INTERPRET=1 was set after Triton was loaded")
 
+    @pytest.mark.slow
     def test_importing_the_package_does_not_import_it(self):
         processes.python("-c", "import sys, pyromancy; assert 'triton' not in sys.modules")

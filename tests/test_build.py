@@ -95,6 +95,7 @@ def test_unknown_choice(wants_cuda):
     assert stop.value.code == "pyromancy: PYROMANCY_CUDA must be auto, 0 or 1, got 'yes'."
 
 
+@pytest.mark.slow
 def test_a_source_distribution_has_what_a_build_and_its_tests_need(tmp_path):
     """Made by an interpreter that cannot see torch, or anything else but setuptools."""
     copy = tmp_path / "copy"

@@ -72,6 +72,7 @@ class TestNetwork:
         assert_near(compiled(node.error)(pred), node.error(pred), 50)
 
 
+@pytest.mark.slow
 def test_follows_parameters_batches_and_backends():
     pcn = network("MultivariateGaussianNode")
     energy = compiled(pcn.energy)
@@ -85,6 +86,7 @@ def test_follows_parameters_batches_and_backends():
         assert_near(energy(), pcn.energy(), 50)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor(grad_inside):
     pcn = network("FactorizedGaussianNode")

@@ -246,6 +246,7 @@ def test_the_gap_is_certified(name, moved):
         assert found.gap.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_gap_of_nonlinear_networks_holds_to_second_order():
     """It is no less than what the local quadratic falls, and infinite where that has no minimum."""
     convex = 0

@@ -128,6 +128,7 @@ def least(net, row):
     return energy(z).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", CONVEX)
 def test_gaps_are_certified_where_the_energy_is_convex(law):
     """In linear networks the bound holds exactly: outputs add to the curvature of the errors."""

@@ -32,6 +32,7 @@ def mixed(installed):
     return installed
 
 
+@pytest.mark.slow
 def test_warns_of_the_metadata(installed):
     text = processes.python(*IMPORT, path=[installed], expect=1)
     assert f"RuntimeWarning: {BOTH}" in text
@@ -39,18 +40,21 @@ def test_warns_of_the_metadata(installed):
     assert "install pyromancy-kernels again" in text
 
 
+@pytest.mark.slow
 def test_warns_with_the_files_mixed(mixed):
     text = processes.python(*IMPORT, path=[mixed], expect=1)
     assert f"RuntimeWarning: {BOTH}" in text
     assert str(mixed / "pyromancy") in text
 
 
+@pytest.mark.slow
 def test_the_mixture_imports_all_the_same(mixed):
     text = processes.python("-c", "import pyromancy; print(pyromancy.nodes.StandardGaussianNode(3))", path=[mixed])
     assert BOTH in text
     assert "StandardGaussianNode(3)" in text
 
 
+@pytest.mark.slow
 def test_is_silent_without_the_other():
     # the environment of the tests may have the other installed; a finder of nothing stands for one that has not
     nothing = "import importlib.metadata as m; m.MetadataPathFinder.find_distributions = lambda *a, **k: iter(())\n"

@@ -61,11 +61,13 @@ def imports():
     return {module: {*imported(path, modules)} for module, path in modules.items()}
 
 
+@pytest.mark.slow
 def test_every_module_has_a_layer(imports):
     """But those that only gather what others define."""
     assert {module[0] for module in imports if module} == {*RANKS, "__main__", "infra", "utils"}
 
 
+@pytest.mark.slow
 def test_layers_know_none_above(imports):
     upward = {
         (".".join(module), ".".join(other))

@@ -37,6 +37,7 @@ def batteries():
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_everything_works_on_the_reference(batteries):
     text = processes.finish(batteries["reference"]).splitlines()
     assert int(text[0]) > 500
@@ -113,6 +114,7 @@ class TestCompiled:
     def test_has_a_kernel_for_every_operator(self, name):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pyromancy::{name}", "CPU")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("wanted", SETS)
     def test_instruction_sets_agree_with_float64(self, batteries, wanted):
         if wanted not in native.MODULE.build_info()["instruction_sets"]:

@@ -45,6 +45,7 @@ os._exit(0)  # as `multiprocessing` leaves a child: PyTorch's own threads hang a
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(native.MODULE is None, reason="it is the compiled module that sees to forks")
 def test_a_forked_child_computes_what_its_parent_did():
     """PyTorch's threads are not there in a child, and it would wait for them."""
@@ -85,6 +86,7 @@ second = imported()
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuda", [None, "12.8"], ids=["cpu", "cuda"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_second_import(way, cuda):
@@ -100,6 +102,7 @@ def test_a_second_import(way, cuda):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_import_after_one_that_was_interrupted():
     processes.python(
         "-c",
@@ -128,6 +131,7 @@ for name in schema.SCHEMAS:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_operators_of_another_version_are_refused():
     told = processes.python(
         "-c",

@@ -95,6 +95,7 @@ def test_reasons_that_are_quoted_are_given():
     assert [reason for _, reason in quoted if reason not in sources] == []
 
 
+@pytest.mark.slow
 def test_what_the_command_prints_is_shown():
     """Lines and operators; versions, backends and instruction sets are those of one machine."""
     shown = next(text for text in blocks(INFERENCE, "text") if text.startswith("pyromancy "))

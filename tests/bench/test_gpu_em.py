@@ -61,6 +61,7 @@ def without_compiler(bench, monkeypatch):
     monkeypatch.setattr(bench.rivals, "compiled_graph", bench.rivals.hand_graph)
 
 
+@pytest.mark.slow
 def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
     without_compiler(bench, monkeypatch)
     # Triton's kernels need a device, and the compiled ones may not be here: who competes is the same
@@ -107,6 +108,7 @@ def test_measures_on_stand_ins(bench, monkeypatch, tmp_path, capsys):
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.slow
 def test_who_is_wrong_is_not_timed(bench, monkeypatch, tmp_path, capsys):
     without_compiler(bench, monkeypatch)
     loop, plain = bench.inference_loop, bench.plain
@@ -150,6 +152,7 @@ def test_who_is_wrong_is_not_timed(bench, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == table
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_when_it_is_stopped(bench, monkeypatch, tmp_path):
     run = bench.run
 
@@ -199,6 +202,7 @@ def test_compilations_are_stopped_and_counted(bench, monkeypatch):
     assert signal.getsignal(signal.SIGALRM) is before
 
 
+@pytest.mark.slow
 def test_jax(bench):
     setting = dataclasses.replace(bench.SETTINGS["wide"], batch=6)
     if importlib.util.find_spec("jax") is None:

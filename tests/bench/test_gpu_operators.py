@@ -109,6 +109,7 @@ def test_says_that_there_is_no_gpu(bench, capsys):
     assert "no CUDA device" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @without_gpu
 def test_script_stops_at_once(tmp_path):
     if shutil.which("bash") is None:

@@ -86,6 +86,7 @@ def script(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_what_tells_most_comes_first(script):
     done, summary, calls = script(XDIST="1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -111,6 +112,7 @@ def test_what_tells_most_comes_first(script):
     assert json.loads((script.out / "probe.json").read_text()) == {}
 
 
+@pytest.mark.slow
 def test_without_the_fused_kernel_all_else_goes_on(script):
     done, summary, calls = script(FAILS="gpu_smoke --out")
     assert done.returncode == 1
@@ -127,6 +129,7 @@ def test_without_the_fused_kernel_all_else_goes_on(script):
     assert not any("-n 8" in line for line in pytests)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_told(script):
     done, summary, _ = script(without=("compute-sanitizer", "ncu"))
     assert done.returncode == 0
@@ -135,6 +138,7 @@ def test_what_is_missing_is_told(script):
     assert "ncu is not on the PATH" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_phase_that_is_stopped_says_how_far_it_came(script):
     done, summary, _ = script("42", HANGS="not triton")
     assert done.returncode == 1
@@ -144,6 +148,7 @@ def test_a_phase_that_is_stopped_says_how_far_it_came(script):
     assert "stopped after" in done.stdout
 
 
+@pytest.mark.slow
 def test_whoever_stops_it_has_what_there_was(script):
     summary, deadline = script.out / "summary.json", time.monotonic() + 100
     with script.start(HANGS="not triton") as process:

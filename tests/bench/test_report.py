@@ -305,6 +305,7 @@ def only(*kinds):
     return result
 
 
+@pytest.mark.slow
 def test_writes_table_and_pictures(report, write, tmp_path, capsys):
     table, picture, scaling = (tmp_path / name for name in ("out.md", "out.png", "scaling.png"))
     options = ["--table", str(table), "--picture", str(picture), "--scaling", str(scaling)]
@@ -318,6 +319,7 @@ def test_writes_table_and_pictures(report, write, tmp_path, capsys):
     assert "120 ms = 6x" in printed
 
 
+@pytest.mark.slow
 def test_puts_several_files_under_each_other(report, write, tmp_path):
     table, picture, scaling = (tmp_path / name for name in ("out.md", "out.png", "scaling.png"))
     later = copy.deepcopy(RESULT)

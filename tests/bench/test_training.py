@@ -73,6 +73,7 @@ def test_race_and_table(bench, monkeypatch):
     assert cells[2:8] == ["2", "3", "84.00", "80.00 to 90.00", "0.50, 0.90", "3.0"]
 
 
+@pytest.mark.slow
 def test_quick(bench, tmp_path, capsys):
     threads = torch.get_num_threads()
     results = bench.main(["--quick", "--out", str(tmp_path / "results.jsonl")])

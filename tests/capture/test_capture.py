@@ -27,6 +27,7 @@ def data(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_edges(kind):
     """PyTorch's own work in place, on what no state changes too."""

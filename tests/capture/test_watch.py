@@ -528,6 +528,7 @@ def test_a_loop_follows_every_change_that_comes_after_runs_without_a_dry_run(net
         torch.testing.assert_close(net.node.value.detach(), expected)
 
 
+@pytest.mark.slow
 def test_watching_is_put_off_where_something_changes_at_every_run(net, monkeypatch):
     loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
     taken = []

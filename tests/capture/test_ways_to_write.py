@@ -226,6 +226,7 @@ def test_what_the_energy_stores_of_a_sum_in_place():
     torch.testing.assert_close(stored["total"], (n.first() + n.second()).detach(), check_stride=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [3000])
 def test_thousands_of_terms(terms):
     """A sequence unrolled in time: nothing recurses over its terms."""

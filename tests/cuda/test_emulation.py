@@ -14,6 +14,7 @@ import processes
 from emulation_flags import CXX, FLAGS, ROOT, TORCH, obstacle
 
 TIMEOUT = 1800  # seconds; a machine may have other work
+pytestmark = pytest.mark.slow
 
 if reason := obstacle():
     pytest.skip(reason, allow_module_level=True)

@@ -87,6 +87,7 @@ def rows(tmp_path_factory):
 
 
 @needs_nvcc
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_kernels_spill_nothing(rows, source):
     assert rows[source.name]

@@ -1,8 +1,10 @@
 """The example of anomalies, as a person runs it, and the scores of a linear network."""
 
+import pytest
 import torch
 
 
+@pytest.mark.slow
 def test_it_tells_what_it_never_learned_and_draws(example, tmp_path, capsys):
     path = tmp_path / "picture.png"
     means = example.main(["--kinds", "0", "6", "--epochs", "10", "--plot", str(path)])

@@ -13,6 +13,7 @@ def text(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_it_learns_and_draws(example, text, tmp_path, capsys):
     path = tmp_path / "picture.png"
     arguments = [

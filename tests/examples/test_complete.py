@@ -4,6 +4,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 def test_it_completes_draws_and_says_how_well(example, tmp_path, capsys):
     path = tmp_path / "picture.png"
     errors, right = example.main(["--epochs", "25", "--plot", str(path)])
@@ -46,6 +47,7 @@ def test_a_completion_is_the_conditional_mean(example):
         assert torch.equal(found[i, k], given[i, k])
 
 
+@pytest.mark.slow
 def test_draws_have_the_moments_of_the_network(example):
     net = linear(example)
     label = torch.eye(10).double()[[3]]

@@ -2,9 +2,11 @@
 
 import functools
 
+import pytest
 import torch
 
 
+@pytest.mark.slow
 def test_they_learn_and_draw(example, tmp_path, capsys, monkeypatch):
     narrow = {
         "vgg": functools.partial(example.vgg, widths=(8, 16)),

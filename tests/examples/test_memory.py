@@ -5,6 +5,7 @@ import torch
 from sklearn.linear_model import Lasso
 
 
+@pytest.mark.slow
 def test_it_recalls_and_draws(example, tmp_path, capsys):
     path = tmp_path / "picture.png"
     errors = example.main(["--rounds", "300", "--noise", "0.3", "--plot", str(path)])

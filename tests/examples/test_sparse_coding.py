@@ -5,6 +5,7 @@ import torch
 from sklearn.linear_model import Lasso
 
 
+@pytest.mark.slow
 def test_it_learns_and_draws(example, tmp_path, capsys):
     path = tmp_path / "picture.png"
     costs, off = example.main(["--patches", "3000", "--epochs", "5", "--plot", str(path)])

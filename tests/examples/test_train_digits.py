@@ -250,6 +250,7 @@ def test_learns_idx_files(example, folder, activation):
     assert example.main([*QUICK[:2], *map(str, argv), "--no-plot"])[-1].accuracy == 1.0
 
 
+@pytest.mark.slow
 def test_runs_as_a_script_from_anywhere(folder, tmp_path):
     command = [sys.executable, FOLDER / "train_digits.py", *QUICK, "--data", folder]
     done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)

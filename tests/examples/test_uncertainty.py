@@ -8,6 +8,7 @@ import torch
 from pyromancy.nodes import FactorizedGaussianNode
 
 
+@pytest.mark.slow
 def test_it_knows_which_pixels_are_uncertain_and_draws(example, tmp_path, capsys):
     path = tmp_path / "picture.png"
     results = example.main(["--epochs", "20", "--plot", str(path)])

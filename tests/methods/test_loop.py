@@ -468,6 +468,7 @@ class TestErrors:
         torch.testing.assert_close(b.value.detach(), found[-1].detach(), **TIGHT)
         assert "stepwise, on what was captured" in loop.explain()
 
+    @pytest.mark.slow
     def test_of_several_parents_and_a_skip(self):
         class Graph(Program):
             def energy(self):

@@ -74,6 +74,7 @@ def accuracy(train, digits, variance):
     return torch.cat(right).float().mean().item()
 
 
+@pytest.mark.slow
 def test_deep_without_a_rate(digits):
     """Ten tanh layers come near backpropagation's accuracy, and to it where the target is clamped weakly.
 

@@ -196,6 +196,7 @@ def batch(size):
     return torch.randn(size, 20), torch.randn(size, 10)
 
 
+@pytest.mark.slow
 def test_without_the_instruction_products_are_float32():
     code = """
 import sys, torch

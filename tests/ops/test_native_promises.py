@@ -153,6 +153,7 @@ def test_a_batch_whose_stages_are_shared_out_in_turns():
             assert same_bits(a[i:j], b)
 
 
+@pytest.mark.slow
 def test_more_than_2_31_elements():
     # one element in memory; a 32-bit count would be off by 2^32 or negative
     count = 2**31 + 11

@@ -232,6 +232,7 @@ class TestRefusedEntries:
         self.refused(lambda ints, numbers: ([*ints, 0], numbers), f"entries, got {len(plan.encode(whole()[0])[0]) + 1}")
         self.refused(lambda ints, numbers: (ints, [*numbers, 0.0]), "numbers must have ")
 
+    @pytest.mark.slow
     def test_every_integer_out_of_its_range(self):
         for at in range(len(plan.encode(whole()[0])[0])):
             for value in (-2, 10**6) if at not in (STEPS_AT, BEFORE_AT) else (-2,):  # any number of steps is one

@@ -253,6 +253,7 @@ def test_modules_have_the_same_names(path):
         )
 
 
+@pytest.mark.slow
 def test_modules_are_attributes():
     """As after ``import pyromancy`` alone."""
     assert {"infra", "nodes", "utils"} <= {*vars(oracle)}

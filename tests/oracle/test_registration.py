@@ -75,6 +75,7 @@ def build_module(classes, tree, shared):
     return module
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_names_and_order(data):
@@ -106,6 +107,7 @@ def test_names_and_order(data):
         assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @given(hierarchies())
 def test_declared_names(hierarchy):
     ours, theirs = (build_classes(p, hierarchy) for p in (pyromancy, oracle))

@@ -114,5 +114,6 @@ print("stopped")
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_whole_steps():
     assert processes.python("-c", INTERRUPTED).endswith("stopped\n")

@@ -99,6 +99,7 @@ def chains(draw):
     return network, sorted(clamped), draw(st.integers(1, 40))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("backend")
 @given(chains())
 @settings(max_examples=40)

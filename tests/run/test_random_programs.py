@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import pytest
 import torch
 import torch.nn as nn
 from hypothesis import given, settings
@@ -128,6 +129,7 @@ def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @given(cases())
 @settings(max_examples=40)
 def test_all_ways_learn_the_same(case):

@@ -142,6 +142,7 @@ def test_batch_sizes_are_bounded(captures):
     assert len(captures) == READY + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["chain", "graph"])
 def test_weights_that_were_replaced_go(executor):
     net = Net(executor)
@@ -158,6 +159,7 @@ def test_weights_that_were_replaced_go(executor):
     assert "captured 4 times so far, the last because other arguments of linear; ready for 2 energies" in loop.explain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", [nn.Tanh(), nn.GRUCell(4, 4), nn.BatchNorm1d(4)], ids=lambda m: type(m).__name__)
 def test_a_graph_leaves_no_source_code_behind(edge):
     """fx enters the source code of every graph into the cache of tracebacks, and takes none out."""

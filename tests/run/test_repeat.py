@@ -466,6 +466,7 @@ def test_modes_are_followed():
     assert any("pyromancy" in event.key for event in profile.key_averages())
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_alive():
     case = Both().settle()
     gone = weakref.ref(case.net), weakref.ref(case.em)

@@ -252,6 +252,7 @@ def test_inference_mode_needs_no_graph_of_its_own(device):
     assert len(device.tapes) == 1
 
 
+@pytest.mark.slow
 def test_many_kinds_take_bounded_memory(device):
     network, loop = prepared(device)
     for steps in range(1, 21):

@@ -25,6 +25,7 @@ def gone_on(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", resumed.KINDS)
 def test_another_process_goes_on_to_the_same_bits(kind, gone_on):
     state = torch.load(gone_on / f"{kind}.pt", weights_only=True)

@@ -403,6 +403,7 @@ def graphs(draw):
     return count, edges, draw(st.booleans()), draw(st.integers(0, 2**20)), draw(st.sampled_from((0.0, 0.6)))
 
 
+@pytest.mark.slow
 @given(graphs())
 @settings(max_examples=25, deadline=None)
 def test_random_graphs(case):
