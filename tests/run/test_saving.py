@@ -112,7 +112,7 @@ def restored(em, how):
 def test_a_copy_of_everything_goes_on_to_the_same_bits(how):
     """Network, optimizer, scheduler, generator and `EM` as one object, in the middle of an epoch."""
     training = resumed.Training("adam")
-    training.run(2, 3)
+    training.stop()
     twin = restored(training, how)
     results = []
     for each in (training, twin):

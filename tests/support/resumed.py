@@ -50,7 +50,6 @@ class Training:
         self.loader = DataLoader(TensorDataset(*self.data), 8, shuffle=True, generator=self.generator)
         self.epoch = 0
 
-    @mock.patch("pyromancy.run.em._PART", 0.0)
     def run(self, until=EPOCHS, parts=None):
         """Epochs up to one, of which the last may be left after so many parts."""
         while self.epoch < until:
@@ -68,6 +67,7 @@ class Training:
             if self.kind == "annealed":
                 self.em.lr, self.em.steps = self.em.lr / 2, self.em.steps + 1
 
+    @mock.patch("pyromancy.run.em._PART", 0.0)
     def stop(self):
         """Somewhere; a pass over a loader is in nobody's state, and so it is finished."""
         self.run(2, None if self.kind == "loader" else STOP[1])

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -27,6 +27,7 @@ from ..nodes.target import TargetNode
 from ..plan import Langevin
 from . import optimizer as rules
 from .chain import ChainExecutor
+from .distributed import check_whole, group_of, others
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace, _warn, called, names_of, states_of, told_of
@@ -34,6 +35,9 @@ from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
 from .start import Start, StartFunction
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 INCREMENTAL = (False, True, "joint")
 _OPTIONS = ("steps", "tol", "incremental", "lr", "momentum", "dampening", "nesterov")
@@ -100,6 +104,10 @@ class EM:
         incremental: False learns once after all E-steps; True after every E-step, from the states it has made; "joint"
             with every E-step, weights and states moving from the same errors.
         check_finite: as in `InferenceLoop`; no batch is one call then.
+        distributed: True learns with all processes of `torch.distributed`, each of which gives `step` samples of its
+            own: gradients are averaged over all samples, in one all-reduce, before the optimizer steps. A group does so
+            with its processes. They begin with the parameters of the first. False learns in this process alone; None
+            too, and warns where there are others.
 
     Attributes:
         batches: how many it has done.
@@ -125,6 +133,7 @@ class EM:
         tol: float | None = None,
         incremental: bool | str = False,
         check_finite: bool = False,
+        distributed: bool | ProcessGroup | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be of torch.optim, got {type(optimizer).__name__}")
@@ -138,6 +147,14 @@ class EM:
         self.tol, self.batches = tol, 0
         self._learned: list[int] = []  # the ids of the optimizer's parameters, which are known to be no states
         self._check()
+        self._group = group_of(distributed)
+        if self._group is not None:
+            self._group.begin(self._parameters)
+        elif distributed is None and (more := others()):
+            _warn(
+                f"this EM learns by itself, beside {more} other processes of torch.distributed: distributed=True "
+                "averages gradients over all, and distributed=False says that it is meant to be alone"
+            )
         self._starts: list[Start] = []
         self._refused: _Refused | None = None
         self._begun = False  # that a capture which was refused has run `start`, and so has set the states
@@ -201,8 +218,9 @@ class EM:
         so it has after an exception of `start` or of the energy. After `load_state_dict` the next call goes on with it.
 
         Args:
-            *data: tensors of the same length, whose rows `start` takes.
-            batch_size: samples of a batch; the last one may have fewer.
+            *data: tensors of the same length, whose rows `start` takes; with `distributed` the same in all processes,
+                which share every batch among them, in the order of the first.
+            batch_size: samples of a batch, of all processes together; the last one may have fewer.
             shuffle: whether to take them in the order of ``torch.randperm(n, generator=generator)``.
             drop_last: whether to leave out a last batch of fewer samples.
             generator: source of randomness; None is PyTorch's own.
@@ -229,6 +247,7 @@ class EM:
         if order is None:
             order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
             order = order[: n - n % size] if drop_last else order
+            order = order if self._group is None else self._group.order(order)
         self._order, self._source, self._loaded = order, generator, {}
         return self._epoch(data, order, size)
 
@@ -237,12 +256,14 @@ class EM:
         batches = self._pace[1] if self._pace[0] == kind else 1
         while len(order):
             began = time.perf_counter()
-            count = min(batches, max(1, len(order) // size)) if self._knows_start else 1
+            count = min(batches, max(1, len(order) // size)) if self._knows_start or self._group is not None else 1
             rows = order[: count * size]
             done = self._part(data, order, size, count)
             order = order[len(rows) :]
             yield Part(done, len(rows))
             seconds = max(1e-6, time.perf_counter() - began)
+            if self._group is not None:  # whose parts are the same
+                seconds = self._group.slowest(seconds)
             batches = max(1, int(count * min(8.0, _PART / seconds)))
             self._pace = kind, batches
         self._order = None
@@ -258,7 +279,7 @@ class EM:
         rows = order[: count * size]
         refused = self._refused is not None and self._refused.function is self.start
         # or else `start` would be run on other rows, and what it draws be drawn once more
-        if len(rows) >= size and self._knows_start and not refused:
+        if len(rows) >= size and self._knows_start and not refused and self._group is None:
             self._check()
             whole = self._prepared(tuple(t[:size] for t in data), set_=False)
             if whole is not None:
@@ -270,7 +291,11 @@ class EM:
         batches = rows.split(size)
         for batch in batches:
             with Uninterrupted():
-                self.step(*(t[batch] for t in data))
+                own = batch if self._group is None else batch.tensor_split(self._group.size)[self._group.rank]
+                if len(own):
+                    self.step(*(t[own] for t in data))
+                else:
+                    self._step_without_samples()
                 self._order = order = order[len(batch) :]
         return len(batches)
 
@@ -288,6 +313,12 @@ class EM:
             if outside:
                 lines.append(f"  the optimizer is called: {outside}")
             lines += [f"  {told}" for told in told_of(self._stop, self._whole.executor.bound)]
+        if (group := self._group) is not None:
+            numbers, when = sum(p.numel() for p in self._parameters), "E-step" if self.incremental else "batch"
+            lines.append(
+                f"  process {group.rank} of {group.size}: gradients, {numbers} numbers, are averaged over all in one "
+                f"all-reduce per {when}"
+            )
         if self._starts and (reason := self._starts[-1].obstacle):
             lines.append(f"  start is run dry before every batch: {reason}")
         return "\n".join([*lines, self.loop.explain()])
@@ -407,6 +438,7 @@ class EM:
                 f"optimizer must not move states, got {', '.join(moved)}; pyromancy.get_mstep_params(net) gives what "
                 "is learned"
             )
+        check_whole("optimizer", (), {named.get(id(p), "one"): p for p in self._parameters})
         self._learned = ids
 
     def __repr__(self) -> str:
@@ -532,8 +564,26 @@ class EM:
                 optimizer.zero_grad()
                 loop.backward(self._parameters)
             self._check_uses()
+            self._average(loop._executor)
             optimizer.step()
         return Trace(self.steps) if self.incremental else trace
+
+    def _average(self, executor: Executor | None) -> None:
+        """Make gradients those of the samples of all processes."""
+        if self._group is not None:
+            shape = None if executor is None else executor.shape
+            samples = len(self.loop.params[0]) if shape is None else math.prod(shape)
+            self._group.average(self._parameters, samples)
+
+    def _step_without_samples(self) -> None:
+        """The M-steps of a batch of which this process has none: the last one of an epoch may be that small."""
+        assert self._group is not None
+        self._check()
+        for _ in range(self.steps if self.incremental else 1):
+            self.optimizer.zero_grad()
+            self._group.average(self._parameters, 0)
+            self.optimizer.step()
+        self.batches += 1
 
     def _check_uses(self) -> None:
         """Refuse parameters that have no part in the energy, whose gradients have just been computed."""
@@ -625,6 +675,8 @@ class Whole:
         self.outside = ""  # why a plan gives gradients, and the optimizer is called
         self.learned: list[tuple[Learned, Tensor]] = []
         try:
+            if em._group is not None:
+                raise _ByParts("gradients of all processes are averaged first")
             self.learned = _learned(executor, self.parameters)
         except _ByParts as reason:
             if executor.shape == () or isinstance(executor.asked(self.parameters), str):
@@ -801,6 +853,7 @@ class Whole:
         em.optimizer.zero_grad()
         for p, gradient in zip(self.parameters, gradients, strict=True):
             p.grad = gradient
+        em._average(self.executor)
         em.optimizer.step()
         em.loop.forget_velocities()
         em.loop.restore()

@@ -40,6 +40,7 @@ from ..registration import is_learned, is_state
 from . import stepwise
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor
+from .distributed import check_whole
 from .executor import Executor, ReplayingExecutor, Run, check_energy
 from .graph import GraphExecutor
 from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem, check_samples
@@ -159,8 +160,8 @@ class InferenceLoop:
             steps then are as many runs, which takes longer.
 
     Raises:
-        TypeError: `energy` is not callable, a parameter is not a tensor, a rate is not a number, or neither a rate nor
-            a method is given.
+        TypeError: `energy` is not callable, or of a network that is wrapped or spread over processes; a parameter is
+            not a tensor, a rate is not a number, or neither a rate nor a method is given.
         ValueError: no parameters, one given twice or frozen, a rate beside a method, or another argument out of range;
             the message says which.
     """
@@ -185,6 +186,8 @@ class InferenceLoop:
         )
         if len({id(p) for p in self._params}) < len(self._params):
             raise ValueError("params must hold every state once, got one of them twice")
+        modules = [module for root in _reached(energy).values() for module in root.modules()]
+        check_whole("energy", modules, {called: p for called, _, _, p in _parameters(energy)})
         self._energy, self._wanted = energy, executor
         self.lr: Any = lr
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
