@@ -324,7 +324,7 @@ class TestTraining:
         net.start(x, y)
         loop = pyro.InferenceLoop(net.energy, net.e_params(), lr=0.1)
         energies = loop.run(10, record=True).energies
-        assert energies.shape == (10, 3)
+        assert energies.shape == (11, 3)
         assert "executor: chain" in loop.explain()
         found = [p.clone() for p in net.e_params()]
         net.start(x, y)

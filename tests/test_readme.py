@@ -44,8 +44,9 @@ def test_the_shortest_way_to_begin_learns():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
-def test_python_in_documents_runs(document):
+def test_python_in_documents_runs(document, tmp_path, monkeypatch):
     """And prints the text that is shown right below it."""
+    monkeypatch.chdir(tmp_path)  # where they may write
     scope = {}
     for code, shown in re.findall(
         r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", document.read_text(), re.DOTALL | re.MULTILINE

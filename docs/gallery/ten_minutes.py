@@ -97,17 +97,14 @@ print(em.explain())
 # -----
 #
 # Did inference come to its end? An `InferenceLoop` infers without learning. It records the energy of every node before
-# every E-step.
+# every E-step and after the last.
 
 net.start(x[:256], labels[:256])
 loop = pyro.InferenceLoop(net.energy, net.e_params(), lr=0.1)
 trace = loop.run(20, record=True)
 
 fig, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-for name, energies in zip(("hidden 1", "hidden 2", "labels"), trace.energies.T, strict=True):
-    axes.plot(energies / 256, label=name)
-axes.set(xlabel="E-step", ylabel="energy per sample")
-axes.legend()
+trace.plot(axes)
 
 # %%
 # After the forward sweep the labels' node alone has an energy. E-steps hand it down to the hidden nodes, and the sum

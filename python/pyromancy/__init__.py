@@ -1,6 +1,6 @@
 """Predictive coding networks trained by expectation-maximization."""
 
-from . import backends, functional, methods, networks, nodes
+from . import backends, functional, methods, networks, nodes, plots
 from . import infra as infra  # not needed here, but `pyromancy.infra` and `pyromancy.utils` are there in pyromancy-ai
 from . import utils as utils
 from .diagnose import Diagnosis, diagnose, max_rate
@@ -35,4 +35,5 @@ __all__ = [
     "mparameters",
     "networks",
     "nodes",
+    "plots",
 ]

@@ -209,7 +209,7 @@ def test_ends_and_kinks(end, dtype):
     before = node.value.detach().clone()
     trace = loop.run(1, record=True)
     near = {"rtol": 2e-6, "atol": 1e-12} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
-    expected = torch.tensor(85 * energy, dtype=dtype)
+    expected = torch.tensor(17 * energy, dtype=dtype)
     torch.testing.assert_close(trace.energies[0].sum(), expected, **near)
     if slope is not None:
         torch.testing.assert_close(node.value, before - slope, **near)

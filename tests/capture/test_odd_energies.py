@@ -201,7 +201,7 @@ def test_no_steps_begin_no_velocity(executor):
     start = z.detach().clone()
     options = {"momentum": 0.9, "dampening": 0.5}
     loop = pyro.InferenceLoop(lambda: gaussian_energy(z, mu), [z], lr=0.1, executor=executor, **options)
-    assert loop.run(0, record=True).energies.shape == (0, 1)
+    assert loop.run(0, record=True).energies.shape == (1, 1)
     loop.run(3)
     found = z.detach().clone()
     z.data.copy_(start)

@@ -82,7 +82,7 @@ def assert_is_a_chain(energy, net, terms=None):
     if energy(net).dim():
         recorded = loop.run(3, record=True).energies
         assert terms in (None, recorded.shape[1])
-        torch.testing.assert_close(recorded.sum(1), torch.stack(energies), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(recorded[:-1].sum(1) * len(z), torch.stack(energies), rtol=1e-12, atol=1e-12)
     else:
         with pytest.warns(UserWarning, match="one number for states of 4 samples"):
             loop.run(3)
@@ -404,7 +404,7 @@ def test_weights_per_sample_of_a_full_covariance():
     expected = n.z.detach() - 0.1 * gradient
     loop = pyro.InferenceLoop(energy, [n.z], lr=0.1)
     recorded = loop.run(1, record=True).energies
-    torch.testing.assert_close(recorded.sum(1), value.detach().sum()[None], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(recorded[0].sum(), value.detach().mean(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(n.z.detach(), expected, rtol=1e-12, atol=1e-12)
     gradients = torch.autograd.grad(energy().mean(), learned, allow_unused=True)
     loop.backward(learned)
@@ -644,7 +644,7 @@ def test_a_column_for_every_node_whatever_runs_it():
         pyro.InferenceLoop(energy, [n.z], lr=0.0, executor=executor).run(1, record=True).energies
         for executor in ("chain", "graph")
     ]
-    assert columns[0].shape == (1, 2)
+    assert columns[0].shape == (2, 2)
     torch.testing.assert_close(*columns, rtol=1e-12, atol=1e-12)
 
 

@@ -145,9 +145,9 @@ class TestChains:
         network, states = chain(KINDS, (7, 9, 8, 5), 6)
         twin = copy.deepcopy(network)
         trace = pyro.InferenceLoop(network.energy, states, lr=0.01, executor=executor).run(9, record=True)
-        expected = torch.stack([e.sum() for e in autograd_loop(twin.energy, states_of(twin, (0, -1)), 9, 0.01)])
-        assert trace.energies.shape == (9, 3)
-        torch.testing.assert_close(trace.energies.sum(1), expected, rtol=1e-10, atol=1e-10)
+        expected = torch.stack([e.mean() for e in autograd_loop(twin.energy, states_of(twin, (0, -1)), 9, 0.01)])
+        assert trace.energies.shape == (10, 3)
+        torch.testing.assert_close(trace.energies[:-1].sum(1), expected, rtol=1e-10, atol=1e-10)
 
     @pytest.mark.parametrize("kinds", [STANDARD, KINDS], ids=["standard", "all-kinds"])
     def test_training(self, kinds):
@@ -194,8 +194,8 @@ class TestConvolutions:
         network, states = images(3)
         twin = copy.deepcopy(network)
         energies = pyro.InferenceLoop(network.energy, states, lr=0.02).run(7, record=True).energies
-        expected = torch.stack([e.sum() for e in autograd_loop(twin.energy, states_of(twin, (0, 3)), 7, 0.02)])
-        torch.testing.assert_close(energies.sum(1), expected, rtol=1e-10, atol=1e-10)
+        expected = torch.stack([e.mean() for e in autograd_loop(twin.energy, states_of(twin, (0, 3)), 7, 0.02)])
+        torch.testing.assert_close(energies[:-1].sum(1), expected, rtol=1e-10, atol=1e-10)
 
 
 class TestStreams:

@@ -230,9 +230,10 @@ def test_recorded_energies(executor):
     trace = pyro.InferenceLoop(network.energy, states_of(network, (0, 3)), lr=0.01, executor=executor).run(
         9, record=True
     )
-    expected = torch.stack([e.sum() for e in autograd_loop(twin.energy, states_of(twin, (0, 3)), 9, 0.01)])
-    assert trace.energies.shape == (9, 1 if executor == "autograd" else 3)
-    torch.testing.assert_close(trace.energies.sum(1), expected, rtol=1e-10, atol=1e-10)
+    expected = torch.stack([e.mean() for e in autograd_loop(twin.energy, states_of(twin, (0, 3)), 9, 0.01)])
+    assert trace.energies.shape == (10, 1 if executor == "autograd" else 3)
+    torch.testing.assert_close(trace.energies[:-1].sum(1), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(trace.energies[-1].sum(), network.energy().detach().mean(), rtol=1e-10, atol=1e-10)
 
 
 def test_recording_changes_nothing_where_the_gram_serves():
@@ -243,7 +244,7 @@ def test_recording_changes_nothing_where_the_gram_serves():
     loop.run(30)
     assert "W^T W chosen" in loop.explain()
     trace = pyro.InferenceLoop(twin.energy, states_of(twin, (0, 2)), lr=0.01).run(30, record=True)
-    assert trace.energies.shape == (30, 2)
+    assert trace.energies.shape == (31, 2)
     torch.testing.assert_close(network.nodes[1].value, twin.nodes[1].value, rtol=1e-10, atol=1e-10)
 
 
@@ -367,7 +368,7 @@ def test_convolutions(kind, momentum):
     for a, b in zip(found, states, strict=True):
         assert a.stride() == b.stride()
         torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(energies.sum(1), torch.stack(expected).sum(1)[:7], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(energies.sum(1), torch.stack(expected).mean(1)[:8], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -773,7 +774,8 @@ def test_no_steps_change_nothing():
     randomize(network, 2)
     before = network.nodes[1].value.detach().clone()
     trace = pyro.InferenceLoop(network.energy, states_of(network, (0, 2)), lr=0.1).run(0, record=True)
-    assert trace.energies.shape == (0, 2)
+    assert trace.energies.shape == (1, 2)
+    torch.testing.assert_close(trace.energies.sum(1), network.energy().detach().mean(0, keepdim=True))
     assert torch.equal(network.nodes[1].value, before)
 
 

@@ -245,7 +245,7 @@ def test_recorded_energies_are_those_before_the_steps():
     net = Vgg(nn.Tanh)
     loop = running(net)
     start = [z.detach().clone() for z in net.free()]
-    recorded = loop.run(4, record=True).energies.sum(1)
+    recorded = loop.run(4, record=True).energies[:-1].sum(1) * len(start[0])
     for z, before in zip(net.free(), start, strict=True):
         z.data.copy_(before)
     plain = []

@@ -136,7 +136,9 @@ class Term:
     def of(self, value: Tensor, shape: torch.Size, *sample_weights: Tensor) -> Tensor:
         """What the term comes to, where the slot holds a value, in an energy of this shape or broadcasting to it."""
         if self.summed is not None:
-            value = value.expand(self.summed)
+            # in a normal form it may have lost dimensions of one element
+            alike = value.numel() == self.summed.numel()
+            value = value.reshape(self.summed) if alike else value.expand(self.summed)
         for weights in sample_weights:
             dims = max(value.dim(), len(shape))
             value = value * weights.reshape([-1, *[1] * (dims - 1)] if dims else [])

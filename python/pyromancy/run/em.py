@@ -166,6 +166,7 @@ class EM:
         self._pace: tuple[object, int] = None, 1  # batches of a part, of the kind of the last
         self._order: Tensor | None = None  # samples of the epoch that are left
         self._source: torch.Generator | None = None  # of its order
+        self._marks: dict[str, Tensor] = {}  # what `changes` compares with
         self._loaded: dict[str, Any] = {}  # where the next epoch is to go on
 
     lr, momentum, dampening, nesterov = (_of_loop(name) for name in ("lr", "momentum", "dampening", "nesterov"))
@@ -298,6 +299,22 @@ class EM:
                     self._step_without_samples()
                 self._order = order = order[len(batch) :]
         return len(batches)
+
+    def changes(self) -> dict[str, float]:
+        """How far every learned tensor has moved since the last call, as the norm of the difference, by its name.
+
+        The first call sets the mark, and gives zeros. A copy of all that is learned is kept from then on.
+        """
+        named, marks, moved = names_of(self.loop._energy), {}, {}
+        for i, p in enumerate(self._parameters):
+            name = named.get(id(p), f"parameter {i}")
+            marks[name] = p.detach().clone()
+            before = self._marks.get(name)
+            if before is None or (before.shape, before.device) != (p.shape, p.device):
+                before = marks[name]
+            moved[name] = float(torch.linalg.vector_norm(marks[name] - before))
+        self._marks = marks
+        return moved
 
     def explain(self) -> str:
         """What runs a batch, and why nothing faster does; of the last one, so that there has to be one."""

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn as nn
@@ -37,7 +37,7 @@ from ..methods.base import rows
 from ..nodes.base import StateNode
 from ..plan import Law
 from ..registration import is_learned, is_state
-from . import stepwise
+from . import readings, stepwise
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor
 from .distributed import check_whole
@@ -47,6 +47,9 @@ from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Probl
 from .replay import Replay
 from .steppers import Carried
 from .stepwise import Resumed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 _P = TypeVar("_P", bound=Problem)
@@ -78,23 +81,31 @@ class Trace:
 
     Attributes:
         steps: number of E-steps.
-        energies: with ``record=True``, the energy of every term (node) before every step, reduced over the batch as
-            the loop's `reduction` says, ``[steps, terms]``; else None. Autograd records the total as one term.
+        energies: with ``record=True``, the energy of every term (node) before every step and after the last, means over
+            samples, ``[steps + 1, terms]``; else None. Autograd records the total as one term.
         taken: E-steps of every sample, int64 ``[B]``; None of descent on states without `tol`, and of a batch of `EM`
             that is one call without `tol`, where all samples took all steps.
         converged: with `tol`, whether a sample stopped by itself, ``[B]``; else None.
+        names: of the terms whose energies are recorded; those of nodes are called as their states are.
     """
 
     steps: int
     energies: Tensor | None = None
     taken: Tensor | None = None
     converged: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, outcome: Tensor) -> Trace:
         """Of what an operator tells of every sample, ``[B, 2]``: the sweeps it took, and 1 where it stopped."""
         taken, stopped = outcome.unbind(1)
         return cls(int(taken.max()) if len(taken) else 0, None, taken.long(), stopped.bool())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the recorded energies over the steps, by `pyromancy.plots.energies`."""
+        from .. import plots  # which needs matplotlib
+
+        return plots.energies(self, ax)
 
 
 def _normally(method: _M) -> _M:
@@ -258,7 +269,7 @@ class InferenceLoop:
 
         Args:
             steps: how many; with `tol` at most.
-            record: whether to return the energies before every step.
+            record: whether to return the energies before every step and after the last.
             tol: where what a sample's energy can still fall is at most this share of what it has fallen, or looks like
                 that, the sample stops; see `pyromancy.methods.Stop`. None runs all steps.
 
@@ -302,8 +313,10 @@ class InferenceLoop:
             traces.append(self._run(1, record))
             self.restore()
             self._check_finite()
-        energies = [t.energies for t in traces[1:] or traces if t.energies is not None]
-        return Trace(steps, torch.cat(energies) if energies else None)
+        last = traces[-1]
+        energies = [t.energies[:1] for t in traces[1:] if t.energies is not None]
+        energies += [] if last.energies is None else [last.energies[-1:]]
+        return replace(last, steps=steps, energies=torch.cat(energies) if energies else None)
 
     def _check_finite(self) -> None:
         for p in self._params:
@@ -319,8 +332,7 @@ class InferenceLoop:
         if self._begun != memory:
             self._taken = 0
         if steps == 0:  # not even a velocity has begun
-            terms = len(executor.program.terms) if isinstance(executor, ReplayingExecutor) else 1
-            return Trace(0, torch.zeros(0, terms) if record else None)
+            return self._recorded(Trace(0), executor, None) if record else Trace(0)
         lr, momentum, dampening = float(self.lr), float(self.momentum), float(self.dampening)
         mean = self.reduction == "mean"
         if self._program is not None:
@@ -342,9 +354,27 @@ class InferenceLoop:
             self.mind(executor.diverged)
         elif self._params[0].is_cpu:  # another device would be waited for
             self.mind(not self._are_finite())
-        if energies is None:
-            return Trace(steps)
-        return Trace(steps, energies.mean(2) if self.reduction == "mean" else energies.sum(2))
+        return self._recorded(Trace(steps), executor, energies) if record else Trace(steps)
+
+    def _recorded(self, trace: Trace, executor: Executor, before: Tensor | None) -> Trace:
+        """With the energies that were recorded before every step, ``[steps, terms, B]``, and those that there are."""
+        after = self._read_energies(executor)[1].unsqueeze(0)
+        energies = after if before is None else torch.cat([before, after])
+        return replace(trace, energies=energies.mean(2), names=self._names_of_terms(executor))
+
+    def _names_of_terms(self, executor: Executor) -> tuple[str, ...]:
+        program = executor.program if isinstance(executor, ReplayingExecutor) else None
+        return ("energy",) if program is None else readings.names_of_terms(program)
+
+    def _read_energies(self, executor: Executor) -> tuple[tuple[str, ...], Tensor]:
+        """Of every term at the states as they are, ``[terms, B]``, and what they are called."""
+        if isinstance(executor, ReplayingExecutor):
+            check_energy(executor.program.stand_ins[executor.program.result], record=True)
+            return self._names_of_terms(executor), readings.energies(executor.program)
+        with torch.no_grad():
+            energy = self._energy()
+        check_energy(energy, record=True)
+        return self._names_of_terms(executor), energy.unsqueeze(0)
 
     def _run_method(self, steps: int, record: bool, stop: Stop | None) -> Trace:
         """By a method, or to a tolerance: in one operator, or stepwise."""
@@ -371,8 +401,12 @@ class InferenceLoop:
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
         self._runner += told_of(stop, problem.bound, method.is_constrained)
         self.mind(not self._are_finite(), starts)
-        energies = None if outcome.energies is None else outcome.energies.sum(2)
-        return Trace(outcome.steps, energies, outcome.taken, outcome.converged)
+        trace = Trace(outcome.steps, None, outcome.taken, outcome.converged)
+        if outcome.energies is None:
+            return trace
+        program = getattr(problem, "program", None)
+        names = ("energy",) if program is None else readings.names_of_terms(program)
+        return replace(trace, energies=outcome.energies.mean(2), names=names)
 
     @property
     def rated(self) -> Rated | None:
@@ -422,8 +456,8 @@ class InferenceLoop:
         self._taken += trace.steps
         self._runner = [_FUSED, *told_of(stop, executor.bound, self.method.is_constrained)]
         self.mind(executor.diverged, starts)
-        energies = None if energies is None else energies[: trace.steps].sum(2)
-        return replace(trace, energies=energies, converged=None if stop is None else trace.converged)
+        trace = replace(trace, converged=None if stop is None else trace.converged)
+        return trace if energies is None else self._recorded(trace, executor, energies[: trace.steps])
 
     def _read(self) -> list[Any]:
         """What the energy reads, as far as is known: which tensors, and how often they have been written to."""
@@ -550,6 +584,57 @@ class InferenceLoop:
             energy = self._energy()
         check_energy(energy, record=False)
         return energy
+
+    @_normally
+    def node_energies(self) -> dict[str, Tensor]:
+        """Energies of every term (node) at the states at hand, per sample, ``[B]``, by their names.
+
+        Nodes are called as the energy reaches their states, such as ``"hidden"`` or ``"nodes.1"``. Where the energy is
+        not captured there is the total alone, ``"energy"``.
+
+        Raises:
+            ValueError: the energy is not one number per sample.
+        """
+        try:
+            return dict(zip(*self._read_energies(self.prepared()), strict=True))
+        finally:
+            self.restore()
+
+    @_normally
+    def errors(self) -> dict[str, Tensor]:
+        """Errors of all nodes at the states at hand, of the shape of their predictions, by the names of their states.
+
+        An error is minus the gradient of the node's energy for its prediction, as the nodes' own `error`: ``(z - mu) /
+        variance`` of Gaussian nodes, ``z - softmax(mu)`` of categorical ones. A node that nothing predicts, as one with
+        a prior, is pulled to 0 by it.
+
+        Raises:
+            RuntimeError: the energy cannot be captured, so that there are no predictions to be told.
+        """
+        try:
+            executor = self.prepared()
+            if not isinstance(executor, ReplayingExecutor):
+                reason = "; ".join(self._reasons.values()) or "executor 'autograd' was asked for"
+                raise RuntimeError(f"errors need an energy that is captured, and this one is not: {reason}")
+            return readings.errors(executor.program)
+        finally:
+            self.restore()
+
+    @_normally
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the energy for every free state, summed over samples, by the names of the states.
+
+        They are 0 at equilibrium. No ``.grad`` is touched.
+        """
+        try:
+            self.prepared()
+            with torch.enable_grad():
+                found = torch.autograd.grad(self._energy().sum(), self._params, materialize_grads=True)
+        finally:
+            self.restore()
+        named = names_of(self._energy)
+        names = readings.distinct(named.get(id(p), f"a state {[*p.shape]}") for p in self._params)
+        return dict(zip(names, found, strict=True))
 
     @_normally
     def backward(self, params: Iterable[nn.Parameter]) -> None:

@@ -38,7 +38,7 @@ class Outcome:
 
     Attributes:
         steps: sweeps that were made.
-        energies: of every term before every step, ``[steps, terms, B]``, where they are recorded.
+        energies: of every term before every step and after the last, ``[steps + 1, terms, B]``, where recorded.
         taken: sweeps of every sample until it was found to be at its end, int64 ``[B]``.
         converged: whether it is at its end, ``[B]``; None without a tolerance.
         resumed: what goes on.
@@ -68,7 +68,7 @@ def run(
         problem: the objective, and its states.
         steps: at most how many.
         stop: when a sample is at its end, and stays where it was looked at; None runs all steps.
-        record: whether the energies before every step are wanted.
+        record: whether the energies before every step and after the last are wanted.
         resumed: what goes on from an earlier run; None starts anew.
         watch: called before the first step and after each, with the number of steps taken and the states set.
     """
@@ -126,7 +126,7 @@ def run(
             problem.point = chosen(progress.done, rest, problem.point)
         energies = None
         if record:
-            energies = torch.stack(recorded) if recorded else problem.terms().unsqueeze(0)[:0]
+            energies = torch.stack([*recorded, problem.terms()])
     finally:  # what was done before an interruption stays
         if count:
             problem.end()
