@@ -273,9 +273,9 @@ void join(Plan& plan) {
   for (size_t e = 0; e < edges.size(); ++e) {
     const PlanEdge& edge = edges[e];
     plan.nodes[edge.target].predicted = true;
-    STD_TORCH_CHECK(edge.weight != kNothing || (edge.before.kind == Activation::identity &&
-                                                edge.scale == 1 && !edge.transposed && !edge.gram),
-                    "edge ", e, " has no weight, and so nothing before it");
+    STD_TORCH_CHECK(edge.weight != kNothing ||
+                        ((edge.scale == 1 || passes(edge)) && !edge.transposed && !edge.gram),
+                    "edge ", e, " has no weight, and so no scale or form of it");
     const PlanEdge*& first = into[edge.target];
     if (!first)
       first = &edge;
@@ -401,15 +401,23 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
   const PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
   const Tensor& first = operands[plan.nodes.front().state];
   const Name first_name{"state of node", 0};
-  const int64_t in = operands[source.state].size(1), out = operands[target.state].size(1);
+  const int64_t whole = operands[source.state].size(1), out = operands[target.state].size(1);
+  int64_t in = passes(edge) ? out : whole; // columns that it takes
   if (const Tensor* of = operands.find(edge.weight)) {
     const Tensor& weight = *of;
     check_like({"weight of edge", e}, weight, first_name, first);
+    if (edge.first != kNothing && weight.dim() == 2)
+      in = weight.size(!edge.transposed);
     const int64_t rows = edge.transposed ? in : out, columns = edge.transposed ? out : in;
     STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == rows && weight.size(1) == columns,
                     Name("weight of edge", e), " must have shape (", rows, ", ", columns, "), got ",
                     to_string(weight.sizes()));
   }
+  STD_TORCH_CHECK(
+      (edge.weight == kNothing && !passes(edge)) ||
+          (edge.first == kNothing ? in == whole : in <= whole && edge.first <= whole - in),
+      "edge ", e, " takes ", in, " columns from ", edge.first == kNothing ? 0 : edge.first,
+      " on, of ", whole);
   if (const Tensor* mask = operands.find(edge.mask)) {
     STD_TORCH_CHECK(edge.weight != kNothing, "mask of edge ", e, " needs a weight");
     check_same({"mask of edge", e}, *mask, {"weight of edge", e}, operands[edge.weight]);
@@ -418,8 +426,8 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
     check_like({"bias of edge", e}, *bias, first_name, first);
     check_width({"bias of edge", e}, *bias, out);
   }
-  STD_TORCH_CHECK(edge.skip == 0 || in == out, "skip of edge ", e,
-                  " needs nodes of one width, got ", in, " and ", out);
+  STD_TORCH_CHECK(edge.skip == 0 || whole == out, "skip of edge ", e,
+                  " needs nodes of one width, got ", whole, " and ", out);
   STD_TORCH_CHECK(target.law != Law::categorical || edge.after.kind == Activation::identity,
                   "edge ", e, " must have no activation after the product: it makes logits");
   const auto is_alone = [&] {
@@ -584,8 +592,8 @@ void join_chains(Plan& plan) {
   for (size_t e = 0; e < plan.edges.size(); ++e) {
     const PlanEdge& edge = plan.edges[e];
     PlanNode &source = plan.nodes[edge.source], &target = plan.nodes[edge.target];
-    STD_TORCH_CHECK(edge.weight != kNothing && edge.mask == kNothing, "edge ", e,
-                    " must have a weight here, and no mask");
+    STD_TORCH_CHECK(edge.weight != kNothing && edge.mask == kNothing && edge.first == kNothing,
+                    "edge ", e, " must have a weight here, without a mask, of all columns");
     STD_TORCH_CHECK(edge.source < edge.target, "edge ", e, " must lead to a later node here, got ",
                     edge.source, " -> ", edge.target);
     STD_TORCH_CHECK(target.in == kNothing && target.prior == kNothing, "node ", edge.target,
@@ -653,6 +661,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     }
     edge.gram = read.flag("gram");
     edge.transposed = read.flag("transposed");
+    edge.first = read.number("first column", kNothing, INT64_MAX);
     edge.scale = read.real("scale");
     edge.bias_scale = read.real("scale of a bias");
     edge.skip = read.real("skip");

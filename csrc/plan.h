@@ -79,6 +79,9 @@ struct PlanEdge {
   Nonlinearity before, after;
   bool gram;       // its feedback is W^T P (z' - b) - (W^T P W) before(z)
   bool transposed; // W is the transpose of the weight, [in, out]
+  // Of the columns of z that it takes, as many as W has, or without it the target; or all. Without
+  // a weight it passes them on: its part is scale before(z).
+  int64_t first;
   double scale, bias_scale, skip;
 };
 
@@ -157,6 +160,11 @@ Plan decode(const std::vector<int64_t>& plan, const std::vector<double>& numbers
 // Whether data are the classes of samples, each of which a row of one 1 and zeros stands for.
 inline bool holds_classes(const Tensor& data) {
   return data.scalar_type() == torch::headeronly::ScalarType::Long;
+}
+
+inline bool passes(const PlanEdge& edge) {
+  return edge.weight == kNothing &&
+         (edge.before.kind != Activation::identity || edge.first != kNothing);
 }
 
 inline bool are_same(const Nonlinearity& f, const Nonlinearity& g) {

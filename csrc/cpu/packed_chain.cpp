@@ -175,6 +175,10 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
                  .first;
       const Tensor& weight = at->second;
       weights_.push_back(from.transposed ? torch::stable::transpose(weight, 0, 1) : weight);
+      if (from.first != kNothing)
+        weights_.back() = placed(weights_.back(), static_cast<int64_t>(e));
+    } else if (passes(from)) {
+      weights_.push_back(placed(std::nullopt, static_cast<int64_t>(e)));
     } else {
       weights_.emplace_back();
     }
@@ -487,6 +491,25 @@ Tensor PackedChain::scaled(const Tensor& t, double scale, const Tensor* mask) {
       for (int64_t i = task * kAtATime; i < std::min(count, (task + 1) * kAtATime); ++i)
         y[i] = static_cast<C>(scale) * (m ? m[i] * x[i] : x[i]);
     });
+  });
+  return result;
+}
+
+Tensor PackedChain::placed(const std::optional<Tensor>& matrix, int64_t edge) const {
+  const PlanEdge& of = plan_.edges[edge];
+  const int64_t rows = nodes_[of.target].n, n = nodes_[of.source].n;
+  const int64_t sizes[] = {rows, n}, at = of.first == kNothing ? 0 : of.first;
+  const Tensor result = allocate(sizes, operands_[plan_.nodes.front().state]);
+  with_computed(dtype_of("states", result), [&](auto zero) {
+    using C = decltype(zero);
+    C* const to = static_cast<C*>(result.data_ptr());
+    std::fill(to, to + rows * n, C(0));
+    for (int64_t i = 0; i < rows && !matrix; ++i)
+      to[i * n + at + i] = static_cast<C>(of.scale);
+    const C* const from = matrix ? static_cast<const C*>(matrix->data_ptr()) : nullptr;
+    for (int64_t i = 0; i < rows && matrix; ++i)
+      for (int64_t j = 0; j < matrix->size(1); ++j)
+        to[i * n + at + j] = from[i * matrix->stride(0) + j * matrix->stride(1)];
   });
   return result;
 }

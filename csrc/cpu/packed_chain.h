@@ -64,6 +64,9 @@ private:
   const void* mask(const Tensor& t);
   // t, contiguous, times a number, and element by element a mask, if there is one
   Tensor scaled(const Tensor& t, double scale, const Tensor* mask = nullptr);
+  // A matrix [out, columns of an edge] among zeros, [out, in]; or where there is none, what passes
+  // columns on, times a number.
+  Tensor placed(const std::optional<Tensor>& matrix, int64_t edge) const;
   PackedMatrix gram(const Tensor& weight, const ChainEdge& out);
   void find_what_moves();
   // Which edges lead to nodes and away from them, and what follows of that.

@@ -63,6 +63,7 @@ private:
     const void *a, *b;
     Nonlinearity f;
     int64_t n;
+    int64_t first = 0; // column of b that is the gradient's first
   };
   struct Parameter {
     LearnStep step;
@@ -124,13 +125,15 @@ private:
     const void* z = source.source ? source.source : source.state;
     // of delta^T f(z), or of f(z)^T delta
     const bool transposed = plan_.edges[target.owner].transposed;
-    const int64_t m = transposed ? source.n : node.n, n = transposed ? node.n : source.n;
-    const void* const rows = transposed ? edge.activated : node.delta;
-    const void*& packed = packed_[rows]; // edges may share it
+    const int64_t first = std::max<int64_t>(0, plan_.edges[target.owner].first);
+    const int64_t m = operands_[target.tensor].size(0), n = transposed ? node.n : source.n;
+    const void* const rows =
+        transposed ? static_cast<const char*>(edge.activated) + first * element_size_ : node.delta;
+    const void*& packed = packed_[{rows, m}]; // edges may share it
     if (!packed)
-      packed = chain_.pack_wide(rows, m, args.batch, 1, m);
+      packed = chain_.pack_wide(rows, m, args.batch, 1, transposed ? source.n : m);
     const Nonlinearity f = transposed ? Nonlinearity{} : plan_.edges[target.owner].before;
-    return {&target, packed, transposed ? node.delta : z, f, n};
+    return {&target, packed, transposed ? node.delta : z, f, n, transposed ? 0 : first};
   }
 
   // The gradient goes through the thread's own memory, where it is still near when a rule takes it.
@@ -164,12 +167,12 @@ private:
     const double mean = batch ? 1.0 / static_cast<double>(batch) : 0;
     if (use.target->what == Learned::weight) {
       const PlanEdge& edge = plan_.edges[use.target->owner];
-      kernels.outer(use.a, use.b, use.f, batch, task.m, use.n, -mean * edge.scale, task.begin,
-                    task.end, panel, gradient, stride);
+      kernels.outer(use.a, use.b, use.f, batch, task.m, use.n, -mean * edge.scale,
+                    use.first + task.begin, use.first + task.end, panel, gradient, stride);
       if (const Tensor* mask = operands_.find(edge.mask)) {
         const Tensor m = mask->is_contiguous() ? *mask : torch::stable::contiguous(*mask);
         rows(task, gradient, stride,
-             static_cast<const char*>(m.data_ptr()) + task.begin * element_size_, use.n,
+             static_cast<const char*>(m.data_ptr()) + task.begin * element_size_, task.n,
              [](auto x, auto y) { return x * y; });
       }
     } else if (use.target->what == Learned::bias) {
@@ -243,7 +246,7 @@ private:
   const int64_t threads_ = torch::stable::get_num_threads();
   const int64_t element_size_ = operands_[plan_.nodes.front().state].element_size();
   std::map<int64_t, size_t> places_; // of parameters, by their tensors
-  std::map<const void*, const void*> packed_;
+  std::map<std::pair<const void*, int64_t>, const void*> packed_;
   std::vector<Parameter> parameters_;
   std::vector<Task> tasks_;
 };

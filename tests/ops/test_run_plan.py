@@ -234,8 +234,12 @@ class TestRefusedEntries:
 
     @pytest.mark.slow
     def test_every_integer_out_of_its_range(self):
-        for at in range(len(plan.encode(whole()[0])[0])):
-            for value in (-2, 10**6) if at not in (STEPS_AT, BEFORE_AT) else (-2,):  # any number of steps is one
+        made = whole()[0]
+        ints = plan.encode(made)[0]
+        moved = plan.encode(replace(made, edges=tuple(replace(e, first=1) for e in made.edges)))[0]
+        columns = {at for at, (a, b) in enumerate(zip(ints, moved, strict=True)) if a != b}  # looked at with widths
+        for at in range(len(ints)):
+            for value in (-2, 10**6) if at not in (STEPS_AT, BEFORE_AT, *columns) else (-2,):  # any number of steps
                 spoil = lambda ints, numbers, at=at, v=value: ([*ints[:at], v, *ints[at + 1 :]], numbers)  # noqa: E731
                 self.refused(spoil, f"plan[{at}], the ")
 
@@ -265,9 +269,16 @@ STRUCTURES = {
         lambda p: with_edge(p, 2, source=1, target=2, after=Activation(1)),
         "edge 2 must have the activation after the product that others to node 2 have",
     ),
-    "an activation of nothing": (
-        lambda p: with_edge(p, 1, weight=None, before=Activation(1)), "edge 1 has no weight, and so nothing before it"
+    "a scale of nothing": (
+        lambda p: with_edge(p, 0, weight=None, scale=2.0), "edge 0 has no weight, and so no scale or form of it"
     ),
+    "an activation passed on to another width": (
+        lambda p: with_edge(p, 2, weight=None, before=Activation(1)), "edge 2 takes 3 columns from 0 on, of 6"
+    ),
+    "columns beyond the last": (
+        lambda p: with_edge(p, 2, weight=None, bias=None, first=4), "edge 2 takes 3 columns from 4 on, of 6"
+    ),
+    "columns with all of a weight": (lambda p: with_edge(p, 2, first=1), "edge 2 takes 6 columns from 1 on, of 6"),
     "a sweep from behind": (
         lambda p: replace(
             p, edges=(*p.edges, replace(p.edges[2], source=3, target=2, transposed=True, bias=None))

@@ -167,7 +167,7 @@ class Pair(Net):
 # What a target's prediction is, beside a free state h and another, o; and what the loop says of it
 PREDICTIONS = {
     "product": (lambda n, h, o: h @ o.T @ h[:, :3], "above.value comes from matmul of net.hidden.value, net.other"),
-    "skip": (lambda n, h, o: n.top(h) + h[:, :3], "from add of net.hidden.value, not from a Linear\n"),
+    "skip": (lambda n, h, o: n.top(h) + h[:, ::2], "from add of net.hidden.value, not from a Linear\n"),
     "two": (lambda n, h, o: n.top(h + o), "the result of add of net.hidden.value, net.other.value, not a state"),
     "softmax": (lambda n, h, o: n.top(h).softmax(1), "from softmax of net.hidden.value, not from a Linear\n"),
     "state": (lambda n, h, o: nn.functional.linear(h, o[0].expand(3, 5)), "expand of net.other.value is a Linear"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..plan import Activation, Law
 from ..plan.activations import ACTIVATIONS
 from ..plan.expression import Expression
-from .calls import Call, Slot, alike, expands, filled, is_number
+from .calls import Call, Slot, alike, expands, filled, is_number, tensors
 from .held import Held
 from .program import Program
 from .terms import Term
@@ -39,6 +39,8 @@ class Edge:
         weight: W; None where there is no product.
         transposed: whether W is the transpose of the weight.
         mask: what the weight is multiplied by, element by element, of which no gradient is wanted.
+        first: of the columns of z that are taken, as many as the weight has, or the target; None takes all. Without a
+            weight, scale before(z) itself is the part, or of all columns of z itself the skip.
         slopes: of the activations before and after, the slots of tensors of one element that are their parameters.
     """
 
@@ -54,6 +56,7 @@ class Edge:
     bias_scale: float = 1.0
     skip: float = 0.0
     mask: int | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -316,9 +319,21 @@ class _Part:
     form: tuple[bool, float, float] = (False, 1.0, 1.0)
     skip: float = 0.0
     mask: int | None = None
+    first: int | None = None
+
+    @property
+    def has_product(self) -> bool:
+        """Whether a matrix makes it, which may be one that only passes on."""
+        return self.weight is not None or self.before != _IDENTITY or self.first is not None
 
 
-_Source = tuple[int, Activation, int | None]  # a state, the activation of it, and its slope
+class _Source(NamedTuple):
+    """What an edge takes: an activation of a state, its slope, and the first of the state's columns."""
+
+    state: int
+    before: Activation = _IDENTITY
+    slope: int | None = None
+    first: int | None = None
 
 
 def _parts(
@@ -355,15 +370,20 @@ def _parts(
             _check_parameters(program, weight, bias)
             of = source_of(taken.index)
         if of is None:
-            others.append((factor, s))
+            passed = _taken(program, s)
+            if passed is None or (state := state_of(passed.state)) is None:
+                others.append((factor, s))
+            else:
+                form = (False, factor, 1.0)
+                parts.append(_Part(state, None, None, passed.before, passed.slope, form, first=passed.first))
             continue
         found = _parameters(program, weight.index, bias and bias.index, masks)
-        source, before, slope = of
         transposed, scale, bias_scale = found.form
         form = (transposed, factor * scale, factor * bias_scale)
-        parts.append(_Part(source, found.weight, found.bias, before, slope, form, mask=found.mask))
+        part = _Part(of.state, found.weight, found.bias, of.before, of.slope, form, mask=found.mask, first=of.first)
+        parts.append(part)
     for state, skip in skips.items():
-        at = next((i for i, p in enumerate(parts) if p.source == state and not p.skip), None)
+        at = next((i for i, p in enumerate(parts) if p.source == state and not p.skip and p.weight is not None), None)
         if at is None:
             parts.append(_Part(state, skip=skip))
         else:
@@ -447,8 +467,8 @@ def _trace(
     after, slope_after, slot = _unwrapped(program, slot)
 
     def source_of(s: int) -> _Source | None:
-        before, slope, s = _unwrapped(program, s)
-        return None if (source := _source(program, s)) is None else (source, before, slope)
+        taken = _taken(program, s) or _Source(s)
+        return None if (source := _source(program, taken.state)) is None else taken._replace(state=source)
 
     def state_of(s: int) -> int | None:
         source = _state(program, s)
@@ -460,14 +480,17 @@ def _trace(
         raise NotAChain(_no_edge(program, name, slot, lost, parts))
     joined = {e.source for e in others}
     twice = [p.source for p in parts if p.source in joined]
-    if chains and parts and (len(parts) > 1 or rest or parts[0].weight is None or twice):
+    odd = any(p.weight is None or p.first is not None for p in parts)
+    if chains and parts and (len(parts) > 1 or rest or odd or twice):
         if whole not in program.varying:  # from a clamped state any number of predictions may come
             return [], ()
         if len(parts) == 1 and twice:
             raise NotAChain(f"{program.told(twice[0])} predicts two nodes: {chains}")
         raise NotAChain(f"the prediction of {name} comes from {program.told(slot)}, not from a Linear: {chains}")
     edges = [
-        Edge(p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip, p.mask)
+        Edge(
+            p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip, p.mask, p.first
+        )
         for p in parts
     ]
     return edges, tuple(rest) if edges else ()
@@ -491,18 +514,13 @@ def _source(program: Program, slot: int) -> int | None:
 def _no_edge(program: Program, target: str, slot: int, lost: int, parts: list[_Part]) -> str:
     """Why a part of a prediction is none of an edge."""
     call = program.producer.get(lost)
-    if _activation(call) is not None and parts and parts[0].weight is not None:
-        return (
-            f"the prediction of {target} adds {program.told(lost)} to a Linear of "
-            f"{program.told(parts[0].source)}: chains add a number times the state itself"
-        )
     what = program.told(slot) if program.producer.get(slot) else f"{program.told(slot)} as it is"
     return f"the prediction of {target} comes from {what}, not from a Linear{_of_slopes(program, call)}"
 
 
 @dataclass(frozen=True)
 class EdgeTensors:
-    """A part of a prediction, as the tensors themselves; of the form the skip is last."""
+    """A part of a prediction, as the tensors themselves; last in the form are the skip and the first column."""
 
     source: Tensor
     weight: Tensor | None
@@ -510,7 +528,7 @@ class EdgeTensors:
     before: Activation
     after: Activation
     slopes: tuple[Tensor | None, ...]
-    form: tuple[bool, float, float, float]
+    form: tuple[bool, float, float, float, int | None]
     mask: Tensor | None = None
 
 
@@ -527,9 +545,10 @@ def edges_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]
 
     def source_of(s: int) -> _Source | None:
         if (state := state_of(s)) is not None:
-            return state, Activation(), None
-        before, slope, s = _unwrapped(program, s)
-        return None if (state := state_of(s)) is None else (state, before, slope)
+            return _Source(state)
+        taken = _taken(program, s)
+        state = None if taken is None else state_of(taken.state)
+        return None if taken is None or state is None else taken._replace(state=state)
 
     try:
         parts, others = _parts(program, slot, source_of, state_of)
@@ -543,7 +562,9 @@ def edges_of(program: Program, slot: int, origin: Callable[[int], Tensor | None]
         if any(i is not None and i >= len(program.leaves) for i in of):
             return None
         w, b, mask, *slopes = (None if i is None else program.leaves[i] for i in of)
-        found.append(EdgeTensors(states[p.source], w, b, p.before, after, tuple(slopes), (*p.form, p.skip), mask))
+        found.append(
+            EdgeTensors(states[p.source], w, b, p.before, after, tuple(slopes), (*p.form, p.skip, p.first), mask)
+        )
     return found
 
 
@@ -648,6 +669,37 @@ def _unwrapped(program: Program, slot: int) -> tuple[Activation, int | None, int
             return Activation(_NUMBER["leaky_relu"]), slope, of
     activation = _activation(call)
     return (Activation(), None, slot) if call is None or activation is None else (activation, None, call.inputs[0])
+
+
+def _taken(program: Program, slot: int) -> _Source | None:
+    """What a slot is columns of, or an activation of that, or columns of an activation; None where it is neither.
+
+    Columns of what no free state changes are what they are: they may be few of many.
+    """
+    found = _Source(slot)
+    while True:
+        before, slope, of = _unwrapped(program, found.state)
+        if of != found.state and found.before == _IDENTITY:
+            found = found._replace(state=of, before=before, slope=slope)
+        elif found.state in program.varying and (columns := _columns(program, found.state)) is not None:
+            found = found._replace(state=columns[0], first=columns[1] + (found.first or 0))
+        else:
+            return None if found.state == slot else found
+
+
+def _columns(program: Program, slot: int) -> tuple[int, int] | None:
+    """A matrix that has a slot's columns side by side, and the first of them."""
+    call = program.producer.get(slot)
+    if call is None or call.meaning not in ("columns", "tensor_split", "indexing") or len(call.inputs) != 1:
+        return None
+    (of,) = call.inputs
+    blank = torch.empty(program.stand_ins[of].shape, device="meta")
+    made = tensors(call.function(*filled(call.args, {of: blank}), **filled(call.kwargs, {of: blank})))
+    part = made[call.outputs.index(slot)]
+    if blank.dim() != 2 or part.dim() != 2 or len(part) != len(blank) or part.shape[1] == blank.shape[1]:
+        return None
+    # what is no view has rows of its own width
+    return (of, int(part.storage_offset())) if part.stride() == blank.stride() and part.shape[1] else None
 
 
 def _prelu(call: Call) -> tuple[int, int]:

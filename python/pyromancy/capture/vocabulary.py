@@ -67,6 +67,7 @@ _SPELLINGS = {
     "normalization": ("batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
     "makes of values": ("tensor", "as_tensor", "asarray"),
     "tensor_split": ("tensor_split",),
+    "columns": ("narrow", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "hsplit"),
     "indexing": ("__getitem__",),
     "assignment": ("__setitem__",),
     "autograd": ("_set_grad_enabled", "backward", "requires_grad_", "register_hook", "retain_grad"),

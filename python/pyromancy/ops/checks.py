@@ -191,8 +191,8 @@ class _Plan:
 
     def join(self, i: int) -> None:
         edge, others = self.plan.edges[i], self.plan.edges[:i]
-        bare = edge.before.number == 0 and edge.scale == 1 and not edge.transposed and not edge.gram
-        _check(edge.weight is not None or bare, lambda: f"edge {i} has no weight, and so nothing before it")
+        bare = (edge.scale == 1 or edge.passes) and not edge.transposed and not edge.gram
+        _check(edge.weight is not None or bare, lambda: f"edge {i} has no weight, and so no scale or form of it")
         _check(
             all(e.after == edge.after for e in others if e.target == edge.target),
             lambda: f"edge {i} must have the activation after the product that others to node {edge.target} have",
@@ -287,18 +287,28 @@ class _Plan:
         if edge.weight is not None:
             weight = self.operands[edge.weight]
             self.like(f"weight of edge[{i}]", weight)
+            if edge.first is not None and weight.dim() == 2:
+                n = weight.shape[not edge.transposed]
             _shaped(f"weight of edge[{i}]", weight, (n, m) if edge.transposed else (m, n))
+        elif edge.passes:
+            n = m
         if edge.mask is not None:
             _check(edge.weight is not None, lambda: f"mask of edge[{i}] needs a weight")
             assert edge.weight is not None
             _same(f"mask of edge[{i}]", self.operands[edge.mask], f"weight of edge[{i}]", self.operands[edge.weight])
+        whole = self.operands[source.state].shape[1]
+        _check(
+            (n == whole if edge.first is None else edge.first + n <= whole)
+            or (edge.weight is None and not edge.passes),
+            lambda: f"edge {i} takes {n} columns from {edge.first or 0} on, of {whole}",
+        )
         if edge.bias is not None:
             bias = self.operands[edge.bias]
             self.like(f"bias of edge[{i}]", bias)
             _shaped(f"bias of edge[{i}]", bias, (m,))
         _check(
-            edge.skip == 0 or n == m,
-            lambda: f"skip of edge {i} needs nodes of one width, got {n} and {m}",
+            edge.skip == 0 or whole == m,
+            lambda: f"skip of edge {i} needs nodes of one width, got {whole} and {m}",
         )
         _check(
             target.law is not Law.CATEGORICAL or edge.after.number == 0,

@@ -130,7 +130,9 @@ class _Batch:
         for edge in self.into[i]:
             state, part = self.states[edge.source], torch.zeros_like(self.states[i])
             if edge.weight is not None:
-                part = F.linear(_activated(edge, state), self.weight(edge))
+                part = F.linear(self.taken(edge, state), self.weight(edge))
+            elif edge.passes:
+                part = edge.scale * self.taken(edge, state)
             if edge.bias is not None:
                 part = part + edge.bias_scale * self.operands[edge.bias]
             if edge.skip:
@@ -148,6 +150,17 @@ class _Batch:
         weight = self.operands[edge.weight]
         weight = weight if edge.mask is None else weight * self.operands[edge.mask]
         return edge.scale * (weight.mT if edge.transposed else weight)
+
+    def columns(self, edge: Edge) -> slice:
+        """Those of its source that an edge takes."""
+        if edge.first is None:
+            return slice(None)
+        width = self.states[edge.target].shape[1] if edge.weight is None else self.weight(edge).shape[1]
+        return slice(edge.first, edge.first + width)
+
+    def taken(self, edge: Edge, state: Tensor) -> Tensor:
+        """What an edge takes of its source."""
+        return _BY_NUMBER[edge.before.number][0](state[:, self.columns(edge)], edge.before.parameter)
 
     def theta(self, i: int) -> tuple[Tensor | None, float, float | Expression]:
         """A node's theta, the weight of its energy, and the parameter of its law, which may be an expression."""
@@ -195,9 +208,11 @@ class _Batch:
             for edge in self.out[i]:
                 delta = errors.delta[edge.target]
                 assert delta is not None
-                if edge.weight is not None:
-                    slope = _BY_NUMBER[edge.before.number][1](state, edge.before.parameter)
-                    gradient -= slope * (delta @ self.weight(edge))
+                if edge.weight is not None or edge.passes:
+                    columns = self.columns(edge)
+                    slope = _BY_NUMBER[edge.before.number][1](state[:, columns], edge.before.parameter)
+                    fed = edge.scale * delta if edge.weight is None else delta @ self.weight(edge)
+                    gradient[:, columns] -= slope * fed
                 if edge.skip:
                     gradient -= edge.skip * delta
             if node.way is not None and node.way.known is not None:
@@ -238,10 +253,6 @@ class _Batch:
         assert delta is not None
         if target.what is Learned.BIAS:
             return delta.sum(0) * (edge.bias_scale / -batch)
-        gradient = delta.mT @ _activated(edge, states[edge.source]) * (edge.scale / -batch)
+        gradient = delta.mT @ self.taken(edge, states[edge.source]) * (edge.scale / -batch)
         gradient = gradient.mT if edge.transposed else gradient
         return gradient if edge.mask is None else gradient * self.operands[edge.mask]
-
-
-def _activated(edge: Edge, state: Tensor) -> Tensor:
-    return _BY_NUMBER[edge.before.number][0](state, edge.before.parameter)

@@ -197,6 +197,8 @@ class Edge:
             where a narrow free node predicts a wide clamped one.
         skip: what of the state itself is added, where both nodes are of one width.
         mask: what the weight is multiplied by, element by element, like it.
+        first: of the columns of z that are taken, as many as W has, or without it the target; None takes all of them.
+            Without a weight, and with this or a `before`, ``scale before(z)`` itself is the part.
     """
 
     source: int
@@ -211,6 +213,12 @@ class Edge:
     bias_scale: float = 1.0
     skip: float = 0.0
     mask: Operand | None = None
+    first: int | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether it passes on what it takes, without a weight."""
+        return self.weight is None and (self.before != Activation() or self.first is not None)
 
 
 class Turns(IntEnum):
@@ -449,14 +457,15 @@ class Plan:
 
     @property
     def is_chains(self) -> bool:
-        """Whether every edge has a weight, and no mask, and leads to a later node, and no node has two on either side.
+        """Whether every edge has all of a weight, and leads to a later node, and no node has two on either side.
 
         Nor does anything learn from two uses.
         """
         sources, targets = ({getattr(e, of) for e in self.edges} for of in ("source", "target"))
         return (
             len(sources) == len(targets) == len(self.edges)
-            and all(e.weight is not None and e.mask is None and e.source < e.target for e in self.edges)
+            and all(e.weight is not None and e.mask is None and e.first is None for e in self.edges)
+            and all(e.source < e.target for e in self.edges)
             and len({t.tensor for t in self.targets}) == len(self.targets)
             and all(self.nodes[i].prior is None for i in targets)
         )

@@ -747,7 +747,7 @@ class Whole:
         for source, target, edge in edges:
             slots = (edge.weight, edge.bias, edge.mask, *edge.slopes)
             taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
-            form = edge.transposed, edge.scale, edge.bias_scale, edge.skip
+            form = edge.transposed, edge.scale, edge.bias_scale, edge.skip, edge.first
             state = self.states[source]
             at = next(
                 (

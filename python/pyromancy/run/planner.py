@@ -251,7 +251,7 @@ class Planner:
                 plan.Edge(
                     source, target, operands.find(weight), operands.find(bias), e.before, e.after,
                     may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale, e.skip,
-                    operands.find(mask),
+                    operands.find(mask), e.first,
                 )
                 for i, ((source, target, e), (weight, bias, mask)) in enumerate(zip(self.edges, of_edges, strict=True))
             )  # fmt: skip
