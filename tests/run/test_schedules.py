@@ -17,6 +17,8 @@ from pyromancy.capture.partition import module_of
 from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FactorizedGaussianNode, StandardGaussianNode
 
+aten = torch.ops.aten
+
 ACTIVATIONS = {
     "relu": F.relu, "relu6": F.relu6, "leaky relu": lambda x: F.leaky_relu(x, 0.2), "elu": lambda x: F.elu(x, 1.3),
     "selu": F.selu, "celu": F.celu, "gelu": F.gelu, "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -459,3 +461,106 @@ def test_the_graph_that_is_scheduled_gives_the_gradient_itself():
     expected = torch.autograd.grad(net.energy().sum(), net.free())
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_an_m_step_is_a_sweep_and_a_product_for_every_weight():
+    net = Vgg()
+    loop = running(net)
+    loop.run(1)
+    loop.backward(pyro.get_mstep_params(net))
+    (learning,) = loop._executor._learnings.values()
+    calls = [n for n in learning.schedule.graph.nodes if n.op == "call_function"]
+    convolutions = [n for n in calls if n.target is aten.convolution.default]
+    backward = [n for n in calls if n.target is aten.convolution_backward.default]
+    assert len(convolutions) == len(backward) == 2
+    assert all(n.args[-1][0] is False for n in backward)  # no gradient of an input
+    assert sum(n.target is aten.mm.out for n in calls) == 2
+    assert f"gradients of {len(learning.reached)} tensors in {learning.schedule.calls} operator calls" in loop.explain()
+    blocks = [
+        t.data_ptr() for schedule in (learning.schedule, schedule_of(loop)) for t in schedule.lend(loop._executor)
+    ]
+    loop.run(1)
+    loop.backward(pyro.get_mstep_params(net))
+    again = [t.data_ptr() for schedule in (learning.schedule, schedule_of(loop)) for t in schedule.lend(loop._executor)]
+    assert blocks == again  # E-steps and M-steps take turns in one memory
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_no_error_has_reached_learns_nothing(activation, steps):
+    """To the last bit, as Adam makes a step of any gradient: a sweep leaves an error at the target alone."""
+    torch.manual_seed(6)
+    net = Vgg(activation)
+    loop = running(net, batch=16, dtype=torch.float32)
+    loop.run(steps)
+    net.zero_grad()
+    loop.backward(pyro.get_mstep_params(net))
+    silent = [p for edge in net.edges[: 2 - steps] for p in edge.parameters()]
+    assert all(p.grad is not None and not p.grad.any() for p in silent)
+    heard = [p.grad for p in net.edges[2 - steps].parameters()]
+    plain = torch.autograd.grad(net.energy().mean(), [*net.edges[2 - steps].parameters()])
+    for a, b in zip(heard, plain, strict=True):
+        assert a.any()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def learning_of(energy, z, learned):
+    loop = pyro.InferenceLoop(energy, [z], lr=0.1, executor="graph")
+    loop.run(1)
+    for p in learned:
+        p.grad = None
+    loop.backward(learned)
+    return loop.explain()
+
+
+def test_what_learns_may_change():
+    """What is frozen, or has no part in the energy, gets no gradient; gradients are added to those that are there."""
+    torch.manual_seed(7)
+    conv, other = nn.Conv2d(3, 4, 3).double(), nn.Parameter(torch.ones(2).double())
+    z, y = free(2, 3, 5, 5), data(2, 4, 3, 3)
+    energy = lambda: gaussian_energy(y, conv(z))  # noqa: E731
+    loop = pyro.InferenceLoop(energy, [z], lr=0.1)
+    conv.bias.requires_grad_(False)
+    loop.backward([*conv.parameters(), other])
+    expected = torch.autograd.grad(energy().mean(), conv.weight)[0]
+    torch.testing.assert_close(conv.weight.grad, expected, rtol=1e-12, atol=1e-12)
+    assert conv.weight.grad.is_contiguous()
+    assert conv.bias.grad is None
+    assert other.grad is None
+    conv.bias.requires_grad_(True)
+    loop.backward([*conv.parameters()])
+    torch.testing.assert_close(conv.weight.grad, 2 * expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(conv.bias.grad, torch.autograd.grad(energy().mean(), conv.bias)[0])
+    assert "not fused M-step" not in loop.explain()
+
+
+@pytest.mark.parametrize("kind", ["hook", "sign", "half", "computed", "sparse", "empty"])
+def test_what_is_left_to_autograd(kind):
+    torch.manual_seed(8)
+    dtype = torch.bfloat16 if kind == "half" else torch.float64
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2, dtype=dtype))
+    z, y = free(0 if kind == "empty" else 2, 3, 5, 5, dtype=dtype), data(2, 4, 4, 4).to(dtype)
+    table = nn.Embedding(5, 5, sparse=True, dtype=dtype)
+    y, learned, computed = y[: len(z)], [weight], 2 * weight
+    energy = {
+        "sign": lambda: gaussian_energy(z, torch.zeros_like(z)) + (y - F.conv2d(z, weight)).abs().sum((1, 2, 3)),
+        "computed": lambda: gaussian_energy(y, F.conv2d(z, computed)),
+        "sparse": lambda: gaussian_energy(z * table(torch.arange(3))[:, None], torch.zeros_like(z)),
+    }.get(kind, lambda: gaussian_energy(y, F.conv2d(z, weight)))  # fmt: skip
+    seen = []
+    if kind == "hook":
+        weight.register_hook(seen.append)
+    if kind == "sparse":
+        learned = [table.weight]
+    told = learning_of(energy, z, learned)
+    reason = {
+        "hook": "has a gradient hook", "sign": "run by operators of their own", "half": "run by operators of their own",
+        "computed": "is computed from others", "sparse": "is sparse", "empty": "there is no sample",
+    }[kind]  # fmt: skip
+    assert "not fused M-step gradients" in told
+    assert reason in told
+    computed = 2 * weight
+    found, learned[0].grad = learned[0].grad, None
+    energy().mean().backward(inputs=learned)
+    torch.testing.assert_close(found, learned[0].grad, equal_nan=True)
+    assert len(seen) == (2 if kind == "hook" else 0)

@@ -50,6 +50,33 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     return _partitioned(gradient, free, leaves, apart=True)
 
 
+def learning(program: Program, wanted: Sequence[int], leaves: Sequence[Tensor]) -> tuple[*Graphs, list[int]]:
+    """The gradient of the energy, summed over the batch, for leaves that learn.
+
+    Args:
+        program: the energy.
+        wanted: their slots.
+        leaves: as for `partition`.
+
+    Returns:
+        As `partition`, where nothing but what no leaf enters is computed once, and the slots that there are gradients
+        of: the energy depends on these.
+
+    Raises:
+        NotCapturable: it cannot be traced.
+    """
+    reached: list[int] = []
+
+    def gradient(*leaves: Tensor) -> list[Tensor]:
+        energy = lambda values: program.evaluate([program.result], values)[0]  # noqa: E731
+        gradients = _differentiated(program, wanted, energy, leaves)[1]
+        reached[:] = [i for i, g in zip(wanted, gradients, strict=True) if g is not None]
+        return [g for g in gradients if g is not None]
+
+    once, step = _partitioned(gradient, range(len(leaves)), leaves, apart=True)
+    return once, step, reached
+
+
 def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy) -> Parts:
     """The energy per sample and the gradient of its sum, as `partition` gives the latter.
 
@@ -72,19 +99,28 @@ def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], 
 
 def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Sequence[Tensor]) -> list[Tensor]:
     """The energy and its gradients."""
+    found, gradients = _differentiated(program, free, energy, leaves)
+    return [found, *(torch.zeros_like(leaves[i]) if g is None else g for g, i in zip(gradients, free, strict=True))]
+
+
+def _differentiated(
+    program: Program, slots: Sequence[int], energy: Energy, leaves: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The energy, and its gradients for leaves; None for those that it does not depend on."""
     with torch.enable_grad():
         values = [t.detach() for t in leaves]
-        for i in free:
+        for i in slots:
             values[i].requires_grad_()
         found = energy(values)
-        # ones made from the shape alone, so that the gradient does not depend on the energy's value
-        ones = torch.ones(found.shape, dtype=found.dtype, device=found.device)
-        gradients = torch.autograd.grad(found, [values[i] for i in free], ones, allow_unused=True)
-    pairs = [*zip(gradients, free, strict=True)]
-    for g, i in pairs:
+        gradients: Sequence[Tensor | None] = [None] * len(slots)
+        if found.requires_grad:
+            # ones made from the shape alone, so that the gradient does not depend on the energy's value
+            ones = torch.ones(found.shape, dtype=found.dtype, device=found.device)
+            gradients = torch.autograd.grad(found, [values[i] for i in slots], ones, allow_unused=True)
+    for g, i in zip(gradients, slots, strict=True):
         if g is not None and g.layout is not torch.strided:
             raise NotCapturable(f"the gradient of {program.told(i)} is sparse")
-    return [found.detach(), *(torch.zeros_like(values[i]) if g is None else g for g, i in pairs)]
+    return found.detach(), gradients
 
 
 def module_of(graph: fx.Graph) -> fx.GraphModule:

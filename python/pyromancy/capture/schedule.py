@@ -1,4 +1,4 @@
-"""The E-step of a traced gradient: products as they are, what lies between them fused, in memory that stays.
+"""A traced gradient as E-step or M-step: products as they are, what lies between fused, in memory that stays.
 
 Operators that work element by element are gathered in groups, each of which is one call of `elementwise_`: it reads
 every operand once and writes what others need of it. Max- and mean-pooling whose windows do not overlap are such
@@ -6,7 +6,8 @@ operators on the parts of an image that fall on one place of the windows. A stat
 gradient, after all others that read it, so that all states move at once, as gradients are of the states before.
 
 Products and activations of these calls may be rounded in other ways than those that have set the states. So that
-states that are their predictions stay what they are, as by autograd, gradients of the size of rounding can be left out.
+states that are their predictions stay what they are, as by autograd, gradients of the size of rounding can be left out;
+and so that these teach nothing, differences of that size between a state and another tensor are none to the M-step.
 """
 
 from __future__ import annotations
@@ -53,6 +54,16 @@ def _velocity(before: Tensor, gradient: Tensor) -> Tensor:
 
 def _moved(state: Tensor, gradient: Tensor, rest: Tensor, velocity: Tensor | None = None) -> Tensor:
     """Stands for a state after a step; gradients no larger than `rest` are none."""
+    raise NotImplementedError
+
+
+def _settled(error: Tensor, rest: Tensor) -> Tensor:
+    """Stands for an error, which is none where it is no larger than `rest`."""
+    raise NotImplementedError
+
+
+def _given(gradient: Tensor) -> Tensor:
+    """Stands for a share of a gradient, where its reader wants it."""
     raise NotImplementedError
 
 
@@ -226,11 +237,16 @@ class Scheduler:
     """Makes schedules of a graph of calls, whose metadata tell the forms of their results.
 
     Args:
-        graph: of leaves and of what is computed once, to the gradients.
-        states: the leaves, by their positions, in the order of the gradients.
+        graph: of leaves and of what is computed once, to gradients.
+        states: the free leaves, by their positions.
+        velocities: whether the states have these.
+        learned: the leaves, by their positions, whose gradients these are, to be given; None where the gradients are of
+            the states, in their order, which are to move.
     """
 
-    def __init__(self, graph: fx.Graph, states: Sequence[int], velocities: bool) -> None:
+    def __init__(
+        self, graph: fx.Graph, states: Sequence[int], velocities: bool = False, learned: Sequence[int] | None = None
+    ) -> None:
         self.graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         outputs: Any = self.graph.graph_copy(graph, copies)
@@ -245,7 +261,14 @@ class Scheduler:
         self.unit: dict[fx.Node, _Unit] = {}
         self.velocities = [self._input(f"velocity_{i}", s) for i, s in enumerate(self.states) if velocities]
         self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states)]
-        self.moves = self._with_moves(list(outputs))
+        self.ends: list[fx.Node] = []  # the pseudo-calls, for which all else is computed
+        if learned is None:
+            self.numbers: tuple[str, ...] = NUMBERS
+            self._move(list(outputs))
+        else:
+            self.numbers = (SHARE,)
+            self._settle()
+            self._give(list(outputs), [self._input(f"gradient_{i}", inputs[i]) for i in learned])
         self.inputs: dict[fx.Node, list[fx.Node]] = {}  # what each reads, once it is fused
         self.readers: dict[fx.Node, list[fx.Node]] = {}  # of memory, by its root
         self.position: dict[fx.Node, int] = {}
@@ -258,21 +281,36 @@ class Scheduler:
         made.meta = like.meta
         return made
 
-    def _with_moves(self, gradients: list[fx.Node]) -> list[fx.Node]:
-        moves = []
+    def _move(self, gradients: list[fx.Node]) -> None:
         for i, (state, gradient) in enumerate(zip(self.states, gradients, strict=True)):
             given: tuple[fx.Node, ...] = (state, gradient, self.rests[i])
             if self.velocities:
-                velocity = self.graph.call_function(_velocity, (self.velocities[i], gradient))
-                self.writes[velocity] = self.velocities[i]
-                velocity.meta = state.meta
-                given = (*given, velocity)
-                moves.append(velocity)
-            move = self.graph.call_function(_moved, given)
-            self.writes[move] = state
-            move.meta = state.meta
-            moves.append(move)
-        return moves
+                given = (*given, self._end(_velocity, self.velocities[i], (self.velocities[i], gradient)))
+            self._end(_moved, state, given)
+
+    def _settle(self) -> None:
+        rests = dict(zip(self.states, self.rests, strict=True))
+        for node in list(self.graph.nodes):
+            if node.target is not aten.sub.Tensor or node.kwargs:
+                continue
+            rest = next((rests[n] for n in node.all_input_nodes if n in rests), None)
+            if rest is None or _domain(_value(rest)) != _domain(_value(node)):
+                continue
+            with self.graph.inserting_after(node):
+                settled = self.graph.call_function(_settled, (node, rest))
+            settled.meta = node.meta
+            node.replace_all_uses_with(settled, lambda user, settled=settled: user is not settled)
+
+    def _give(self, gradients: list[fx.Node], places: list[fx.Node]) -> None:
+        for gradient, place in zip(gradients, places, strict=True):
+            self._end(_given, place, (gradient,))
+
+    def _end(self, target: Any, written: fx.Node, given: tuple[fx.Node, ...]) -> fx.Node:
+        end = self.graph.call_function(target, given)
+        end.meta = written.meta
+        self.writes[end] = written
+        self.ends.append(end)
+        return end
 
     # ---- what is fused
 
@@ -285,7 +323,7 @@ class Scheduler:
                 self.inputs[node] = [*dict.fromkeys(_leaves(value))]
             else:
                 self.inputs[node] = node.all_input_nodes
-        needed = set(self.moves)
+        needed = set(self.ends)
         for node in reversed(self.graph.nodes):
             if node in needed:
                 needed.update(self.inputs[node])
@@ -334,6 +372,11 @@ class Scheduler:
                 of_gradient = made(Op.MUL, number("gradient"), step)
                 step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), velocity[0]))
             return made(Op.SUB, state, made(Op.MUL, number("lr"), step))
+        if node.target is _settled:
+            error, rest = map(read, _arguments(node))
+            return made(Op.SELECT, made(Op.AT_LEAST, rest, made(Op.ABS, error)), ZERO, error)
+        if node.target is _given:
+            return made(Op.MUL, number(SHARE), read(node.all_input_nodes[0]))
         if node.target not in ELEMENTS:
             return None
         return value_of_call(node, read)
@@ -579,16 +622,18 @@ def _parts(value: Value) -> Iterator[Value]:
             yield from _parts(v)
 
 
-NUMBERS = ("lr", "kept", "taken", "gradient", "velocity")
+NUMBERS = ("lr", "kept", "taken", "gradient", "velocity")  # of an E-step
+SHARE = "share"  # of an M-step: what gradients are multiplied by
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """One E-step as a graph of calls.
+    """An E-step or the gradients of an M-step as a graph of calls.
 
     Attributes:
         graph: takes the leaves, what is computed once, velocities where there are any, for every state the size of
-            gradients that do not move it, element by element, memory, and `NUMBERS`.
+            gradients that do not move it, or of errors that are none, element by element, the gradients of an M-step,
+            which it writes, memory, and `NUMBERS`, or of an M-step its `SHARE`.
         blocks: how many elements every block of memory has, and of which type.
         memory: where the tensors lie that the graph is lent.
         fused: how many calls are of element-wise programs, and how many operators they stand for.
@@ -610,19 +655,40 @@ class Schedule:
         calls, operators = self.fused
         return f"{operators} element-wise operators, states' updates among them, in {calls} of these"
 
-    def lend(self) -> list[Tensor]:
-        """Memory for a run: what the last run of this thread had, if that was of this schedule too."""
-        kept: WeakKeyDictionary[Schedule, list[Tensor]] | None = getattr(_lent, "to", None)
-        if kept is None:
-            kept = _lent.to = WeakKeyDictionary()
-        if self not in kept:
-            kept.clear()
-            blocks = [torch.empty(size, dtype=dtype) for size, dtype in self.blocks]
-            kept[self] = [blocks[m.block].as_strided(m.shape, m.stride, m.offset) for m in self.memory]
-        return kept[self]
+    def lend(self, owner: object) -> list[Tensor]:
+        """Memory for a run, which all schedules of an owner use in turn; a thread keeps that of its last owner."""
+        if owner not in _lent.to:
+            _lent.to.clear()
+            _lent.to[owner] = _Blocks()
+        return _lent.to[owner].lend(self)
 
 
-_lent = threading.local()
+class _Blocks:
+    """Memory that is as large as the largest of some schedules needs."""
+
+    def __init__(self) -> None:
+        self.bytes: list[Tensor] = []  # the largest first
+        self.lent: WeakKeyDictionary[Schedule, list[Tensor]] = WeakKeyDictionary()
+
+    def lend(self, schedule: Schedule) -> list[Tensor]:
+        if schedule not in self.lent:
+            sizes = [size * dtype.itemsize for size, dtype in schedule.blocks]
+            order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+            for place, i in enumerate(order):
+                if place == len(self.bytes) or self.bytes[place].numel() < sizes[i]:
+                    self.bytes[place : place + 1] = [torch.empty(sizes[i], dtype=torch.uint8)]
+                    self.lent.clear()  # whose blocks were smaller
+            blocks = {i: self.bytes[place][: sizes[i]].view(schedule.blocks[i][1]) for place, i in enumerate(order)}
+            self.lent[schedule] = [blocks[m.block].as_strided(m.shape, m.stride, m.offset) for m in schedule.memory]
+        return self.lent[schedule]
+
+
+class _Lent(threading.local):
+    def __init__(self) -> None:
+        self.to: WeakKeyDictionary[Any, _Blocks] = WeakKeyDictionary()
+
+
+_lent = _Lent()
 
 
 class _Writer:
@@ -640,7 +706,7 @@ class _Writer:
             if node.op == "placeholder":
                 self.made[node] = self.graph.placeholder(node.name)
         self.last_input = next(reversed(self.made.values()))
-        self.numbers = {name: self.graph.placeholder(name) for name in NUMBERS}
+        self.numbers = {name: self.graph.placeholder(name) for name in of.numbers}
         self.fused = [0, 0]
 
     def schedule(self) -> Schedule:

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from .. import backends, functional, ops, plan
 from ..capture.calls import Slot
-from ..capture.capture import has_hooks
 from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
 from ..methods import LBFGS, Descent, Method, Rated, Sequential, Stop
-from .executor import ReplayingExecutor, Run
+from .executor import ReplayingExecutor, Run, obstacle_of
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
 from .steppers import ORDERED, STEPPERS, Carried
@@ -293,7 +292,7 @@ class ChainExecutor(ReplayingExecutor):
 
     def asked(self, wanted: Sequence[Tensor]) -> Asked | str:
         """What a plan learns to give the gradients of tensors; or why autograd has to compute them."""
-        if reason := self._obstacle_of(wanted):
+        if reason := obstacle_of(wanted, self.program):
             return reason
         slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
         needed = frozenset(slot_of[id(t)] for t in wanted if id(t) in slot_of)
@@ -362,7 +361,7 @@ class ChainExecutor(ReplayingExecutor):
 
     def obstacle_inside(self, parameters: Sequence[Tensor]) -> str | None:
         """Why these cannot learn within a plan, if they cannot."""
-        if reason := self._obstacle_of(parameters):
+        if reason := obstacle_of(parameters, self.program):
             return reason
         slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
         needed = frozenset(slot_of[id(t)] for t in parameters if id(t) in slot_of)
@@ -380,18 +379,6 @@ class ChainExecutor(ReplayingExecutor):
         through = [(p, s) for p in sorted(needed - direct) for s in sorted(direct) if p in program.ancestors(s)]
         for parameter, operand in through:
             return f"{program.told(parameter)} is learned through what is computed from it, {program.told(operand)}"
-        return None
-
-    def _obstacle_of(self, wanted: Sequence[Tensor]) -> str | None:
-        """What about the tensors themselves keeps the operator from giving their gradients."""
-        program = self.program
-        for t in wanted:
-            if has_hooks(t):
-                slot = next((i for i, leaf in enumerate(program.leaves) if leaf is t), None)
-                return f"{'a parameter' if slot is None else program.told(slot)} has a gradient hook"
-        for slot, t in enumerate(program.leaves):
-            if t.grad_fn is not None:
-                return f"{program.told(slot)}, which the energy takes, is computed from others, outside it"
         return None
 
     def _mstep(self, needed: frozenset[int]) -> _MStep:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..capture.capture import has_hooks
 from ..capture.program import Program
 from ..methods import Rated
 from ..plan import Descent, Stepper
@@ -58,6 +59,18 @@ def check_energy(energy: Tensor, record: bool) -> None:
         raise ValueError(
             f"energy must return one value per sample, [B], to be recorded, got shape {tuple(energy.shape)}"
         )
+
+
+def obstacle_of(wanted: Sequence[Tensor], program: Program) -> str | None:
+    """What about tensors, or those that an energy takes, leaves their gradients to autograd."""
+    for t in wanted:
+        if has_hooks(t):
+            slot = next((i for i, leaf in enumerate(program.leaves) if leaf is t), None)
+            return f"{'a parameter' if slot is None else program.told(slot)} has a gradient hook"
+    for slot, t in enumerate(program.leaves):
+        if t.grad_fn is not None:
+            return f"{program.told(slot)}, which the energy takes, is computed from others, outside it"
+    return None
 
 
 class Executor(ABC):

@@ -1,4 +1,4 @@
-"""Any captured energy: its gradient as a traced graph, run without autograd, invariant calls once a run."""
+"""Any captured energy: its gradients as traced graphs, run without autograd, invariant calls once a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, fx
 
 from .. import functional
 from ..capture.capture import NotCapturable
-from ..capture.partition import module_of, partition
+from ..capture.partition import is_fused, learning, module_of, partition
 from ..capture.program import Program
 from ..capture.schedule import Schedule, Scheduler
-from .executor import ReplayingExecutor, Run
+from .executor import ReplayingExecutor, Run, obstacle_of
 from .replay import Replay
 
 aten = torch.ops.aten
@@ -36,18 +36,49 @@ class _Rates:
         return cls(run.lr, kept, taken, *((1.0, run.momentum) if run.nesterov else (0.0, 1.0)))
 
 
-def _rest(state: Tensor, run: Run) -> Tensor:
-    """Up to what size gradients may be rounding alone; less than any where a run leaves no state where it is.
+def _rest(state: Tensor, share: float) -> Tensor:
+    """Up to what size an error of a state may be rounding alone, times a share.
 
-    That is what a sum of products of a sample's size may be rounded by, and moves no state by more than that, as where
-    an energy is a mean and its rate large. Samples are looked at by themselves: what one is changes no bit of another.
+    That is what a sum of products of a sample's size may be rounded by. Samples are looked at by themselves: what one
+    is changes no bit of another.
     """
-    if not run.settle or not state.numel():
+    if not share or not state.numel():
         return state.new_full((), -1.0).expand_as(state)
     most = state.abs()
     if state.dim() > 1:
-        most = most.flatten(1).amax(1).view(-1, *[1] * (state.dim() - 1))
-    return torch.empty_like(state).copy_(most.mul_(8 * torch.finfo(state.dtype).eps / max(1.0, run.lr)))
+        inwards = sorted(range(1, state.dim()), key=state.stride, reverse=True)
+        rows = state.permute(0, *inwards).flatten(1)  # as they lie
+        most = torch.maximum(rows.amax(1), rows.amin(1).neg_()).view(-1, *[1] * (state.dim() - 1))
+    return most.mul_(8 * torch.finfo(state.dtype).eps * share).expand_as(state)
+
+
+def _unsteady(graph: fx.Graph) -> bool:
+    """Whether it takes a sign, which makes much of an error that is rounding alone."""
+    return any(n.target in (aten.sgn.default, aten.sign.default) for n in graph.nodes)
+
+
+@dataclass(frozen=True)
+class _Learning:
+    """How the gradients of some leaves are computed.
+
+    Attributes:
+        once: computes what no leaf enters.
+        schedule: of the rest.
+        module: its graph, to be run.
+        reached: slots of those that have gradients.
+    """
+
+    once: fx.GraphModule
+    schedule: Schedule
+    module: fx.GraphModule
+    reached: list[int]
+
+    @property
+    def told(self) -> str:
+        """What it does, in words."""
+        calls, operators = self.schedule.fused
+        fused = f"{operators} element-wise operators in {calls} of these"
+        return f"{len(self.reached)} tensors in {self.schedule.calls} operator calls, {fused}"
 
 
 class GraphExecutor(ReplayingExecutor):
@@ -72,11 +103,10 @@ class GraphExecutor(ReplayingExecutor):
         if not self._channels_last:
             self._once, self._gradient = partition(program, self._free, self._laid_out(program.leaves))
         fit = all(t.is_cpu and t.dtype in (torch.float32, torch.float64) for t in states)
-        # a sign makes much of an error that is rounding alone
-        signs = any(n.target in (aten.sgn.default, aten.sign.default) for n in self._gradient.nodes)
-        self._fuses = fit and not signs and not program.addresses_memory
+        self._fuses = fit and not _unsteady(self._gradient) and not program.addresses_memory
         self._module = None if self._fuses else module_of(self._gradient)
         self._schedules: dict[bool, tuple[Schedule, fx.GraphModule]] = {}  # by whether there are velocities
+        self._learnings: dict[tuple[int, ...], _Learning | str] = {}  # by what learns; or why autograd computes it
         self._try()
 
     @torch.no_grad()
@@ -113,8 +143,9 @@ class GraphExecutor(ReplayingExecutor):
         program, invariant = self.program, self._once(*leaves)
         if self._fuses:
             schedule, move = self._scheduled(bool(velocities))
-            memory = schedule.lend()
-            rests = [_rest(leaves[i], run) for i in self._free]
+            memory = schedule.lend(self)
+            # no state is moved by more than rounding, as where an energy is a mean and its rate large
+            rests = [_rest(leaves[i], run.settle / max(1.0, run.lr)) for i in self._free]
         for step in range(run.steps):
             if run.record:
                 recorded.append(torch.stack(torch.broadcast_tensors(*program.energies(program.terms, leaves))))
@@ -143,6 +174,56 @@ class GraphExecutor(ReplayingExecutor):
                 gradient = gradient.mul(rates.gradient).add_(velocity, alpha=rates.velocity)
             functional.estep_(leaves[i], gradient, lr=rates.lr)
 
+    @torch.no_grad()
+    def gradients(self, wanted: Sequence[Tensor], settle: bool) -> list[Tensor | None] | str:
+        del settle  # states that are their predictions teach nothing in any case
+        program = self.program
+        if reason := obstacle_of(wanted, program):
+            return reason
+        slot_of = {id(t): i for i, t in enumerate(program.leaves)}
+        slots = tuple(sorted(slot_of[id(t)] for t in wanted if t.requires_grad and id(t) in slot_of))
+        if slots not in self._learnings:
+            try:
+                self._learnings[slots] = self._learning(slots)
+            except NotCapturable as refusal:
+                self._learnings[slots] = str(refusal)
+        learning = self._learnings[slots]
+        if isinstance(learning, str):
+            return learning
+        found = self._found(learning)
+        return [found.get(slot_of.get(id(t), -1)) for t in wanted]
+
+    def _learning(self, slots: Sequence[int]) -> _Learning:
+        """How the gradients of leaves are computed, once it has been tried."""
+        program = self.program
+        if not self._fuses:
+            raise NotCapturable("the graph is run by operators of their own")
+        if not program.stand_ins[program.result].numel():
+            raise NotCapturable("there is no sample")
+        leaves = self._laid_out(program.leaves)
+        once, graph, reached = learning(program, slots, leaves)
+        (output,) = (n for n in graph.nodes if n.op == "output")
+        if _unsteady(graph) or not all(is_fused(n) for n in output.all_input_nodes):
+            raise NotCapturable("the graph of its gradients is run by operators of their own")
+        schedule = Scheduler(graph, self._free, learned=reached).schedule()
+        found = _Learning(once, schedule, module_of(schedule.graph), reached)
+        try:
+            self._found(found)
+        except Exception as error:
+            reason = f"gradients cannot be computed without autograd: {type(error).__name__}"
+            raise NotCapturable(reason) from error
+        return found
+
+    def _found(self, learning: _Learning) -> dict[int, Tensor]:
+        """Gradients of the mean energy, by the slots of leaves."""
+        program = self.program
+        given = {i: torch.empty_like(program.leaves[i], requires_grad=False) for i in learning.reached}
+        leaves = self._laid_out(program.leaves)
+        rests = [_rest(leaves[i], 1.0) for i in self._free]
+        memory, share = learning.schedule.lend(self), 1 / program.stand_ins[program.result].numel()
+        learning.module(*leaves, *learning.once(*leaves), *rests, *given.values(), *memory, share)
+        return given
+
     def notes(self) -> list[str]:
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
         every, fused = sum(n.op == "call_function" for n in self._gradient.nodes), ""
@@ -150,4 +231,6 @@ class GraphExecutor(ReplayingExecutor):
             schedule = next(reversed(self._schedules.values()))[0]
             every, fused = schedule.calls, f"; {schedule.told}"
         layout = ["images with their channels last"] if self._channels_last else []
-        return [f"{every} operator calls at every step, {once} once a run{fused}", *layout, *self._replay.notes(self)]
+        steps = f"{every} operator calls at every step, {once} once a run{fused}"
+        taught = [f"gradients of {n.told}" for n in self._learnings.values() if isinstance(n, _Learning)]
+        return [steps, *taught[-1:], *layout, *self._replay.notes(self)]
