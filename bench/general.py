@@ -88,6 +88,27 @@ def all_to_all(width: int = 256) -> tuple[Shapes, nn.ModuleList]:
     return [(784,), (width,), (10,)], nn.ModuleList([hidden, labels])
 
 
+class Columns(nn.Module):
+    """A module of some columns of a state."""
+
+    def __init__(self, of: nn.Linear, first: int) -> None:
+        super().__init__()
+        self.of, self.first = of, first
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Prediction by the columns."""
+        return cast("Tensor", self.of(z[:, self.first : self.first + self.of.in_features]))
+
+
+def temporal(width: int = 128, moments: int = 28) -> tuple[Shapes, nn.ModuleList]:
+    """An image read row by row: every moment's state is predicted by the last and by a row, by shared weights."""
+    row = nn.Linear(784 // moments, width)
+    along = nn.Sequential(nn.Tanh(), nn.Linear(width, width))
+    later = [Parents({0: Columns(row, t * row.in_features), t: along}) for t in range(1, moments)]
+    last = nn.Sequential(nn.Tanh(), nn.Linear(width, 10))
+    return [(784,), *[(width,)] * moments, (10,)], nn.ModuleList([Columns(row, 0), *later, last])
+
+
 def vgg5(
     widths: tuple[int, ...] = (32, 64, 128, 128), size: int = 32, activation: type[nn.Module] = nn.Tanh
 ) -> tuple[Shapes, nn.ModuleList]:
@@ -240,4 +261,5 @@ GENERAL = {
     "muPC, 30 x 128": General(mupc, 64, 30),
     "two parents, 3 x 256": General(parents, 128, 20),
     "all to all, 784+256+10": General(all_to_all, 64, 20),
+    "temporal, 28 x 128": General(temporal, 64, 20),
 }

@@ -224,3 +224,37 @@ def test_an_epoch_is_few_calls():
     assert "a batch: one call of an operator\n" in em.explain()
     for a, b in zip(net.learned, other.learned, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_use_as_it_is_beside_one_that_is_computed():
+    """Of which a plan would miss the second: the optimizer is called, with all of the gradient."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.h, self.y = FixedNode(4), FloatNode(4), FixedNode(4)
+            self.up = nn.Linear(4, 4)
+
+        def energy(self):
+            out = F.linear(torch.tanh(self.h.value), self.up.weight.exp(), self.up.bias)
+            return gaussian_energy(self.h.value, self.up(self.x.value)) + gaussian_energy(self.y.value, out)
+
+        def start(self, x, y):
+            self.x.init(x)
+            self.h.init(self.up(self.x.value))
+            self.y.init(y)
+
+        states = property(lambda self: [self.h.value])
+        learned = property(lambda self: [*self.up.parameters()])
+
+    net = Twice().double()
+    batches = [(torch.randn(6, 4).double(), torch.randn(6, 4).double()) for _ in range(3)]
+    net.start(*batches[0])
+    other = copy.deepcopy(net)
+    em = made(net, torch.optim.SGD(net.learned, lr=0.05))
+    for batch in batches:
+        em.step(*batch)
+    trained(other, torch.optim.SGD(other.learned, lr=0.05), batches)
+    assert "the optimizer is called" in em.explain()
+    for a, b in zip(net.learned, other.learned, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -376,7 +376,7 @@ class ChainExecutor(ReplayingExecutor):
         if full := [self.program.told(self.planner.nodes[i].state) for i in mstep.wanted.factors]:
             return f"the full covariance of {full[0]} is learned"
         program, direct = self.program, self.planner.operands
-        through = [(p, s) for p in sorted(needed - direct) for s in sorted(direct) if p in program.ancestors(s)]
+        through = [(p, s) for p in sorted(needed) for s in sorted(direct - {p}) if p in program.ancestors(s)]
         for parameter, operand in through:
             return f"{program.told(parameter)} is learned through what is computed from it, {program.told(operand)}"
         return None
