@@ -1,6 +1,6 @@
-"""``python -m pyromancy``: what serves each operator on this machine."""
+"""``python -m pyromancy``: what serves each operator on this machine; ``doctor``; ``bench``."""
 
-from .backends import describe
+from .command import main
 
 if __name__ == "__main__":
-    print(describe())
+    raise SystemExit(main())

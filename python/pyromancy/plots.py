@@ -107,12 +107,12 @@ def errors(steps: Sequence[Mapping[str, Tensor]], ax: Axes | None = None) -> Axe
     found = torch.tensor(
         [[float(e.detach().double().square().mean().sqrt()) for e in step.values()] for step in steps]
     ).T
-    matplotlib = _matplotlib()
+    mpl = matplotlib()
     ax = _axes(ax, (7.0, 1.4 + 0.25 * min(len(found), 20)))
     there = found[(found > 0) & found.isfinite()]
     low, high = (float(there.min()), float(there.max())) if len(there) else (1.0, 1.0)
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad="0.9", under="0.9")
-    norm = matplotlib.colors.LogNorm(max(low, _SHOWN * high), high * (1 + 1e-9 + (low == high)))
+    colours = mpl.colormaps["viridis"].with_extremes(bad="0.9", under="0.9")
+    norm = mpl.colors.LogNorm(max(low, _SHOWN * high), high * (1 + 1e-9 + (low == high)))
     shown = found.masked_fill(~((found > 0) & found.isfinite()), math.nan).numpy()
     image = ax.imshow(shown, aspect="auto", origin="lower", cmap=colours, norm=norm, interpolation="nearest")
     names = list(steps[0])
@@ -224,7 +224,7 @@ def images(
         least, most = 0.0, 1.0
     across = min(10.0, max(2.0, 0.7 * columns))
     ax = _axes(ax, (across, across * grid.shape[0] / grid.shape[1] + 0.1))
-    colours = _matplotlib().colormaps["RdBu_r" if signed else "gray"].with_extremes(bad="white")
+    colours = matplotlib().colormaps["RdBu_r" if signed else "gray"].with_extremes(bad="white")
     ax.imshow(grid.numpy(), cmap=colours, vmin=least, vmax=most, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     if isinstance(rows, Mapping):
@@ -262,10 +262,10 @@ def dictionary(
     return images(atoms / largest.where(largest > 0, torch.ones_like(largest)), shape, columns, ax, signed=True)
 
 
-def _matplotlib() -> Any:
-    """With the parts that are used here."""
+def matplotlib() -> Any:
+    """The package, with the parts that are used here, or an error that says how to install it."""
     try:
-        import matplotlib
+        import matplotlib as package
         import matplotlib.colors
         import matplotlib.figure
         import matplotlib.ticker
@@ -275,19 +275,19 @@ def _matplotlib() -> Any:
         raise ModuleNotFoundError(
             "pyromancy.plots needs matplotlib: pip install matplotlib", name="matplotlib"
         ) from None
-    return matplotlib
+    return package
 
 
 def _whole_numbers() -> Any:
     """Where ticks of steps and epochs are."""
-    return _matplotlib().ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10])
+    return matplotlib().ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Any:
     """The Axes that were given, or those of a new figure."""
     if ax is not None:
         return ax
-    return _matplotlib().figure.Figure(figsize=size, dpi=150, layout="constrained").subplots()
+    return matplotlib().figure.Figure(figsize=size, dpi=150, layout="constrained").subplots()
 
 
 def _lines(named: Mapping[str, Sequence[float]], at: Sequence[int], ax: Axes | None, sums: bool) -> Any:
@@ -315,7 +315,7 @@ def _colours(count: int) -> list[Any]:
     """One for each, told apart by everyone; of many, dark to light in their order."""
     if count <= len(_PALETTE):
         return list(_PALETTE)
-    colours = _matplotlib().colormaps["viridis"]
+    colours = matplotlib().colormaps["viridis"]
     return [colours(0.9 * i / (count - 1)) for i in range(count)]
 
 
