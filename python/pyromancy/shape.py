@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import overload
 
-from torch import Tensor
+from torch import SymInt, Tensor
 
 
 class Shape:
@@ -160,7 +160,7 @@ class Shape:
     @staticmethod
     def _check_positive(name: str, sizes: tuple[int, ...]) -> None:
         for d in sizes:
-            if not isinstance(d, int):
+            if not isinstance(d, int | SymInt):  # the latter of what torch.export traces
                 raise TypeError(f"every size in {name} must be an int, got {d!r} in {sizes}")
         for d in sizes:
             if d <= 0:

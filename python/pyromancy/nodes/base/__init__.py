@@ -110,7 +110,7 @@ class Node(nn.Module, ABC):
     def _check_fits(self, name: str, value: Tensor) -> None:
         """Raise where an argument is no tensor of the node's shape."""
         self._check_is_tensor(name, value)
-        if value.dim() and len(value) == 0:
+        if value.dim() and value.shape[0] == 0:  # which `len` would make a constant to torch.export
             raise ValueError(f"{name} must have a row per sample, and one at least, got shape {tuple(value.shape)}")
         if not self._shape.compat(*value.shape):
             lacks = value.dim() == len(self.shape) and Shape(*self.shape).compat(*value.shape)
