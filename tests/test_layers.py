@@ -16,9 +16,10 @@ LAYERS = (
     {"ops"},
     {"backends", "functional"},
     {"diagnose", "nodes"},
-    {"capture"},
+    {"capture", "plots"},  # pictures know what they draw by its attributes, and only nodes by their class
     {"run"},
     {"networks"},
+    {"command"},
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
