@@ -13,22 +13,27 @@ PYROMANCY_FORMULA Vec<C> sigmoid(Vec<C> x) {
   return divide(x < C(0) ? e : splat<C>(1), e + C(1));
 }
 
+// Below 0 the exponential enters as two roots of it, so that nothing is lost where it is subnormal
+// and the product is larger.
+template <class C>
+PYROMANCY_FORMULA Vec<C> silu(Vec<C> x) {
+  const Vec<C> root = exp<C>(C(0.5) * (x < C(0) ? x : -x));
+  const Vec<C> share = divide(x < C(0) ? root : splat<C>(1), root * root + C(1));
+  return (x < C(0) ? x * root : x) * share;
+}
 template <class C>
 PYROMANCY_FORMULA Vec<C> silu_slope(Vec<C> x) {
-  const Vec<C> s = sigmoid<C>(x);
-  return s * (x * (C(1) - s) + C(1));
+  const Vec<C> root = exp<C>(C(0.5) * (x < C(0) ? x : -x));
+  const Vec<C> larger = divide(splat<C>(1), root * root + C(1)), share = root * larger;
+  const Vec<C> factor = x * (x < C(0) ? larger : root * share) + C(1); // x sigmoid(-x) + 1
+  return x < C(0) ? factor * root * share : factor * larger;
 }
 
 template <class C>
-PYROMANCY_FORMULA Vec<C> normal_cdf(Vec<C> x) {
-  constexpr double sqrt_half = 0.70710678118654752440;
-  return C(0.5) * (erf(x * C(sqrt_half)) + C(1));
-}
-
-template <class C>
-PYROMANCY_FORMULA Vec<C> times_normal_density(Vec<C> x) {
+PYROMANCY_FORMULA Vec<C> gelu_slope(Vec<C> x) {
   constexpr double inverse_sqrt_2pi = 0.39894228040143267794;
-  return x * C(inverse_sqrt_2pi) * exp<C>(C(-0.5) * x * x);
+  const auto [below, bell] = normal(x);
+  return below + x * C(inverse_sqrt_2pi) * bell;
 }
 
 inline constexpr double kGeluScale = 0.79788456080286535588, kGeluCubic = 0.044715; // sqrt(2 / pi)

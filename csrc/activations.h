@@ -18,8 +18,8 @@ namespace pyromancy {
   ROW(relu, x < zero ? zero : x, y > zero ? one : zero)                                        \
   ROW(leaky_relu, x > zero ? x : x * p, x > zero ? one : p)                                    \
   ROW(elu, x > zero ? x : p * expm1<C>(x), x > zero ? one : y + p)                             \
-  ROW(silu, x * sigmoid<C>(x), silu_slope<C>(x))                                               \
-  ROW(gelu, x * normal_cdf<C>(x), normal_cdf<C>(x) + times_normal_density<C>(x))               \
+  ROW(silu, silu<C>(x), silu_slope<C>(x))                                                      \
+  ROW(gelu, x * normal(x).below, gelu_slope<C>(x))                                             \
   ROW(gelu_tanh, x * gelu_gate<C>(x), gelu_tanh_slope<C>(x))                                   \
   ROW(tanh, tanh(x), one - y * y)                                                              \
   ROW(sigmoid, sigmoid<C>(x), y * (one - y))                                                   \

@@ -71,9 +71,15 @@ template <class C>
 __device__ inline C tanh(C x) {
   return std::tanh(x);
 }
+
+// Of the normal distribution what lies below x, and e^(-x^2 / 2).
 template <class C>
-__device__ inline C erf(C x) {
-  return std::erf(x);
+struct Normal {
+  C below, bell;
+};
+template <class C>
+__device__ inline Normal<C> normal(C x) {
+  return {C(0.5) * (std::erf(x * C(0.70710678118654752440)) + C(1)), exp<C>(C(-0.5) * x * x)};
 }
 
 } // namespace pyromancy::cuda
