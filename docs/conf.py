@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from bench.report import load, markdown  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
+from sphinx_gallery.scrapers import figure_rst  # noqa: E402
 
 import pyromancy  # noqa: E402
 
@@ -53,6 +55,18 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+
+def last_picture(block: object, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
+    """The picture that a block of a script ends in, as `pyromancy.plots` makes them: pyplot does not know of them."""
+    scope = block_vars["example_globals"]
+    figure, scope["___"] = getattr(scope.get("___"), "figure", None), None
+    if figure is None or hasattr(figure, "number"):  # one of pyplot's
+        return ""
+    path = str(next(block_vars["image_path_iterator"]))
+    figure.savefig(path)
+    return figure_rst([path], gallery_conf["src_dir"])
+
+
 # The gallery runs every script, in a folder's order of names.
 sphinx_gallery_conf = {
     "examples_dirs": ["gallery"],
@@ -67,6 +81,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
     "reference_url": {},
     "capture_repr": (),
+    "image_scrapers": ("matplotlib", last_picture),
     "remove_config_comments": True,
     "copyfile_regex": "",
 }

@@ -25,7 +25,6 @@ Rows are samples. Labels stay numbers.
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -102,9 +101,7 @@ print(em.explain())
 net.start(x[:256], labels[:256])
 loop = pyro.InferenceLoop(net.energy, net.e_params(), lr=0.1)
 trace = loop.run(20, record=True)
-
-fig, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-trace.plot(axes)
+trace.plot()
 
 # %%
 # After the forward sweep the labels' node alone has an energy. E-steps hand it down to the hidden nodes, and the sum

@@ -48,3 +48,7 @@ units.init(states[test])
 pyro.InferenceLoop(energy, [units.value], method=known(True, False)).run(100)
 accuracy = (units.value[:, -10:].argmax(1) == labels[test]).float().mean().item()
 print(f"{accuracy:.1%} of 297 test images")
+
+# %%
+# What the units of labels add to the predictions of pixels.
+pyro.plots.dictionary((weight * others)[:64, -10:], columns=10)

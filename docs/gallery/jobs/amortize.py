@@ -55,3 +55,7 @@ for name, scale in {"amortised": 1.0, "from zero": 0.0}.items():
     em.loop.run(100)
     gaps.append((before, em.loop.energy().mean().item()))
     print(f"{name}: energy {before:.2f} at the start, {gaps[-1][1]:.2f} after inference")
+
+# %%
+# Images, and the predictions of the states that were inferred.
+pyro.plots.images({"image": test[:12], "explained": draw(hidden.value)[:12].clamp(0, 1)})

@@ -52,3 +52,7 @@ means = torch.stack([x[train][labels[train] == k].mean(0) for k in range(10)])
 error = (draw(down(torch.eye(10))) - means).square().mean().item()
 print(f"{accuracy:.1%} of 297 test images")
 print(f"mean square of generated images from the mean ones {error:.4f}; these vary by {means.var(0).mean():.3f}")
+
+# %%
+# The mean images, and those that labels generate.
+pyro.plots.images({"mean": means, "generated": draw(down(torch.eye(10))).clamp(0, 1)})

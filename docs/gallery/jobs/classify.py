@@ -30,3 +30,8 @@ for output, target in {"gaussian": one_hot(labels, 10).float(), "categorical": l
     guesses = net.predict(x[test]).argmax(1)
     accuracy[output] = (guesses == labels[test]).float().mean().item()
     print(f"{output}: {accuracy[output]:.1%} of 297 test images; {em.explain().splitlines()[0]}")
+
+# %%
+# Images of which the second network is right, and wrong.
+shown = {"right": x[test][guesses == labels[test]], "wrong": x[test][guesses != labels[test]]}
+pyro.plots.images(shown, columns=12)

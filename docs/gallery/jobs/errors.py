@@ -28,7 +28,7 @@ for name, method in {"states": Descent(0.3), "errors": Descent(0.1, coordinates=
     net.start(x[:100], targets[:100])
     first = net.energy().sum().item()
     loop = pyro.InferenceLoop(net.energy, net.e_params(), method=method)
-    loop.run(10)
+    trace = loop.run(10, record=True)
     after = net.energy().sum().item()
     pyro.InferenceLoop(net.energy, net.e_params(), method=Accelerated()).run(500, tol=1e-6)
     left[name] = (after - net.energy().sum().item()) / (first - net.energy().sum().item())
@@ -44,3 +44,7 @@ for _ in range(10):
         pass
 accuracy = (net.predict(x[test]).argmax(1) == labels[test]).float().mean().item()
 print(em.explain(), f"\n{accuracy:.1%} of 297 test images")
+
+# %%
+# Energies of the nodes over ten sweeps on errors, before learning.
+trace.plot()

@@ -41,3 +41,7 @@ net.start(codes.repeat(297, 1), x[test].repeat_interleave(10, 0))
 em.loop.run(20)
 accuracy = (em.loop.energy().view(297, 10).argmin(1) == labels[test]).float().mean().item()
 print(f"labels of the least energy are right for {accuracy:.1%} of 297 test images")
+
+# %%
+# The mean images, and those that labels generate.
+pyro.plots.images({"mean": means, "generated": generated.clamp(0, 1)})

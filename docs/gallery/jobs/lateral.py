@@ -49,3 +49,8 @@ for _ in range(20):
 error = (found - closed).abs().max().item()
 right = [((state.sign() == patterns)[~known]).double().mean().item() for state in (found, hopfield)]
 print(f"error {error:.1e}; units recalled: {right[0]:.1%}, by Hopfield's network {right[1]:.1%}")
+
+# %%
+# Patterns, what is known of them, and what is recalled.
+recalled = {"by the network": found.sign()[:10], "by Hopfield's": hopfield[:10]}
+pyro.plots.images({"pattern": patterns[:10], "known": (patterns * known)[:10], **recalled})

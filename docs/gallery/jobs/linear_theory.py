@@ -16,7 +16,7 @@ net = pyro.networks.mlp([20, *[30] * 8, 5], activation="identity", bias=False).d
 x, y = torch.randn(100, 20).double(), torch.randn(100, 5).double()
 net.start(x, y)
 loop = pyro.InferenceLoop(net.energy, net.e_params(), method=pyro.methods.Accelerated())
-trace = loop.run(100, tol=1e-12)
+trace = loop.run(100, record=True, tol=1e-12)
 print(loop.explain())
 
 # %%
@@ -30,3 +30,7 @@ r = y - x @ (product @ weights[0]).T
 closed = 0.5 * (r * torch.linalg.solve(s, r.T).T).sum(1)
 error = (loop.energy() - closed).abs().max().item()
 print(f"after {trace.steps} sweeps the largest of 100 energies' errors is {error:.1e}")
+
+# %%
+# Energies of the nodes on the way.
+trace.plot()

@@ -49,3 +49,8 @@ known = half.expand(50, 64)
 infer(0.01, 3000)
 error = (pixels.value - images)[:, ~half].square().mean().item()
 print(f"mean square of the lower halves {error:.1e}; their variance is {images[:, ~half].var(0).mean():.3f}")
+
+# %%
+# Images, what is given of them, and what is recalled.
+shown = {"stored": images, "given": images * half, "recalled": torch.where(half, images, pixels.value)}
+pyro.plots.images(shown, columns=12)

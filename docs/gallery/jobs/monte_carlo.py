@@ -6,6 +6,7 @@ Descent with noise draws states from the posterior (arXiv:2310.20674). In a line
 mean and covariance, also at a finite rate.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -38,3 +39,7 @@ covariance = torch.linalg.inv(hessian @ (torch.eye(2).double() - rate / 2 * hess
 drawn = cause.value.detach()
 error = (drawn.mean(0) - mean).abs().max().item(), (drawn.T.cov() - covariance).abs().max().item()
 print(f"of {chains:,} draws the mean is off by {error[0]:.4f}, the covariance by {error[1]:.4f}")
+
+# %%
+# The draws.
+plt.hist2d(*drawn.T.numpy(), bins=80)

@@ -48,3 +48,7 @@ error = (code.value.detach() - torch.tensor(lasso)).abs().max().item()
 zeros = (code.value == 0).double().mean().item()
 print(f"cost {costs[0]:.2f} at first, {sum(costs[-10:]) / 10:.2f} at the end; {zeros:.0%} of codes are 0")
 print(f"largest difference from the lasso's codes: {error:.1e}")
+
+# %%
+# The atoms.
+pyro.plots.dictionary(atoms.weight, columns=20)

@@ -8,6 +8,7 @@ before predicts, with one matrix for all (arXiv:2305.11982). Its equilibrium is 
 
 import math
 
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -56,3 +57,7 @@ error = (states - smoothed).abs().max().item()
 true = torch.cat(truth, 1)
 noise = (states - true).square().mean().item()
 print(f"largest difference from the smoother {error:.1e}; mean square from the true states {noise:.3f}")
+
+# %%
+# The first of three things that are seen, and what it is without noise.
+plt.plot(see(states[0].view(length, 2))[:, 0].detach(), "-", data[0, ::3], "o"), plt.legend(["inferred", "seen"])

@@ -7,6 +7,7 @@ keeps predictions, and their derivatives, as they were in the forward sweep, and
 by a rate. *Exact* sets these errors: a rate of 1, and as many steps as there are layers.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch.nn.functional import cosine_similarity
 
@@ -40,3 +41,7 @@ for name, (method, steps) in variants.items():
     cosines[name] = cosine_similarity(gradient, backprop, dim=0).item()
     print(f"{name}: cosine with backpropagation {cosines[name]:.6f}, error {errors[name]:.1e}")
     print(*loop.explain().splitlines()[:1])
+
+# %%
+# The largest error of each variant's gradient.
+plt.barh([*errors], [*errors.values()], log=True)
