@@ -7,8 +7,8 @@
 For every batch the image and its label are clamped, the hidden states start from a forward sweep, T E-steps move them
 down the energy summed over the batch, and one M-step moves the weights down its mean: that is `Trainer`, by
 `pyromancy.EM` or written out. The network is one of `pyromancy.networks`; a prediction is a forward sweep with no label
-in sight. The rest shows progress, draws a picture and reads the command line. The same seed gives the same result on
-the same machine with the same number of threads.
+in sight. The rest shows energies live in a terminal, draws a picture and reads the command line. The same seed gives
+the same result on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.console import Console
+from rich.bar import Bar
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import Tensor
 
 import pyromancy as pyro
@@ -35,7 +38,7 @@ from pyromancy.networks import ACTIVATIONS, PCN, mlp
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-MEASURED = 1000  # training images whose energies are shown after every epoch
+MEASURED = 1000  # training images whose energies are shown after every epoch, and test images that are classified live
 
 
 class Trainer:
@@ -68,9 +71,14 @@ class Trainer:
             for part in self.em.epoch(x, y, batch_size=batch_size, generator=generator):
                 yield part.batches
             return
+        done, last = 0, time.perf_counter()
         for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
             self.batch(x[rows], y[rows])
-            yield 1
+            done += 1
+            if time.perf_counter() - last > 0.1:
+                yield done
+                done, last = 0, time.perf_counter()
+        yield done
 
     def batch(self, x: Tensor, y: Tensor) -> None:
         """Learn from one batch."""
@@ -122,8 +130,63 @@ class Epoch:
     seconds: float
 
 
+class View:
+    """What a terminal shows while a network learns: the energy of every node in the last batch, accuracy and progress.
+
+    Elsewhere it shows nothing.
+
+    Args:
+        pcn: the network.
+        data: of which the first test images are classified.
+        batches: in all epochs.
+        out: where to show it.
+    """
+
+    def __init__(self, pcn: PCN, data: Data, batches: int, out: Console) -> None:
+        self.pcn, self.x, self.labels = pcn, data.test_x[:MEASURED], data.test_labels[:MEASURED]
+        self.shown = out.is_terminal
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=out)
+        self.task = self.progress.add_task("", total=batches)
+        self.live = Live(console=out, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> View:
+        if self.shown:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def update(self, epoch: str, batches: int) -> None:
+        """Show how things stand, so many batches later."""
+        self.progress.update(self.task, description=epoch, advance=batches)
+        if self.shown:
+            self.live.update(Group(self.table(), self.progress), refresh=True)
+
+    @torch.no_grad()
+    def table(self) -> Table:
+        """Energies per sample with their share of the sum, and accuracy."""
+        energies = self.pcn.node_energies().mean(1).tolist()
+        total = sum(energies)
+        table = Table("node", "energy", "share of the sum", box=None, pad_edge=False)
+        for name, energy in zip(names(len(energies)), energies, strict=True):
+            table.add_row(name, f"{energy:.5f}", Bar(total or 1.0, 0, energy, width=40, color="cyan"))
+        correct = accuracy(self.pcn, self.x, self.labels)
+        table.add_row("all", f"{total:.5f}", f"{correct:.1%} of {len(self.x):,} test images are recognized")
+        return table
+
+
+def names(nodes: int) -> list[str]:
+    """What to call the nodes that have an energy."""
+    return [*(f"hidden {i + 1}" for i in range(nodes - 1)), "output"]
+
+
 def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, seed: int, out: Console) -> list[Epoch]:
-    """Train for some epochs, showing progress and a line per epoch.
+    """Train for some epochs, with a line per epoch, and a `View` below the lines.
 
     Args:
         pcn: the network.
@@ -139,20 +202,15 @@ def train(pcn: PCN, data: Data, trainer: Trainer, epochs: int, batch_size: int, 
     """
     targets = F.one_hot(data.train_labels).float()
     generator = torch.Generator().manual_seed(seed)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
     history = []
     out.print("epoch   energy before   after inference   test accuracy   seconds")
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        task = progress.add_task("", total=epochs * math.ceil(len(targets) / batch_size))
+    with View(pcn, data, epochs * math.ceil(len(targets) / batch_size), out) as view:
         for number in range(1, epochs + 1):
-            progress.update(task, description=f"epoch {number}/{epochs}")
-            start = time.perf_counter()
+            seconds, start = 0.0, time.perf_counter()
             for batches in trainer.epoch(data.train_x, targets, batch_size, generator):
-                progress.advance(task, batches)
-            seconds = time.perf_counter() - start
+                seconds += time.perf_counter() - start
+                view.update(f"epoch {number}/{epochs}", batches)
+                start = time.perf_counter()
             before, after = trainer.energies(data.train_x[:MEASURED], targets[:MEASURED])
             if not after.isfinite().all():
                 raise FloatingPointError(f"energy {after.sum().item()} after epoch {number}; lower --e-lr or --m-lr")
@@ -177,7 +235,7 @@ def plot(history: list[Epoch], path: Path) -> None:
     energies, accuracies = figure.subplots(1, 2, width_ratios=(3, 2))
     energies.plot(epochs, [sum(e.before) for e in history], "o-", color="0.6", label="all nodes, before inference")
     energies.plot(epochs, [sum(e.after) for e in history], "o-", color="black", label="all nodes, after inference")
-    for i, name in enumerate([*(f"hidden {i + 1}" for i in range(len(history[0].after) - 1)), "output"]):
+    for i, name in enumerate(names(len(history[0].after))):
         energies.plot(epochs, [e.after[i] for e in history], ".--", label=f"{name}, after inference")
     energies.set(xlabel="epoch", ylabel="energy per sample (nats)", yscale="log", title="Training energy")
     energies.legend(fontsize="small")

@@ -2,8 +2,10 @@
 
 import gzip
 import importlib
+import io
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +232,42 @@ def test_learns_digits_and_draws(example, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1,437 images to learn from, 360 to test on" in out
     assert f"test accuracy {history[-1].accuracy:.2%}" in out
+
+
+def test_the_table_has_energies_their_shares_and_accuracy(example, digits):
+    """Energies of one hidden neuron at z = 2.5, x = 1, W = (2, 3), y = 8: 0.125 each, half a bar."""
+    pcn = example.mlp([1, 1, 1], "identity").double()
+    for edge, weight in zip((m for m in pcn.modules() if isinstance(m, torch.nn.Linear)), (2.0, 3.0), strict=True):
+        torch.nn.init.constant_(edge.weight, weight)
+        torch.nn.init.zeros_(edge.bias)
+    one = torch.ones(4, 1).double()
+    pcn.start(one, 8 * one)
+    pcn.nodes[1].value.data.fill_(2.5)
+    data = digits.Data(one, torch.zeros(4).long(), one, torch.tensor([0, 0, 0, 1]), "ones")
+    out = example.Console(file=io.StringIO(), width=100)
+    out.print(example.View(pcn, data, 1, out).table())
+    rows = [line.split() for line in out.file.getvalue().splitlines()]
+    assert rows[1:3] == [["hidden", "1", "0.12500", "█" * 20], ["output", "0.12500", "█" * 20]]
+    assert rows[3][:3] == ["all", "0.25000", "75.0%"]
+
+
+@pytest.mark.parametrize("plain", [[], ["--plain"]], ids=["em", "plain"])
+def test_only_a_terminal_has_a_live_view_and_learning_is_the_same(example, folder, monkeypatch, plain):
+    """Lines that stay are the same in both, but for the seconds."""
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has no live view
+    shown, results, console = [], [], example.Console
+    for terminal in (False, True):
+        out = console(file=io.StringIO(), force_terminal=terminal, width=100)
+        monkeypatch.setattr(example, "Console", lambda out=out, **_: out)
+        history = example.main([*QUICK, "--data", str(folder), "--batch-size", "3", *plain])
+        results.append([(e.before, e.after, e.accuracy) for e in history])
+        shown.append(out.file.getvalue())
+    assert results[0] == results[1]
+    assert "share of the sum" not in shown[0]
+    assert "\x1b" not in shown[0]
+    plain_text = re.sub(r"\x1b\[[0-9;]*m", "", shown[1])
+    for part in ("share of the sum", "hidden 1", "output", "of 4 test images", "epoch 2/2", "6/6 batches"):
+        assert part in plain_text
 
 
 QUICK = ["--hidden", "16", "--steps", "3", "--epochs", "2", "--no-plot"]
