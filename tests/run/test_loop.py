@@ -298,7 +298,7 @@ class Floating(Program):
 
 def skip():
     edges = {"first": nn.Linear(4, 6), "second": nn.Linear(6, 5), "over": nn.Linear(4, 5), "third": nn.Linear(5, 3)}
-    return Skip(*standard(4, 6, 5, 3), **edges), (0, 3), "graph"
+    return Skip(*standard(4, 6, 5, 3), **edges), (0, 3), "chain"
 
 
 def two_parents():
