@@ -328,3 +328,17 @@ def test_states_outside_of_nodes_are_taken_without_a_word():
     before = [p.detach().clone() for p in net.parameters()]
     pyro.InferenceLoop(net.energy, net.parameters(), lr=0.1).run(1)
     assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_a_method_is_explained_after_gradients_of_another_batch_size():
+    hidden, above, up = StandardGaussianNode(3), StandardGaussianNode(2), nn.Linear(3, 2)
+    loop = pyro.InferenceLoop(
+        lambda: hidden.energy(0 * hidden.value.detach()) + above.energy(up(hidden.value)),
+        [hidden.value], method=pyro.methods.Adam(0.1),
+    )  # fmt: skip
+    for batch in (2, 1):
+        hidden.init(torch.rand(batch, 3)), above.init(torch.rand(batch, 2))
+        if batch == 2:
+            loop.backward(list(up.parameters()))
+    assert "[1, 3]" in loop.explain()
+    loop.run(2)

@@ -697,7 +697,7 @@ class InferenceLoop:
         Of the last run or `backward`; before the first, of the energy as it is, which is evaluated for that.
         """
         executor = self._executor
-        if executor is None:
+        if executor is None or (self._method is not None and not self._runner):  # no run of its method yet
             executor = self.prepared()
             if self._wanted == "autograd":
                 self.energy()
