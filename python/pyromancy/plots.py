@@ -72,12 +72,7 @@ def history(
     Raises:
         ValueError: there are no rows, or they differ in their names.
     """
-    rows = list(rows)
-    if not rows or not rows[0]:
-        raise ValueError("rows must hold numbers of one epoch at least, got none")
-    for i, row in enumerate(rows):
-        if list(row) != list(rows[0]):
-            raise ValueError(f"rows must have the same names, got {[*rows[0]]} first and {[*row]} in row {i}")
+    rows = _alike(rows, "row", "numbers of one epoch", "names")
     named = {name: [_number(row[name]) for row in rows] for name in rows[0]}
     ax = _lines(named, range(1, len(rows) + 1), ax, sums=False)
     ax.set(xlabel="epoch", ylabel=ylabel)
@@ -98,12 +93,7 @@ def errors(steps: Sequence[Mapping[str, Tensor]], ax: Axes | None = None) -> Axe
     Raises:
         ValueError: there are no steps, or they differ in their nodes.
     """
-    steps = list(steps)
-    if not steps or not steps[0]:
-        raise ValueError("steps must hold the errors of one step at least, got none")
-    for i, step in enumerate(steps):
-        if list(step) != list(steps[0]):
-            raise ValueError(f"steps must have the same nodes, got {[*steps[0]]} first and {[*step]} in step {i}")
+    steps = _alike(steps, "step", "the errors of one step", "nodes")
     found = torch.tensor(
         [[float(e.detach().double().square().mean().sqrt()) for e in step.values()] for step in steps]
     ).T
@@ -354,3 +344,14 @@ def _stack(name: str, t: Tensor, shape: tuple[int, int] | None) -> Tensor:
     if t.dim() != 3 or 0 in t.shape:
         raise ValueError(f"{name} must hold images, [N, pixels] or [N, height, width], got shape {tuple(t.shape)}")
     return t.detach().float().cpu()
+
+
+def _alike(given: Sequence[Mapping[str, Any]], what: str, least: str, names: str) -> list[Mapping[str, Any]]:
+    """Rows or steps, once they have been found to hold the same names."""
+    found = list(given)
+    if not found or not found[0]:
+        raise ValueError(f"{what}s must hold {least} at least, got none")
+    for i, one in enumerate(found):
+        if list(one) != list(found[0]):
+            raise ValueError(f"{what}s must have the same {names}, got {[*found[0]]} first and {[*one]} in {what} {i}")
+    return found
