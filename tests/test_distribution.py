@@ -21,8 +21,9 @@ if not (ROOT / ".github").exists():
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEELS = PROJECT["tool"]["cibuildwheel"]
 OF_WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-# Libraries and functions that glibc 2.28 has elsewhere, in an older version, or does without.
-MOVED = re.compile(r"dl\w+|pthread_\w+|sem_\w+|exp|log|pow|__libc_single_threaded")
+# Libraries and functions that glibc 2.28 has elsewhere, in an older version, or does without;
+# CUDA's static runtime, which nvcc links with -lrt, takes shm_open from there.
+MOVED = re.compile(r"dl\w+|pthread_\w+|sem_\w+|shm_\w+|exp|log|pow|__libc_single_threaded")
 
 
 def symbols_of(module):
