@@ -347,3 +347,18 @@ def test_what_is_no_edge_is_named(name):
                                    [n.z], n.learned[:2], 4)  # fmt: skip
     assert explained.startswith("executor: graph")
     assert told in explained
+
+
+def test_what_does_not_change_has_the_bits_that_the_energy_gives_it():
+    """A Laplace node at a prediction written otherwise stays there: an error of rounding size would move it."""
+    x, w, logscale = torch.randn(64, 6).double(), torch.randn(5, 6).double(), torch.zeros(5).double()
+
+    def predict():
+        p = F.linear(x, w)
+        return 0.3 * p * p / 0.7
+
+    z = nn.Parameter(predict())
+    loop = pyro.InferenceLoop(lambda: pyro.functional.laplace_energy(z, predict(), logscale), [z], lr=0.05)
+    loop.run(3)
+    assert loop.explain().startswith("executor: chain")
+    assert torch.equal(z, predict())

@@ -87,6 +87,7 @@ class Program:
                 varying.update(call.outputs)
         self.varying = frozenset(varying)
         self.forms = [form_of(t) for t in self.leaves]
+        self.as_written = self.producer  # the calls that the energy itself makes, where `rewritten` knows of others
         self.replacements = 0  # how often other leaves were taken
         self._dry_calls: list[tuple[Call, Any, Any, Any]] = []
         self._held: list[int] = []  # references to every stand-in, the program's own
@@ -102,7 +103,10 @@ class Program:
         self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free).found
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """The values of slots, computing what they need and nothing else.
+        """The values of slots, computing what they need and nothing else, to the bit as the energy does.
+
+        A state that was set to its prediction and does not change then has no error: one of rounding size has a sign,
+        which is all that laws of distances pull by.
 
         Args:
             wanted: slots.
@@ -110,14 +114,31 @@ class Program:
         """
         schedule = self._schedules.get(tuple(wanted))
         if schedule is None:
-            needed = set[int]().union(*map(self.ancestors, wanted))
-            schedule = [call for call in self.calls if not needed.isdisjoint(call.outputs)]
-            self._schedules[tuple(wanted)] = schedule
+            schedule = self._schedules[tuple(wanted)] = self._schedule_of(wanted)
         values: dict[int, Tensor] = dict(enumerate(self.leaves if leaves is None else leaves))
         for call in schedule:
             result = call.function(*filled(call.args, values), **filled(call.kwargs, values))
             values.update(zip(call.outputs, tensors(result), strict=True))
         return [values[s] for s in wanted]
+
+    def _schedule_of(self, wanted: Sequence[int]) -> list[Call]:
+        """The calls that slots need, each after those it takes from."""
+        schedule: dict[int, Call] = {}  # by identity
+        made = set[int]()
+        stack = [*reversed(wanted)]
+        while stack:
+            slot = stack[-1]
+            call = self.as_written.get(slot) or self.producer.get(slot)
+            missing = [] if call is None or slot in made else [s for s in call.inputs if s not in made]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            made.add(slot)
+            if call is not None:
+                made.update(call.outputs)
+                schedule[id(call)] = call
+        return list(schedule.values())
 
     def energies(self, terms: Sequence[Term], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
         """What terms come to, per sample or broadcasting to that."""
@@ -142,9 +163,11 @@ class Program:
 
     def rewritten(self, calls: list[Call], stand_ins: list[Tensor]) -> Program:
         """A program on the same leaves, also when they are replaced, that computes the same by other calls."""
-        return Program(
+        result = Program(
             self.leaves, self.free, calls, self.result, self.names, stand_ins, addresses_memory=self.addresses_memory
         )
+        result.as_written = self.as_written
+        return result
 
     def rest(self) -> None:
         """Keep no leaf alive: until `wake`, stand-ins take their places."""
