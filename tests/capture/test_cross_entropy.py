@@ -128,10 +128,6 @@ OTHERS = {
         "not the energy of",
     ),
     "activation": (lambda n: F.cross_entropy(torch.tanh(n.mu()), n.t, reduction="none"), "come through an activation"),
-    "two": (
-        lambda n: (lambda mu: n.out.energy(mu) - (n.out.value * F.log_softmax(mu, 1)).sum(1))(n.mu()),
-        "has two energies, a categorical one",
-    ),
 }
 
 

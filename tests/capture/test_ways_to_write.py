@@ -79,7 +79,7 @@ WRITTEN = {
     "into-the-first-term": (into_the_first_term, "chain", 2, True),
     "scaled-in-place": (scaled_in_place, "chain", 3, True),
     "under-another-name": (under_another_name, "chain", 3, True),
-    "used-before-and-after": (used_before_and_after, "graph", 5, True),
+    "used-before-and-after": (used_before_and_after, "chain", 3, True),
     "activation-in-place": (hidden_activation_in_place, "chain", 2, True),
     "module-in-place": (lambda n: n.first() + gaussian_energy(n.y, nn.ELU(0.7, True)(n.top(n.z)))
                         + 0 * n.logvar.sum(), "chain", 3, True),

@@ -188,19 +188,17 @@ def test_predictions_that_are_no_linear_are_called_by_their_names(kind):
     assert told in loop.explain() + "\n"
 
 
-def penalty(net):
-    weights = torch.tensor([0.1, 0.2])
-    return (
-        lambda: net.energy() + weights * net.hidden.value.abs().sum(1),
-        "net.hidden.value has two energies, a Gaussian one (gaussian_energy of net.hidden.value) and a Laplace one "
-        "(abs of net.hidden.value): chains take one of each state",
-    )
-
-
 def two_predictions(net):
+    bernoulli = pyro.functional.bernoulli_energy
     return (
-        lambda: net.energy() + net.other.energy(net.up(net.below.value)) + net.above.energy(net.top(net.other.value)),
-        "net.above.value has two energies",
+        lambda: (
+            bernoulli(net.hidden.value, net.up(net.below.value))
+            + pyro.functional.poisson_energy(net.hidden.value, net.up(2 * net.below.value))
+            + net.above.energy(net.top(net.hidden.value))
+        ),
+        "net.hidden.value has two energies, a Bernoulli one (bernoulli_energy of net.hidden.value) and a Poisson one "
+        "(poisson_energy of net.hidden.value): chains take one of each state, and more where all but one are laws of "
+        "z - mu, with no activation around mu",
     )
 
 
@@ -212,14 +210,14 @@ def computed(net):
     )
 
 
-OBSTACLES = (penalty, two_predictions, computed)
+OBSTACLES = (two_predictions, computed)
 
 
 @pytest.mark.parametrize("of", OBSTACLES)
 def test_what_keeps_states_from_a_chain_is_told_with_their_names(of):
     net = Pair().init()
     energy, told = of(net)
-    used = [net.hidden.value, *([] if of is penalty else [net.other.value])]
+    used = [net.hidden.value, *([] if of is two_predictions else [net.other.value])]
     assert told in pyro.InferenceLoop(energy, used, lr=0.1).explain()
 
 

@@ -138,7 +138,7 @@ def lower(program: Program, chains: str = "") -> list[Chain]:
         of = term.node
         if of is None:
             raise NotAChain(_no_node(program, term))
-        state = _state(program, of.state)
+        state = program.state_of(of.state)
         name = program.told(state)
         _check_state(program, state)
         if type(of.prediction) is int:
@@ -149,7 +149,10 @@ def lower(program: Program, chains: str = "") -> list[Chain]:
         if (first := nodes.get(state)) is not None:
             assert first.term is not None
             both = " and ".join(_told(program, program.terms[i]) for i in (first.term, index))
-            raise NotAChain(f"{name} has two energies, {both}: chains take one of each state")
+            raise NotAChain(
+                f"{name} has two energies, {both}: chains take one of each state, and more where all but one are laws "
+                "of z - mu, with no activation around mu"
+            )
         weights = term.sample_weights + of.sample_weights
         if of.law is Law.CATEGORICAL and state in program.free:
             raise NotAChain(f"{name}, of whose energy it is the distribution, is free")
@@ -214,12 +217,6 @@ def _joined(program: Program, nodes: dict[int, Node], edges: list[Edge], chains:
         own.sort(key=lambda e: order.index(e.target))
         found.append(Chain(tuple(nodes[s] for s in order), tuple(own)))
     return found
-
-
-def _state(program: Program, slot: int) -> int:
-    """The state in whose place a slot stands, which is the slot itself where nothing of it is data."""
-    held = program.held(slot)
-    return slot if held is None else held.state
 
 
 def _masked(program: Program) -> dict[int, tuple[int, Held]]:
@@ -293,7 +290,10 @@ def _told(program: Program, term: Term) -> str:
     assert term.slot is not None
     assert term.node is not None
     name = {Law.FULL_GAUSSIAN: "Gaussian", Law.CATEGORICAL: "categorical"}.get(term.node.law)
-    return f"a {name or term.node.law.name.capitalize()} one ({program.told(term.slot)})"
+    kind = f"a {name or term.node.law.name.capitalize()} one"
+    if term.node.law is Law.EXPRESSION:
+        kind = "one by a law of one's own"
+    return f"{kind} ({program.told(term.slot)})"
 
 
 def _check_state(program: Program, slot: int) -> None:
@@ -471,7 +471,7 @@ def _trace(
         return None if (source := _source(program, taken.state)) is None else taken._replace(state=source)
 
     def state_of(s: int) -> int | None:
-        source = _state(program, s)
+        source = program.state_of(s)
         return source if source in program.free else None
 
     parts, rest = _parts(program, slot, source_of, state_of, masks=not chains)
@@ -498,7 +498,7 @@ def _trace(
 
 def _source(program: Program, slot: int) -> int | None:
     """The state that a Linear takes, or an activation before it; None where it is not one for every sample."""
-    slot = _state(program, slot)
+    slot = program.state_of(slot)
     form = program.stand_ins[slot]
     if slot not in program.varying:
         return slot if form.dim() == 2 and form.shape[:1] == program.batch else None
@@ -669,6 +669,12 @@ def _unwrapped(program: Program, slot: int) -> tuple[Activation, int | None, int
             return Activation(_NUMBER["leaky_relu"]), slope, of
     activation = _activation(call)
     return (Activation(), None, slot) if call is None or activation is None else (activation, None, call.inputs[0])
+
+
+def ends_in_activation(program: Program, slot: int) -> bool:
+    """Whether a prediction is an activation of something else than a free state."""
+    of = _unwrapped(program, slot)[2]
+    return of != slot and program.state_of(of) not in program.free
 
 
 def _taken(program: Program, slot: int) -> _Source | None:

@@ -100,6 +100,7 @@ class Program:
         of_slopes = set[int]().union(*map(self.ancestors, slopes))
         # leaves that chains take only where nothing learns them
         self.learns = {i: t.requires_grad for i, t in enumerate(self.leaves) if i in of_slopes}
+        self.divided = frozenset[int]()  # free states of whose energies some are written as those of other nodes
         self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free).found
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -244,6 +245,11 @@ class Program:
     def held(self, slot: int) -> Held | None:
         """What a slot holds of a free state that is data where it is known; None of any other slot."""
         return held(self.producer.get(slot), self.stand_ins, self.varying, self.free)
+
+    def state_of(self, slot: int) -> int:
+        """The state in whose place a slot stands, which is the slot itself where nothing of it is data."""
+        held = self.held(slot)
+        return slot if held is None else held.state
 
     def ancestors(self, slot: int) -> set[int]:
         """Slots that a slot is computed from, itself included."""

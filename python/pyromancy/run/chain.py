@@ -120,6 +120,8 @@ class ChainExecutor(ReplayingExecutor):
             return reason
         if tol and method.is_constrained and not (isinstance(method, Rated) and method.is_proximal and method.limits):
             return "no operator ends samples where all that holds their states is what is known of them"
+        if method.moves != "states" and (divided := sorted(self.program.divided)):
+            return f"{self.program.told(divided[0])} is predicted by two energies, and has no one error"
         if errors and self._circles:
             return "states predict one another in a circle"
         odd = [n for n in self.planner.nodes if n.free and not n.moves_by_errors]

@@ -24,6 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .. import backends, functional, plan
 from ..arguments import check_energy_argument
 from ..capture import language  # noqa: F401 (tells nodes what laws may be made of)
+from ..capture.apart import apart
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
 from ..capture.errors import NoErrors
 from ..capture.joined import joined
@@ -928,8 +929,10 @@ class InferenceLoop:
         executor: Executor | None = None
         if self._wanted != "graph":
             try:
+                paths = backends.without_graphs(self._params[0].device.type)
                 written = joined(normal(program, program.batch[0] if program.batch else 1))
-                chains = lower(written, backends.without_graphs(self._params[0].device.type))
+                written = apart(written, differences=not paths)
+                chains = lower(written, paths)
                 chain = ChainExecutor(written, chains, self._params, self._replay)
                 if reason := chain.obstacle:
                     raise NotAChain(reason)
