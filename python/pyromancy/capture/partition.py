@@ -77,6 +77,15 @@ def learning(program: Program, wanted: Sequence[int], leaves: Sequence[Tensor]) 
     return once, step, reached
 
 
+def traced(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> fx.Graph:
+    """What a function computes of leaves, in the calls that a gradient of such leaves is made of.
+
+    Raises:
+        NotCapturable: it cannot be traced.
+    """
+    return _prepared(function, leaves, apart=True)[1]
+
+
 def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy) -> Parts:
     """The energy per sample and the gradient of its sum, as `partition` gives the latter.
 
@@ -132,6 +141,13 @@ def _partitioned(
     function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool = False
 ) -> Graphs:
     """A function of the leaves, split into what no variable changes and the rest."""
+    return _split(*_prepared(function, leaves, apart), free)
+
+
+def _prepared(
+    function: Callable[..., list[Tensor]], leaves: Sequence[Tensor], apart: bool
+) -> tuple[fx.GraphModule | dict[str, Any], fx.Graph]:
+    """A function of the leaves as a graph, and what has its constants."""
     try:
         with torch.inference_mode(False):
             root, graph = _traced(function, [t.clone() if t.is_inference() else t for t in leaves])
@@ -148,7 +164,7 @@ def _partitioned(
         _take_apart(graph)
     _fuse_sums(graph)
     graph.eliminate_dead_code()
-    return _split(root, graph, free)
+    return root, graph
 
 
 def _traced(
@@ -297,10 +313,9 @@ def _split(root: fx.GraphModule | dict[str, Any], graph: fx.Graph, free: Sequenc
         if n.op == "call_function" and n in varying:
             in_step[n] = step.node_copy(n, in_step.__getitem__)
     step.output(fx.map_arg(output.args[0], in_step.__getitem__))
-    for n in once.nodes:
-        n.meta = {}
-    for n, copy in in_step.items():
-        copy.meta = n.meta
+    for copies in (in_once, in_step):
+        for n, copy in copies.items():
+            copy.meta = n.meta
     return _collected(fx.GraphModule(root, once)), step
 
 

@@ -28,6 +28,7 @@ from .. import ops
 from ..plan.elementwise import MOST_INSTRUCTIONS, MOST_OPERANDS, value_of
 from ..plan.expression import Op
 from .elements import ELEMENTS, ZERO, Value, made, number, value_of_call
+from .opening import laid, stepped
 from .partition import is_fused
 
 aten = torch.ops.aten
@@ -59,6 +60,11 @@ def _moved(state: Tensor, gradient: Tensor, rest: Tensor, velocity: Tensor | Non
 
 def _settled(error: Tensor, rest: Tensor) -> Tensor:
     """Stands for an error, which is none where it is no larger than `rest`."""
+    raise NotImplementedError
+
+
+def _set(value: Tensor) -> Tensor:
+    """Stands for a state at the end of an opening."""
     raise NotImplementedError
 
 
@@ -242,10 +248,16 @@ class Scheduler:
         velocities: whether the states have these.
         learned: the leaves, by their positions, whose gradients these are, to be given; None where the gradients are of
             the states, in their order, which are to move.
+        opens: whether the graph is that of an opening, which gives the states themselves.
     """
 
     def __init__(
-        self, graph: fx.Graph, states: Sequence[int], velocities: bool = False, learned: Sequence[int] | None = None
+        self,
+        graph: fx.Graph,
+        states: Sequence[int],
+        velocities: bool = False,
+        learned: Sequence[int] | None = None,
+        opens: bool = False,
     ) -> None:
         self.graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
@@ -260,10 +272,14 @@ class Scheduler:
         self.added = 0
         self.unit: dict[fx.Node, _Unit] = {}
         self.velocities = [self._input(f"velocity_{i}", s) for i, s in enumerate(self.states) if velocities]
-        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states)]
+        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states) if not opens]
         self.ends: list[fx.Node] = []  # the pseudo-calls, for which all else is computed
-        if learned is None:
-            self.numbers: tuple[str, ...] = NUMBERS
+        if opens:
+            self.numbers: tuple[str, ...] = (RATE,)
+            for state, value in zip(self.states, outputs, strict=True):
+                self._end(_set, state, (value,))
+        elif learned is None:
+            self.numbers = NUMBERS
             self._move(list(outputs))
         else:
             self.numbers = (SHARE,)
@@ -375,6 +391,11 @@ class Scheduler:
         if node.target is _settled:
             error, rest = map(read, _arguments(node))
             return made(Op.SELECT, made(Op.AT_LEAST, rest, made(Op.ABS, error)), ZERO, error)
+        if node.target is stepped:
+            state, step = map(read, _arguments(node))
+            return made(Op.SUB, state, made(Op.MUL, number(RATE), step))
+        if node.target in (_set, laid):
+            return read(node.all_input_nodes[0])
         if node.target is _given:
             return made(Op.MUL, number(SHARE), read(node.all_input_nodes[0]))
         if node.target not in ELEMENTS:
@@ -622,18 +643,19 @@ def _parts(value: Value) -> Iterator[Value]:
             yield from _parts(v)
 
 
-NUMBERS = ("lr", "kept", "taken", "gradient", "velocity")  # of an E-step
+RATE = "lr"  # of an opening
+NUMBERS = (RATE, "kept", "taken", "gradient", "velocity")  # of an E-step
 SHARE = "share"  # of an M-step: what gradients are multiplied by
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """An E-step or the gradients of an M-step as a graph of calls.
+    """An E-step, the gradients of an M-step, or an opening, as a graph of calls.
 
     Attributes:
         graph: takes the leaves, what is computed once, velocities where there are any, for every state the size of
             gradients that do not move it, or of errors that are none, element by element, the gradients of an M-step,
-            which it writes, memory, and `NUMBERS`, or of an M-step its `SHARE`.
+            which it writes, memory, and `NUMBERS`, or of an M-step its `SHARE`, or of an opening its `RATE`.
         blocks: how many elements every block of memory has, and of which type.
         memory: where the tensors lie that the graph is lent.
         fused: how many calls are of element-wise programs, and how many operators they stand for.

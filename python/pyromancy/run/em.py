@@ -29,11 +29,13 @@ from . import optimizer as rules
 from .chain import ChainExecutor
 from .distributed import check_whole, group_of, others
 from .executor import Executor, Run
+from .graph import GraphExecutor
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace, _warn, called, names_of, states_of, told_of
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
+from .scheduled import Scheduled
 from .start import Start, StartFunction
 
 if TYPE_CHECKING:
@@ -159,6 +161,8 @@ class EM:
         self._refused: _Refused | None = None
         self._begun = False  # that a capture which was refused has run `start`, and so has set the states
         self._whole: Whole | None = None
+        self._scheduled: Scheduled | None = None  # what starts a batch that is done by parts, if not `start` itself
+        self._called = ""  # why it is `start`
         self._repeat: Repeat | None = None
         self._warned = False  # of a target that is missing
         self._wait = _FIRST  # batches that one call does in a row, before the next may be a repetition
@@ -326,6 +330,8 @@ class EM:
         lines = [f"a batch: {how}, then the optimizer" if outside else f"a batch: {how}"]
         if self._reason:
             lines.append(f"  not one call: {self._reason}")
+        if self._called:
+            lines.append(f"  {self._called}")
         if whole and self._whole is not None:
             if outside:
                 lines.append(f"  the optimizer is called: {outside}")
@@ -469,7 +475,7 @@ class EM:
 
     def __getstate__(self) -> dict[str, Any]:
         # captures are made anew
-        return self.__dict__ | {"_starts": [], "_refused": None, "_whole": None, "_repeat": None}
+        return self.__dict__ | {"_starts": [], "_refused": None, "_whole": None, "_scheduled": None, "_repeat": None}
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
@@ -478,6 +484,7 @@ class EM:
     def _prepared(self, batch: tuple[Any, ...], set_: bool = True) -> Whole | None:
         """How to do the batch in one call, its clamped states set; None, and why, where it is done by parts."""
         self._reason = ""
+        last, self._scheduled, self._called = self._scheduled, None, ""
         try:
             start = self._started(batch)
             if self.loop.check_finite:
@@ -492,6 +499,8 @@ class EM:
                 raise _ByParts(found)
             if isinstance(found, Langevin):
                 raise _ByParts("noise is drawn anew for every batch")
+            if isinstance(executor, GraphExecutor):
+                self._scheduled = self._schedule(start, executor, last)
             self._whole = self._fitting(start, executor)
             if self._whole.outside and (self.incremental or isinstance(self.loop.method, FixedPrediction)):
                 raise _ByParts(self._whole.outside)
@@ -507,6 +516,16 @@ class EM:
         if set_:
             self._whole.set_states(batch)
         return self._whole
+
+    def _schedule(self, start: Start, executor: GraphExecutor, last: Scheduled | None) -> Scheduled | None:
+        """What starts a batch of a graph; None where that is `start`."""
+        if last is not None and last.fits(start, executor):
+            return last
+        try:
+            return Scheduled(start, executor)
+        except NotCapturable as refusal:
+            self._called = f"start is called for every batch: {refusal}"
+            return None
 
     def _executor(self, start: Start) -> Executor:
         """Of the energy, for the states as `start` has set them."""
@@ -565,11 +584,14 @@ class EM:
         return Whole(self, start, executor)
 
     def _by_parts(self, batch: tuple[Any, ...]) -> Trace:
-        if not self._begun:
+        loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
+        scheduled = self._scheduled
+        if scheduled is not None:
+            scheduled.run(loop, 0 if self.incremental else self.steps)
+        elif not self._begun:
             with torch.no_grad():
                 self.start(*batch)
         self._begun = False
-        loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
         loop.forget_velocities()
         for _ in range(self.steps if self.incremental else 1):
             if self.incremental == "joint":
@@ -577,7 +599,8 @@ class EM:
                 loop.backward(self._parameters)
                 loop.run(1)
             else:
-                trace = loop.run(1 if self.incremental else self.steps, tol=self.tol)
+                if self.incremental or scheduled is None:
+                    trace = loop.run(1 if self.incremental else self.steps, tol=self.tol)
                 optimizer.zero_grad()
                 loop.backward(self._parameters)
             self._check_uses()

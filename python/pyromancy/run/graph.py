@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 
 from .. import functional
 from ..capture.capture import NotCapturable
-from ..capture.partition import is_fused, learning, module_of, partition
+from ..capture.opening import opening
+from ..capture.partition import is_fused, learning, module_of, partition, traced
 from ..capture.program import Program
 from ..capture.schedule import Schedule, Scheduler
 from .executor import ReplayingExecutor, Run, obstacle_of
 from .replay import Replay
+from .start import Start
+from .sweep import Sweep
 
 aten = torch.ops.aten
 
@@ -81,6 +85,23 @@ class _Learning:
         return f"{len(self.reached)} tensors in {self.schedule.calls} operator calls, {fused}"
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """A sweep and the first E-steps.
+
+    Attributes:
+        schedule: of them.
+        module: its graph, to be run.
+        steps: how many E-steps.
+        whole: whether all states move in the next.
+    """
+
+    schedule: Schedule
+    module: fx.GraphModule
+    steps: int
+    whole: bool
+
+
 class GraphExecutor(ReplayingExecutor):
     """Any captured energy: its gradient as a traced graph, run without autograd, invariant calls once a run."""
 
@@ -107,6 +128,7 @@ class GraphExecutor(ReplayingExecutor):
         self._module = None if self._fuses else module_of(self._gradient)
         self._schedules: dict[bool, tuple[Schedule, fx.GraphModule]] = {}  # by whether there are velocities
         self._learnings: dict[tuple[int, ...], _Learning | str] = {}  # by what learns; or why autograd computes it
+        self._openings: WeakKeyDictionary[Sweep, dict[int, _Opening]] = WeakKeyDictionary()  # by the E-steps wanted
         self._try()
 
     @torch.no_grad()
@@ -119,7 +141,7 @@ class GraphExecutor(ReplayingExecutor):
                 return
             for i in self._free:
                 leaves[i] = leaves[i].clone()
-            self._steps(leaves, [], Run(1, 0.0, 0.0, 0.0, False, False, False), [])
+            self._steps(leaves, self._once(*leaves), [], Run(1, 0.0, 0.0, 0.0, False, False, False), [])
         except Exception as error:
             raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
 
@@ -133,14 +155,66 @@ class GraphExecutor(ReplayingExecutor):
     def _infer(self, given: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
         leaves = self._laid_out(given)
         recorded: list[Tensor] = []
-        self._steps(leaves, velocities, run, recorded)
+        self._steps(leaves, self._once(*leaves), velocities, run, recorded)
+        self._put_back(leaves, given)
+        return [torch.stack(recorded)] if run.record else []
+
+    def _put_back(self, leaves: list[Tensor], given: list[Tensor]) -> None:
         for i in self._free:
             if leaves[i].data_ptr() != given[i].data_ptr():
                 given[i].copy_(leaves[i])
-        return [torch.stack(recorded)] if run.record else []
 
-    def _steps(self, leaves: list[Tensor], velocities: list[Tensor], run: Run, recorded: list[Tensor]) -> None:
-        program, invariant = self.program, self._once(*leaves)
+    @torch.no_grad()
+    def sweep_of(self, start: Start) -> Sweep:
+        """How a function starts a batch, to be one with the steps that follow.
+
+        Raises:
+            NotCapturable: it cannot be.
+        """
+        if not self._fuses:
+            raise NotCapturable("the graph is run by operators of their own")
+        if not self.program.stand_ins[self.program.result].numel():
+            raise NotCapturable("there is no sample")
+        sweep = Sweep(start, self.program, self._free)
+        self._opening(sweep, 0)
+        return sweep
+
+    @torch.no_grad()
+    def run_from(self, sweep: Sweep, run: Run) -> None:
+        """A sweep, which sets the states, and steps from there."""
+        program = self.program
+        leaves = self._laid_out(program.leaves)
+        invariant, opened = self._once(*leaves), self._opening(sweep, 0 if run.momentum else run.steps)
+        memory = opened.schedule.lend(self)
+        opened.module(*leaves, *invariant, *self._laid_out(sweep.own()), *memory, run.lr)
+        if run.steps > opened.steps:
+            velocities = [torch.zeros_like(leaves[i]) for i in self._free if run.momentum]
+            left = replace(run, steps=run.steps - opened.steps, settle=not opened.whole)
+            self._steps(leaves, invariant, velocities, left, [])
+        self._put_back(leaves, program.leaves)
+
+    def _opening(self, sweep: Sweep, steps: int) -> _Opening:
+        known = self._openings.setdefault(sweep, {})
+        for found in known.values():
+            if found.whole and found.steps <= steps:
+                return found
+        if steps not in known:
+            own = self._laid_out(sweep.own())
+            given = [*self._laid_out(self.program.leaves), *own]
+            graph = opening(self._once.graph, self._gradient, traced(sweep, given), self._free, steps)
+            schedule = Scheduler(graph.graph, self._free, opens=True).schedule()
+            known[steps] = _Opening(schedule, module_of(schedule.graph), graph.steps, graph.steps < steps)
+        return known[steps]
+
+    def _steps(
+        self,
+        leaves: list[Tensor],
+        invariant: Sequence[Tensor],
+        velocities: list[Tensor],
+        run: Run,
+        recorded: list[Tensor],
+    ) -> None:
+        program = self.program
         if self._fuses:
             schedule, move = self._scheduled(bool(velocities))
             memory = schedule.lend(self)
@@ -230,7 +304,9 @@ class GraphExecutor(ReplayingExecutor):
         if self._schedules:
             schedule = next(reversed(self._schedules.values()))[0]
             every, fused = schedule.calls, f"; {schedule.told}"
+        begun = [n for of in self._openings.values() for n in of.values()]
+        opened = [f"sweep and {n.steps} E-steps in {n.schedule.calls} operator calls" for n in begun if n.steps]
         layout = ["images with their channels last"] if self._channels_last else []
         steps = f"{every} operator calls at every step, {once} once a run{fused}"
         taught = [f"gradients of {n.told}" for n in self._learnings.values() if isinstance(n, _Learning)]
-        return [steps, *taught[-1:], *layout, *self._replay.notes(self)]
+        return [*opened[-1:], steps, *taught[-1:], *layout, *self._replay.notes(self)]

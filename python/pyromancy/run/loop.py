@@ -354,7 +354,7 @@ class InferenceLoop:
         if isinstance(executor, ChainExecutor):
             self.mind(executor.diverged)
         elif self._params[0].is_cpu:  # another device would be waited for
-            self.mind(not self._are_finite())
+            self.mind_states()
         return self._recorded(Trace(steps), executor, energies) if record else Trace(steps)
 
     def _recorded(self, trace: Trace, executor: Executor, before: Tensor | None) -> Trace:
@@ -520,6 +520,10 @@ class InferenceLoop:
         if diverged and not self._lost and not self.check_finite:
             _warn(self._diverged(self.method, starts, learned))
         self._lost = diverged
+
+    def mind_states(self) -> None:
+        """Warn where states are no longer finite."""
+        self.mind(not self._are_finite())
 
     def _are_finite(self) -> bool:
         # of the extremes, in one pass: each is NaN where an element is

@@ -228,9 +228,13 @@ class Start:
 
     def reaches(self, program: Program) -> bool:
         """Whether an energy may take what the function is given, or makes of it, otherwise than as states."""
-        known = {id(self.program.leaves[leaf]) for leaf in range(len(self._batch))}
-        known.update(id(t) for made in self._made if (t := made()) is not None)
-        return bool(self.program.lent) or any(id(t) in known for t in program.leaves)
+        given = {id(self.program.leaves[leaf]) for leaf in range(len(self._batch))}
+        return self.stores(program) or any(id(t) in given for t in program.leaves)
+
+    def stores(self, program: Program) -> bool:
+        """Whether an energy may take what the function makes, otherwise than as states."""
+        made = {id(t) for of in self._made if (t := of()) is not None}
+        return bool(self.program.lent) or any(id(t) in made for t in program.leaves)
 
     def place(self, setting: Setting) -> int | None:
         """Which argument of the function a state is set to, if it is one as it is."""
