@@ -1,15 +1,18 @@
-"""What a training must survive: being killed, no memory, no space, errors of the user's own code."""
+"""What a training must survive: being killed, Ctrl-C, forks, no memory, space or permission, errors of user code."""
 
 import os
 import random
 import signal
+import threading
 import time
+from unittest import mock
 
 import pytest
 import torch
 
 import processes
 import pyromancy as pyro
+import resumed
 
 KILLED = processes.HELPERS / "killed.py"
 KILLS = int(os.environ.get("PYROMANCY_KILLS", "3"))
@@ -35,6 +38,128 @@ def test_who_is_killed_goes_on_to_the_same_bits(kind, tmp_path):
     assert kills == KILLS
     found, expected = (torch.load(folder / "result.pt", weights_only=True) for folder in (broken, whole))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adam", "accelerated", "graph", "called", "dropout"])
+def test_ctrl_c_at_any_moment_of_an_epoch_loses_nothing(kind):
+    """Signals that come whenever they come: the epoch goes on from its `state_dict`, to the same bits."""
+    training = resumed.Training(kind)
+    inside, stopped, done, moments = False, 0, threading.Event(), random.Random(1)
+
+    def interrupt(*_):
+        nonlocal inside, stopped
+        if inside:
+            inside, stopped = False, stopped + 1
+            raise KeyboardInterrupt
+
+    def send():
+        while not done.wait(moments.uniform(0, 0.02)):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before, thread = signal.signal(signal.SIGINT, interrupt), threading.Thread(target=send)
+    thread.start()
+    try:
+        with mock.patch("pyromancy.run.em._PART", 0.0):
+            while training.epoch < resumed.EPOCHS:
+                left = True
+                while left:
+                    parts = training.em.epoch(*training.data, batch_size=8, generator=training.generator)
+                    try:
+                        inside = True
+                        for _ in parts:
+                            pass
+                        inside = False
+                    except KeyboardInterrupt:
+                        pass
+                    state = training.em.state_dict()
+                    left = state["order"] is not None
+                    if left:
+                        training.em.load_state_dict(state)
+                training.epoch += 1
+                training.rates.step()
+    finally:
+        inside = False
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert stopped > 0
+    found, whole = training.result(), resumed.Training(kind)
+    whole.run()
+    assert all(map(torch.equal, found, whole.result()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_that_start_after_threads_were_at_work_learn_the_same(method):
+    """Forked or spawned ones, and those that bring a loader's batches."""
+    told = processes.python(processes.HELPERS / "workers.py", method, OMP_NUM_THREADS="2")
+    assert told.endswith("the same\n")
+
+
+ENDING = """
+import atexit, threading
+from resumed import Training
+
+def work():
+    training = Training("adam")
+    started.wait()
+    training.run(200)
+    print("learned", flush=True)
+
+started = threading.Barrier(3)
+threads = [threading.Thread(target=work) for _ in range(2)]
+atexit.register(lambda: (Training("adam").run(), print("learned", flush=True)))
+for thread in threads:
+    thread.start()
+started.wait()
+assert all(thread.is_alive() for thread in threads)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_lets_its_threads_learn_to_the_end():
+    assert processes.python("-c", ENDING) == "learned\n" * 3
+
+
+CLOSED = """
+import ctypes, os, sys
+import torch
+import pyromancy as pyro
+from resumed import Training
+
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())  # root is as others are
+try:
+    open("file", "w")
+except PermissionError:
+    pass
+for kind in ("adam", "graph", "accelerated"):
+    training = Training(kind)
+    training.run(1)
+    try:
+        torch.save(training.state(), "checkpoint.pt")
+    except (OSError, RuntimeError) as error:
+        training.run()
+        print(*(p.double().sum().item() for p in training.result()))
+"""
+
+
+@pytest.mark.slow
+def test_where_nothing_may_be_written_a_training_goes_on(tmp_path):
+    """Neither beside the program nor in any cache; a checkpoint is refused, and that is all."""
+    expected = []
+    for kind in ("adam", "graph", "accelerated"):
+        training = resumed.Training(kind)
+        training.run()
+        expected.append(" ".join(str(p.double().sum().item()) for p in training.result()))
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    names = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
+    told = processes.python(
+        "-c", f"import os\nos.chdir({str(closed)!r})\n{CLOSED}", **dict.fromkeys(names, str(closed))
+    )
+    assert told.splitlines() == expected
+    assert not [*closed.iterdir()]
 
 
 def test_a_checkpoint_for_which_there_is_no_space_harms_no_training():
@@ -89,22 +214,28 @@ def test_a_batch_for_which_there_is_no_memory_leaves_the_weights():
     assert processes.python("-c", WITHOUT_MEMORY).endswith("told\n")
 
 
-def test_errors_of_the_energys_own_code_at_every_call():
-    """Whatever call it raises at, weights and states are as before, and the batch after is as if it had not been."""
+@pytest.mark.parametrize("whose", ["energy", "start", "step"])
+def test_errors_of_the_users_own_code_at_every_call(whose):
+    """Whatever call it raises at, weights are as before, and the batch after is as if it had not been."""
 
     def trained(fails_at):
         torch.manual_seed(0)
         net, calls = pyro.networks.mlp([4, 6, 6, 2]), 0
+        m_opt = torch.optim.Adam(net.m_params(), 0.01)
+        if whose == "step":  # of an optimizer that is called
+            m_opt = torch.optim.NAdam(net.m_params(), 0.01)
+        functions = {"energy": net.energy, "start": net.start, "step": m_opt.step}
 
-        def energy():
+        def fails(*arguments):
             nonlocal calls
             calls += 1
             if calls == fails_at:
                 raise KeyError("of the user's own")
-            return net.energy()
+            return original(*arguments)
 
-        m_opt = torch.optim.Adam(net.m_params(), 0.01)
-        em = pyro.EM(energy, net.e_params(), m_opt, start=net.start, steps=3, lr=0.1)
+        original, functions[whose] = functions[whose], fails
+        m_opt.step = functions["step"]
+        em = pyro.EM(functions["energy"], net.e_params(), m_opt, start=functions["start"], steps=3, lr=0.1)
         raised = 0
         for rows in torch.arange(40).split(8):
             before = [p.clone() for p in net.m_params()]
