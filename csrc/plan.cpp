@@ -69,7 +69,7 @@ Method read_method(Reader& read) {
     method.nesterov = read.flag("nesterov");
     method.resume = read.flag("resume");
     method.settle = read.flag("settle");
-    method.turns = static_cast<Turns>(read.number("turns", 0, kTurns));
+    method.update_order = static_cast<UpdateOrder>(read.number("update order", 0, kUpdateOrders));
     method.first = read.number("first step", 0, INT64_MAX);
     method.fixed = read.flag("fixed");
     for (double* number : {&method.lr, &method.momentum, &method.dampening})
@@ -119,11 +119,11 @@ Expression read_expression(Reader& read) {
   return of;
 }
 
-Way read_way(Reader& read) {
-  Way way;
+NodeStep read_way(Reader& read) {
+  NodeStep way;
   way.known = read.maybe_tensor("mask");
   const bool has_low = read.flag("low"), has_high = read.flag("high");
-  way.pace = read.real("pace");
+  way.relative_rate = read.real("relative rate");
   way.shrink = read.real("shrink");
   way.towards = read.real("towards");
   const double low = read.real("low"), high = read.real("high");
@@ -145,14 +145,14 @@ void check_ways(const Plan& plan, const Operands& operands) {
   for (double factor : plan.factors)
     STD_TORCH_CHECK(factor >= 0, "factors must not be negative, got ", factor);
   for (size_t l = 0; l < plan.nodes.size(); ++l) {
-    const Way& way = plan.nodes[l].way;
-    STD_TORCH_CHECK((way.pace == 1 && !way.constrains()) || (rated && plan.nodes[l].free),
+    const NodeStep& way = plan.nodes[l].way;
+    STD_TORCH_CHECK((way.relative_rate == 1 && !way.constrains()) || (rated && plan.nodes[l].free),
                     "way of node ", l,
                     " needs steps at a rate, without a velocity, and a free node");
     STD_TORCH_CHECK(!way.constrains() || !stepper.errors, "constraints of node ", l,
                     " need steps that move states");
-    STD_TORCH_CHECK(way.pace >= 0 && way.shrink >= 0, "pace and shrink of node ", l,
-                    " must not be negative, got ", way.pace, " and ", way.shrink);
+    STD_TORCH_CHECK(way.relative_rate >= 0 && way.shrink >= 0, "relative rate and shrink of node ",
+                    l, " must not be negative, got ", way.relative_rate, " and ", way.shrink);
     STD_TORCH_CHECK(way.low <= way.high, "low of node ", l, " must not be above its high, got ",
                     way.low, " and ", way.high);
     const Tensor* known = operands.find(way.known);
@@ -182,7 +182,8 @@ void check_near(Name name, const Tensor& t, const Tensor& state) {
 
 // Energies are of the predictions of states as they are, which nobody finds where these stay.
 void check_fixed(const Plan& plan) {
-  STD_TORCH_CHECK(plan.method.turns == Turns::together, "fixed needs states that move at once");
+  STD_TORCH_CHECK(plan.method.update_order == UpdateOrder::together,
+                  "fixed needs states that move at once");
   STD_TORCH_CHECK(plan.learning == Learning::never || plan.learning == Learning::at_the_end,
                   "weights must learn at the end, not in every step, where predictions are fixed");
   STD_TORCH_CHECK(plan.energies == kNothing, "energies must not be recorded, as fixed predictions "
@@ -201,7 +202,7 @@ void check_fixed(const Plan& plan) {
 // whose law must not care where z and mu are, but how far apart.
 void check_method(const Plan& plan, const Operands& operands, int64_t batch) {
   const Method& method = plan.method;
-  if (method.turns != Turns::together) {
+  if (method.update_order != UpdateOrder::together) {
     STD_TORCH_CHECK(plan.learning == Learning::never || plan.learning == Learning::at_the_end,
                     "weights must learn at the end, not in every step, where states take turns");
     for (size_t e = 0; e < plan.edges.size(); ++e)

@@ -15,7 +15,7 @@
 #include "laws/expression.h"
 #include "laws/law.h"
 #include "methods/stepper.h"
-#include "methods/turns.h"
+#include "methods/update_order.h"
 #include "rules/rule.h"
 
 namespace pyromancy {
@@ -38,8 +38,8 @@ inline constexpr int64_t kLearnings = 4;
 // What a step does of a free node beside what the method does: its rate over the method's; a weight
 // of |z - towards| in the energy, of which it takes the proximal step; limits, infinite where open;
 // and, of any method, a mask, bool [1 or B, n], of elements of the state that hold still.
-struct Way {
-  double pace = 1, shrink = 0, towards = 0;
+struct NodeStep {
+  double relative_rate = 1, shrink = 0, towards = 0;
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
   int64_t known = kNothing;
@@ -65,7 +65,7 @@ struct PlanNode {
   double weight;          // of its energy
   double law_parameter;
   Expression expression; // of a law that is one
-  Way way;               // of steps at a rate
+  NodeStep way;          // of steps at a rate
   bool predicted;
   int64_t in = kNothing, out = kNothing; // edges, once `join_chains` has found them
 };
@@ -101,8 +101,8 @@ struct Target {
 struct Method {
   double lr, momentum, dampening;
   bool nesterov;
-  Turns turns;
-  int64_t first; // steps before, which turns count
+  UpdateOrder update_order;
+  int64_t first; // steps before, by which the order of updates goes on
   bool fixed;    // predictions and their derivatives stay those of the first states
   bool resume;   // velocities hold those of steps before, and so does what goes on
   bool settle;   // states that are their predictions but for rounding begin as these

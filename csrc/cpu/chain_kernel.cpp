@@ -35,8 +35,9 @@ __attribute__((noinline)) void activate_all(Nonlinearity f, const C* x, C* y, in
 
 // to = f'(z) c, or that is added to it, where a = f(z), for so many vectors
 template <class C>
-__attribute__((noinline)) void lead_back_all(Nonlinearity f, const C* z, const C* a,
-                                             const Vec<C>* c, bool add, C* to, int64_t vectors) {
+__attribute__((noinline)) void backpropagate_all(Nonlinearity f, const C* z, const C* a,
+                                                 const Vec<C>* c, bool add, C* to,
+                                                 int64_t vectors) {
   with_kind(f.kind, [&](auto kind) {
     constexpr int w = kLanes<C>;
     const Nonlinearity of{kind, f.parameter};
@@ -111,7 +112,7 @@ struct Buffers {
   C* slope;    // after', where a full precision comes between
   C* energy;   // the law's deviation, to be recorded
   C* moment;   // what that grows by with theta, to be learned from
-  C* drive;    // W^T P (z' - b) from the clamped node that this one predicts
+  C* constant_feedback; // W^T P (z' - b) from the clamped node that this one predicts
   C* velocity;
   C* v; // what a stepper moves, where the gradient is g: z itself, or the error z - mu
   C* g;
@@ -207,7 +208,7 @@ int64_t lay_out(const ChainArgs& args, typename Layout::C* base,
     b.energy = take(node.predicted &&
                     (args.energies || (args.has_stepper && args.method.looks && !at_once)));
     b.moment = take(node.moment != nullptr);
-    b.drive = take(gram);
+    b.constant_feedback = take(gram);
     b.velocity = take(node.velocity && !args.has_stepper);
     b.v = rises ? take(true) : b.z;
     b.g = take(stepped);
@@ -321,9 +322,9 @@ struct Tile {
         load_samples(node.theta, node.theta_stride, node.n, b.theta);
       if (b.velocity && args.resume)
         load_samples(node.velocity, node.n, node.n, b.velocity);
-      else if (node.moves > 0)
+      else if (node.first_move > 0)
         fill(b.velocity, node.n, 0);
-      if (node.stirs > 0) {
+      if (node.first_error > 0) {
         fill(b.residual, node.n, 0);
         fill(b.energy, node.n, 0);
         fill(b.moment, node.n, 0);
@@ -404,7 +405,7 @@ struct Tile {
   }
 
   // What learning wants.
-  void give() {
+  void keep_for_learning() {
     for (int64_t l = 0; l < args.nodes; ++l) {
       const ChainNode& node = args.node[l];
       const Buffers<P>& b = buffers[l];
@@ -531,8 +532,8 @@ struct Tile {
   // What is fed back to rows i to i + rows through another activation, given those of its products.
   void gather(int64_t l, int64_t k, int64_t i, int64_t rows, const Vec<C>* c) const {
     const Buffers<P>& b = buffers[l];
-    lead_back_all<C>(args.node[l].through[k].before, b.source() + i * row,
-                     b.activation(k) + i * row, c, k > 0, b.skipped + i * row, rows * width);
+    backpropagate_all<C>(args.node[l].through[k].before, b.source() + i * row,
+                         b.activation(k) + i * row, c, k > 0, b.skipped + i * row, rows * width);
   }
 
   // Rows i to i + rows of a prediction that does not change, or of what of one does not, given
@@ -561,8 +562,8 @@ struct Tile {
     }
   }
 
-  // The same of a state that starts at its prediction. `err_as` does the same arithmetic, so that
-  // the first error is zero in every bit.
+  // The same of a state that starts at its prediction. `find_error_as` does the same arithmetic, so
+  // that the first error is zero in every bit.
   void sweep(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
     predict(l, i, rows, c, buffers[l].z);
     activate_source(l, i, rows);
@@ -588,12 +589,12 @@ struct Tile {
     activate_through(l, i, rows);
   }
 
-  void drive(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+  void constant_feedback(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
     for (int64_t q = 0; q < rows * width; ++q)
-      store(buffers[l].drive + i * row + q * w, c[q]);
+      store(buffers[l].constant_feedback + i * row + q * w, c[q]);
   }
 
-  void weigh(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
+  void apply_precision(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
     const Buffers<P>& b = buffers[l];
     for (int64_t q = 0; q < rows * width; ++q) {
       const int64_t at = i * row + q * w;
@@ -660,16 +661,18 @@ struct Tile {
 
   // Rows i to i + rows of node l's error, given those of the product that predicts it: one pass,
   // compiled for every activation.
-  void err(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
+  void find_error(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
     if (is_rowwise(args.node[l].law)) // logits, until `normalize` has seen all of them
       return predict(l, i, rows, c, buffers[l].error);
-    with_kind(args.node[l].after.kind, [&](auto kind) { err_as<kind>(l, i, rows, c, norm); });
+    with_kind(args.node[l].after.kind,
+              [&](auto kind) { find_error_as<kind>(l, i, rows, c, norm); });
     round(l, args.node[l].full_precision ? Input::residual : Input::delta, i, rows);
     if (norm) // states may have settled
       activate_source(l, i, rows);
   }
 
-  // The error of a categorical node, whose logits `err` has left in its place, or do not change.
+  // The error of a categorical node, whose logits `find_error` has left in its place, or do not
+  // change.
   void normalize(int64_t l) {
     const ChainNode& node = args.node[l];
     const Buffers<P>& b = buffers[l];
@@ -716,8 +719,8 @@ struct Tile {
   }
 
   template <Activation kind>
-  __attribute__((noinline)) void err_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
-                                        const Norms* norm) {
+  __attribute__((noinline)) void find_error_as(int64_t l, int64_t i, int64_t rows, const Vec<C>* c,
+                                               const Norms* norm) {
     const ChainNode& node = args.node[l];
     const Nonlinearity after{kind, node.after.parameter};
     const Buffers<P> b = buffers[l];
@@ -788,7 +791,7 @@ struct Tile {
     }
   }
 
-  void turn(int64_t l) {
+  void swap_activations(int64_t l) {
     Buffers<P>& b = buffers[l];
     C* const a = b.a;
     b.a = b.next;
@@ -797,13 +800,13 @@ struct Tile {
   }
 
   // The rate of a node over the method's, for every sample.
-  struct Pace {
+  struct Rates {
     Vec<C> of[width];
   };
-  Pace pace(const ChainNode& node, const Buffers<P>& b) const {
-    Pace result;
+  Rates rates(const ChainNode& node, const Buffers<P>& b) const {
+    Rates result;
     for (int v = 0; v < width; ++v) {
-      const Vec<C> own = splat(static_cast<C>(node.pace));
+      const Vec<C> own = splat(static_cast<C>(node.relative_rate));
       result.of[v] = b.scale ? own * load(b.scale + v * w) : own;
     }
     return result;
@@ -830,9 +833,9 @@ struct Tile {
   }
 
   // The next point of what moves of a node, at an element of vector v.
-  Vec<C> moved(const Buffers<P>& b, int64_t at, int v, Vec<C> pace) const {
+  Vec<C> moved(const Buffers<P>& b, int64_t at, int v, Vec<C> rate) const {
     const auto &s = stepping->s[v], &of = stepping->v[v];
-    const Vec<C> g = pace * load(b.g + at);
+    const Vec<C> g = rate * load(b.g + at);
     const Vec<C> from = load(b.s + at);
     if (args.method.kind >= StepperKind::adam)
       return b.x ? moved_along(b, at, v) : moved_by_adam(b, at, v);
@@ -849,8 +852,8 @@ struct Tile {
 
   // The same of a state that constraints hold.
   Vec<C> moved_within(const ChainNode& node, const Buffers<P>& b, int64_t at, int v,
-                      Vec<C> pace) const {
-    const Vec<C> x = kept(node, b, at, stepping->rate[v] * pace);
+                      Vec<C> relative_rate) const {
+    const Vec<C> x = kept(node, b, at, stepping->rate[v] * relative_rate);
     const Vec<C> change = x - load(b.v + at) + load(b.s + at);
     store(b.s + at, stepping->s[v].s * change);
     return x + stepping->v[v].s * change;
@@ -909,7 +912,7 @@ struct Tile {
   }
 
   // Noise of a step, for what moves of a node.
-  void stir(int64_t l, Rows wanted, int64_t t) const {
+  void draw_noise(int64_t l, Rows wanted, int64_t t) const {
     const Buffers<P>& b = buffers[l];
     const auto seed = static_cast<uint64_t>(args.method.second);
     const auto node = static_cast<uint32_t>(args.node[l].ordinal),
@@ -942,7 +945,7 @@ struct Tile {
   void move(int64_t l, Rows wanted, int64_t t) {
     const ChainNode& node = args.node[l];
     const Buffers<P>& b = buffers[l];
-    const Pace pace = this->pace(node, b);
+    const Rates rates = this->rates(node, b);
     const bool within = node.constrained && t > 0; // what is left of a run before, nothing holds
     for (int64_t i = wanted.begin; i < wanted.end; ++i)
       for (int v = 0; v < width; ++v) {
@@ -951,7 +954,7 @@ struct Tile {
           stay(b, at);
         if (follows(t))
           store(b.v + at,
-                within ? moved_within(node, b, at, v, pace.of[v]) : moved(b, at, v, pace.of[v]));
+                within ? moved_within(node, b, at, v, rates.of[v]) : moved(b, at, v, rates.of[v]));
         if (node.whitened)
           keep_whitened(node, b, i, v, at);
       }
@@ -1002,8 +1005,8 @@ struct Tile {
   }
 
   // Rows i to i + rows of node l's error and state, given those of the product that predicts it.
-  void rise(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm, int64_t t,
-            bool learning) {
+  void move_and_predict(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm,
+                        int64_t t, bool learning) {
     with_kind(c ? args.node[l].after.kind : Activation::identity,
               [&](auto kind) { rise_as<kind>(l, i, rows, c, norm, t, learning); });
     if (args.node[l].full_precision)
@@ -1019,7 +1022,7 @@ struct Tile {
     const Buffers<P> b = buffers[l];
     const bool learns = learning && errs_by_moving(args, node);
     const bool expressed = node.predicted && node.law == Law::expression && (learns || b.energy);
-    const Pace pace = this->pace(node, b);
+    const Rates rates = this->rates(node, b);
     int64_t at = i * row;
     for (int64_t r = i; r < i + rows; ++r)
       for (int v = 0; v < width; ++v, at += w) {
@@ -1036,7 +1039,7 @@ struct Tile {
         }
         Vec<C> error{};
         if (follows(t)) {
-          error = node.whitened ? Vec<C>{} : moved(b, at, v, pace.of[v]);
+          error = node.whitened ? Vec<C>{} : moved(b, at, v, rates.of[v]);
         } else if (args.resume) {
           error = load(b.z + at) - mu;
         } else if (!node.swept) {
@@ -1110,7 +1113,7 @@ struct Tile {
   }
 
   // Rows i to i + rows of the gradient for what moves of node l, given those of the feedback.
-  void fall(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
+  void backpropagate(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
     const Activation kind = feedback ? args.node[l].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { fall_as<kind>(l, i, rows, feedback); });
     if (args.method.errors)
@@ -1154,7 +1157,7 @@ struct Tile {
   }
 
   // Rows i to i + rows of the gradient for node l's error, where states move, likewise.
-  void lead(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
+  void backpropagate_to_errors(int64_t l, int64_t i, int64_t rows, const Vec<C>* feedback) {
     const Activation kind = feedback ? args.node[l].before.kind : Activation::identity;
     with_kind(kind, [&](auto kind) { lead_as<kind>(l, i, rows, feedback); });
     round(l, Input::delta, i, rows);
@@ -1254,7 +1257,7 @@ struct Tile {
   }
 
   // Moves the pairs of some samples one place on, the last one to the first.
-  void turn_pairs(const double (&whose)[Layout::samples]) const {
+  void rotate_pairs(const double (&whose)[Layout::samples]) const {
     const int64_t pairs = args.method.pairs;
     each_moving([&](int64_t l, int64_t, int v, int64_t at) {
       const Vec<C> of = Layout::per_sample(whose, v);
@@ -1285,7 +1288,7 @@ struct Tile {
       all &= kept[i] == 0;
     }
     if (!all)
-      turn_pairs(kept);
+      rotate_pairs(kept);
     for (int i = 0; i < Layout::samples; ++i)
       if (paired[i] > 0)
         curvatures(k)[i] = 1 / stepping->of[i].ss;
@@ -1441,7 +1444,7 @@ struct Tile {
         any |= whose[s] > 0;
       }
       if (any)
-        turn_pairs(whose);
+        rotate_pairs(whose);
     }
     for (int64_t k = 0; k < pairs; ++k)
       each_moving([&](int64_t l, int64_t, int v, int64_t at) { // of none there is nothing
@@ -1521,7 +1524,7 @@ struct Tile {
       if (!node.free)
         continue;
       const bool has_metric = this->has_metric(node), adds = node.predicted && !b.energy;
-      const Pace pace = this->pace(node, b);
+      const Rates rates = this->rates(node, b);
       Layout::template sums<6>(node.n, sums, [&](int64_t i, int v, int64_t at) {
         std::array<Vec<C>, 6> x{};
         const Vec<C> to = load(b.v + at), g = load(b.g + at);
@@ -1533,19 +1536,19 @@ struct Tile {
         x[1] = measures || !has_metric ? raw * g : raw * g / p;
         x[2] = raw * s;
         x[3] = raw * to;
-        x[4] = raw * g * pace.of[v];
+        x[4] = raw * g * rates.of[v];
         if (b.led && args.method.errors) {
           const Vec<C> led = load(b.led + at);
           x[1] = led * (led / metric(node, i, v));
         }
         if (args.constrained) {
-          const Vec<C> rate = static_cast<C>(lr) * pace.of[v];
+          const Vec<C> rate = static_cast<C>(lr) * rates.of[v];
           const Vec<C> by = node.constrained ? (to - kept(node, b, at, rate)) / rate : g;
           const Vec<C> led = rate > C(0) ? by : Vec<C>{}, off = to - static_cast<C>(node.towards);
           x[1] = led * led;
           x[2] = led * s;
           x[5] = static_cast<C>(node.shrink) * (off > C(0) ? off : -off);
-          x[4] = led * led * pace.of[v];
+          x[4] = led * led * rates.of[v];
         }
         if (measures) {
           const Vec<C> y = g - load(b.h + at), py = p * y;
@@ -1742,8 +1745,8 @@ struct Tile {
         }
         if (feedback) {
           Vec<C> back = *feedback++;
-          if (b.drive)
-            back = load(b.drive + at) - back;
+          if (b.constant_feedback)
+            back = load(b.constant_feedback + at) - back;
           if constexpr (kind == Activation::identity)
             g -= back;
           else
@@ -1809,9 +1812,10 @@ struct Tiles {
   }
 
   static int64_t rows(const ChainArgs& args, Stage s) {
-    const bool whole = s.work == Work::turn || s.work == Work::record || s.work == Work::give ||
-                       s.work == Work::judge || s.work == Work::accept ||
-                       s.work == Work::normalize || s.work == Work::search;
+    const bool whole = s.work == Work::swap_activations || s.work == Work::record ||
+                       s.work == Work::keep_for_learning || s.work == Work::judge ||
+                       s.work == Work::accept || s.work == Work::normalize ||
+                       s.work == Work::search;
     return whole ? 1 : Layout::rows(args.node[s.node].n);
   }
 
@@ -1902,24 +1906,25 @@ struct Tiles {
     }
     case Work::sweep:
       return predict(node.moving, [&](auto it, auto... c) { it.sweep(l, c...); });
-    case Work::drive:
-      return multiply(fed_back, Input::error, [&](auto it, auto... c) { it.drive(l, c...); });
-    case Work::err:
+    case Work::constant_feedback:
+      return multiply(fed_back, Input::error,
+                      [&](auto it, auto... c) { it.constant_feedback(l, c...); });
+    case Work::find_error:
       if (node.in.count && errs_by_product(args, node, s.learning)) {
         // one by one, what predicts node l moves after it does
-        const bool early = s.step == 0 || args.turns == Turns::one_by_one;
+        const bool early = s.step == 0 || args.update_order == UpdateOrder::one_by_one;
         const bool settles = node.rounding && early && node.prediction_varies;
         NormsOf norms{l, -1, {}};
         return predict(node.moving, [&](auto it, auto... c) {
-          it.err(l, c..., settles ? norms.in(it) : nullptr);
+          it.find_error(l, c..., settles ? norms.in(it) : nullptr);
         });
       }
       for (int64_t t = 0; t < count; ++t)
         tile(t).err_of_constant(l, wanted);
       return;
-    case Work::weigh:
+    case Work::apply_precision:
       return multiply({{}, false, {node.full_precision, l}}, Input::residual,
-                      [&](auto it, auto... c) { it.weigh(l, c...); });
+                      [&](auto it, auto... c) { it.apply_precision(l, c...); });
     case Work::normalize:
       for (int64_t t = 0; t < count; ++t)
         tile(t).normalize(l);
@@ -1939,49 +1944,49 @@ struct Tiles {
         tile(t).update(l, wanted.begin, wanted.end - wanted.begin, nullptr, fresh);
       return;
     }
-    case Work::turn:
+    case Work::swap_activations:
       for (int64_t t = 0; t < count; ++t)
-        tile(t).turn(l);
+        tile(t).swap_activations(l);
       return;
     case Work::record:
       for (int64_t t = 0; t < count; ++t)
         tile(t).record(s.step);
       return;
-    case Work::stir:
+    case Work::draw_noise:
       for (int64_t t = 0; t < count; ++t)
-        tile(t).stir(l, wanted, s.step);
+        tile(t).draw_noise(l, wanted, s.step);
       return;
     case Work::move:
       for (int64_t t = 0; t < count; ++t)
         tile(t).move(l, wanted, s.step);
       return;
-    case Work::rise: {
+    case Work::move_and_predict: {
       if (node.in.count && node.prediction_varies) {
         const bool settles = node.rounding && s.step == 0;
         NormsOf norms{l, -1, {}};
         return predict(node.moving, [&](auto it, auto... c) {
-          it.rise(l, c..., settles ? norms.in(it) : nullptr, s.step, s.learning);
+          it.move_and_predict(l, c..., settles ? norms.in(it) : nullptr, s.step, s.learning);
         });
       }
       for (int64_t t = 0; t < count; ++t)
-        tile(t).rise(l, wanted.begin, wanted.end - wanted.begin, nullptr, nullptr, s.step,
-                     s.learning);
+        tile(t).move_and_predict(l, wanted.begin, wanted.end - wanted.begin, nullptr, nullptr,
+                                 s.step, s.learning);
       return;
     }
-    case Work::fall: {
-      const auto fall = [&](auto it, auto... c) { it.fall(l, c...); };
+    case Work::backpropagate: {
+      const auto back = [&](auto it, auto... c) { it.backpropagate(l, c...); };
       if (fed)
-        return multiply(fed_back, Input::delta, fall);
+        return multiply(fed_back, Input::delta, back);
       for (int64_t t = 0; t < count; ++t)
-        fall(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
+        back(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
       return;
     }
-    case Work::lead: {
-      const auto lead = [&](auto it, auto... c) { it.lead(l, c...); };
+    case Work::backpropagate_to_errors: {
+      const auto back = [&](auto it, auto... c) { it.backpropagate_to_errors(l, c...); };
       if (fed)
-        return multiply(fed_back, Input::delta, lead);
+        return multiply(fed_back, Input::delta, back);
       for (int64_t t = 0; t < count; ++t)
-        lead(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
+        back(tile(t), wanted.begin, wanted.end - wanted.begin, nullptr);
       return;
     }
     case Work::whiten:
@@ -2005,9 +2010,9 @@ struct Tiles {
       for (int64_t t = 0; t < count; ++t)
         tile(t).accept();
       return;
-    case Work::give:
+    case Work::keep_for_learning:
       for (int64_t t = 0; t < count; ++t)
-        tile(t).give();
+        tile(t).keep_for_learning();
     }
   }
 

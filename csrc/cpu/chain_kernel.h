@@ -4,7 +4,7 @@
 #include "../laws/expression.h"
 #include "../laws/law.h"
 #include "../methods/methods.h"
-#include "../methods/turns.h"
+#include "../methods/update_order.h"
 #include "../rules/rule.h"
 #include "isa.h"
 
@@ -73,7 +73,7 @@ struct ChainNode {
   const void* rounding;
   // Of nodes that start at their prediction the first step at which the error can be other than
   // zero, and the first at which the state can move. What comes before would compute zeros.
-  int64_t stirs, moves;
+  int64_t first_error, first_move;
   void* state; // [B, n], contiguous; overwritten where free
   // [B, n] of free nodes, or null: of momentum; or of a stepper that goes on, s, and h; or of fixed
   // predictions, the first states. Of lbfgs x, and h and pairs [1 + 2 pairs, B, n].
@@ -97,8 +97,8 @@ struct ChainNode {
       prior; // constant prediction, or what is added to it, rows prior_stride apart; or null
   int64_t prior_stride;
 
-  // What a step does of it beside; constrained where it does more than by its pace.
-  double pace, shrink, towards, low, high;
+  // What a step does of it beside; constrained where it does more than by its rate.
+  double relative_rate, shrink, towards, low, high;
   bool constrained;
   const void* known; // 1 where an element holds still, else 0, rows known_stride apart; or null
   int64_t known_stride;
@@ -113,7 +113,7 @@ struct ChainEdge {
   int64_t source, target;
   PackedMatrix weight;     // W, or null
   PackedMatrix transposed; // W^T; null where its source is clamped
-  PackedMatrix gram;       // W^T P W, for a clamped target: its feedback is drive - gram f(z)
+  PackedMatrix gram; // W^T P W, for a clamped target: its feedback is constant_feedback - gram f(z)
   double skip;
   int64_t through = -1;      // which activation of the source it takes; -1 is the first
   void* activated = nullptr; // where learning wants that, [B, n]; or null
@@ -126,13 +126,13 @@ struct ChainArgs {
   int64_t steps;
   double lr, momentum, dampening;
   bool nesterov;
-  bool narrows;     // tiles, where half of their samples are at their end
-  Turns turns;      // of the free nodes
-  int64_t first;    // steps before, which turns count
-  bool fixed;       // predictions and their derivatives stay those of the first states
-  bool resume;      // velocities hold those of steps before, and so does what goes on
-  bool moves;       // whether states are stored
-  bool has_stepper; // steps are those of this method instead
+  bool narrows;             // tiles, where half of their samples are at their end
+  UpdateOrder update_order; // of the free nodes
+  int64_t first;            // steps before, by which the order of updates goes on
+  bool fixed;               // predictions and their derivatives stay those of the first states
+  bool resume;              // velocities hold those of steps before, and so does what goes on
+  bool moves;               // whether states are stored
+  bool has_stepper;         // steps are those of this method instead
   Stepper method;
   bool constrained;      // a state
   double max_norm;       // of a node's gradient, of a sample; 0: none
@@ -147,29 +147,29 @@ struct ChainArgs {
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
 // split at will, as different tiles may.
 enum class Work : int {
-  predict_once, // the prediction of a node whose sources are clamped, or what of it these make
-  sweep,        // the prediction of a node that starts there
-  drive,        // what of W^T e no E-step changes, where W^T P W serves
-  err,          // the error of a node
-  weigh,        // that error by a full precision
-  normalize,    // that error where `err` has left logits, of a law of rows
-  gather,       // what is fed back to a node through another activation than that of most
-  descend,      // the update of a node, whose rows the errors that it needs have been found for
-  turn,         // puts the activations to come in the place of those that are over
-  record,       // energies before the step
+  predict_once,      // the prediction of a node whose sources are clamped, or what of it these make
+  sweep,             // the prediction of a node that starts there
+  constant_feedback, // what of W^T e no E-step changes, where W^T P W serves
+  find_error,        // the error of a node
+  apply_precision,   // that error by a full precision
+  normalize,         // that error where `find_error` has left logits, of a law of rows
+  gather,            // what is fed back to a node through another activation than that of most
+  descend,          // the update of a node, whose rows the errors that it needs have been found for
+  swap_activations, // puts the activations to come in the place of those that are over
+  record,           // energies before the step
   // of a stepper:
-  stir,    // draws the noise of a node
-  move,    // a node's state, as all samples have been judged, or its whitened error
-  rise,    // a node's error, likewise, and its state by the prediction
-  fall,    // the gradient for what moves of a node
-  lead,    // the gradient for the error of a node, where states move
-  whiten,  // the error of a state
-  spread,  // the state, from its prediction, by the whitened error
+  draw_noise,              // draws the noise of a node
+  move,                    // a node's state, as all samples have been judged, or its whitened error
+  move_and_predict,        // a node's error, likewise, and its state by the prediction
+  backpropagate,           // the gradient for what moves of a node
+  backpropagate_to_errors, // the gradient for the error of a node, where states move
+  whiten,                  // the error of a state
+  spread,                  // the state, from its prediction, by the whitened error
   measure, // the gradient for that, of what is fed back, or of the gradient for the error
   judge,
-  search, // for the length of a step, given the energies where the last one has led
-  accept, // the last point, or not
-  give,   // what learning wants
+  search,            // for the length of a step, given the energies where the last one has led
+  accept,            // the last point, or not
+  keep_for_learning, // what learning wants
 };
 
 struct Stage {
@@ -212,21 +212,21 @@ inline bool errs_by_product(const ChainArgs& args, const ChainNode& node, bool l
 template <class F>
 void stages_of_error(const ChainArgs& args, int64_t l, int64_t t, bool learning, F stage) {
   const ChainNode& node = args.node[l];
-  if (!node.predicted || t < node.stirs)
+  if (!node.predicted || t < node.first_error)
     return;
   const bool every = args.energies || learning;
   const bool gram = gram_among(args, node.in);
   if (node.feeds_back ? every || !gram : every || node.full_precision)
-    stage(Stage{Work::err, l, t, learning});
+    stage(Stage{Work::find_error, l, t, learning});
   if (node.full_precision)
-    stage(Stage{Work::weigh, l, t});
+    stage(Stage{Work::apply_precision, l, t});
   if (is_rowwise(node.law) && (node.feeds_back || every))
     stage(Stage{Work::normalize, l, t});
 }
 
-// Steps count turns, of which one has two where every other free node descends first.
-inline int64_t turns_of_a_step(const ChainArgs& args) {
-  return args.turns == Turns::alternate ? 2 : 1;
+// Steps count updates, of which one has two where every other free node descends first.
+inline int64_t updates_of_a_step(const ChainArgs& args) {
+  return args.update_order == UpdateOrder::alternate ? 2 : 1;
 }
 
 // Whether the error that weights learn from is at hand once a stepper has moved it.
@@ -239,9 +239,9 @@ inline bool errs_by_moving(const ChainArgs& args, const ChainNode& node) {
 template <class F>
 void stages_of_looking(const ChainArgs& args, int64_t l, int64_t t, F stage) {
   if (args.node[l].predicted && !(args.method.errors && args.node[l].free))
-    stage(Stage{Work::err, l, t});
+    stage(Stage{Work::find_error, l, t});
   if (args.node[l].predicted && args.node[l].full_precision && !args.node[l].whitened)
-    stage(Stage{Work::weigh, l, t});
+    stage(Stage{Work::apply_precision, l, t});
   if (is_rowwise(args.node[l].law))
     stage(Stage{Work::normalize, l, t});
 }
@@ -262,12 +262,12 @@ void stages_of_rising(const ChainArgs& args, int64_t t, bool errors, F stage) {
   const bool learning = t == args.steps * args.method.sweeps && args.learn == Learn::after;
   for (int64_t l = 0; l < args.nodes; ++l) {
     if (args.node[l].free && args.method.draws && t > 0)
-      stage(Stage{Work::stir, l, t - 1});
+      stage(Stage{Work::draw_noise, l, t - 1});
     const bool whitened = args.node[l].whitened, follows = pyromancy::follows(args, t);
     if (whitened && follows)
       stage(Stage{Work::move, l, t});
     if (args.node[l].free && (t <= 0 || is_moved(args, args.node[l], t - 1)))
-      stage(Stage{args.method.errors ? Work::rise : Work::move, l, t, learning});
+      stage(Stage{args.method.errors ? Work::move_and_predict : Work::move, l, t, learning});
     if (whitened)
       stage(Stage{follows ? Work::spread : Work::whiten, l, t});
     if (args.method.errors && errors)
@@ -304,13 +304,13 @@ int64_t stages_of_sweeping(const ChainArgs& args, int64_t t, F stage, Done done,
     const bool first = t % args.method.sweeps == 0; // which tells of the point
     for (int64_t l = args.nodes - 1; l >= 0; --l)
       if (args.node[l].free && (first || is_moved(args, args.node[l], t))) {
-        stages_of_feedback(args, Work::fall, l, t, stage);
+        stages_of_feedback(args, Work::backpropagate, l, t, stage);
         if (args.method.errors)
           measure(l);
       }
     for (int64_t l = args.nodes - 1; l >= 0 && leads(args, t); --l)
       if (args.node[l].free) {
-        stages_of_feedback(args, Work::lead, l, t, stage);
+        stages_of_feedback(args, Work::backpropagate_to_errors, l, t, stage);
         measure(l);
       }
     stage(Stage{Work::judge, 0, t});
@@ -344,22 +344,23 @@ void stages_of_sweeps(const ChainArgs& args, F stage, Done done, Settled settled
 }
 
 // Whether a free node moves at a step.
-inline bool has_turn(const ChainArgs& args, const ChainNode& node, int64_t t) {
-  return args.turns == Turns::together    ? true
-         : args.turns == Turns::alternate ? node.ordinal % 2 == t % 2
-                                          : node.ordinal == args.free - 1 - (args.first + t);
+inline bool is_updated(const ChainArgs& args, const ChainNode& node, int64_t t) {
+  return args.update_order == UpdateOrder::together ? true
+         : args.update_order == UpdateOrder::alternate
+             ? node.ordinal % 2 == t % 2
+             : node.ordinal == args.free - 1 - (args.first + t);
 }
 
 // stage(s) for plain descent.
 template <class F>
 void stages_of_steps(const ChainArgs& args, F stage) {
-  const int64_t each = turns_of_a_step(args), steps = args.steps * each;
+  const int64_t each = updates_of_a_step(args), steps = args.steps * each;
   const auto moves = [&](int64_t l, int64_t t) {
-    return args.node[l].free && t >= args.node[l].moves && has_turn(args, args.node[l], t);
+    return args.node[l].free && t >= args.node[l].first_move && is_updated(args, args.node[l], t);
   };
   // Whether the error of a node moves something, where states take turns.
   const auto is_used = [&](int64_t l, int64_t t) {
-    bool used = args.turns == Turns::together || args.energies || moves(l, t);
+    bool used = args.update_order == UpdateOrder::together || args.energies || moves(l, t);
     for (const int64_t e : args.node[l].in)
       used |= moves(args.edge[e].source, t);
     return used;
@@ -369,7 +370,7 @@ void stages_of_steps(const ChainArgs& args, F stage) {
       return;
     stages_of_feedback(args, Work::descend, l, t, stage);
     if (gram_among(args, args.node[l].out))
-      stage(Stage{Work::turn, l, t});
+      stage(Stage{Work::swap_activations, l, t});
   };
   for (int64_t t = 0; t < steps; ++t) {
     const bool learning = args.learn == Learn::before && t + 1 == steps;
@@ -387,7 +388,7 @@ void stages_of_steps(const ChainArgs& args, F stage) {
       stage(Stage{Work::record, 0, t / each});
     if (!learning)
       continue;
-    stage(Stage{Work::give, 0, t}); // which overwrites residuals
+    stage(Stage{Work::keep_for_learning, 0, t}); // which overwrites residuals
     for (int64_t l = 0; l < args.nodes; ++l)
       descend(l, t);
   }
@@ -407,7 +408,7 @@ void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
     if (node.prediction_varies && node.swept && !(args.has_stepper && args.method.errors))
       stage(Stage{Work::sweep, l, 0});
     if (const ChainEdge* edge = gram_among(args, node.in))
-      stage(Stage{Work::drive, edge->source, 0});
+      stage(Stage{Work::constant_feedback, edge->source, 0});
   }
   if (args.has_stepper)
     stages_of_sweeps(args, stage, done, settled);
@@ -416,8 +417,8 @@ void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
   if (args.learn == Learn::after) {
     for (int64_t l = 0; l < args.nodes; ++l)
       if (!errs_by_moving(args, args.node[l]))
-        stages_of_error(args, l, args.steps * turns_of_a_step(args), true, stage);
-    stage(Stage{Work::give, 0, args.steps});
+        stages_of_error(args, l, args.steps * updates_of_a_step(args), true, stage);
+    stage(Stage{Work::keep_for_learning, 0, args.steps});
   }
 }
 

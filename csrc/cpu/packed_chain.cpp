@@ -92,7 +92,7 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
   args.momentum = method.momentum;
   args.dampening = method.dampening;
   args.nesterov = method.nesterov;
-  args.turns = method.turns;
+  args.update_order = method.update_order;
   args.first = method.first;
   args.fixed = method.fixed;
   args.method = method.stepper;
@@ -140,8 +140,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
     }
     if (const Tensor* weights = operands.find(from.sample_weights))
       node.sample_weights = pad(weights, args.batch, kernels.samples[0]); // of the widest tile
-    const Way& way = from.way;
-    node.pace = way.pace;
+    const NodeStep& way = from.way;
+    node.relative_rate = way.relative_rate;
     node.constrained = way.constrains();
     args.constrained |= node.constrained;
     node.shrink = way.shrink;
@@ -291,7 +291,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   for (const ChainNode& node : nodes_)
     args.moves |= node.swept;
   // one by one, what has not had its turn in runs before is still where a sweep has set it
-  const bool begins = !args.resume || args.turns == Turns::one_by_one;
+  const bool begins = !args.resume || args.update_order == UpdateOrder::one_by_one;
   if (sweeps && (plan_.method.settle || args.has_stepper) && begins)
     find_what_settles();
   std::vector<Product> products;
@@ -319,7 +319,7 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
   for (const ChainNode& node : nodes_)
     args.narrows &= !node.sample_weights;
   const int64_t sweeps_made =
-      steps * (args.has_stepper ? args.method.sweeps : turns_of_a_step(args));
+      steps * (args.has_stepper ? args.method.sweeps : updates_of_a_step(args));
   for (int64_t l = 0; l < args.nodes; ++l)
     if (plan_.nodes[l].law == Law::full_gaussian)
       nodes_[l].full_precision = pack(operands_[plan_.nodes[l].theta], false, sweeps_made + 1);
@@ -362,23 +362,23 @@ void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
     const bool rests = node.swept && is_of_distance(node.law); // the law does not pull it
-    node.stirs = rests && !args.resume && !args.has_stepper ? kNever : 0;
-    node.moves = kNever;
+    node.first_error = rests && !args.resume && !args.has_stepper ? kNever : 0;
+    node.first_move = kNever;
   }
   for (bool changed = true; changed;) {
     changed = false;
     for (ChainNode& node : nodes_) {
-      const int64_t own = node.predicted ? node.stirs : kNever;
+      const int64_t own = node.predicted ? node.first_error : kNever;
       int64_t fed = kNever, source = kNever;
       for (const int64_t e : node.out)
-        fed = std::min(fed, nodes_[edges_[e].target].stirs);
+        fed = std::min(fed, nodes_[edges_[e].target].first_error);
       for (const int64_t e : node.in)
-        source = std::min(source, nodes_[edges_[e].source].moves);
+        source = std::min(source, nodes_[edges_[e].source].first_move);
       const int64_t moves = !node.free ? kNever : args.resume ? 0 : std::min(own, fed);
-      const int64_t stirs = std::min(node.stirs, after(std::min(moves, source)));
-      changed |= moves != node.moves || stirs != node.stirs;
-      node.moves = moves;
-      node.stirs = stirs;
+      const int64_t first_error = std::min(node.first_error, after(std::min(moves, source)));
+      changed |= moves != node.first_move || first_error != node.first_error;
+      node.first_move = moves;
+      node.first_error = first_error;
     }
   }
 }

@@ -34,10 +34,10 @@ constexpr int kRounds[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};
 constexpr int kGrains[] = {1, 2, 4}; // finer parts keep the warps evenly busy, and take more memory
 
 // Hands out shared memory, 16 bytes at a time.
-class Room {
+class SharedMemory {
 public:
-  Room() = default;
-  explicit Room(int64_t used) : used_(used), most_(used) {}
+  SharedMemory() = default;
+  explicit SharedMemory(int64_t used) : used_(used), most_(used) {}
 
   int take(int64_t floats) {
     const int64_t at = used_;
@@ -62,8 +62,8 @@ private:
 // One in the making: `place` and then `finish` overwrite whatever another choice has left in it.
 struct Layout {
   TileArgs args;
-  int grams[kTileNodes];  // a round's products that are of grams, which come first
-  Room rooms[kTileNodes]; // a round's shared memory up to its results
+  int grams[kTileNodes];             // a round's products that are of grams, which come first
+  SharedMemory memories[kTileNodes]; // a round's shared memory up to its results
 };
 
 int64_t slice_size(const TileArgs& a, int node) {
@@ -106,7 +106,7 @@ void deal_out(TileArgs& a, int rounds) {
 }
 
 // What stays from step to step.
-void place_slices(TileArgs& a, Room& room) {
+void place_slices(TileArgs& a, SharedMemory& room) {
   for (int l = 0; l < a.nodes; ++l) {
     TileNode& node = a.node[l];
     const int64_t slice = slice_size(a, l);
@@ -119,7 +119,7 @@ void place_slices(TileArgs& a, Room& room) {
     node.deviation = place(node.computes_error && a.energies, slice);
     node.mu = place(node.computes_error && node.into == kAbsent, slice);
     node.v = place(node.free && node.velocity, slice);
-    node.drive_at = place(node.feedback == Feedback::gram, slice);
+    node.constant_feedback_at = place(node.feedback == Feedback::gram, slice);
     node.bias_at = place(node.into != kAbsent && node.bias, node.tiles * kNeurons);
     node.rate_at = place(node.computes_error && node.rate, node.tiles * kNeurons);
     node.samples_at = place(node.computes_error && node.sample_weights, a.sample_tiles * kSamples);
@@ -131,7 +131,8 @@ void place_panels(Layout& layout) {
   TileArgs& a = layout.args;
   for (int l = 0; l < a.nodes; ++l) {
     TileNode& node = a.node[l];
-    Room &moving = layout.rooms[node.move_round], &erring = layout.rooms[node.error_round];
+    SharedMemory &moving = layout.memories[node.move_round],
+                 &erring = layout.memories[node.error_round];
     const int64_t panel = int64_t{depth_of(a, l)} * a.sample_tiles * kSamples * kDepth;
     node.h = node.free && has_edge(a, l) ? moving.take(panel) : kAbsent;
     node.d = l > 0 && a.node[l - 1].feedback == Feedback::product ? erring.take(panel) : kAbsent;
@@ -202,7 +203,7 @@ void cut(TileArgs& a, int round, int phase, int grain) {
 
 // The results of a round's products. Those of predictions and precisions are no longer needed when
 // there is feedback; a gram's is.
-void place_results(Layout& layout, int round, Room& room) {
+void place_results(Layout& layout, int round, SharedMemory& room) {
   TileArgs& a = layout.args;
   const int* const phase = a.phase[round];
   const int grams_end = phase[0] + layout.grams[round];
@@ -220,7 +221,7 @@ void place_results(Layout& layout, int round, Room& room) {
 }
 
 // Keeps as many matrices in shared memory as fit, the largest first.
-void place_matrices(TileArgs& a, Room& room, int64_t limit) {
+void place_matrices(TileArgs& a, SharedMemory& room, int64_t limit) {
   const int count = a.phase[a.rounds - 1][3];
   int order[kProducts];
   int64_t size[kProducts];
@@ -241,15 +242,15 @@ bool place(Layout& layout, int rounds, int cluster, int sample_tiles, int64_t li
   a.sample_tiles = sample_tiles;
   for (int l = 0; l < a.nodes; ++l)
     a.node[l].tiles = static_cast<int>(ceil_div(a.node[l].n, kNeurons * cluster));
-  Room room;
+  SharedMemory room;
   place_slices(a, room);
   if (room.used() > limit)
     return false;
   deal_out(a, rounds);
-  std::fill_n(layout.rooms, rounds, room);
+  std::fill_n(layout.memories, rounds, room);
   place_panels(layout);
-  const auto fits = [limit](const Room& of_round) { return of_round.used() <= limit; };
-  if (!std::all_of(layout.rooms, layout.rooms + rounds, fits))
+  const auto fits = [limit](const SharedMemory& of_round) { return of_round.used() <= limit; };
+  if (!std::all_of(layout.memories, layout.memories + rounds, fits))
     return false;
   list_products(layout);
   return true;
@@ -258,16 +259,16 @@ bool place(Layout& layout, int rounds, int cluster, int sample_tiles, int64_t li
 // The rest, for as many units of work as the grain makes. Returns whether it fits.
 bool finish(Layout& layout, int grain, int64_t limit) {
   TileArgs& a = layout.args;
-  Room whole;
+  SharedMemory whole;
   for (int round = 0; round < a.rounds; ++round) {
     for (int phase = 0; phase < 3; ++phase)
       cut(a, round, phase, grain);
-    Room room = layout.rooms[round];
+    SharedMemory room = layout.memories[round];
     place_results(layout, round, room);
     if (room.most() > limit)
       return false;
     if (room.most() > whole.used())
-      whole = Room(room.most());
+      whole = SharedMemory(room.most());
   }
   place_matrices(a, whole, limit);
   a.shared = static_cast<int>(whole.used());

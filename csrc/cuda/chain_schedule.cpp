@@ -7,7 +7,7 @@ Schedule::Schedule(const Chain& chain, const Inference& inference)
   const int64_t nodes = chain.nodes;
   constant.resize(nodes);
   constant_row.resize(nodes);
-  drive.resize(nodes);
+  constant_feedback.resize(nodes);
   for (int64_t l = 0; l < nodes; ++l) {
     const bool has_gram = l > 0 && inference.grams[l - 1];
     live.push_back(l > 0 && chain.predicted(l) && inference.free[l - 1] && !has_gram);
@@ -18,7 +18,7 @@ Schedule::Schedule(const Chain& chain, const Inference& inference)
   }
   for (int64_t l = 0; l + 1 < nodes; ++l)
     if (inference.grams[l])
-      drive[l] = driven(l);
+      constant_feedback[l] = constant_feedback_of(l);
 }
 
 Feedback Schedule::feedback(int64_t node) const {
@@ -53,7 +53,7 @@ void Schedule::predict(int64_t node) {
   constant_row[node] = chain_.width(node);
 }
 
-Tensor Schedule::driven(int64_t edge) const {
+Tensor Schedule::constant_feedback_of(int64_t edge) const {
   const int64_t target = edge + 1;
   const Tensor weighed = chain_.like_state(target);
   const MaybeTensor& bias = chain_.biases[edge];

@@ -19,11 +19,11 @@ public:
   std::vector<bool> computes_error; // of this node, at every step
   MaybeTensors constant;            // predictions that no step changes
   std::vector<int64_t> constant_row;
-  MaybeTensors drive; // W^T P (z - b), of edges with a gram
+  MaybeTensors constant_feedback; // W^T P (z - b), of edges with a gram
 
 private:
   void predict(int64_t node);
-  Tensor driven(int64_t edge) const;
+  Tensor constant_feedback_of(int64_t edge) const;
   Tensor zeros_like_row(int64_t node) const;
 
   const Chain& chain_;

@@ -180,10 +180,10 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const UpdateArgs a) {
     if (a.feedback) {
       T feedback[V];
       load<V>(feedback, static_cast<const T*>(a.feedback) + at);
-      load_or<T, V>(x, a.drive, at, T(0));
+      load_or<T, V>(x, a.constant_feedback, at, T(0));
 #pragma unroll
       for (int k = 0; k < V; ++k) {
-        const T back = a.drive ? x[k] - feedback[k] : feedback[k];
+        const T back = a.constant_feedback ? x[k] - feedback[k] : feedback[k];
         gradient[k] -= slope(a.before, state[k], activate(a.before, state[k])) * back;
       }
     }
@@ -245,10 +245,12 @@ void launch_error(const ErrorArgs& a, void* stream) {
 void launch_update(const UpdateArgs& a, void* stream) {
   with_float(a.dtype, [&](auto zero) {
     using T = decltype(zero);
-    with_pack<T>(a.size, {a.state, a.velocity, a.error, a.feedback, a.drive, a.delta, a.activated},
-                 [&](auto pack) {
-                   launch(update_kernel<T, pack>, blocks_for(a.size, pack * kThreads), stream, a);
-                 });
+    with_pack<T>(
+        a.size,
+        {a.state, a.velocity, a.error, a.feedback, a.constant_feedback, a.delta, a.activated},
+        [&](auto pack) {
+          launch(update_kernel<T, pack>, blocks_for(a.size, pack * kThreads), stream, a);
+        });
   });
 }
 

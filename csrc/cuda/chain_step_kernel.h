@@ -47,11 +47,11 @@ struct UpdateArgs {
   int64_t size;
   Nonlinearity before;
   void* state;
-  void* velocity;       // momentum only
-  const void* error;    // e
-  const void* feedback; // d W
-  const void* drive;    // or drive - feedback in its place
-  const void* delta;    // of what the state itself is a part of, times skip
+  void* velocity;                // momentum only
+  const void* error;             // e
+  const void* feedback;          // d W
+  const void* constant_feedback; // or constant_feedback - feedback in its place
+  const void* delta;             // of what the state itself is a part of, times skip
   double skip;
   double lr, momentum, dampening;
   bool nesterov;

@@ -102,7 +102,7 @@ private:
     if (node.feedback) {
       args.before = chain_.before(l);
       args.feedback = node.feedback->data_ptr();
-      args.drive = pointer(schedule_.drive[l]);
+      args.constant_feedback = pointer(schedule_.constant_feedback[l]);
       args.activated = args.before.kind == Activation::identity ? nullptr : pointer(node.activated);
       args.skip = chain_.skips[l];
       args.delta = args.skip != 0 ? pointer(nodes_[l + 1].delta) : nullptr;

@@ -61,7 +61,7 @@ TileArgs tile_args(const Chain& chain, const Inference& inference, const Schedul
     node.sample_weights = floats(chain.sample_weights[l]);
     node.constant = floats(schedule.constant[l]);
     node.constant_row = schedule.constant_row[l];
-    node.drive = floats(schedule.drive[l]);
+    node.constant_feedback = floats(schedule.constant_feedback[l]);
     node.state = floats(chain.states[l]);
     node.velocity = floats(inference.velocities[l]);
   }

@@ -195,7 +195,7 @@ struct Tile {
       const TileNode& node = a.node[l];
       load_slice(node.z, node, node.state, node.n);
       load_slice(node.mu, node, node.constant, node.constant_row);
-      load_slice(node.drive_at, node, node.drive, node.n);
+      load_slice(node.constant_feedback_at, node, node.constant_feedback, node.n);
       load_slice(node.v, node, node.velocity, node.n);
       load_columns(node.bias_at, node, node.bias);
       load_columns(node.rate_at, node, node.rate);
@@ -494,8 +494,8 @@ struct Tile {
         if (node.back != kAbsent) {
           float2 back = sum_of(a.product[node.back], p);
           if (node.feedback == Feedback::gram) {
-            const float2 drive = pair(node.drive_at, p);
-            back = make_float2(drive.x - back.x, drive.y - back.y);
+            const float2 constant_feedback = pair(node.constant_feedback_at, p);
+            back = make_float2(constant_feedback.x - back.x, constant_feedback.y - back.y);
           }
           back = scale_by_slope(node.before, z, back);
           g.x -= back.x;

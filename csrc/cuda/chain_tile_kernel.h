@@ -58,19 +58,19 @@ struct TileNode {
   int own_law;                 // of a law of one's own, its place, or kAbsent
   float normalizer;            // that the energy has times theta
 
-  const float *bias, *rate, *drive; // [n], [n] or null, [rows, n]
-  const float* sample_weights;      // [rows], of the energy, or null
-  const float* constant;            // prediction that no product makes, or null
-  int64_t constant_row;             // its rows lie so far apart
-  float *state, *velocity;          // [rows, n]; velocity may be null
+  const float *bias, *rate, *constant_feedback; // [n], [n] or null, [rows, n]
+  const float* sample_weights;                  // [rows], of the energy, or null
+  const float* constant;                        // prediction that no product makes, or null
+  int64_t constant_row;                         // its rows lie so far apart
+  float *state, *velocity;                      // [rows, n]; velocity may be null
   float *delta, *moment; // after the steps, of the mean energy: after' times what it grows by with
                          // mu, and what it grows by with theta, [rows, n], or null
 
   int into, weigh, back; // products: the prediction, the precision matrix, the feedback; or kAbsent
-  int z, e, mu, v, drive_at; // slices, or kAbsent: e is what the law pulls with
-  int deviation;             // slice of what is recorded, or kAbsent
-  int bias_at, rate_at;      // [8 tiles], or kAbsent
-  int samples_at;            // [16 M] weights of samples, or kAbsent
+  int z, e, mu, v, constant_feedback_at; // slices, or kAbsent: e is what the law pulls with
+  int deviation;                         // slice of what is recorded, or kAbsent
+  int bias_at, rate_at;                  // [8 tiles], or kAbsent
+  int samples_at;                        // [16 M] weights of samples, or kAbsent
   int h, d, residual; // panels: before(z), after' times the push, z - mu for a precision matrix
 };
 

@@ -205,7 +205,7 @@ void run_plan_(const Tensors& written, const Tensors& read, const std::vector<in
   const Operands operands(written, read);
   Plan plan = decode(ints, numbers, operands);
   join_chains(plan);
-  STD_TORCH_CHECK(!plan.method.has_stepper && plan.method.turns == Turns::together &&
+  STD_TORCH_CHECK(!plan.method.has_stepper && plan.method.update_order == UpdateOrder::together &&
                       !plan.method.fixed,
                   "E-steps other than plain descent are the compiled CPU kernels' alone in a plan");
   for (const PlanNode& node : plan.nodes) {

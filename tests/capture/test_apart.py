@@ -216,7 +216,7 @@ def test_batches_are_one_call_and_their_lines():
     before = nets[0].logvar.detach().clone()
     for x, y in data:
         ems[0].step(x, y)
-        ems[1]._by_parts((x, y))
+        ems[1]._step_unfused((x, y))
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert "a batch: one call" in ems[0].explain()
@@ -226,7 +226,7 @@ def test_batches_are_one_call_and_their_lines():
     for _ in ems[0].epoch(x, y, batch_size=8, generator=torch.Generator().manual_seed(3)):
         pass
     for rows in order.split(8):
-        ems[1]._by_parts((x[rows], y[rows]))
+        ems[1]._step_unfused((x[rows], y[rows]))
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 

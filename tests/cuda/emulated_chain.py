@@ -296,7 +296,7 @@ def refuses():
         with pytest.raises(RuntimeError, match=r"must|needs"), saying(wrong):
             operator(**problem((5, 7, 3), 4, dtype=FLOAT) | wrong)
     made, operands = planned(problem((5, 7, 3), 4, dtype=FLOAT))
-    masked = plan.Way(known=operands.number(torch.ones(4, 7, dtype=torch.bool)))
+    masked = plan.NodeStep(known=operands.number(torch.ones(4, 7, dtype=torch.bool)))
     nodes = tuple(replace(n, way=masked) if i == 1 else n for i, n in enumerate(made.nodes))
     with pytest.raises(RuntimeError, match="masks are the CPU's alone in a plan"):
         call(replace(made, nodes=nodes), operands)

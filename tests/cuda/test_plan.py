@@ -56,7 +56,7 @@ def regions(p):
     found = {}
     for i, n in enumerate(p["nodes"]):
         panel = ceil_div(n["tiles"] * p["cluster"] * NEURONS, DEPTH) * p["sample_tiles"] * SAMPLES * DEPTH
-        sizes = dict.fromkeys(("z", "e", "deviation", "mu", "v", "drive_at"), n["tiles"] * slice_)
+        sizes = dict.fromkeys(("z", "e", "deviation", "mu", "v", "constant_feedback_at"), n["tiles"] * slice_)
         sizes |= dict.fromkeys(("bias_at", "rate_at"), n["tiles"] * NEURONS)
         sizes["samples_at"] = SAMPLES * p["sample_tiles"]
         found |= {f"{k} {i}": (n[k], n[k] + size, always) for k, size in sizes.items() if n[k] >= 0}

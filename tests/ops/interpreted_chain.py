@@ -214,7 +214,7 @@ class TestDecision:
 
 def test_masks_are_refused():
     made, operands = planned(problem((3, 5, 2), 4, dtype=torch.float32))
-    way = plan.Way(known=operands.number(torch.ones(4, 5, dtype=torch.bool)))
+    way = plan.NodeStep(known=operands.number(torch.ones(4, 5, dtype=torch.bool)))
     made = replace(made, nodes=tuple(replace(n, way=way) if i == 1 else n for i, n in enumerate(made.nodes)))
     before = [t.clone() for t in operands.written]
     with pytest.raises(NotImplementedError, match="is the CPU's alone in a plan"):

@@ -406,22 +406,22 @@ def test_another_call_goes_on(method, batch, tol):
 
 @pytest.mark.parametrize("free", [2, 3, 4])
 @pytest.mark.parametrize("batch", [1, 3, 40])
-@pytest.mark.parametrize("turns", [plan.Turns.ALTERNATE, plan.Turns.ONE_BY_ONE])
-def test_states_take_turns(turns, batch, free):
+@pytest.mark.parametrize("order", [plan.UpdateOrder.ALTERNATE, plan.UpdateOrder.ONE_BY_ONE])
+def test_states_are_updated_in_order(order, batch, free):
     """By their gradients at the states that those before them have come to."""
     a = problem((3, 9, 17, 4, 6, 2)[: free + 2], batch, "tanh", "softplus", covariances=True, record=True)
     expected = [z.clone() for z in a["states"]]
     for step in range(STEPS):
         recorded = torch.stack(energies(a | {"states": expected}))
         groups = [[*range(1, free + 1, 2)], [*range(2, free + 1, 2)]]
-        if turns is plan.Turns.ONE_BY_ONE:
+        if order is plan.UpdateOrder.ONE_BY_ONE:
             groups = [[free - 1 - step]] if free - 1 - step >= 1 else []
         for group in groups:
             g = dict(zip(range(1, free + 1), gradients(a | {"states": expected}), strict=True))
             expected = [z - 0.05 * g[i] if i in group else z for i, z in enumerate(expected)]
         if step == 0:
             first = recorded
-    call(*planned(a, method=plan.Descent(0.05, turns=turns, first=int(turns is plan.Turns.ONE_BY_ONE))))
+    call(*planned(a, method=plan.Descent(0.05, update_order=order, first=int(order is plan.UpdateOrder.ONE_BY_ONE))))
     assert_near(a["energies"][0], first, 1000)
     assert_near(a["energies"][-1], recorded, 1000)
     for x, y in zip(a["states"], expected, strict=True):
@@ -737,7 +737,7 @@ def test_what_it_cannot_do_is_refused():
     refused("must not be negative", method=QuasiNewton(tol=-1.0))
     for memory in (0.0, 1.5, 33.0):
         refused("memory must be a whole number from 1 to 32", method=LBFGS(memory=memory))
-    refused("needs states that move at once", method=replace(FIXED, turns=plan.Turns.ALTERNATE))
+    refused("needs states that move at once", method=replace(FIXED, update_order=plan.UpdateOrder.ALTERNATE))
     refused("needs predictions that move", method=FIXED, edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))
     refused("resume needs the first states", method=replace(FIXED, resume=True))
     refused("needs plain descent", edges=(*made.edges[:-1], replace(made.edges[-1], gram=True)))

@@ -16,13 +16,13 @@ from pyromancy.plan import (
     Learning,
     MatmulPrecision,
     Node,
+    NodeStep,
     Plan,
     Rule,
     RuleKind,
     Stepper,
     Target,
-    Turns,
-    Way,
+    UpdateOrder,
 )
 from pyromancy.plan.activations import ACTIVATIONS
 from pyromancy.plan.expression import MOST_CONSTANTS, MOST_INSTRUCTIONS, Expression, Instruction, Op
@@ -37,7 +37,7 @@ def random_plan(seed):
     operand = lambda: draw.randrange(TENSORS)  # noqa: E731
     maybe = lambda end=TENSORS: draw.choice([None, draw.randrange(end)])  # noqa: E731
     limit = lambda: draw.choice([None, draw.random()])  # noqa: E731
-    way = lambda: Way(*(draw.random() for _ in range(3)), limit(), limit(), maybe()) if flag() else None  # noqa: E731
+    way = lambda: NodeStep(*(draw.random() for _ in range(3)), limit(), limit(), maybe()) if flag() else None  # noqa: E731
     activation = lambda: Activation(draw.randrange(len(ACTIVATIONS)), draw.random())  # noqa: E731
     pick = lambda kinds: draw.choice([*kinds])  # noqa: E731
     n, e, r, t = draw.randint(1, 5), draw.randint(0, 4), draw.randint(1, 3), draw.randint(0, 4)
@@ -87,7 +87,7 @@ def random_method(draw):
     kind = draw.choice([Descent, *Stepper.__subclasses__()])
     draws = {
         "bool": lambda: draw.random() < 0.5, "float": draw.random, "Operand | None": lambda: draw.randrange(WRITTEN),
-        "Turns": lambda: draw.choice([*Turns]), "int": lambda: draw.randrange(100),
+        "UpdateOrder": lambda: draw.choice([*UpdateOrder]), "int": lambda: draw.randrange(100),
     }  # fmt: skip
     return kind(**{f.name: draws[f.type]() for f in fields(kind)})
 
@@ -104,7 +104,7 @@ def test_there_and_back(seed):
 def test_every_field_is_written():
     """To change any one of them changes what is written."""
     law = Expression((0.5,), (Instruction(Op.ADD, 0, 2), Instruction(Op.NEG, 3)), 1, 4, 3, 2, 3)
-    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, Way(), law, 9)
+    one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, NodeStep(), law, 9)
     pairs = [
         ("nodes", one, other),
         ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2, 3, 4, 5, 6)),
@@ -121,15 +121,15 @@ def test_every_field_is_written():
     for field in fields(changed):
         spoilt = replace(other, expression=replace(law, **{field.name: getattr(changed, field.name)}))
         assert plan.encode(replace(bare, nodes=(spoilt,))) != plan.encode(replace(bare, nodes=(other,))), field.name
-    before, changed = plan.encode(replace(bare, nodes=(other,))), Way(2.0, 3.0, 4.0, 5.0, 6.0, 7)
+    before, changed = plan.encode(replace(bare, nodes=(other,))), NodeStep(2.0, 3.0, 4.0, 5.0, 6.0, 7)
     for field in fields(changed):
-        spoilt = replace(other, way=replace(Way(), **{field.name: getattr(changed, field.name)}))
+        spoilt = replace(other, way=replace(NodeStep(), **{field.name: getattr(changed, field.name)}))
         assert plan.encode(replace(bare, nodes=(spoilt,))) != before, field.name
     for changes in (
         {"steps": 1}, {"energies": 1}, {"order": 1}, {"learning": Learning.AT_THE_END},
         {"precision": MatmulPrecision.HIGH}, {"diverged": 1}, {"method": Descent(1.0)}, {"method": Descent(0.0, 1.0)},
         {"method": Descent(0.0, dampening=1.0)}, {"method": Descent(0.0, nesterov=True)},
-        {"method": Descent(0.0, resume=True)}, {"method": Descent(0.0, turns=Turns.ALTERNATE)},
+        {"method": Descent(0.0, resume=True)}, {"method": Descent(0.0, update_order=UpdateOrder.ALTERNATE)},
         {"method": Descent(0.0, first=1)}, {"method": Descent(0.0, fixed=True)}, {"max_norm": 1.0}, {"factors": (1.0,)},
     ):  # fmt: skip
         assert plan.encode(replace(bare, **changes)) != plan.encode(bare), changes

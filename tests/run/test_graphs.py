@@ -327,7 +327,7 @@ def test_a_batch_is_one_plan_and_its_lines(incremental, optimizer):
         )  # fmt: skip
     for x, y in data:
         ems[0].step(x, y)
-        ems[1]._by_parts((x, y))
+        ems[1]._step_unfused((x, y))
         for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert "a batch: one call" in ems[0].explain()

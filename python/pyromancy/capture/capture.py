@@ -166,7 +166,7 @@ def check(energy: Callable[[], Tensor], program: Program) -> Change | None:
             return Change(f"a tensor of shape {tuple(form[0])} now is {tuple(leaf.shape)} {leaf.dtype}")
     for slot, learns in program.learns.items():
         if program.leaves[slot].requires_grad != learns:
-            return Change(f"{program.told(slot)} requires {'no' if learns else 'a'} gradient now")
+            return Change(f"{program.in_words(slot)} requires {'no' if learns else 'a'} gradient now")
     if program.guard is None:
         program.guard = Guard(energy)
     if program.guard.holds():
@@ -594,7 +594,7 @@ class Checker(TorchFunctionMode):
     def traces(self) -> str:
         """What the energy has done that only another run can do, or tell, again; empty where there is nothing."""
         if lent := self.program.lent:
-            return f"it stores what it computes, such as {self.program.told(lent[0][0])}"
+            return f"it stores what it computes, such as {self.program.in_words(lent[0][0])}"
         return f"it asks a tensor for {self._asked}, which is not looked at" if self._asked else ""
 
     def finish(self, result: Any) -> bool:

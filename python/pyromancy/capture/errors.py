@@ -109,7 +109,7 @@ class Errors:
                     if _is_penalty(term):
                         continue
                     raise NoErrors(
-                        f"{program.told(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
+                        f"{program.in_words(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
                     )
                 self._check(term.node)
                 self.terms[state] = term
@@ -118,8 +118,8 @@ class Errors:
                 assert term.slot is not None
                 if state in program.ancestors(term.slot):
                     raise NoErrors(
-                        f"{program.told(state)} has no error that is known: the term {program.told(term.slot)} is not "
-                        f"the energy of a node of a known law; {_INSTEAD}"
+                        f"{program.in_words(state)} has no error that is known: the term "
+                        f"{program.in_words(term.slot)} is not the energy of a node of a known law; {_INSTEAD}"
                     )
         if not self.terms:
             raise NoErrors(f"no free state is predicted, and so none has an error; {_INSTEAD}")
@@ -131,7 +131,7 @@ class Errors:
 
     def _check(self, node: NodeEnergy) -> None:
         """That a state is its prediction and an error of its own shape, and of a spread that is given."""
-        forms, told = self.program.stand_ins, self.program.told(node.state)
+        forms, told = self.program.stand_ins, self.program.in_words(node.state)
         if node.theta in self.program.varying:
             raise NoErrors(f"the covariance of {told} depends on a free state; {_INSTEAD}")
         if type(node.prediction) is int:
@@ -177,7 +177,7 @@ class Errors:
         return schedule
 
     def _circle(self, slots: set[int]) -> str:
-        return ", ".join(self.program.told(s) for s in sorted(slots & self.terms.keys()))
+        return ", ".join(self.program.in_words(s) for s in sorted(slots & self.terms.keys()))
 
     def spreads(self, leaves: Sequence[Tensor]) -> dict[int, Spread]:
         """S of every state that is predicted."""

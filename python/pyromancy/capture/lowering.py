@@ -139,7 +139,7 @@ def lower(program: Program, chains: str = "") -> list[Chain]:
         if of is None:
             raise NotAChain(_no_node(program, term))
         state = program.state_of(of.state)
-        name = program.told(state)
+        name = program.in_words(state)
         _check_state(program, state)
         if type(of.prediction) is int:
             of_pred, of_state = (tuple(program.stand_ins[s].shape) for s in (of.prediction, state))
@@ -211,7 +211,7 @@ def _joined(program: Program, nodes: dict[int, Node], edges: list[Edge], chains:
             for sources in waiting.values():
                 sources.discard(following)
         if waiting and chains:
-            circle = ", ".join(program.told(slot) for slot in nodes if slot in waiting)
+            circle = ", ".join(program.in_words(slot) for slot in nodes if slot in waiting)
             raise NotAChain(f"states predict one another in a circle, {circle}: {chains}")
         order = order if waiting else sorted_
         own.sort(key=lambda e: order.index(e.target))
@@ -233,12 +233,14 @@ def _masked(program: Program) -> dict[int, tuple[int, Held]]:
         first = found.setdefault(held.state, (call.outputs[0], held))[1]
         pairs = (first.mask, held.mask), (first.data, held.data)
         if first.inverted != held.inverted or not all(alike(program.producer, a, b, known) for a, b in pairs):
-            raise NotAChain(f"{program.told(held.state)} is taken with two masks, or with other data")
+            raise NotAChain(f"{program.in_words(held.state)} is taken with two masks, or with other data")
     for call in calls:
         read = set(call.inputs) & found.keys() & program.varying if program.varying & set(call.outputs) else ()
         for state in read:
             if program.held(call.outputs[0]) is None:
-                raise NotAChain(f"{program.told(state)} is taken as it is by {call.name}, and elsewhere with a mask")
+                raise NotAChain(
+                    f"{program.in_words(state)} is taken as it is by {call.name}, and elsewhere with a mask"
+                )
     return found
 
 
@@ -246,7 +248,7 @@ def _check_dtype(program: Program, chain: Chain) -> None:
     thetas = [n.theta for n in chain.nodes if n.theta is not None and program.stand_ins[n.theta].dtype != torch.bool]
     slots = [*thetas, *(s for n in chain.nodes for s in (n.state, n.prediction))]
     slots += [s for e in chain.edges for s in (e.weight, e.bias)]
-    examples = {str(program.stand_ins[s].dtype): program.told(s) for s in slots if type(s) is int}
+    examples = {str(program.stand_ins[s].dtype): program.in_words(s) for s in slots if type(s) is int}
     if len(examples) > 1:
         raise NotAChain(f"it mixes {' and '.join(f'{t} ({of})' for t, of in sorted(examples.items()))}")
 
@@ -259,7 +261,7 @@ def _no_state(program: Program, slot: int) -> str:
     if program.free.isdisjoint(call.inputs):
         return ""
     return (
-        f"{program.told(slot)} is no state: chains take torch.where(known, data, state), by position, of a "
+        f"{program.in_words(slot)} is no state: chains take torch.where(known, data, state), by position, of a "
         "mask and data that no free state changes, and of the state's own shape and dtype"
     )
 
@@ -272,11 +274,11 @@ def _no_node(program: Program, term: Term) -> str:
         if told := _no_state(program, slot):
             return told
     call = program.producer.get(term.within)
-    told = program.told(term.within)
+    told = program.in_words(term.within)
     factor = next((s for s in call.inputs if s not in program.varying), None) if call else None
     if call is not None and factor is not None and call.meaning in ("mul", "div"):
         return (
-            f"a term of the energy, {told}, has a tensor as a factor, {program.told(factor)}: chains multiply by "
+            f"a term of the energy, {told}, has a tensor as a factor, {program.in_words(factor)}: chains multiply by "
             "numbers, by one for every sample, or by one tensor in a law of one's own"
         )
     if term.within != term.slot:
@@ -293,11 +295,11 @@ def _told(program: Program, term: Term) -> str:
     kind = f"a {name or term.node.law.name.capitalize()} one"
     if term.node.law is Law.EXPRESSION:
         kind = "one by a law of one's own"
-    return f"{kind} ({program.told(term.slot)})"
+    return f"{kind} ({program.in_words(term.slot)})"
 
 
 def _check_state(program: Program, slot: int) -> None:
-    name = program.told(slot)
+    name = program.in_words(slot)
     if slot >= len(program.leaves) and slot in program.varying:
         raise NotAChain(f"{name}, which has an energy or predicts, is not a state but computed")
     state, batch = program.stand_ins[slot], program.batch
@@ -403,11 +405,11 @@ def _check_parameters(program: Program, weight: Slot, bias: Slot | None) -> None
     for parameter in (weight, bias):
         if parameter is not None and parameter.index in program.varying:
             raise NotAChain(
-                f"{program.told(parameter.index)} is a Linear's weight or bias, and depends on a free state"
+                f"{program.in_words(parameter.index)} is a Linear's weight or bias, and depends on a free state"
             )
     form = program.stand_ins[weight.index].shape
     if len(form) != 2 or (bias is not None and program.stand_ins[bias.index].shape != form[:1]):
-        raise NotAChain(f"the weight or bias of a Linear, {program.told(weight.index)}, broadcasts")
+        raise NotAChain(f"the weight or bias of a Linear, {program.in_words(weight.index)}, broadcasts")
 
 
 def _summands(program: Program, slot: int, is_one: Callable[[int], int | None]) -> list[tuple[float, int]]:
@@ -463,7 +465,7 @@ def _trace(
         others: edges to other states.
         chains: as `lower` takes it.
     """
-    name, whole = program.told(state), slot
+    name, whole = program.in_words(state), slot
     after, slope_after, slot = _unwrapped(program, slot)
 
     def source_of(s: int) -> _Source | None:
@@ -485,8 +487,8 @@ def _trace(
         if whole not in program.varying:  # from a clamped state any number of predictions may come
             return [], ()
         if len(parts) == 1 and twice:
-            raise NotAChain(f"{program.told(twice[0])} predicts two nodes: {chains}")
-        raise NotAChain(f"the prediction of {name} comes from {program.told(slot)}, not from a Linear: {chains}")
+            raise NotAChain(f"{program.in_words(twice[0])} predicts two nodes: {chains}")
+        raise NotAChain(f"the prediction of {name} comes from {program.in_words(slot)}, not from a Linear: {chains}")
     edges = [
         Edge(
             p.source, state, p.weight, p.bias, p.before, after, (p.slope, slope_after), *p.form, p.skip, p.mask, p.first
@@ -504,17 +506,17 @@ def _source(program: Program, slot: int) -> int | None:
         return slot if form.dim() == 2 and form.shape[:1] == program.batch else None
     if slot >= len(program.leaves):
         slopes = _of_slopes(program, program.producer.get(slot))
-        told = f"a Linear takes the result of {program.told(slot)}, not a state{slopes}"
+        told = f"a Linear takes the result of {program.in_words(slot)}, not a state{slopes}"
         raise NotAChain(_no_state(program, slot) or told)
     if form.dim() != 2:
-        raise NotAChain(f"{program.told(slot)} is not of shape [B, n]")
+        raise NotAChain(f"{program.in_words(slot)} is not of shape [B, n]")
     return slot
 
 
 def _no_edge(program: Program, target: str, slot: int, lost: int, parts: list[_Part]) -> str:
     """Why a part of a prediction is none of an edge."""
     call = program.producer.get(lost)
-    what = program.told(slot) if program.producer.get(slot) else f"{program.told(slot)} as it is"
+    what = program.in_words(slot) if program.producer.get(slot) else f"{program.in_words(slot)} as it is"
     return f"the prediction of {target} comes from {what}, not from a Linear{_of_slopes(program, call)}"
 
 
@@ -722,7 +724,7 @@ def _of_slopes(program: Program, call: Call | None) -> str:
     form = program.stand_ins[slope]
     return (
         f": chains take one slope, on a CPU, that depends on no free state and requires no gradient, and "
-        f"{program.told(slope)} is {[*form.shape]} on {form.device}"
+        f"{program.in_words(slope)} is {[*form.shape]} on {form.device}"
         + (", and requires one" if _learns(program, slope) else "")
     )
 

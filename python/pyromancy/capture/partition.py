@@ -128,7 +128,7 @@ def _differentiated(
             gradients = torch.autograd.grad(found, [values[i] for i in slots], ones, allow_unused=True)
     for g, i in zip(gradients, slots, strict=True):
         if g is not None and g.layout is not torch.strided:
-            raise NotCapturable(f"the gradient of {program.told(i)} is sparse")
+            raise NotCapturable(f"the gradient of {program.in_words(i)} is sparse")
     return found.detach(), gradients
 
 

@@ -289,7 +289,7 @@ class Program:
         batch = self.batch[:1]
         return [i for i, t in enumerate(self.leaves) if i not in self.free and t.dim() and t.shape[:1] == batch]
 
-    def told(self, slot: int) -> str:
+    def in_words(self, slot: int) -> str:
         """What to call a slot in a message: a leaf by its name, what is computed by its call and the leaves it is of.
 
         Those are the states that it depends on, if there are any.
@@ -299,7 +299,7 @@ class Program:
             kind = "state" if slot in self.free else "tensor"
             return self.names.get(slot, f"a {kind} {[*self.leaves[slot].shape]}")
         leaves = sorted(s for s in self.ancestors(slot) if s not in self.producer)
-        of = dict.fromkeys(self.told(s) for s in leaves if s in self.free or self.free.isdisjoint(leaves))
+        of = dict.fromkeys(self.in_words(s) for s in leaves if s in self.free or self.free.isdisjoint(leaves))
         return f"{call.name} of {', '.join(of)}" if of else call.name
 
     def __str__(self) -> str:

@@ -672,7 +672,7 @@ class Schedule:
         return sum(n.op == "call_function" and not _shares(n.target) for n in self.graph.nodes)
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """What is fused, in words."""
         calls, operators = self.fused
         return f"{operators} element-wise operators, states' updates among them, in {calls} of these"

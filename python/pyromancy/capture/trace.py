@@ -47,7 +47,7 @@ class _Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         if function._schema.is_mutable or torch.Tag.data_dependent_output in function.tags:
             raise Untold(str(function))
-        given = self.told((args, kwargs))
+        given = self.with_nodes((args, kwargs))
         result = function(*args, **kwargs)
         node = self.graph.call_function(function, *given)
         node.meta = form_of(result)
@@ -65,7 +65,7 @@ class _Tracer(TorchDispatchMode):
                     item.meta = form_of(t)
                     self.note(t, item)
 
-    def told(self, given: Any) -> Any:
+    def with_nodes(self, given: Any) -> Any:
         """What calls are given, with nodes in the place of tensors."""
         return tree_map_only(Tensor, self._node, given)
 
@@ -90,5 +90,5 @@ def traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx
         tracer.note(t, node)
     with tracer:
         results = function(*arguments)
-    tracer.graph.output(tracer.told(results))
+    tracer.graph.output(tracer.with_nodes(results))
     return tracer.graph

@@ -99,12 +99,12 @@ def bench(names: Sequence[str], seconds: float, threads: int | None, picture: Pa
             try:
                 rows.append(row := measured(name, SETTINGS[name], seconds / len(names)))
             except Differs as difference:
-                print(f"{told(name):38}  no figure: {difference}", flush=True)
+                print(f"{in_words(name):38}  no figure: {difference}", flush=True)
                 status = 1
                 continue
             mark = "~" if row.disturbed else ""
             print(
-                f"{told(name):38}  {_ms(row.plain):>9}  {_ms(row.ours):>12}  {mark + format(row.ratio, '.3g'):>7}x",
+                f"{in_words(name):38}  {_ms(row.plain):>9}  {_ms(row.ours):>12}  {mark + format(row.ratio, '.3g'):>7}x",
                 flush=True,
             )
         if any(row.disturbed for row in rows):
@@ -119,7 +119,7 @@ def bench(names: Sequence[str], seconds: float, threads: int | None, picture: Pa
     return status
 
 
-def told(name: str) -> str:
+def in_words(name: str) -> str:
     """A setting in few words."""
     s = SETTINGS[name]
     first, *hidden, last = s.sizes
@@ -243,7 +243,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 said, (share, i + at), (5, 0), textcoords="offset points", va="center", color=ink, fontsize="small",
                 fontweight="bold" if ours else "normal",
             )  # fmt: skip
-    ax.set_yticks(range(len(rows)), [f"{row.name}\n{told(row.name)}" for row in rows], fontsize="small")
+    ax.set_yticks(range(len(rows)), [f"{row.name}\n{in_words(row.name)}" for row in rows], fontsize="small")
     ax.invert_yaxis()
     ax.set(xlabel="time of an EM batch, of that of plain PyTorch", xlim=(0, 1.15))
     ax.xaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1.0))

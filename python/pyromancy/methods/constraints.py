@@ -87,7 +87,7 @@ class Shrink:
 Constraint = Range | Known | Shrink
 
 
-class Way(NamedTuple):
+class StateStep(NamedTuple):
     """How a state moves: its rate, of a constraint None where it has none, and of none but a mask its shape here."""
 
     rate: float

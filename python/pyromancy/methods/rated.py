@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .base import Evaluation, Method, Objective, Point, check_number, column, inner, rows
-from .constraints import Constraint, Known, Range, Shrink, Way
+from .constraints import Constraint, Known, Range, Shrink, StateStep
 
 Of = Tensor | nn.Module  # a state, or what holds it
 Rates = float | Mapping[Of | None, float]
@@ -146,7 +146,7 @@ class Rated(Method):
         self._rates(states)
         _by_state("constraints", self.constraints or {}, states)
 
-    def ways(self, states: Sequence[Tensor]) -> list[Way]:
+    def ways(self, states: Sequence[Tensor]) -> list[StateStep]:
         """How states move, which are all that do.
 
         Raises:
@@ -154,7 +154,7 @@ class Rated(Method):
         """
         constraints = _by_state("constraints", self.constraints or {}, states)
         return [
-            _way(rate, state, constraints.get(i, ()))
+            _state_step(rate, state, constraints.get(i, ()))
             for i, (rate, state) in enumerate(zip(self._rates(states), states, strict=True))
         ]
 
@@ -214,7 +214,7 @@ class Steps:
         gradient: 0 where an entry is known, and no longer than it may be.
     """
 
-    def __init__(self, ways: list[Way], factor: float, max_norm: float | None, gradient: Point) -> None:
+    def __init__(self, ways: list[StateStep], factor: float, max_norm: float | None, gradient: Point) -> None:
         self._ways = ways
         self._constrained = any(way.is_constrained for way in ways)
         self.rates = [factor * way.rate for way in ways]
@@ -258,8 +258,8 @@ def _several(given: Constraint | tuple[Constraint, ...]) -> tuple[Constraint, ..
     return tuple(given) if isinstance(given, tuple | list) else (given,)
 
 
-def _way(rate: float, state: Tensor, constraints: tuple[Constraint, ...]) -> Way:
-    way = Way(rate)
+def _state_step(rate: float, state: Tensor, constraints: tuple[Constraint, ...]) -> StateStep:
+    way = StateStep(rate)
     for c in constraints:
         if isinstance(c, Range):
             way = way._replace(range=c)

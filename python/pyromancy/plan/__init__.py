@@ -1,6 +1,6 @@
 """What `run_plan_` does, as a value."""
 
-from .codec import decode, encode, numbers_of, numbers_of_way
+from .codec import decode, encode, numbers_of, numbers_of_node_step
 from .types import (
     LBFGS,
     MOST_PAIRS,
@@ -18,6 +18,7 @@ from .types import (
     Momentum,
     Nesterov,
     Node,
+    NodeStep,
     Operand,
     Plan,
     QuasiNewton,
@@ -26,8 +27,7 @@ from .types import (
     Sequential,
     Stepper,
     Target,
-    Turns,
-    Way,
+    UpdateOrder,
 )
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Momentum",
     "Nesterov",
     "Node",
+    "NodeStep",
     "Operand",
     "Plan",
     "QuasiNewton",
@@ -55,10 +56,9 @@ __all__ = [
     "Sequential",
     "Stepper",
     "Target",
-    "Turns",
-    "Way",
+    "UpdateOrder",
     "decode",
     "encode",
     "numbers_of",
-    "numbers_of_way",
+    "numbers_of_node_step",
 ]

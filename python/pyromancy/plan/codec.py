@@ -24,6 +24,7 @@ from .types import (
     Momentum,
     Nesterov,
     Node,
+    NodeStep,
     Plan,
     QuasiNewton,
     Rule,
@@ -31,8 +32,7 @@ from .types import (
     Sequential,
     Stepper,
     Target,
-    Turns,
-    Way,
+    UpdateOrder,
 )
 
 SLOTS = 4
@@ -68,7 +68,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
         ints.append(node.way is not None)
         if node.way is not None:
             ints += [_maybe(node.way.known), node.way.low is not None, node.way.high is not None]
-            numbers += numbers_of_way(node.way)
+            numbers += numbers_of_node_step(node.way)
         if node.expression is not None:
             ints += _of_expression(node.expression)
             numbers += node.expression.constants
@@ -134,9 +134,9 @@ def numbers_of(method: Descent | Stepper) -> list[float]:
     return [*given, *[0.0] * (_NUMBERS - len(given)), method.tol]
 
 
-def numbers_of_way(way: Way) -> list[float]:
+def numbers_of_node_step(way: NodeStep) -> list[float]:
     """The numbers of what steps do of a node, in their order."""
-    return [float(x) for x in (way.pace, way.shrink, way.towards, way.low or 0.0, way.high or 0.0)]
+    return [float(x) for x in (way.relative_rate, way.shrink, way.towards, way.low or 0.0, way.high or 0.0)]
 
 
 def _row(method: Stepper) -> tuple[int, str | None, tuple[str, ...]]:
@@ -148,7 +148,7 @@ def _row(method: Stepper) -> tuple[int, str | None, tuple[str, ...]]:
 def _of_method(method: Descent | Stepper) -> list[int]:
     """0, or 1 and more for a stepper, with five integers."""
     if isinstance(method, Descent):
-        return [0, method.nesterov, method.resume, method.settle, method.turns, method.first, method.fixed]
+        return [0, method.nesterov, method.resume, method.settle, method.update_order, method.first, method.fixed]
     kind, option, _ = _row(method)
     flags = [method.errors, option is not None and getattr(method, option), method.resume]
     return [1 + kind, *flags, _maybe(method.outcome), _maybe(method.progress)]
@@ -158,9 +158,13 @@ def _method(read: _Reader) -> Descent | Stepper:
     kind = read.number("method", 0, 1 + len(_STEPPERS))
     if kind == 0:
         nesterov, resume, settle = read.flag("nesterov"), read.flag("resume"), read.flag("settle")
-        turns, first, fixed = read.kind(Turns, "turns"), read.number("first step", 0, _ANY), read.flag("fixed")
+        update_order, first, fixed = (
+            read.kind(UpdateOrder, "update order"),
+            read.number("first step", 0, _ANY),
+            read.flag("fixed"),
+        )
         lr, momentum, dampening = (read.real("number of a method") for _ in range(3))
-        return Descent(lr, momentum, dampening, nesterov, resume, settle, turns, first, fixed)
+        return Descent(lr, momentum, dampening, nesterov, resume, settle, update_order, first, fixed)
     of, option, names = _STEPPERS[kind - 1]
     errors, chosen, resume = read.flag("errors"), read.flag("option"), read.flag("resume")
     outcome, progress = read.maybe_written("outcome"), read.maybe_written("progress")
@@ -259,11 +263,11 @@ def _expression(read: _Reader) -> Expression:
     return Expression(numbers, tuple(code), slopes, deviation, pull, push, moment)
 
 
-def _way(read: _Reader) -> Way:
+def _way(read: _Reader) -> NodeStep:
     known, has_low, has_high = read.maybe_tensor("mask"), read.flag("low"), read.flag("high")
-    pace, shrink, towards = read.real("pace"), read.real("shrink"), read.real("towards")
+    relative_rate, shrink, towards = read.real("relative rate"), read.real("shrink"), read.real("towards")
     low, high = read.real("low"), read.real("high")
-    return Way(pace, shrink, towards, low if has_low else None, high if has_high else None, known)
+    return NodeStep(relative_rate, shrink, towards, low if has_low else None, high if has_high else None, known)
 
 
 def _edge(read: _Reader, nodes: int) -> Edge:

@@ -113,18 +113,18 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class Way:
+class NodeStep:
     """What a step does of a free node beside what the method does.
 
     Attributes:
-        pace: its rate, over the method's.
+        relative_rate: its rate, over the method's.
         shrink: the weight of ``|z - towards|`` in the energy, of which a step takes the proximal step.
         low: the least that an element may be; None leaves it open.
         high: the most.
         known: bool ``[1 or B, n]``, of elements that hold still, whatever the method.
     """
 
-    pace: float = 1.0
+    relative_rate: float = 1.0
     shrink: float = 0.0
     towards: float = 0.0
     low: float | None = None
@@ -169,7 +169,7 @@ class Node:
     sample_weights: Operand | None = None
     kept: Operand | None = None
     law_parameter: float = 0.0
-    way: Way | None = None
+    way: NodeStep | None = None
     expression: Expression | None = None
     factor: Operand | None = None
 
@@ -221,7 +221,7 @@ class Edge:
         return self.weight is None and (self.before != Activation() or self.first is not None)
 
 
-class Turns(IntEnum):
+class UpdateOrder(IntEnum):
     """Which free nodes descend at a step."""
 
     TOGETHER = 0
@@ -238,7 +238,7 @@ class Descent:
         settle: free states that differ from the prediction of their edge by no more than rounding begin as that; a
             backend may leave it at the rounding.
         turns: that free nodes take.
-        first: how many steps came before, which turns count.
+        first: how many steps came before, by which the order of updates goes on.
         fixed: predictions and their derivatives stay those of the first states, which nodes keep.
     """
 
@@ -248,7 +248,7 @@ class Descent:
     nesterov: bool = False
     resume: bool = False
     settle: bool = False
-    turns: Turns = Turns.TOGETHER
+    update_order: UpdateOrder = UpdateOrder.TOGETHER
     first: int = 0
     fixed: bool = False
 
@@ -479,7 +479,7 @@ class Plan:
         """
         ways = [n.way for n in self.nodes if n.way is not None]
         beside, method = self.max_norm or self.factors, self.method
-        beside = beside or any(replace(way, known=None) != Way() for way in ways)
-        if beside or not isinstance(method, Descent) or method.turns is not Turns.TOGETHER or method.fixed:
+        beside = beside or any(replace(way, known=None) != NodeStep() for way in ways)
+        if beside or not isinstance(method, Descent) or method.update_order is not UpdateOrder.TOGETHER or method.fixed:
             raise NotImplementedError("E-steps other than plain descent are the compiled CPU kernels' alone in a plan")
         return method

@@ -101,7 +101,7 @@ class ChainExecutor(ReplayingExecutor):
         if self._circles:
             return "none: states predict one another in a circle"
         for node in self.planner.nodes:
-            name = self.program.told(node.state)
+            name = self.program.in_words(node.state)
             if node.free and node.law is plan.Law.NONE:
                 return f"none: nothing predicts {name}"
             if node.free and node.law not in (plan.Law.GAUSSIAN, plan.Law.FULL_GAUSSIAN):
@@ -121,15 +121,15 @@ class ChainExecutor(ReplayingExecutor):
         if tol and method.is_constrained and not (isinstance(method, Rated) and method.is_proximal and method.limits):
             return "no operator ends samples where all that holds their states is what is known of them"
         if method.moves != "states" and (divided := sorted(self.program.divided)):
-            return f"{self.program.told(divided[0])} is predicted by two energies, and has no one error"
+            return f"{self.program.in_words(divided[0])} is predicted by two energies, and has no one error"
         if errors and self._circles:
             return "states predict one another in a circle"
         odd = [n for n in self.planner.nodes if n.free and not n.moves_by_errors]
         if errors and odd:
-            return f"the law of {self.program.told(odd[0].state)} is not one of an error"
+            return f"the law of {self.program.in_words(odd[0].state)} is not one of an error"
         full = [n for n in self.planner.nodes if n.free and n.law is plan.Law.FULL_GAUSSIAN and n.held is not None]
         if full and (tol or (errors and method.measures)):
-            name = self.program.told(full[0].state)
+            name = self.program.in_words(full[0].state)
             return f"no operator measures errors of {name} by its full covariance, as entries of it are data"
         of = STEPPERS.get(type(method))
         if of is None:
@@ -333,13 +333,13 @@ class ChainExecutor(ReplayingExecutor):
             slots = self._spread(node)
             for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
                 add(slot, gradient)
-        self._lead_back(found, asked.needed)
+        self._backpropagate(found, asked.needed)
         for slot, other in self._gradients_of(asked.mstep.others, sorted(asked.needed)):
             add(slot, other)
         slot_of = {id(t): i for i, t in enumerate(self.program.leaves)}
         return [found.get(slot_of.get(id(t), -1)) for t in wanted]
 
-    def _lead_back(self, found: dict[int, Tensor], needed: frozenset[int]) -> None:
+    def _backpropagate(self, found: dict[int, Tensor], needed: frozenset[int]) -> None:
         """Turn the gradients of operands that are computed into those of the leaves that they are computed from."""
         program = self.program
         computed = sorted(s for s in found if s >= len(program.leaves))
@@ -373,14 +373,15 @@ class ChainExecutor(ReplayingExecutor):
             return "the energy is one number for the whole batch"
         mstep = self._mstep(needed)
         if mstep.others:
-            told = [self.program.told(t.slot) for t in mstep.others if t.slot is not None]
+            told = [self.program.in_words(t.slot) for t in mstep.others if t.slot is not None]
             return f"a term of the energy, {told[0]}, depends on parameters and on no free state"
-        if full := [self.program.told(self.planner.nodes[i].state) for i in mstep.wanted.factors]:
+        if full := [self.program.in_words(self.planner.nodes[i].state) for i in mstep.wanted.factors]:
             return f"the full covariance of {full[0]} is learned"
         program, direct = self.program, self.planner.operands
         through = [(p, s) for p in sorted(needed) for s in sorted(direct - {p}) if p in program.ancestors(s)]
         for parameter, operand in through:
-            return f"{program.told(parameter)} is learned through what is computed from it, {program.told(operand)}"
+            computed = program.in_words(operand)
+            return f"{program.in_words(parameter)} is learned through what is computed from it, {computed}"
         return None
 
     def _mstep(self, needed: frozenset[int]) -> _MStep:
@@ -467,11 +468,11 @@ class ChainExecutor(ReplayingExecutor):
             slot = min(missing)
             user = self._users(slot, reaches)
             taken = f"{user} takes it, not an edge" if user else "a node's energy is multiplied by it"
-            return f"the gradient of {program.told(slot)} is autograd's: {taken}"
+            return f"the gradient of {program.in_words(slot)} is autograd's: {taken}"
         paths = program.paths()
         if shared := [s for s in needed if paths.get(s, 0) > chain_uses.get(s, 0)]:
             slot = min(shared)
-            name, users = program.told(slot), self._users(slot, reaches)
+            name, users = program.in_words(slot), self._users(slot, reaches)
             return f"{name} is used outside the chain's edges too: it enters in {paths[slot]} ways, through {users}"
         return None
 

@@ -31,7 +31,7 @@ from .distributed import check_whole, group_of, others
 from .executor import Executor, Run
 from .graph import GraphExecutor
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, _warn, called, names_of, states_of, told_of
+from .loop import InferenceLoop, Trace, _warn, called, names_of, states_of, stopping_in_words
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
@@ -204,7 +204,7 @@ class EM:
         self._begun = False
         whole = self._prepared(batch)
         if whole is None or not whole.run(self):
-            return self._by_parts(batch)
+            return self._step_unfused(batch)
         self._repeat = whole.repeat(self)
         return whole.trace(self)
 
@@ -335,7 +335,7 @@ class EM:
         if whole and self._whole is not None:
             if outside:
                 lines.append(f"  the optimizer is called: {outside}")
-            lines += [f"  {told}" for told in told_of(self._stop, self._whole.executor.bound)]
+            lines += [f"  {told}" for told in stopping_in_words(self._stop, self._whole.executor.bound)]
         if (group := self._group) is not None:
             numbers, when = sum(p.numel() for p in self._parameters), "E-step" if self.incremental else "batch"
             lines.append(
@@ -356,7 +356,7 @@ class EM:
         epoch = {"order": self._order, "generator": None if source is None else source.get_state()}
         return {
             "optimizer": self.optimizer.state_dict(),
-            "method": self._method_told,
+            "method": self._method_name,
             "options": {name: getattr(self, name) for name in _OPTIONS},
             "batches": self.batches,
             "noise": None if noise is None else noise.get_state(),
@@ -385,7 +385,7 @@ class EM:
             if drawn is not None and not (isinstance(drawn, Tensor) and drawn.dtype == torch.uint8):
                 what = drawn.dtype if isinstance(drawn, Tensor) else type(drawn).__name__
                 raise ValueError(f"{name} must be None or what torch.Generator.get_state gives, got {what}")
-        done, method = state["batches"], self._method_told
+        done, method = state["batches"], self._method_name
         if not isinstance(done, int) or isinstance(done, bool) or done < 0:
             raise ValueError(f"batches must be how many are done, got {done!r}")
         if state["method"] != method:
@@ -413,7 +413,7 @@ class EM:
             setattr(self, name, value)
 
     @property
-    def _method_told(self) -> str:
+    def _method_name(self) -> str:
         method = self.loop.method
         return f"{type(method).__name__} on {method.moves}"
 
@@ -488,29 +488,29 @@ class EM:
         try:
             start = self._started(batch)
             if self.loop.check_finite:
-                raise _ByParts("check_finite looks at all states after every E-step")
+                raise _NotFused("check_finite looks at all states after every E-step")
             if self.loop.reduction != "sum":
-                raise _ByParts("the loop descends the mean over the batch")
+                raise _NotFused("the loop descends the mean over the batch")
             if self.incremental and (self._stop is not None or self.loop.has_method):
-                raise _ByParts("no operator learns between the sweeps of a method")
+                raise _NotFused("no operator learns between the sweeps of a method")
             executor = self._executor(start)
             found = self.loop.fused(self._stop)
             if isinstance(found, str) and (self._stop is not None or self.loop.has_method):
-                raise _ByParts(found)
+                raise _NotFused(found)
             if isinstance(found, Langevin):
-                raise _ByParts("noise is drawn anew for every batch")
+                raise _NotFused("noise is drawn anew for every batch")
             if isinstance(executor, GraphExecutor):
                 self._scheduled = self._schedule(start, executor, last)
             self._whole = self._fitting(start, executor)
             if self._whole.outside and (self.incremental or isinstance(self.loop.method, FixedPrediction)):
-                raise _ByParts(self._whole.outside)
-            if self._whole.unheard and not self._warned:
+                raise _NotFused(self._whole.outside)
+            if self._whole.self_predicted and not self._warned:
                 self._warned = True
                 _warn(
-                    f"start sets {self._whole.unheard}, which E-steps leave alone, to its own prediction, from which "
-                    "nothing is learned; a target may be missing, as y is in step(x)"
+                    f"start sets {self._whole.self_predicted}, which E-steps leave alone, to its own prediction, "
+                    "from which nothing is learned; a target may be missing, as y is in step(x)"
                 )
-        except _ByParts as reason:
+        except _NotFused as reason:
             self._reason, self._whole = str(reason), None
             return None
         if set_:
@@ -564,14 +564,14 @@ class EM:
         refused = self._refused if self._refused is not None and self._refused.function is self.start else None
         if refused is not None and refused.left > 0:
             refused.left -= 1
-            raise _ByParts(refused.reason)
+            raise _NotFused(refused.reason)
         try:
             start = Start(self.start, batch)
         except NotCapturable as reason:
             wait = 1 if refused is None else min(2 * refused.wait, _MOST_REFUSED)
             self._refused = _Refused(self.start, f"start cannot be captured: {reason}", wait, wait)
             self._begun = True
-            raise _ByParts(self._refused.reason) from None
+            raise _NotFused(self._refused.reason) from None
         self._refused = None
         kept = [old for old in self._starts if not start.supersedes(old)]
         self._starts = [*kept[-_STARTS + 1 :], start]
@@ -583,7 +583,7 @@ class EM:
             return whole
         return Whole(self, start, executor)
 
-    def _by_parts(self, batch: tuple[Any, ...]) -> Trace:
+    def _step_unfused(self, batch: tuple[Any, ...]) -> Trace:
         loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
         scheduled = self._scheduled
         if scheduled is not None:
@@ -681,7 +681,7 @@ class _Refused:
     left: int
 
 
-class _ByParts(Exception):
+class _NotFused(Exception):
     """A batch cannot be one plan; the message says why."""
 
 
@@ -697,28 +697,28 @@ class Whole:
     """A batch as one plan.
 
     Raises:
-        _ByParts: it cannot be one.
+        _NotFused: it cannot be one.
         ValueError: the optimizer has parameters that the energy lacks.
     """
 
     def __init__(self, em: EM, start: Start, executor: Executor) -> None:
         if reason := rules.obstacle(em.optimizer):
-            raise _ByParts(reason)
+            raise _NotFused(reason)
         if not isinstance(executor, ChainExecutor):
-            raise _ByParts("the energy is no chain, as is told below")
+            raise _NotFused("the energy is no chain, as is told below")
         self.start_, self.executor = start, executor
         self.nodes = executor.planner.nodes
         self.parameters = em._parameters
         _refuse_unused(self.parameters, executor.program.leaves, em.loop)
         if shared := self._shared():
-            raise _ByParts(shared)
+            raise _NotFused(shared)
         self.outside = ""  # why a plan gives gradients, and the optimizer is called
         self.learned: list[tuple[Learned, Tensor]] = []
         try:
             if em._group is not None:
-                raise _ByParts("gradients of all processes are averaged first")
+                raise _NotFused("gradients of all processes are averaged first")
             self.learned = _learned(executor, self.parameters)
-        except _ByParts as reason:
+        except _NotFused as reason:
             if executor.shape == () or isinstance(executor.asked(self.parameters), str):
                 raise
             self.outside = str(reason)
@@ -738,7 +738,7 @@ class Whole:
         for edge in planner.edges:
             into.setdefault(planner.nodes[edge[1]].state, []).append(edge)
         swept, self.set_ = set(), []
-        self.unheard = ""  # a clamped state that is set to its own prediction
+        self.self_predicted = ""  # a clamped state that is set to its own prediction
         for setting, found in self.start_.edges():
             slot = slot_of.get(id(setting.node.value))
             if found is None and slot not in program.free:
@@ -753,7 +753,7 @@ class Whole:
                     swept.add(slot)
                     continue
                 if same:
-                    self.unheard = program.told(slot)
+                    self.self_predicted = program.in_words(slot)
             self.set_.append(setting)
         # what would be computed from states that the plan has yet to compute
         self.by_hand = any(map(self.start_.depends_on_states, self.set_))
@@ -761,7 +761,7 @@ class Whole:
         set_ = {id(s.node.value) for s in self.start_.settings}
         for node, state in zip(self.nodes, states, strict=True):
             if node.free and id(state) not in set_:
-                raise _ByParts(f"start does not set the free state {program.told(node.state)}")
+                raise _NotFused(f"start does not set the free state {program.in_words(node.state)}")
         self._slot_of = slot_of
 
     def _are(self, found: list[EdgeTensors], edges: list[tuple[int, int, Edge]]) -> bool:
@@ -811,7 +811,7 @@ class Whole:
             owner = owners.get(t.untyped_storage().data_ptr(), t)
             if owner is not t and owner.numel():
                 learned = next(i for i, leaf in enumerate(program.leaves) if leaf is owner)
-                return f"{program.told(slot)} shares its memory with {program.told(learned)}, which learns"
+                return f"{program.in_words(slot)} shares its memory with {program.in_words(learned)}, which learns"
         return None
 
     def set_states(self, batch: tuple[Any, ...]) -> None:
@@ -878,7 +878,7 @@ class Whole:
             em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
         em.loop.forget_velocities()
         em.loop.restore()
-        self.mind(em)
+        self.note_divergence(em)
         return True
 
     def _run_outside(self, em: EM) -> None:
@@ -897,7 +897,7 @@ class Whole:
         em.optimizer.step()
         em.loop.forget_velocities()
         em.loop.restore()
-        self.mind(em)
+        self.note_divergence(em)
 
     def _put_back(self) -> None:
         """Set free states of which entries are data to what the last call has made of them."""
@@ -917,14 +917,14 @@ class Whole:
                 return node.distribution(data)
         return data
 
-    def mind(self, em: EM) -> None:
+    def note_divergence(self, em: EM) -> None:
         """Have a warning given where the states of what was run last have diverged."""
         if self._diverged is None:
             return
         diverged = bool(self._diverged)
         if diverged:
             self._diverged.zero_()
-        em.loop.mind(diverged, learned={id(p) for p in self.parameters})
+        em.loop.note_divergence(diverged, learned={id(p) for p in self.parameters})
 
     def trace(self, em: EM) -> Trace:
         """Of the batch that was run last."""
@@ -1005,7 +1005,7 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     program, planner = executor.program, executor.planner
     slot_of = {id(t): i for i, t in enumerate(program.leaves)}
     if reason := executor.obstacle_inside(parameters):
-        raise _ByParts(reason)
+        raise _NotFused(reason)
     found: dict[int, list[Learned]] = {}
     for i, (*_, e) in enumerate(planner.edges):
         if e.weight is not None:
@@ -1018,10 +1018,10 @@ def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tupl
     result = []
     for p in parameters:
         uses = found.get(slot_of[id(p)], [])
-        name = program.told(slot_of[id(p)])
+        name = program.in_words(slot_of[id(p)])
         if len(uses) > 1 and (chains := backends.without_graphs(p.device.type)):
-            raise _ByParts(f"{name} is used {len(uses)} times by edges and variances, and {chains}")
+            raise _NotFused(f"{name} is used {len(uses)} times by edges and variances, and {chains}")
         if not p.is_contiguous() or (p.dim() > 1 and any(use.what is plan.Learned.LOGVAR for use in uses)):
-            raise _ByParts(f"{name} does not lie in one piece, or is no vector of log-variances or log-scales")
+            raise _NotFused(f"{name} does not lie in one piece, or is no vector of log-variances or log-scales")
         result += [(use, p) for use in uses]
     return result

@@ -66,10 +66,10 @@ def obstacle_of(wanted: Sequence[Tensor], program: Program) -> str | None:
     for t in wanted:
         if has_hooks(t):
             slot = next((i for i, leaf in enumerate(program.leaves) if leaf is t), None)
-            return f"{'a parameter' if slot is None else program.told(slot)} has a gradient hook"
+            return f"{'a parameter' if slot is None else program.in_words(slot)} has a gradient hook"
     for slot, t in enumerate(program.leaves):
         if t.grad_fn is not None:
-            return f"{program.told(slot)}, which the energy takes, is computed from others, outside it"
+            return f"{program.in_words(slot)}, which the energy takes, is computed from others, outside it"
     return None
 
 

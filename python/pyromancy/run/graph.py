@@ -78,7 +78,7 @@ class _Learning:
     reached: list[int]
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """What it does, in words."""
         calls, operators = self.schedule.fused
         fused = f"{operators} element-wise operators in {calls} of these"
@@ -111,7 +111,7 @@ class GraphExecutor(ReplayingExecutor):
         slots = {id(t): i for i, t in enumerate(program.leaves)}
         for state in states:
             if not state.is_floating_point():
-                raise NotCapturable(f"{program.told(slots[id(state)])} is {state.dtype}, not of real numbers")
+                raise NotCapturable(f"{program.in_words(slots[id(state)])} is {state.dtype}, not of real numbers")
         super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
         # The library of convolutions then need not reorder its operands, and pooling takes whole vectors.
         convolves = any(call.meaning == "convolution of images" for call in program.calls)
@@ -303,10 +303,10 @@ class GraphExecutor(ReplayingExecutor):
         every, fused = sum(n.op == "call_function" for n in self._gradient.nodes), ""
         if self._schedules:
             schedule = next(reversed(self._schedules.values()))[0]
-            every, fused = schedule.calls, f"; {schedule.told}"
+            every, fused = schedule.calls, f"; {schedule.in_words}"
         begun = [n for of in self._openings.values() for n in of.values()]
         opened = [f"sweep and {n.steps} E-steps in {n.schedule.calls} operator calls" for n in begun if n.steps]
         layout = ["images with their channels last"] if self._channels_last else []
         steps = f"{every} operator calls at every step, {once} once a run{fused}"
-        taught = [f"gradients of {n.told}" for n in self._learnings.values() if isinstance(n, _Learning)]
+        taught = [f"gradients of {n.in_words}" for n in self._learnings.values() if isinstance(n, _Learning)]
         return [*opened[-1:], steps, *taught[-1:], *layout, *self._replay.notes(self)]

@@ -352,7 +352,7 @@ class InferenceLoop:
         if self._velocities is not None:
             self._seen = self._memory()
         if isinstance(executor, ChainExecutor):
-            self.mind(executor.diverged)
+            self.note_divergence(executor.diverged)
         elif self._params[0].is_cpu:  # another device would be waited for
             self.mind_states()
         return self._recorded(Trace(steps), executor, energies) if record else Trace(steps)
@@ -400,8 +400,8 @@ class InferenceLoop:
         self._taken = taken + outcome.steps
         whose = problem, method, self._read() if method.remembers_energy else ()
         self._resumed, self._seen = (whose, outcome.resumed), self._memory()
-        self._runner += told_of(stop, problem.bound, method.is_constrained)
-        self.mind(not self._are_finite(), starts)
+        self._runner += stopping_in_words(stop, problem.bound, method.is_constrained)
+        self.note_divergence(not self._are_finite(), starts)
         trace = Trace(outcome.steps, None, outcome.taken, outcome.converged)
         if outcome.energies is None:
             return trace
@@ -455,8 +455,8 @@ class InferenceLoop:
             self._resumed = whose, carried
         trace = Trace.of(outcome)
         self._taken += trace.steps
-        self._runner = [_FUSED, *told_of(stop, executor.bound, self.method.is_constrained)]
-        self.mind(executor.diverged, starts)
+        self._runner = [_FUSED, *stopping_in_words(stop, executor.bound, self.method.is_constrained)]
+        self.note_divergence(executor.diverged, starts)
         trace = replace(trace, converged=None if stop is None else trace.converged)
         return trace if energies is None else self._recorded(trace, executor, energies[: trace.steps])
 
@@ -509,7 +509,7 @@ class InferenceLoop:
             )
         return OnAutograd(self._energy, self._params)
 
-    def mind(self, diverged: bool, starts: Sequence[Tensor] = (), learned: Collection[int] = ()) -> None:
+    def note_divergence(self, diverged: bool, starts: Sequence[Tensor] = (), learned: Collection[int] = ()) -> None:
         """Warn where states are no longer finite.
 
         Args:
@@ -523,7 +523,7 @@ class InferenceLoop:
 
     def mind_states(self) -> None:
         """Warn where states are no longer finite."""
-        self.mind(not self._are_finite())
+        self.note_divergence(not self._are_finite())
 
     def _are_finite(self) -> bool:
         # of the extremes, in one pass: each is NaN where an element is
@@ -557,7 +557,7 @@ class InferenceLoop:
             told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {method!r}"
             if odd := self._not_finite():
                 assert self._program is not None
-                told = f"{told}, and neither is what the energy reads: {', '.join(map(self._program.told, odd))}"
+                told = f"{told}, and neither is what the energy reads: {', '.join(map(self._program.in_words, odd))}"
                 if not all(id(self._program.leaves[i]) in learned for i in odd):
                     return told
                 return (
@@ -996,7 +996,7 @@ def called(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def told_of(stop: Stop | None, bound: str, constrained: bool = False) -> list[str]:
+def stopping_in_words(stop: Stop | None, bound: str, constrained: bool = False) -> list[str]:
     """By what samples stop."""
     if stop is None:
         return []
@@ -1027,8 +1027,8 @@ def _check_clamped(program: Program) -> None:
     for call in program.calls:
         if call.function is functional.categorical_energy and call.inputs[0] in program.free:
             raise ValueError(
-                f"params must not hold the state of a categorical node, got {program.told(call.inputs[0])}: it is a "
-                "distribution, which E-steps would leave; clamp it, as get_estep_params(net, exclude=[node]) does"
+                f"params must not hold the state of a categorical node, got {program.in_words(call.inputs[0])}: it is "
+                "a distribution, which E-steps would leave; clamp it, as get_estep_params(net, exclude=[node]) does"
             )
 
 

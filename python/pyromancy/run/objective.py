@@ -224,7 +224,7 @@ class OnErrors(Captured):
         bent = next((n for n in nodes if n.state not in self.program.free and not n.law.is_convex), None)
         if bent is not None:
             self._certain = False
-            told = self.program.told(bent.state)
+            told = self.program.in_words(bent.state)
             self.bound = f"none: the energy of {told} is not known to be convex in its prediction"
         if any(t.node is None and t.slot in self.program.varying for t in self.program.terms):
             self._certain = False
@@ -325,9 +325,11 @@ class OnFixedPredictions(Problem):
         for term in self._terms:
             if term.node is None:
                 assert term.slot is not None
-                raise NoErrors(f"the term {program.told(term.slot)} is not the energy of a node of a known law")
+                raise NoErrors(f"the term {program.in_words(term.slot)} is not the energy of a node of a known law")
             if term.node.state in program.varying - program.free and program.held(term.node.state) is None:
-                raise NoErrors(f"{program.told(term.node.state)}, which a prediction is of, is no state but computed")
+                raise NoErrors(
+                    f"{program.in_words(term.node.state)}, which a prediction is of, is no state but computed"
+                )
 
     def begin(self) -> None:
         self.point = [self.program.leaves[i].detach().clone() for i in self._free]

@@ -282,7 +282,7 @@ class Planner:
         for n in self.nodes:
             numbers += (n.weight, n.law_parameter)
             if n.state in ways:
-                numbers += plan.numbers_of_way(ways[n.state][0])
+                numbers += plan.numbers_of_node_step(ways[n.state][0])
             if n.expression is not None:
                 numbers += n.expression.constants
         for i, (*_, e) in enumerate(self.edges):
@@ -293,12 +293,12 @@ class Planner:
             numbers += (r.lr, r.weight_decay, r.first, r.second, r.epsilon)
         return Call(operands.written, operands.only_read, ints, numbers)
 
-    def _ways(self, run: Run, values: Mapping[int, Tensor]) -> dict[int, tuple[plan.Way, Tensor | None]]:
+    def _ways(self, run: Run, values: Mapping[int, Tensor]) -> dict[int, tuple[plan.NodeStep, Tensor | None]]:
         """What steps do of states beside, by slot, where they do, and the masks of what is known."""
-        ways: dict[int, tuple[plan.Way, Tensor | None]] = {}
+        ways: dict[int, tuple[plan.NodeStep, Tensor | None]] = {}
         for n in self.nodes:
             if n.held is not None:
-                ways[n.state] = plan.Way(), _wide(n.held[1].known(values), values[n.state])
+                ways[n.state] = plan.NodeStep(), _wide(n.held[1].known(values), values[n.state])
         if run.rated is None:
             return ways
         free = [n.state for n in self.nodes if n.free]
@@ -306,11 +306,11 @@ class Planner:
         paces = isinstance(getattr(run.rated, "lr", None), Mapping)
         for slot, state, way in zip(free, states, run.rated.ways(states), strict=True):
             shrink, limits = way.shrink or Shrink(0.0), way.range
-            made = plan.Way(
+            made = plan.NodeStep(
                 way.rate if paces else 1.0, float(shrink.weight), float(shrink.towards),
                 None if limits is None else limits.low, None if limits is None else limits.high,
             )  # fmt: skip
-            if way.known is not None or made != plan.Way():
+            if way.known is not None or made != plan.NodeStep():
                 mask = ways[slot][1] if slot in ways else None
                 if way.known is not None:
                     own = _wide(way.known, state)
@@ -321,7 +321,7 @@ class Planner:
     def _read(self, values: Mapping[int, Tensor], slope: int) -> float:
         x = float(values[slope])
         if not math.isfinite(x):
-            raise FloatingPointError(f"{self.program.told(slope)}, the slope of a PReLU, must be finite, got {x}")
+            raise FloatingPointError(f"{self.program.in_words(slope)}, the slope of a PReLU, must be finite, got {x}")
         return x
 
     def computes_from(self, slots: set[int]) -> bool:

@@ -16,7 +16,7 @@ def names_of_terms(program: Program) -> tuple[str, ...]:
     """What to call the terms of an energy: those of nodes by their states."""
     return distinct(
         [
-            "a number" if t.slot is None else program.told(t.slot if t.node is None else t.node.state)
+            "a number" if t.slot is None else program.in_words(t.slot if t.node is None else t.node.state)
             for t in program.terms
         ]
     )

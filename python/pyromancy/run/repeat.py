@@ -108,7 +108,7 @@ class Repeat:
             if learns:
                 p.grad = None
         em.loop.forget_velocities()
-        self.whole.mind(em)
+        self.whole.note_divergence(em)
         self._done += 1
         return True
 

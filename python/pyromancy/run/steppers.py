@@ -79,13 +79,13 @@ def of_langevin(method: Langevin, states: int) -> plan.Stepper:
 def of_sequential(method: Sequential, states: int) -> plan.Descent:
     """Every other state, and then those between."""
     del states
-    return plan.Descent(_number(method.lr), turns=plan.Turns.ALTERNATE)
+    return plan.Descent(_number(method.lr), update_order=plan.UpdateOrder.ALTERNATE)
 
 
 def of_zil(method: ZIL, states: int) -> plan.Descent:
     """A state at every step."""
     del method, states
-    return plan.Descent(1.0, turns=plan.Turns.ONE_BY_ONE)
+    return plan.Descent(1.0, update_order=plan.UpdateOrder.ONE_BY_ONE)
 
 
 def of_fixed_prediction(method: FixedPrediction, states: int) -> plan.Descent:

@@ -34,10 +34,10 @@ class Sweep:
         of = {slot_of.get(id(s.node.value)): s for s in start.settings}
         for i in free:
             if i not in of:
-                raise NotCapturable(f"start does not set the free state {program.told(i)}")
+                raise NotCapturable(f"start does not set the free state {program.in_words(i)}")
             if not _is_plain(of[i], start.program):
                 raise NotCapturable(
-                    f"start sets {program.told(i)} to what is of another form, or a node does otherwise"
+                    f"start sets {program.in_words(i)} to what is of another form, or a node does otherwise"
                 )
         if start.stores(program):
             raise NotCapturable("the energy may take what start computes otherwise than as states")

@@ -67,8 +67,8 @@ plan(int nodes, const int* widths, int64_t batch, int64_t steps, int precision, 
   text += "], 'nodes': [";
   for (int l = 0; l < nodes; ++l) {
     const TileNode& n = a.node[l];
-    add("{'n': %d, 'tiles': %d, 'z': %d, 'e': %d, 'mu': %d, 'v': %d, 'drive_at': %d, ", n.n,
-        n.tiles, n.z, n.e, n.mu, n.v, n.drive_at);
+    add("{'n': %d, 'tiles': %d, 'z': %d, 'e': %d, 'mu': %d, 'v': %d, 'constant_feedback_at': %d, ",
+        n.n, n.tiles, n.z, n.e, n.mu, n.v, n.constant_feedback_at);
     add("'deviation': %d, 'bias_at': %d, 'rate_at': %d, 'samples_at': %d, ", n.deviation, n.bias_at,
         n.rate_at, n.samples_at);
     add("'h': %d, 'd': %d, 'residual': %d, ", n.h, n.d, n.residual);

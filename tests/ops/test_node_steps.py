@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chains import call, planned, problem
-from pyromancy.plan import Adam, Descent, Heun, Langevin, Momentum, Nesterov, QuasiNewton, Way
+from pyromancy.plan import Adam, Descent, Heun, Langevin, Momentum, Nesterov, NodeStep, QuasiNewton
 
 CHAIN = (3, 5, 4, 2)
 STATES = Nesterov(lr=0.1, restarts=True, errors=False)
@@ -30,10 +30,10 @@ def made():
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        (Way(pace=-1.0), "pace and shrink of node 1 must not be negative, got -1 and 0"),
-        (Way(shrink=-1.0), "pace and shrink of node 1 must not be negative, got 1 and -1"),
-        (Way(low=1.0, high=0.0), "low of node 1 must not be above its high, got 1 and 0"),
-        (Way(known=0), "mask of node 1 must be bool of shape (1, 5) or (6, 5), got Double of"),
+        (NodeStep(relative_rate=-1.0), "relative rate and shrink of node 1 must not be negative, got -1 and 0"),
+        (NodeStep(shrink=-1.0), "relative rate and shrink of node 1 must not be negative, got 1 and -1"),
+        (NodeStep(low=1.0, high=0.0), "low of node 1 must not be above its high, got 1 and 0"),
+        (NodeStep(known=0), "mask of node 1 must be bool of shape (1, 5) or (6, 5), got Double of"),
     ],
 )
 def test_ways_are_checked(made, way, message):
@@ -44,7 +44,7 @@ def test_ways_are_checked(made, way, message):
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (6, 4), (6, 1)])
 def test_masks_are_checked(made, shape):
     plan, operands = made
-    made = with_way(plan, Way(known=operands.number(torch.zeros(shape, dtype=torch.bool))))
+    made = with_way(plan, NodeStep(known=operands.number(torch.zeros(shape, dtype=torch.bool))))
     with pytest.raises(
         RuntimeError, match=re.escape("mask of node 1 must be bool of shape (1, 5) or (6, 5), got Bool of")
     ):
@@ -55,10 +55,10 @@ def test_masks_are_of_free_nodes(made):
     plan, operands = made
     known = operands.number(torch.ones(6, 3, dtype=torch.bool))
     with pytest.raises(RuntimeError, match="mask of node 0 needs a free node"):
-        call(with_way(plan, Way(known=known), 0), operands)
+        call(with_way(plan, NodeStep(known=known), 0), operands)
 
 
-@pytest.mark.parametrize("way", [Way(pace=0.5), Way(shrink=1.0), Way(high=1.0)], ids=repr)
+@pytest.mark.parametrize("way", [NodeStep(relative_rate=0.5), NodeStep(shrink=1.0), NodeStep(high=1.0)], ids=repr)
 @pytest.mark.parametrize("method", OTHERS, ids=lambda m: type(m).__name__)
 def test_ways_are_of_steps_at_a_rate(made, way, method):
     plan, operands = made
@@ -68,13 +68,13 @@ def test_ways_are_of_steps_at_a_rate(made, way, method):
 
 def test_ways_are_of_free_nodes(made):
     with pytest.raises(RuntimeError, match="way of node 0 needs steps at a rate, without a velocity, and a free node"):
-        call(with_way(made[0], Way(pace=0.5), 0), made[1])
+        call(with_way(made[0], NodeStep(relative_rate=0.5), 0), made[1])
 
 
 def test_constraints_are_of_states(made):
     plan, operands = made
     with pytest.raises(RuntimeError, match="constraints of node 1 need steps that move states"):
-        call(with_way(replace(plan, method=replace(STATES, errors=True)), Way(low=0.0)), operands)
+        call(with_way(replace(plan, method=replace(STATES, errors=True)), NodeStep(low=0.0)), operands)
 
 
 @pytest.mark.parametrize("method", OTHERS, ids=lambda m: type(m).__name__)
@@ -94,7 +94,7 @@ def test_norms_and_factors_are_checked(made):
         call(replace(plan, factors=(-2.0, *factors[1:])), operands)
 
 
-@pytest.mark.parametrize("changes", [{"max_norm": 1.0}, {"factors": (1.0,)}, {"way": Way(low=0.0)}], ids=str)
+@pytest.mark.parametrize("changes", [{"max_norm": 1.0}, {"factors": (1.0,)}, {"way": NodeStep(low=0.0)}], ids=str)
 def test_who_knows_plain_descent_alone_refuses_them(made, changes):
     plan = replace(made[0], method=Descent(0.1), steps=1)
     plan = with_way(plan, changes["way"]) if "way" in changes else replace(plan, **changes)
