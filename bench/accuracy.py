@@ -234,13 +234,22 @@ def table(every: int = STRIDE) -> str:
             x = numbers(dtype, function.low, every)
             exact = exactly(function, x)
             ours, theirs = error(computed(function, x), exact, x), error(function.torch(x), exact, x)
-            row += [_short(e) for e in (ours.ulp, theirs.ulp, ours.absolute, theirs.absolute)]
+            row += [short(e) for e in (ours.ulp, theirs.ulp, ours.absolute, theirs.absolute)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
-def _short(x: float) -> str:
+def short(x: float) -> str:
+    """An error as tables have it."""
     return f"{x:.1f}" if x < 100 else f"{x:.1e}" if math.isfinite(x) else "all"
+
+
+def put(found: str, document: Path, mark: str) -> None:
+    """Replace what stands in a document between two marks."""
+    parts = document.read_text().split(mark)
+    if len(parts) != 3:
+        sys.exit(f"{document} must have two marks {mark}, has {len(parts) - 1}")
+    document.write_text(f"{parts[0]}{mark}\n{found}\n{mark}{parts[2]}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -258,11 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.into is None:
         print(found)
         return
-    mark = "<!-- accuracy -->"
-    parts = args.into.read_text().split(mark)
-    if len(parts) != 3:
-        sys.exit(f"{args.into} must have two marks {mark}, has {len(parts) - 1}")
-    args.into.write_text(f"{parts[0]}{mark}\n{found}\n{mark}{parts[2]}")
+    put(found, args.into, "<!-- accuracy -->")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def _rest(state: Tensor, share: float) -> Tensor:
         inwards = sorted(range(1, state.dim()), key=state.stride, reverse=True)
         rows = state.permute(0, *inwards).flatten(1)  # as they lie
         most = torch.maximum(rows.amax(1), rows.amin(1).neg_()).view(-1, *[1] * (state.dim() - 1))
-    return most.mul_(8 * torch.finfo(state.dtype).eps * share).expand_as(state)
+    most.mul_(8 * torch.finfo(state.dtype).eps * share)
+    return most.masked_fill_(most.isinf(), -1.0).expand_as(state)  # an infinite state goes where its gradient takes it
 
 
 def _unsteady(graph: fx.Graph) -> bool:
