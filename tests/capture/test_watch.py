@@ -344,6 +344,35 @@ def test_holds_where_nothing_else_would_be_captured(net, change):
     assert watch.holds()
 
 
+class Warm(Config):
+    pass
+
+
+class Cold(Config):
+    pass
+
+
+KINDS = {
+    "the object's class": lambda: setattr(SCALE, "__class__", Cold),
+    "the class's name": lambda: set_item(globals(), "Warm", Cold),
+    "the function": lambda: set_item(globals(), "isinstance", lambda thing, kind: True),
+}
+
+
+@pytest.mark.parametrize("change", KINDS.values(), ids=KINDS)
+def test_classes_that_isinstance_takes_are_not_made(change):
+    """Whose code has effects, on the objects that it makes: nothing of it runs."""
+    warm = Warm
+    watch = Watch(lambda: X.sum(1) * 2 if isinstance(SCALE, Warm) else X.sum(1), ())
+    assert watch.holds()
+    try:
+        change()
+        assert not watch.holds()
+    finally:
+        SCALE.__class__, globals()["Warm"] = Config, warm
+        globals().pop("isinstance", None)
+
+
 class Storing(Net):
     def energy(self):
         self.last = super().energy()
@@ -424,7 +453,14 @@ def matches():
     return -X.sum(1)
 
 
+def makes(thing, kind):
+    return isinstance(thing, kind) and kind().factor
+
+
 TOO_MUCH = {
+    "an object that it makes": lambda: X.sum(1) * Config().factor,
+    "an object that a function makes of its last argument": lambda: X.sum(1) * makes(SCALE, Config),
+    "an object that it makes and looks at": lambda: X.sum(1) if isinstance(Config(), Config) else X,
     "an enumeration": lambda: X.sum(1) * Phase.A.weight,
     "a bare object": lambda: X.sum(1) if SENTINEL is not None else X,
     "an object without a dictionary": lambda: X.sum(1) if EMPTY else X,

@@ -1,5 +1,6 @@
 """Networks that are no chains: what one operator makes of them is what autograd makes."""
 
+import copy
 import functools
 from dataclasses import dataclass, field
 
@@ -332,6 +333,42 @@ def test_a_batch_is_one_plan_and_its_lines(incremental, optimizer):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert "a batch: one call" in ems[0].explain()
     assert "the optimizer is called" not in ems[0].explain()
+
+
+class Summed(TwoParents):
+    """With the sums of Python, which begin with 0."""
+
+    def of_y(self):
+        parts = ((self.hy, self.h), (self.ky, self.k))
+        return sum(edge(node.value) for edge, node in parts)
+
+    def of_k(self):
+        return sum((self.hk(torch.tanh(self.h.value)), self.xk(self.x.value)))
+
+
+def test_sums_of_python_learn_their_biases_in_the_call():
+    net = Summed().double()
+    x, y = torch.randn(8, 6).double(), torch.randint(3, (8,))
+    net.start(x, y)
+    opt = torch.optim.SGD([*pyro.get_mstep_params(net)], lr=0.1)
+    em = pyro.EM(net.energy, [net.h.value, net.k.value], opt, start=net.start, steps=4, lr=0.1)
+    other = copy.deepcopy(net)
+    for p in net.parameters():
+        p.grad = None
+    em.step(x, y)
+    assert em.explain().startswith("a batch: one call of an operator\n"), em.explain()
+    assert "the optimizer is called" not in em.explain()
+    other.start(x, y)
+    states = [other.h.value, other.k.value]
+    for _ in range(4):
+        gradients = torch.autograd.grad(other.energy().sum(), states)
+        with torch.no_grad():
+            for z, g in zip(states, gradients, strict=True):
+                z.sub_(0.1 * g)
+    learned = [*pyro.get_mstep_params(other)]
+    gradients = torch.autograd.grad(other.energy().mean(), learned)
+    for a, p, g in zip(pyro.get_mstep_params(net), learned, gradients, strict=True):
+        torch.testing.assert_close(a.detach(), p.detach() - 0.1 * g, rtol=1e-10, atol=1e-10)
 
 
 def test_a_sweep_leaves_no_errors():

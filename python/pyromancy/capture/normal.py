@@ -352,6 +352,9 @@ class _Writer:
 
     def _add(self, output: int, linear: _Linear, other: Any, times: float = 1) -> None:
         """A Linear plus a number times what has a row for every sample, or what is the same for all."""
+        if is_number(other) and other == 0:  # as Python's `sum` begins with it
+            self._linears[output] = linear
+            return
         if isinstance(other, Slot) and self._skip(output, linear, other.index, times):
             return
         if isinstance(other, Slot) and other.index in self._program.varying:

@@ -18,7 +18,7 @@ import math
 import types
 from abc import ABCMeta
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ _BUILTINS = frozenset(
         *("zip", "AssertionError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"),
     )
 )
+_KNOWN = _BUILTINS | _ATOMS | {Tensor, nn.Parameter}
 _PURE = frozenset(
     (
         *(f for f in (*vars(math).values(), *vars(functional).values()) if callable(f)),
@@ -102,6 +103,7 @@ _MOST_OBJECTS = 10_000  # beyond which a dry run is as fast
 _FIRST, _MOST = 4, 1024  # dry runs before a function is watched
 PROVEN_AFTER = _FIRST + 1  # dry runs, at least
 _CHANGED = "what it can reach has changed meanwhile: an attribute, an item, a global, or a tensor's form"
+_JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
 _LOADS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _EFFECTS = frozenset(
     (
@@ -275,7 +277,7 @@ class _Reach:
             self._stack += (thing.func, thing.args, thing.keywords)
             self._attributes(thing)
         elif isinstance(thing, type):
-            if thing not in _BUILTINS | _ATOMS | {Tensor, nn.Parameter}:
+            if thing not in _KNOWN:
                 self._class(thing)
         elif not self._is_pure(thing):
             self._instance(thing)
@@ -297,11 +299,15 @@ class _Reach:
         self._stack.extend(held.keys() if wanted is None else ())
         self._stack.extend(held[key] for key in keys)
 
-    def _lookups(self, held: dict[str, Any], names: Iterable[str]) -> None:
-        """What a dictionary that holds much else has under these names."""
+    def _lookups(self, held: dict[str, Any], names: Iterable[str], compared: Collection[str] = ()) -> None:
+        """What a dictionary that holds much else has under names, some of which are of classes that make nothing."""
         entry = named_in(held, *sorted(names))
         self.entries.append(entry)
-        self._stack.extend(value for value in entry[2][1::2] if value is not _MISSING)
+        for name, value in zip(entry[2][::2], entry[2][1::2], strict=True):
+            if name in compared and isinstance(value, type) and value not in _KNOWN:
+                self._class(value, makes=False)
+            elif value is not _MISSING:
+                self._stack.append(value)
 
     def _module(self, module: types.ModuleType) -> None:
         held = vars(module)
@@ -336,8 +342,9 @@ class _Reach:
         self._dict(vars(thing), self._names)
 
     def _code(self, code: types.CodeType, names: dict[str, Any]) -> None:
-        globally = set[str]()
-        for step in dis.get_instructions(code):
+        globally, used = set[str](), set[str]()
+        steps = [*dis.get_instructions(code)]
+        for at, step in enumerate(steps):
             if step.opname in _EFFECTS or (
                 step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
             ):
@@ -348,9 +355,12 @@ class _Reach:
                 self.named.add(step.argval)
             elif step.opname == "LOAD_GLOBAL":
                 globally.add(step.argval)
+                if not _is_compared(steps, at):
+                    used.add(step.argval)
             elif step.opname == "LOAD_NAME":
                 raise _Unknown(f"{code.co_name} is no function's code")
-        self._lookups(names, globally)
+        compared = () if "isinstance" in names else globally - used
+        self._lookups(names, globally, compared)
         self._lookups(vars(builtins), globally - names.keys())
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
@@ -401,6 +411,22 @@ class _Reach:
         self._dict(held, (self._names | _OF_MODULES) - {"_modules"})
         self.entries.append((_NAMES, held, ("_modules", thing._modules)))
         self._dict(thing._modules, None if self._names & _WALKING else self._names)
+
+
+def _is_compared(steps: Sequence[dis.Instruction], at: int) -> bool:
+    """Whether all that is done with what a step loads is that `isinstance` takes it for a class, last."""
+    call = next(s for s in steps[at + 1 :] if s.opname != "PRECALL")
+    if (call.opname, call.arg) != ("CALL", 2):
+        return False
+    depth = 0
+    for i in range(at - 1, 0, -1):  # back over what makes the first argument, to the function
+        step = steps[i]
+        if step.is_jump_target or step.opcode in _JUMPS:
+            return False
+        depth += dis.stack_effect(step.opcode, step.arg, jump=False)
+        if depth == 1:
+            return (steps[i - 1].opname, steps[i - 1].argval) == ("LOAD_GLOBAL", "isinstance")
+    return False
 
 
 def _is_torchs(thing: Any) -> bool:
