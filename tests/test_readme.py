@@ -79,6 +79,27 @@ def test_a_prediction_outlives_the_states():
     assert not torch.equal(prediction, y)
 
 
+def test_accuracies_are_of_predictions_and_not_of_targets():
+    """By the recipe of the page on nodes, of labels that are drawn, of which no network knows more than chance.
+
+    A recipe that reads the state of the output reads the targets there, and finds all of them.
+    """
+    page = ROOT / "docs" / "nodes.md"
+    recipe = re.search(r"the accuracy is `(.*?)`", page.read_text())[1]
+    scope = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(blocks(page, "python")[0], "nodes.md", "exec"), scope)
+    net, generator = scope["net"], torch.Generator().manual_seed(0)
+    x, labels = torch.rand(2000, 8, generator=generator), torch.randint(3, (2000,), generator=generator)
+    net.sweep(x)
+    state = net.above.init(torch.nn.functional.one_hot(labels, 3).float())
+    assert (state.argmax(1) == labels).all()
+    accuracy = eval(recipe, {"net": net, "x": x, "labels": labels})
+    right = torch.stack([net.top(net.up(row)).argmax() for row in x.split(1)]) == labels
+    assert accuracy == right.float().mean()
+    assert abs(accuracy - 1 / 3) < 5 * (2 / 9 / 2000) ** 0.5  # five standard errors
+
+
 def comparable(text):
     """Printed text, less what depends on rounding, and on PyTorch's version: how many calls a gradient takes."""
     text = re.sub(r"\d+ (operator calls at every step), \d+", r"N \1, N", text)

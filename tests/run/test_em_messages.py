@@ -341,6 +341,43 @@ def test_a_batch_that_the_energy_is_not_of_is_told():
     assert em.explain().startswith("a batch: one call of an operator")
 
 
+def test_a_free_state_that_samples_would_share_is_told_and_nothing_is_learned():
+    """As of an input that was given for one sample; the prediction would broadcast to all targets."""
+    net = Net()
+    em = em_of(net)
+    x, y = batch(4)
+    before = [p.detach().clone() for p in net.learned()]
+    told = r"free states of 4 samples, as others are, got 1 for StandardGaussianNode\(5\), .*: x has one row"
+    with pytest.raises(ValueError, match=told):
+        em.step(x[:1], y)
+    assert_same(net.learned(), before)
+    em.start = lambda *both: net.start(*both)
+    with pytest.raises(ValueError, match="would share: argument 0 of step has one row"):
+        em.step(x[:1], y)
+    em.step(x, y)
+
+
+def test_an_input_that_samples_share_is_meant():
+    """It is clamped, and each sample has free states of its own: as with the input in every row, in float64."""
+    ours, plain = Net(), Net()
+    plain.load_state_dict(ours.state_dict())
+    x, y = batch(4)
+
+    def start(x, y):
+        ours.below.init(x), ours.hidden.init(torch.zeros(4, 5)), ours.out.init(y)
+
+    def start_plainly(x, y):
+        plain.below.init(x), plain.hidden.init(torch.zeros(4, 5)), plain.out.init(y)
+
+    em, other = em_of(ours), em_of(plain)
+    em.start, other.start = start, start_plainly
+    for _ in range(3):
+        em.step(x[:1], y)
+        other.step(x[:1].expand(4, -1), y)
+    for p, q in zip(ours.learned(), plain.learned(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-12)
+
+
 def test_states_of_different_batches_are_told():
     net = Net()
     em = em_of(net)

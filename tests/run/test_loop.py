@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 
 import pytest
@@ -725,6 +726,19 @@ def test_an_energy_of_the_whole_batch_is_told(executor):
     torch.testing.assert_close(z.detach(), torch.full_like(z, 1 - 0.1 / 4))
     assert f"  {told}" in loop.explain()
     assert "at 1/4 of the rate" in loop.explain()
+
+
+@pytest.mark.parametrize("executor", ["graph", "autograd"])
+def test_a_state_that_samples_share_is_told(executor):
+    """It descends the sum of all: z - 0.1 * sum over 4 samples of (z - y)."""
+    z, y = nn.Parameter(torch.ones(1, 2, dtype=torch.float64)), torch.rand(4, 2, dtype=torch.float64)
+    loop = pyro.InferenceLoop(lambda: 0.5 * (z - y).square().sum(1), [z], lr=0.1, executor=executor)
+    told = "the energy is of 4 samples, which share z [1, 2], without a row of their own"
+    with pytest.warns(UserWarning, match=re.escape(told)) as caught:
+        loop.run(1)
+    assert [w.filename for w in caught] == [__file__]
+    torch.testing.assert_close(z.detach(), 1 - 0.1 * (1 - y).sum(0, keepdim=True))
+    assert f"  {told}" in loop.explain()
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (3,)], ids=str)

@@ -1,6 +1,7 @@
 """A training that was saved and went on elsewhere comes to the same bits as one that was never stopped."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_model, save_model
 
 import processes
 import resumed
-from pyromancy import EM, methods, networks
+from pyromancy import EM, InferenceLoop, methods, networks
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,39 @@ def test_a_copy_of_everything_goes_on_to_the_same_bits(how):
         results.append(each.result())
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
+
+
+FUNCTIONS = {
+    "energy": lambda net, opt: EM(lambda: net.energy(), net.e_params(), opt, start=net.start, steps=1, lr=0.1),
+    "start": lambda net, opt: EM(
+        net.energy, net.e_params(), opt, start=functools.partial(lambda x, y: net.start(x, y)), steps=1, lr=0.1
+    ),
+    "loop": lambda net, opt: InferenceLoop(lambda: net.energy(), net.e_params(), lr=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_what_calls_a_function_is_not_copied(kind):
+    """The copy would call the same function, which knows the network that was copied."""
+    net = networks.mlp([6, 5, 3])
+    made = FUNCTIONS[kind](net, torch.optim.SGD(net.m_params(), 0.1))
+    name, whose = ("energy", "InferenceLoop") if kind == "loop" else (kind, "EM")
+    told = f"{name} must be a method to be copied, .* got the function .*<lambda>.* make another {whose}"
+    with pytest.raises(TypeError, match=told):
+        copy.deepcopy({"net": net, "made": made})
+
+
+def test_a_copied_loop_moves_the_states_of_its_own_network():
+    net, x, y = networks.mlp([6, 5, 3]), torch.rand(4, 6), torch.rand(4, 3)
+    loop = InferenceLoop(functools.partial(net.energy), net.e_params(), lr=0.1)
+    net.start(x, y)
+    loop.run(1)
+    before = net.nodes[1].value.clone()
+    twin, other = copy.deepcopy((loop, net))
+    twin.run(1)
+    assert torch.equal(net.nodes[1].value, before)
+    loop.run(1)
+    assert torch.equal(net.nodes[1].value, other.nodes[1].value)
 
 
 def tied():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import time
@@ -31,7 +32,7 @@ from .distributed import check_whole, group_of, others
 from .executor import Executor, Run
 from .graph import GraphExecutor
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, _warn, called, names_of, states_of, stopping_in_words
+from .loop import InferenceLoop, Trace, _warn, called, check_copied, deep_copy, names_of, states_of, stopping_in_words
 from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
 from .replay import product_precision
@@ -473,6 +474,10 @@ class EM:
             f"{tol}{more}, {type(self.optimizer).__name__} of {learned} parameters)"
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> EM:
+        check_copied(self, energy=self.loop._energy, start=self.start)
+        return deep_copy(self, memo)
+
     def __getstate__(self) -> dict[str, Any]:
         # captures are made anew
         return self.__dict__ | {"_starts": [], "_refused": None, "_whole": None, "_scheduled": None, "_repeat": None}
@@ -493,7 +498,7 @@ class EM:
                 raise _NotFused("the loop descends the mean over the batch")
             if self.incremental and (self._stop is not None or self.loop.has_method):
                 raise _NotFused("no operator learns between the sweeps of a method")
-            executor = self._executor(start)
+            executor = self._executor(start, batch)
             found = self.loop.fused(self._stop)
             if isinstance(found, str) and (self._stop is not None or self.loop.has_method):
                 raise _NotFused(found)
@@ -527,13 +532,22 @@ class EM:
             self._called = f"start is called for every batch: {refusal}"
             return None
 
-    def _executor(self, start: Start) -> Executor:
+    def _executor(self, start: Start, batch: tuple[Any, ...]) -> Executor:
         """Of the energy, for the states as `start` has set them."""
         sizes = [len(s.node.value) for s in start.settings]
         if len({*sizes} - {1}) > 1:
             told = [f"{n} for {s.node._described}" for n, s in zip(sizes, start.settings, strict=True)]
             raise ValueError(f"start must set states of as many samples each, got {', '.join(told)}")
         samples = max(sizes)
+        if min(sizes) < samples:  # which is meant of what is clamped
+            free = {id(p) for p in self.loop.params}
+            short = [s.node for s, n in zip(start.settings, sizes, strict=True) if n == 1 and id(s.node.value) in free]
+            if short:
+                raise ValueError(
+                    f"start must set free states of {samples} samples, as others are, got 1 for "
+                    f"{', '.join(node._described for node in short)}, which all samples would share"
+                    f"{_of_one_row(self.start, batch)}"
+                )
         try:
             executor = self.loop.prepared()
         except (RuntimeError, ValueError) as error:
@@ -630,6 +644,17 @@ class EM:
         program, learned = self.loop.program, self._parameters
         used = [p for p in learned if p.grad is not None] if program is None else program.leaves
         _refuse_unused(learned, used, self.loop)
+
+
+def _of_one_row(start: StartFunction, batch: tuple[Any, ...]) -> str:
+    """Which of a batch's tensors have one row, in words."""
+    try:
+        names = [*inspect.signature(start).bind(*batch).arguments]
+    except (TypeError, ValueError):  # it has none, or takes what it is given by one name
+        names = []
+    names = names if len(names) == len(batch) else [f"argument {i} of step" for i in range(len(batch))]
+    told = [name for name, t in zip(names, batch, strict=True) if isinstance(t, Tensor) and t.dim() and len(t) == 1]
+    return f": {' and '.join(told)} has one row" if told else ""
 
 
 def _refuse_unused(parameters: Sequence[Tensor], used: Sequence[Tensor], loop: InferenceLoop) -> None:

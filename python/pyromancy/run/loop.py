@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import math
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 _P = TypeVar("_P", bound=Problem)
+_C = TypeVar("_C")
 EXECUTORS = ("chain", "graph", "autograd")
 _FUSED = "fused: all sweeps in one operator"
 # Runs on autograd after which something faster is tried again, at most: after a capture, which takes about as long
@@ -347,8 +349,9 @@ class InferenceLoop:
         run = Run(steps, lr, momentum, dampening, self.nesterov, resume, record, settle, mean)
         energies = executor.run(run, self._velocities if momentum else None)
         self._taken += steps
-        if reason := self._one_number(executor):
-            _warn(reason)
+        for reason in (self._one_number(executor), self._one_row(executor)):
+            if reason:
+                _warn(reason)
         if self._velocities is not None:
             self._seen = self._memory()
         if isinstance(executor, ChainExecutor):
@@ -722,7 +725,7 @@ class InferenceLoop:
 
     def _doubts(self, executor: Executor, named: dict[int, str]) -> list[str]:
         """What may not be meant."""
-        doubts = [reason] if (reason := self._one_number(executor)) else []
+        doubts = [reason for reason in (self._one_number(executor), self._one_row(executor)) if reason]
         if (program := self._program) is not None:
             laws = {t.node.state: t.node.law for t in program.terms if t.node is not None}
             for slot in idle(program):
@@ -750,6 +753,20 @@ class InferenceLoop:
         return (
             f"the energy is one number for states of {samples} samples, not one per sample, [B]: the states descend "
             f"it as it is, a mean over the batch at 1/{samples} of the rate"
+        )
+
+    def _one_row(self, executor: Executor) -> str | None:
+        """What it means that a state has one row where the energy has more samples."""
+        shape = executor.shape
+        if shape is None or len(shape) != 1 or shape[0] < 2:
+            return None
+        shared = [p for p in self._params if p.dim() > 1 and p.shape[0] == 1]
+        if not shared:
+            return None
+        named = names_of(self._energy)
+        told = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in shared)
+        return (
+            f"the energy is of {shape[0]} samples, which share {told}, without a row of their own, and move it together"
         )
 
     def _history(self) -> list[str]:
@@ -969,6 +986,10 @@ class InferenceLoop:
         runner = "not run yet" if self._executor is None else f"executor {self._executor.name}"
         return f"InferenceLoop({called(self._energy)}, states {states}, {self.method!r}, {runner})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLoop:
+        check_copied(self, energy=self._energy)
+        return deep_copy(self, memo)
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         anew: dict[str, Any] = {
@@ -989,6 +1010,28 @@ class InferenceLoop:
             "_lost": False,
         }
         return state | anew
+
+
+def check_copied(owner: object, **functions: Callable[..., Any]) -> None:
+    """Refuse to copy what would go on with the original's network: `copy.deepcopy` leaves functions as they are."""
+    for name, function in functions.items():
+        inner = function
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        if inspect.isfunction(inner):
+            raise TypeError(
+                f"{name} must be a method to be copied, as that of a network is, got the function {called(inner)}, "
+                "which copy.deepcopy does not copy with the network that it knows: copy the network, and make another "
+                f"{type(owner).__name__} for it"
+            )
+
+
+def deep_copy(owner: _C, memo: dict[int, Any]) -> _C:
+    """As `copy.deepcopy` copies what has no method for it."""
+    twin = object.__new__(type(owner))
+    memo[id(owner)] = twin
+    vars(twin).update(copy.deepcopy(cast("dict[str, Any]", owner.__getstate__()), memo))
+    return twin
 
 
 def called(function: Callable[..., Any]) -> str:
