@@ -6,36 +6,26 @@ import inspect
 import math
 import operator
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .. import backends, ops, plan
 from ..arguments import kind_of
-from ..capture.capture import NotCapturable, has_hooks
-from ..capture.lowering import Edge, EdgeTensors
+from ..capture.capture import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
-from ..nodes.base import StateNode
-from ..nodes.categorical import CategoricalNode
-from ..nodes.target import TargetNode
 from ..plan import Langevin
-from . import optimizer as rules
-from .chain import ChainExecutor
 from .distributed import check_whole, group_of, others
-from .executor import Executor, Run
+from .executor import Executor
+from .fused_batch import FusedBatch, NotFused, refuse_unused
 from .graph import GraphExecutor
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace, _warn, called, check_copied, deep_copy, names_of, states_of, stopping_in_words
-from .planner import Call, Learn, Learned, set_rates
 from .repeat import Repeat
-from .replay import product_precision
 from .scheduled import Scheduled
 from .start import Start, StartFunction
 
@@ -48,11 +38,6 @@ _PART = 0.1  # seconds after which `epoch` gives a sign of life
 _STARTS = 16  # forms of a batch that are kept
 _FIRST, _MOST = 2, 1024  # bounds of `EM._wait`
 _MOST_REFUSED = 64  # batches before a `start` that cannot be captured is tried again
-_WHEN = {
-    False: plan.Learning.AT_THE_END,
-    True: plan.Learning.AFTER_EACH_STEP,
-    "joint": plan.Learning.WITH_EACH_STEP,
-}
 
 
 @dataclass(frozen=True)
@@ -161,7 +146,7 @@ class EM:
         self._starts: list[Start] = []
         self._refused: _Refused | None = None
         self._begun = False  # that a capture which was refused has run `start`, and so has set the states
-        self._whole: Whole | None = None
+        self._fused: FusedBatch | None = None
         self._scheduled: Scheduled | None = None  # what starts a batch that is done by parts, if not `start` itself
         self._called = ""  # why it is `start`
         self._repeat: Repeat | None = None
@@ -196,18 +181,18 @@ class EM:
     def _step(self, batch: tuple[Any, ...]) -> Trace:
         if self._repeat is not None:
             if self._repeat.run(self, batch):
-                self._whole, self._reason = self._repeat.whole, ""
-                return self._repeat.whole.trace(self)
+                self._fused, self._reason = self._repeat.fused, ""
+                return self._repeat.fused.trace(self)
             # the next will have to prove itself, and for longer where this one has not been of use
             self._wait = _FIRST if self._repeat.ended() > _MOST else min(2 * self._wait, _MOST)
             self._repeat = None
         self._check()
         self._begun = False
-        whole = self._prepared(batch)
-        if whole is None or not whole.run(self):
+        fused = self._prepared(batch)
+        if fused is None or not fused.run(self):
             return self._step_unfused(batch)
-        self._repeat = whole.repeat(self)
-        return whole.trace(self)
+        self._repeat = fused.repeat(self)
+        return fused.trace(self)
 
     def epoch(
         self,
@@ -287,10 +272,10 @@ class EM:
         # or else `start` would be run on other rows, and what it draws be drawn once more
         if len(rows) >= size and self._knows_start and not refused and self._group is None:
             self._check()
-            whole = self._prepared(tuple(t[:size] for t in data), set_=False)
-            if whole is not None:
+            fused = self._prepared(tuple(t[:size] for t in data), set_=False)
+            if fused is not None:
                 with Uninterrupted():  # what is left of the order follows what has been learned
-                    if whole.run(self, data, rows):
+                    if fused.run(self, data, rows):
                         self._order = order[len(rows) :]
                         self.batches += count
                         return count
@@ -323,20 +308,20 @@ class EM:
 
     def explain(self) -> str:
         """What runs a batch, and why nothing faster does; of the last one, so that there has to be one."""
-        if self._whole is None and not self._reason:
+        if self._fused is None and not self._reason:
             return "no batch so far: call step(*batch), or go through epoch(*data), and explain() tells what runs it"
-        whole = self._whole is not None
-        outside = "" if self._whole is None else self._whole.outside
+        whole = self._fused is not None
+        outside = "" if self._fused is None else self._fused.outside
         how = "one call of an operator" if whole else "start, E-steps, gradients, optimizer"
         lines = [f"a batch: {how}, then the optimizer" if outside else f"a batch: {how}"]
         if self._reason:
             lines.append(f"  not one call: {self._reason}")
         if self._called:
             lines.append(f"  {self._called}")
-        if whole and self._whole is not None:
+        if whole and self._fused is not None:
             if outside:
                 lines.append(f"  the optimizer is called: {outside}")
-            lines += [f"  {told}" for told in stopping_in_words(self._stop, self._whole.executor.bound)]
+            lines += [f"  {told}" for told in stopping_in_words(self._stop, self._fused.executor.bound)]
         if (group := self._group) is not None:
             numbers, when = sum(p.numel() for p in self._parameters), "E-step" if self.incremental else "batch"
             lines.append(
@@ -480,47 +465,47 @@ class EM:
 
     def __getstate__(self) -> dict[str, Any]:
         # captures are made anew
-        return self.__dict__ | {"_starts": [], "_refused": None, "_whole": None, "_scheduled": None, "_repeat": None}
+        return self.__dict__ | {"_starts": [], "_refused": None, "_fused": None, "_scheduled": None, "_repeat": None}
 
     @property
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
-    def _prepared(self, batch: tuple[Any, ...], set_: bool = True) -> Whole | None:
+    def _prepared(self, batch: tuple[Any, ...], set_: bool = True) -> FusedBatch | None:
         """How to do the batch in one call, its clamped states set; None, and why, where it is done by parts."""
         self._reason = ""
         last, self._scheduled, self._called = self._scheduled, None, ""
         try:
             start = self._started(batch)
             if self.loop.check_finite:
-                raise _NotFused("check_finite looks at all states after every E-step")
+                raise NotFused("check_finite looks at all states after every E-step")
             if self.loop.reduction != "sum":
-                raise _NotFused("the loop descends the mean over the batch")
+                raise NotFused("the loop descends the mean over the batch")
             if self.incremental and (self._stop is not None or self.loop.has_method):
-                raise _NotFused("no operator learns between the sweeps of a method")
+                raise NotFused("no operator learns between the sweeps of a method")
             executor = self._executor(start, batch)
             found = self.loop.fused(self._stop)
             if isinstance(found, str) and (self._stop is not None or self.loop.has_method):
-                raise _NotFused(found)
+                raise NotFused(found)
             if isinstance(found, Langevin):
-                raise _NotFused("noise is drawn anew for every batch")
+                raise NotFused("noise is drawn anew for every batch")
             if isinstance(executor, GraphExecutor):
                 self._scheduled = self._schedule(start, executor, last)
-            self._whole = self._fitting(start, executor)
-            if self._whole.outside and (self.incremental or isinstance(self.loop.method, FixedPrediction)):
-                raise _NotFused(self._whole.outside)
-            if self._whole.self_predicted and not self._warned:
+            self._fused = self._fitting(start, executor)
+            if self._fused.outside and (self.incremental or isinstance(self.loop.method, FixedPrediction)):
+                raise NotFused(self._fused.outside)
+            if self._fused.self_predicted and not self._warned:
                 self._warned = True
                 _warn(
-                    f"start sets {self._whole.self_predicted}, which E-steps leave alone, to its own prediction, "
+                    f"start sets {self._fused.self_predicted}, which E-steps leave alone, to its own prediction, "
                     "from which nothing is learned; a target may be missing, as y is in step(x)"
                 )
-        except _NotFused as reason:
-            self._reason, self._whole = str(reason), None
+        except NotFused as reason:
+            self._reason, self._fused = str(reason), None
             return None
         if set_:
-            self._whole.set_states(batch)
-        return self._whole
+            self._fused.set_states(batch)
+        return self._fused
 
     def _schedule(self, start: Start, executor: GraphExecutor, last: Scheduled | None) -> Scheduled | None:
         """What starts a batch of a graph; None where that is `start`."""
@@ -578,24 +563,24 @@ class EM:
         refused = self._refused if self._refused is not None and self._refused.function is self.start else None
         if refused is not None and refused.left > 0:
             refused.left -= 1
-            raise _NotFused(refused.reason)
+            raise NotFused(refused.reason)
         try:
             start = Start(self.start, batch)
         except NotCapturable as reason:
             wait = 1 if refused is None else min(2 * refused.wait, _MOST_REFUSED)
             self._refused = _Refused(self.start, f"start cannot be captured: {reason}", wait, wait)
             self._begun = True
-            raise _NotFused(self._refused.reason) from None
+            raise NotFused(self._refused.reason) from None
         self._refused = None
         kept = [old for old in self._starts if not start.supersedes(old)]
         self._starts = [*kept[-_STARTS + 1 :], start]
         return start
 
-    def _fitting(self, start: Start, executor: Executor) -> Whole:
-        whole = self._whole
-        if whole is not None and whole.fits(self, start, executor):
-            return whole
-        return Whole(self, start, executor)
+    def _fitting(self, start: Start, executor: Executor) -> FusedBatch:
+        fused = self._fused
+        if fused is not None and fused.fits(self, start, executor):
+            return fused
+        return FusedBatch(self, start, executor)
 
     def _step_unfused(self, batch: tuple[Any, ...]) -> Trace:
         loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
@@ -643,7 +628,7 @@ class EM:
         """Refuse parameters that have no part in the energy, whose gradients have just been computed."""
         program, learned = self.loop.program, self._parameters
         used = [p for p in learned if p.grad is not None] if program is None else program.leaves
-        _refuse_unused(learned, used, self.loop)
+        refuse_unused(learned, used, self.loop)
 
 
 def _of_one_row(start: StartFunction, batch: tuple[Any, ...]) -> str:
@@ -655,16 +640,6 @@ def _of_one_row(start: StartFunction, batch: tuple[Any, ...]) -> str:
     names = names if len(names) == len(batch) else [f"argument {i} of step" for i in range(len(batch))]
     told = [name for name, t in zip(names, batch, strict=True) if isinstance(t, Tensor) and t.dim() and len(t) == 1]
     return f": {' and '.join(told)} has one row" if told else ""
-
-
-def _refuse_unused(parameters: Sequence[Tensor], used: Sequence[Tensor], loop: InferenceLoop) -> None:
-    ids = {id(t) for t in used}
-    if unused := [p for p in parameters if id(p) not in ids]:
-        named = names_of(loop._energy)
-        told = [named.get(id(p), f"one of shape {tuple(p.shape)}") for p in unused]
-        raise ValueError(
-            f"optimizer must hold parameters that the energy uses, got {', '.join(told)}, which it does not use"
-        )
 
 
 def _no_order(order: Any) -> str | None:
@@ -704,349 +679,3 @@ class _Refused:
     reason: str
     wait: int
     left: int
-
-
-class _NotFused(Exception):
-    """A batch cannot be one plan; the message says why."""
-
-
-class _Last(NamedTuple):
-    """A call, what the optimizer was for it, and what else it depends on."""
-
-    learner: rules.Learner
-    call: Call
-    settings: tuple[object, ...]
-
-
-class Whole:
-    """A batch as one plan.
-
-    Raises:
-        _NotFused: it cannot be one.
-        ValueError: the optimizer has parameters that the energy lacks.
-    """
-
-    def __init__(self, em: EM, start: Start, executor: Executor) -> None:
-        if reason := rules.obstacle(em.optimizer):
-            raise _NotFused(reason)
-        if not isinstance(executor, ChainExecutor):
-            raise _NotFused("the energy is no chain, as is told below")
-        self.start_, self.executor = start, executor
-        self.nodes = executor.planner.nodes
-        self.parameters = em._parameters
-        _refuse_unused(self.parameters, executor.program.leaves, em.loop)
-        if shared := self._shared():
-            raise _NotFused(shared)
-        self.outside = ""  # why a plan gives gradients, and the optimizer is called
-        self.learned: list[tuple[Learned, Tensor]] = []
-        try:
-            if em._group is not None:
-                raise _NotFused("gradients of all processes are averaged first")
-            self.learned = _learned(executor, self.parameters)
-        except _NotFused as reason:
-            if executor.shape == () or isinstance(executor.asked(self.parameters), str):
-                raise
-            self.outside = str(reason)
-        self._diverged: Tensor | None = None  # [1], whether states have, on devices that look
-        self._outcome: Tensor | None = None  # of a batch whose samples stop by themselves
-        self._last: _Last | None = None  # where the next call may be the same
-        self._same = 0  # of the calls before, in a row
-        self._seen: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}  # data that were checked, by their nodes
-        self._masked: tuple[Mapping[int, Tensor], Sequence[Tensor]] | None = None  # what a call was made of
-        self._sort_settings()
-
-    def _sort_settings(self) -> None:
-        """Which states start at their prediction, which are set to something, and which to the batch's own rows."""
-        planner, program, states = self.executor.planner, self.executor.program, self.states
-        slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True) if s is not None}
-        into: dict[int, list[tuple[int, int, Edge]]] = {}
-        for edge in planner.edges:
-            into.setdefault(planner.nodes[edge[1]].state, []).append(edge)
-        swept, self.set_ = set(), []
-        self.self_predicted = ""  # a clamped state that is set to its own prediction
-        for setting, found in self.start_.edges():
-            slot = slot_of.get(id(setting.node.value))
-            if found is None and slot not in program.free:
-                found = self.start_.edges_of_logits(setting)
-            if slot is not None and found is not None and slot in into:
-                nodes = [self.nodes[i] for source, target, _ in into[slot] for i in (source, target)]
-                if any(n.held is not None for n in nodes):
-                    self.set_.append(setting)  # what it is set to knows nothing of a mask
-                    continue
-                same = self._are(found, into[slot])
-                if same and slot in program.free:
-                    swept.add(slot)
-                    continue
-                if same:
-                    self.self_predicted = program.in_words(slot)
-            self.set_.append(setting)
-        # what would be computed from states that the plan has yet to compute
-        self.by_hand = any(map(self.start_.depends_on_states, self.set_))
-        self.swept = frozenset() if self.by_hand else frozenset(swept)
-        set_ = {id(s.node.value) for s in self.start_.settings}
-        for node, state in zip(self.nodes, states, strict=True):
-            if node.free and id(state) not in set_:
-                raise _NotFused(f"start does not set the free state {program.in_words(node.state)}")
-        self._slot_of = slot_of
-
-    def _are(self, found: list[EdgeTensors], edges: list[tuple[int, int, Edge]]) -> bool:
-        """Whether these edges, in whatever order, are all that predicts a node, from nodes before it."""
-        leaves, left = self.executor.program.leaves, list(found)
-        for source, target, edge in edges:
-            slots = (edge.weight, edge.bias, edge.mask, *edge.slopes)
-            taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
-            form = edge.transposed, edge.scale, edge.bias_scale, edge.skip, edge.first
-            state = self.states[source]
-            at = next(
-                (
-                    i for i, f in enumerate(left)
-                    if f.source is state and (f.before, f.after, f.form) == (edge.before, edge.after, form)
-                    and all(a is b for a, b in zip(taken, (f.weight, f.bias, f.mask, *f.slopes), strict=True))
-                ),
-                None,
-            )  # fmt: skip
-            if at is None or source >= target or self.nodes[target].rest:
-                return False
-            del left[at]
-        return not left
-
-    @property
-    def states(self) -> list[Tensor | None]:
-        """Of the nodes, in order; None where a clamped one is computed."""
-        leaves = self.executor.program.leaves
-        return [leaves[n.state] if n.state < len(leaves) else None for n in self.nodes]
-
-    def fits(self, em: EM, start: Start, executor: Executor) -> bool:
-        """Whether nothing of this has changed."""
-        now = em._parameters
-        return (
-            start is self.start_ and executor is self.executor and rules.obstacle(em.optimizer) is None
-            and len(now) == len(self.parameters) and all(a is b for a, b in zip(now, self.parameters, strict=True))
-            and not any(map(has_hooks, now)) and all(s is None or s.is_contiguous() for s in self.states)
-            and not self._shared()
-        )  # fmt: skip
-
-    def _shared(self) -> str | None:
-        """Which parameter has its memory in common with what is learned beside it, or is read as it learns."""
-        program = self.executor.program
-        owners = {p.untyped_storage().data_ptr(): p for p in self.parameters}
-        if len(owners) < len(self.parameters):
-            return "parameters share their memory"
-        for slot, t in enumerate(program.leaves):
-            owner = owners.get(t.untyped_storage().data_ptr(), t)
-            if owner is not t and owner.numel():
-                learned = next(i for i, leaf in enumerate(program.leaves) if leaf is owner)
-                return f"{program.in_words(slot)} shares its memory with {program.in_words(learned)}, which learns"
-        return None
-
-    def set_states(self, batch: tuple[Any, ...]) -> None:
-        """Set what the plan does not: clamped states, and free ones that start elsewhere than at their prediction."""
-        if self.by_hand:
-            self.start_.run(batch)
-            return
-        with torch.no_grad():
-            for setting, value in zip(self.set_, self.start_.values(self.set_), strict=True):
-                setting.node.init(value)
-            for node, state in zip(self.nodes, self.states, strict=True):
-                if state is not None and node.state in self.swept:
-                    # new memory, as `init` gives it: somebody may hold the last batch's
-                    state.data = torch.empty_like(state)
-        self.start_.restore()
-
-    def run(self, em: EM, data: Sequence[Tensor] = (), order: Tensor | None = None) -> bool:
-        """Run the batch whose states are set, or the batches of rows of data; whether it could."""
-        rows: dict[int, Tensor] = {}
-        if self.outside:
-            if order is None:
-                self._run_outside(em)
-            return order is None
-        if order is not None:
-            captured = em.loop.program
-            assert captured is not None
-            clamped = {self._slot_of.get(id(setting.node.value), -1) for setting in self.set_}
-            planner = self.executor.planner
-            if planner.masks or self.by_hand or self.start_.reaches(captured) or planner.computes_from(clamped):
-                return False
-            for setting in self.set_:
-                place = self.start_.place(setting)
-                slot = self._slot_of.get(id(setting.node.value))
-                if place is None or slot is None or not _are_rows(data[place], setting.node):
-                    return False
-                rows[slot] = self._looked_at(data[place], setting.node)
-        last, settings = self._last, self._settings(em)
-        rates = None
-        if order is None and last is not None and last.settings == settings and last.learner.still(em.optimizer):
-            rates = last.learner.rates(em.optimizer)
-        if last is not None and rates is not None:
-            learner, call = last.learner, last.call
-            set_rates(call, rates)
-            self._same += 1
-        else:
-            learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
-            if learner.obstacle:
-                em._reason, em._whole = learner.obstacle, None
-                return False
-            call = self._made(em, self._learning(em, learner), rows, order)
-            if order is None:
-                self._same = 0
-                keeps = not em.loop.momentum and self.executor.planner.takes_leaves_alone
-                self._last = _Last(learner, call, settings) if keeps else None
-        learns = self._learns(em)
-        with torch.no_grad(), Uninterrupted() if learns and learner.begins else nullcontext():
-            ops.run_plan_(*call)
-            self._put_back()
-            if learns:
-                learner.commit()
-        for p in self.parameters if learns or not em.incremental else ():
-            p.grad = None
-        if learns:
-            em.optimizer._opt_called = True  # type: ignore[attr-defined] # which schedulers ask for
-        em.loop.forget_velocities()
-        em.loop.restore()
-        self.note_divergence(em)
-        return True
-
-    def _run_outside(self, em: EM) -> None:
-        """The batch whose states are set, of which a plan gives the gradients, by the optimizer itself."""
-        asked = self.executor.asked(self.parameters)
-        assert not isinstance(asked, str)
-        call = self._made(em, asked.learning, {}, None)
-        with torch.no_grad():
-            ops.run_plan_(*call)
-            self._put_back()
-        gradients = self.executor.completed(self.parameters, asked)
-        em.optimizer.zero_grad()
-        for p, gradient in zip(self.parameters, gradients, strict=True):
-            p.grad = gradient
-        em._average(self.executor)
-        em.optimizer.step()
-        em.loop.forget_velocities()
-        em.loop.restore()
-        self.note_divergence(em)
-
-    def _put_back(self) -> None:
-        """Set free states of which entries are data to what the last call has made of them."""
-        if self._masked is not None:
-            self.executor.planner.put_back(*self._masked, self.executor.program.leaves)
-            self._masked = None
-
-    def _looked_at(self, data: Tensor, node: StateNode) -> Tensor:
-        """Rows that a node may be set to, once they have been looked at as they are now."""
-        if isinstance(node, CategoricalNode | TargetNode):
-            last = self._seen.get(id(node))
-            version = None if data.is_inference() else data._version
-            if version is None or last is None or last[0]() is not data or last[1] != version:
-                node.check(data)
-                self._seen[id(node)] = weakref.ref(data), version
-            if isinstance(node, CategoricalNode) and not data.is_cpu:  # where classes are not looked at
-                return node.distribution(data)
-        return data
-
-    def note_divergence(self, em: EM) -> None:
-        """Have a warning given where the states of what was run last have diverged."""
-        if self._diverged is None:
-            return
-        diverged = bool(self._diverged)
-        if diverged:
-            self._diverged.zero_()
-        em.loop.note_divergence(diverged, learned={id(p) for p in self.parameters})
-
-    def trace(self, em: EM) -> Trace:
-        """Of the batch that was run last."""
-        return Trace(em.steps) if self._outcome is None else Trace.of(self._outcome)
-
-    def repeat(self, em: EM) -> Repeat | None:
-        """What does a batch like the last, where that was done as those before it."""
-        last = self._last
-        if last is None or self._same < em._wait:
-            return None
-        self._same = 0
-        slots = [self._slot_of.get(id(setting.node.value)) for setting in self.set_]
-        if self.by_hand or None in slots or Repeat.obstacle(em, self.start_, self.set_):
-            return None
-        clamped = [(setting.node, place) for setting in self.set_ if (place := self.start_.place(setting)) is not None]
-        states = [s for s in self.states if s is not None]
-        return Repeat(em, self, clamped, states, last.call, last.learner)
-
-    def _learns(self, em: EM) -> bool:
-        return bool(self.learned) and (em.steps > 0 or not em.incremental)
-
-    def _settings(self, em: EM) -> tuple[object, ...]:
-        """What a call depends on beside the optimizer."""
-        loop = em.loop
-        leaves = map(id, self.executor.program.leaves)  # all of which the last call keeps
-        return em.steps, em.incremental, loop.method, em.tol, self.swept, product_precision(), *leaves
-
-    def _learning(self, em: EM, learner: rules.Learner) -> Learn:
-        if not self._learns(em):
-            return Learn()
-        return Learn(
-            _WHEN[em.incremental],
-            tuple(learned for learned, _ in self.learned),
-            [p for _, p in self.learned],
-            learner.rules,
-            [learner.of[id(p)] for _, p in self.learned],
-        )
-
-    def _made(self, em: EM, learning: Learn, rows: dict[int, Tensor], order: Tensor | None) -> Call:
-        loop, planner, method = em.loop, self.executor.planner, em.loop.fused(em._stop)
-        run = Run(
-            em.steps, float(loop.lr or 0.0), float(loop.momentum), float(loop.dampening), loop.nesterov, False, False,
-            settle=True,  # of what start set, and the plan does not
-            method=None if isinstance(method, str) else method, rated=loop.rated,
-            factors=loop.method.factors(0, em.steps),
-        )  # fmt: skip
-        with torch.no_grad():
-            values = planner.values(self.executor.program.leaves)
-            states = [values[n.state].contiguous() for n in self.nodes]
-            velocities = [
-                torch.empty_like(s)
-                for n, s in zip(self.nodes, states, strict=True)
-                if n.free and run.momentum and run.method is None
-            ]
-            outcome = states[0].new_empty(len(states[0]), 2) if em.tol is not None and order is None else None
-            if planner.masks:
-                self._masked = values, states
-            if self._diverged is None and states[0].is_cpu:
-                self._diverged = states[0].new_zeros(1)
-            if order is None:  # batches of an order leave the call that may be used again, and so what it tells
-                self._outcome = outcome
-            return planner.call(
-                values, states, run, of=em.steps, outcome=outcome, diverged=self._diverged,
-                velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
-            )  # fmt: skip
-
-
-def _are_rows(data: Tensor, node: StateNode) -> bool:
-    state = node.value
-    if isinstance(node, CategoricalNode) and data.dtype == torch.int64:
-        return data.dim() == 1 and data.device == state.device and data.is_contiguous()
-    alike = data.dtype == state.dtype and data.device == state.device and data.shape[1:] == state.shape[1:]
-    return alike and data.is_contiguous()
-
-
-def _learned(executor: ChainExecutor, parameters: Sequence[Tensor]) -> list[tuple[Learned, Tensor]]:
-    """What each of the parameters is in the chain, if a plan can learn them all."""
-    program, planner = executor.program, executor.planner
-    slot_of = {id(t): i for i, t in enumerate(program.leaves)}
-    if reason := executor.obstacle_inside(parameters):
-        raise _NotFused(reason)
-    found: dict[int, list[Learned]] = {}
-    for i, (*_, e) in enumerate(planner.edges):
-        if e.weight is not None:
-            found.setdefault(e.weight, []).append(Learned(plan.Learned.WEIGHT, i))
-        if e.bias is not None:
-            found.setdefault(e.bias, []).append(Learned(plan.Learned.BIAS, i))
-    for i, n in enumerate(planner.nodes):
-        if n.theta is not None and n.law.is_elementwise:
-            found.setdefault(n.theta, []).append(Learned(plan.Learned.LOGVAR, i))
-    result = []
-    for p in parameters:
-        uses = found.get(slot_of[id(p)], [])
-        name = program.in_words(slot_of[id(p)])
-        if len(uses) > 1 and (chains := backends.without_graphs(p.device.type)):
-            raise _NotFused(f"{name} is used {len(uses)} times by edges and variances, and {chains}")
-        if not p.is_contiguous() or (p.dim() > 1 and any(use.what is plan.Learned.LOGVAR for use in uses)):
-            raise _NotFused(f"{name} does not lie in one piece, or is no vector of log-variances or log-scales")
-        result += [(use, p) for use in uses]
-    return result

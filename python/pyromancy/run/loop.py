@@ -357,7 +357,7 @@ class InferenceLoop:
         if isinstance(executor, ChainExecutor):
             self.note_divergence(executor.diverged)
         elif self._params[0].is_cpu:  # another device would be waited for
-            self.mind_states()
+            self.note_divergence_of_states()
         return self._recorded(Trace(steps), executor, energies) if record else Trace(steps)
 
     def _recorded(self, trace: Trace, executor: Executor, before: Tensor | None) -> Trace:
@@ -524,7 +524,7 @@ class InferenceLoop:
             _warn(self._diverged(self.method, starts, learned))
         self._lost = diverged
 
-    def mind_states(self) -> None:
+    def note_divergence_of_states(self) -> None:
         """Warn where states are no longer finite."""
         self.note_divergence(not self._are_finite())
 

@@ -21,7 +21,8 @@ from .replay import product_precision
 from .start import Setting, Start
 
 if TYPE_CHECKING:
-    from .em import EM, Whole
+    from .em import EM
+    from .fused_batch import FusedBatch
 
 # of a node, in whose place states are set here
 _SETTERS = ("_hold", "_check_fits", "_check_is_tensor", "_name_if_empty")
@@ -37,7 +38,7 @@ class Repeat:
 
     Args:
         em: of the batch.
-        whole: what did it.
+        fused: what did it.
         clamped: nodes whose states are set to what `start` is given, by the place of that.
         states: of all nodes; those not clamped start at their predictions.
         call: what did the rest.
@@ -45,19 +46,19 @@ class Repeat:
     """
 
     def __init__(
-        self, em: EM, whole: Whole, clamped: Sequence[tuple[StateNode, int]], states: list[Tensor], call: Call,
+        self, em: EM, fused: FusedBatch, clamped: Sequence[tuple[StateNode, int]], states: list[Tensor], call: Call,
         learner: Learner,
     ) -> None:  # fmt: skip
         program = em.loop.program
         assert program is not None
         assert program.guard is not None
-        start = whole.start_
+        start = fused.start_
         assert start.guard is not None
         self._guards = program.guard, start.guard
         self._watches = [guard.watch for guard in self._guards if guard.watch is not None]
         self._entries = _distinct(self._watches, _settings(em))
         self._contents = contents(self._entries)
-        self.whole, self._start, self._clamped, self._states = whole, start, clamped, states
+        self.fused, self._start, self._clamped, self._states = fused, start, clamped, states
         self._call, self._learner = call, learner
         self._shapes = [s.shape for s in states]
         self._own = {id(s) for s in states}
@@ -108,7 +109,7 @@ class Repeat:
             if learns:
                 p.grad = None
         em.loop.forget_velocities()
-        self.whole.note_divergence(em)
+        self.fused.note_divergence(em)
         self._done += 1
         return True
 

@@ -37,4 +37,4 @@ class Scheduled:
         self._executor.run_from(self._sweep, run)
         loop.forget_velocities()
         loop.restore()
-        loop.mind_states()
+        loop.note_divergence_of_states()
