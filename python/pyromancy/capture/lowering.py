@@ -323,11 +323,6 @@ class _Part:
     mask: int | None = None
     first: int | None = None
 
-    @property
-    def has_product(self) -> bool:
-        """Whether a matrix makes it, which may be one that only passes on."""
-        return self.weight is not None or self.before != _IDENTITY or self.first is not None
-
 
 class _Source(NamedTuple):
     """What an edge takes: an activation of a state, its slope, and the first of the state's columns."""
