@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from dataclasses import MISSING, fields, replace
 
 import pytest
@@ -177,6 +178,68 @@ def test_what_is_not_there_is_refused(seed):
     for at in range(len(ints)):
         for value in (-2, 10**9) if at not in any_number else (-2,):
             with pytest.raises(ValueError, match=rf"plan\[{at}\], the [a-z ]+, must be from -?\d+ to \d+, got {value}"):
+                plan.decode([*ints[:at], value, *ints[at + 1 :]], numbers, WRITTEN, TENSORS)
+
+
+def bounds_of(made, length):
+    """What every integer must be from, and below: by name, in the order in which they are written."""
+    operand, maybe, maybe_written = (0, TENSORS), (-1, TENSORS), (-1, WRITTEN)
+    flag, count, any_number = (0, 2), (0, length + 1), 2**63 - 1
+    n, e, r, t = len(made.nodes), len(made.edges), len(made.rules), len(made.targets)
+    bounds = {
+        **{f"number of {things}": [count] for things in ("nodes", "edges", "rules", "targets")},
+        "number of steps": [(0, any_number)], "method": [(0, 1 + len(Stepper.__subclasses__()))],
+        "first step": [(0, any_number)], "update order": [(0, len(UpdateOrder))],
+        "tensor of energies": [maybe_written], "tensor of an order": [maybe], "outcome": [maybe_written],
+        "progress": [maybe_written], "precision of products": [(0, len(MatmulPrecision))],
+        "time of learning": [(0, len(Learning))], "tensor that tells of divergence": [maybe_written],
+        "state": [operand] * n, "law": [(0, len(Law))] * n, "theta": [maybe] * n, "prior": [maybe] * n,
+        "velocity": [maybe_written] * n, "kept": [maybe_written] * n, "tensor of data": [maybe] * n,
+        "tensor of sample weights": [maybe] * n, "factor": [maybe] * n, "mask": [maybe] * n,
+        "source": [(0, n)] * e, "target": [(0, n)] * e + [(0, WRITTEN)] * t, "weight": [maybe] * e,
+        "bias": [maybe] * e, "mask of a weight": [maybe] * e, "activation": [(0, len(ACTIVATIONS))] * 2 * e,
+        "first column": [(-1, any_number)] * e,
+        "rule": [(0, len(RuleKind))] * r + [(0, r)] * t, "slot": [maybe_written] * SLOTS * t,
+        "learned": [(0, len(Learned))] * t,
+        "owner": [(0, n if target.what is Learned.LOGVAR else e) for target in made.targets],
+    }  # fmt: skip
+    laws = [node.expression for node in made.nodes if node.expression is not None]
+    firsts = [2 + law.has_theta + len(law.constants) for law in laws]  # instructions' values come after these
+    bounds |= {
+        "number of constants": [(0, MOST_CONSTANTS + 1)] * len(laws),
+        "number of instructions": [(0, MOST_INSTRUCTIONS + 1)] * len(laws),
+        "number of instructions for slopes": [(0, len(law.code) + 1) for law in laws],
+        "instruction": [(0, len(Op)) for law in laws for _ in law.code],
+        "value of an instruction": [
+            (0, first + i)
+            for first, law in zip(firsts, laws, strict=True)
+            for i in range(len(law.code))
+            for _ in range(3)
+        ],
+        "value of a deviation": [(0, first + len(law.code)) for first, law in zip(firsts, laws, strict=True)],
+        "value of a slope": [
+            (0, first + law.slopes) for first, law in zip(firsts, laws, strict=True) for _ in range(2)
+        ],
+        "value of a moment": [
+            (0, first + len(law.code)) for first, law in zip(firsts, laws, strict=True) if law.has_theta
+        ],
+    }
+    return bounds, flag
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_integer_has_its_bounds(seed):
+    made = random_plan(seed)
+    ints, numbers = plan.encode(made)
+    bounds, flag = bounds_of(made, len(ints))
+    for at in range(len(ints)):
+        with pytest.raises(ValueError, match=rf"^plan\[{at}\], the .*, must be from") as refused:
+            plan.decode([*ints[:at], -9, *ints[at + 1 :]], numbers, WRITTEN, TENSORS)
+        name = str(refused.value).split(", ")[1].removeprefix("the ")
+        least, end = bounds[name].pop(0) if name in bounds else flag
+        for value in (least - 1, end):
+            message = f"plan[{at}], the {name}, must be from {least} to {end - 1}, got {value}"
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
                 plan.decode([*ints[:at], value, *ints[at + 1 :]], numbers, WRITTEN, TENSORS)
 
 
