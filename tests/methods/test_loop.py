@@ -468,6 +468,30 @@ class TestErrors:
         torch.testing.assert_close(b.value.detach(), found[-1].detach(), **TIGHT)
         assert "stepwise, on what was captured" in loop.explain()
 
+    @pytest.mark.parametrize(
+        "after",
+        [lambda h, c: 1 - h, lambda h, c: 0.5 * h, lambda h, c: torch.sigmoid(0.5 * h + c)],
+        ids=["difference", "multiple", "activation"],
+    )
+    def test_of_a_law_of_ones_own_are_of_all_that_a_state_is_compared_with(self, after):
+        # the law may be read with sums, multiples and activations in it: log cosh(e) has the slope tanh(e)
+        a = nodes.StandardGaussianNode(3).double()
+        b = nodes.LawNode(2, law=lambda z, mu: torch.log(torch.cosh(z - mu))).double()
+        a.init(torch.randn(4, 3)), b.init(torch.randn(4, 2))
+        x, weight, constant = (torch.randn(*s, dtype=torch.float64) for s in ((4, 3), (2, 3), (2,)))
+
+        def predicted():
+            return after(F.linear(a.value, weight), constant)
+
+        first, second = (a.value - x).detach(), (b.value - predicted()).detach()
+        method = methods.Descent(0.1, coordinates="errors")
+        loop = pyro.InferenceLoop(lambda: a.energy(x) + b.energy(predicted()), [a.value, b.value], method=method)
+        loop.run(1)
+        torch.testing.assert_close((a.value - x).detach(), 0.9 * first, **TIGHT)
+        torch.testing.assert_close((b.value - predicted()).detach(), second - 0.1 * second.tanh(), **TIGHT)
+        assert loop.explain().startswith("executor: chain")
+        torch.testing.assert_close([*loop.errors().values()][-1], (b.value - predicted()).detach().tanh(), **TIGHT)
+
     @pytest.mark.slow
     def test_of_several_parents_and_a_skip(self):
         class Graph(Program):

@@ -73,6 +73,22 @@ def _is_penalty(term: Term) -> bool:
     return node is not None and node.law is Law.EXPRESSION and type(node.prediction) is not int
 
 
+def prediction_of(program: Program, term: Term) -> int | float:
+    """What a node's state is compared with: all that its energy makes of other states before it comes to this one.
+
+    A law of one's own may have been read as one of less, with sums, multiples or an activation in the law.
+    """
+    node = term.node
+    assert node is not None
+    if node.law is not Law.EXPRESSION or type(node.prediction) is not int or term.slot is None:
+        return node.prediction
+    above = [s for s in program.ancestors(term.slot) if node.state in program.ancestors(s)]
+    beside = {i for s in above if s in program.producer for i in program.producer[s].inputs if i in program.varying}
+    beside -= set(above)
+    whole = [i for i in beside if all(i in program.ancestors(other) for other in beside)]
+    return whole[0] if whole and node.prediction in program.ancestors(whole[0]) else node.prediction
+
+
 class Errors:
     """The states of a program as functions of errors.
 
@@ -82,6 +98,7 @@ class Errors:
 
     Attributes:
         terms: those that predict a free state, by its slot.
+        predictions: their slots, or numbers, by that of the state.
         held: of such states those of which entries are data, whose errors move nothing.
 
     Raises:
@@ -91,6 +108,7 @@ class Errors:
     def __init__(self, program: Program, measured: bool = False) -> None:
         self.program, self._measured = program, measured
         self.terms: dict[int, Term] = {}
+        self.predictions: dict[int, int | float] = {}
         self.held: dict[int, Held] = {}
         unknown: list[Term] = []
         beside = [t for t in program.terms if _is_penalty(t)]
@@ -111,7 +129,8 @@ class Errors:
                     raise NoErrors(
                         f"{program.in_words(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
                     )
-                self._check(term.node)
+                self.predictions[state] = prediction_of(program, term)
+                self._check(term.node, self.predictions[state])
                 self.terms[state] = term
         for state in sorted(program.free - self.terms.keys()):
             for term in unknown:
@@ -129,13 +148,13 @@ class Errors:
         self._to_energy = self._schedule([program.result])
         self._to_states = self._schedule(sorted(program.free))
 
-    def _check(self, node: NodeEnergy) -> None:
+    def _check(self, node: NodeEnergy, of: int | float) -> None:
         """That a state is its prediction and an error of its own shape, and of a spread that is given."""
         forms, told = self.program.stand_ins, self.program.in_words(node.state)
         if node.theta in self.program.varying:
             raise NoErrors(f"the covariance of {told} depends on a free state; {_INSTEAD}")
-        if type(node.prediction) is int:
-            state, prediction = forms[node.state], forms[node.prediction]
+        if type(of) is int:
+            state, prediction = forms[node.state], forms[of]
             whole = torch.broadcast_shapes(state.shape, prediction.shape)
             if whole != state.shape or prediction.dtype != state.dtype:
                 raise NoErrors(
@@ -167,8 +186,8 @@ class Errors:
             open_.add(slot)
             stack.append((slot, True))
             if term is not None:
-                assert term.node is not None
-                needed: Sequence[int] = [term.node.prediction] if type(term.node.prediction) is int else []
+                mu = self.predictions[slot]
+                needed: Sequence[int] = [mu] if type(mu) is int else []
             else:
                 needed = call.inputs if call is not None else []
                 if slot not in program.varying:  # of states it takes the form, which their errors have
@@ -204,13 +223,8 @@ class Errors:
         return values
 
     def _prediction(self, state: int, values: Mapping[int, Tensor]) -> Tensor | float:
-        mu = self._slot(state)
+        mu = self.predictions[state]
         return values[mu] if type(mu) is int else mu
-
-    def _slot(self, state: int) -> int | float:
-        node = self.terms[state].node
-        assert node is not None
-        return node.prediction
 
     def energy(self, leaves: Sequence[Tensor]) -> Tensor:
         """Per sample, of leaves with errors in the places of states."""
@@ -229,7 +243,7 @@ class Errors:
 
     def errors(self, leaves: Sequence[Tensor], free: Sequence[int]) -> list[Tensor]:
         """The errors of states: where nothing predicts one, itself."""
-        slots = [s for i in free if i in self.terms and type(s := self._slot(i)) is int]
+        slots = [s for i in free if i in self.terms and type(s := self.predictions[i]) is int]
         values = dict(zip(slots, self.program.evaluate(slots, leaves), strict=True))
         found = {i: leaves[i] - self._prediction(i, values) for i in free if i in self.terms}
         if self._measured:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..capture.errors import prediction_of
 from ..capture.program import Program
 from ..capture.terms import Term
 
@@ -53,11 +54,12 @@ def _error(program: Program, term: Term, leaves: Sequence[Tensor]) -> Tensor:
     node = term.node
     assert node is not None
     energy = program.stand_ins[program.result]
-    wanted = list(dict.fromkeys([*(s for s in (node.prediction, node.state) if type(s) is int), *term.operands]))
+    prediction = prediction_of(program, term)
+    wanted = list(dict.fromkeys([*(s for s in (prediction, node.state) if type(s) is int), *term.operands]))
     values = dict(zip(wanted, program.evaluate(wanted, leaves), strict=True))
     value = energy.new_ones(()) if term.slot is None else values[term.slot]
     total = term.of(value, energy.shape, *(values[s] for s in term.sample_weights)).sum()
-    mu = values.get(int(node.prediction)) if type(node.prediction) is int else None
+    mu = values.get(prediction) if type(prediction) is int else None
     if mu is not None and mu.requires_grad and mu.shape[:1] == energy.shape[:1]:
         return -torch.autograd.grad(total, mu, materialize_grads=True)[0]
     # of a constant as a prediction, such as the 0 of a prior, what the state is pulled by
