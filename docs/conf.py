@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from bench.report import load, markdown  # noqa: E402
+from docutils import nodes  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
+from sphinx.writers.html5 import HTML5Translator  # noqa: E402
 from sphinx_gallery.scrapers import figure_rst  # noqa: E402
 
 import pyromancy  # noqa: E402
@@ -86,6 +89,7 @@ sphinx_gallery_conf = {
     "copyfile_regex": "",
 }
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "pyromancy"
 html_static_path = ["_static"]
@@ -112,9 +116,19 @@ def with_table(app: Sphinx, what: str, name: str, module: object, options: objec
         lines += ["", ".. autosummary::", "   :nosignatures:", "", *(f"   {member}" for member in members)]
 
 
+def formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers draw by themselves."""
+    block = isinstance(node, nodes.math_block)
+    translator.body.append(translator.starttag(node, "div", CLASS="math") if block else "")
+    translator.body.append(convert(node.astext(), display="block" if block else "inline"))
+    translator.body.append("</div>\n" if block else "")
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Make the tables of benchmarks from the files that their runs wrote."""
     app.connect("autodoc-process-docstring", with_table)
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     folder = Path(__file__).parent / "generated"
     folder.mkdir(exist_ok=True)
     results = sorted((ROOT / "bench" / "results").glob("*.json"), reverse=True)

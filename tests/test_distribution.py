@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pyromancy import native
 from pyromancy.version import __version__
@@ -61,14 +62,12 @@ def test_what_torch_brings_stays_out_of_a_wheel(compiled):
 
 
 def test_cibuildwheel_builds_for_python_3_11_to_3_14_and_manylinux_alone():
-    pytest.importorskip("cibuildwheel")
     command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux", str(ROOT)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert printed == [f"cp3{minor}-manylinux_x86_64" for minor in (11, 12, 13, 14)]
 
 
 def test_workflows_call_what_there_is():
-    yaml = pytest.importorskip("yaml")
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = set()
     assert [path.name for path in OF_WORKFLOWS] == ["tests.yml", "wheels.yml"]
@@ -84,7 +83,6 @@ def test_workflows_call_what_there_is():
 
 
 def test_issues_ask_for_what_the_command_line_prints():
-    yaml = pytest.importorskip("yaml")
     forms = {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")}
     assert set(forms) == {"bug", "feature"}
     assert all({"name", "description", "body"} <= set(form) for form in forms.values())
@@ -94,7 +92,6 @@ def test_issues_ask_for_what_the_command_line_prints():
 
 
 def test_the_citation_is_of_this_version():
-    yaml = pytest.importorskip("yaml")
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(cited)  # what the format asks for
     assert cited["cff-version"] == "1.2.0"
