@@ -473,3 +473,52 @@ def test_nothing_is_kept_alive():
     del case
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+class Elsewhere(nn.Module):
+    """All to all: states start at what one of the two that predict them makes, or at a function of those before."""
+
+    def __init__(self):
+        super().__init__()
+        self.x, self.y = (pyro.nodes.FixedNode(n) for n in (8, 3))
+        self.h, self.k = (pyro.nodes.StandardGaussianNode(n) for n in (6, 5))
+        self.xh, self.kh, self.hk, self.hy = (nn.Linear(*n) for n in ((8, 6), (5, 6), (6, 5), (6, 3)))
+
+    def start(self, x, y):
+        self.x.init(x)
+        self.h.init(self.xh(self.x.value))
+        self.k.init(torch.sin(self.hk(self.h.value)))
+        self.y.init(y)
+
+    def energy(self):
+        of_h = self.xh(self.x.value) + self.kh(torch.tanh(self.k.value))
+        above = self.k.energy(self.hk(self.h.value))
+        return self.h.energy(of_h) + above + pyro.functional.gaussian_energy(self.y.value, self.hy(self.h.value))
+
+    def e_params(self):
+        return [self.h.value, self.k.value]
+
+    def m_params(self):
+        return list(pyro.get_mstep_params(self))
+
+
+def test_states_that_start_at_what_is_computed_are_set_anew():
+    """In their order, each from those before it, at every batch that is repeated, and whatever comes between."""
+    torch.manual_seed(0)
+    net = Elsewhere().double()
+    for node, n in ((net.x, 8), (net.h, 6), (net.k, 5), (net.y, 3)):
+        node.init(torch.zeros(SIZE, n).double())
+    twin = copy.deepcopy(net)
+    ours, theirs = (torch.optim.SGD(of.m_params(), lr=0.05) for of in (net, twin))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=STEPS, lr=LR)
+    for i in range(3 * SETTLED):
+        x, y = torch.randn(SIZE, 8).double(), torch.randn(SIZE, 3).double()
+        if i == 2 * SETTLED:
+            assert em._repeat is not None
+            for of in (net, twin):
+                with torch.no_grad():
+                    of.xh.weight.mul_(0.5)
+        em.step(x, y)
+        plainly(twin, theirs, x, y, steps=STEPS, lr=LR)
+        assert_same([*net.m_params(), *net.e_params()], [*twin.m_params(), *twin.e_params()])
+    assert "a batch: one call of an operator" in em.explain()

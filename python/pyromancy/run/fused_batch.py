@@ -111,7 +111,8 @@ class FusedBatch:
                     self.self_predicted = program.in_words(slot)
             self.set_.append(setting)
         # what would be computed from states that the plan has yet to compute
-        self.by_hand = any(map(self.start_.depends_on_states, self.set_))
+        own = {id(s) for n, s in zip(self.nodes, states, strict=True) if s is not None and n.state in swept}
+        self.by_hand = any(self.start_.depends_on_states(setting, own) for setting in self.set_)
         self.swept = frozenset() if self.by_hand else frozenset(swept)
         set_ = {id(s.node.value) for s in self.start_.settings}
         for node, state in zip(self.nodes, states, strict=True):
@@ -175,8 +176,7 @@ class FusedBatch:
             self.start_.run(batch)
             return
         with torch.no_grad():
-            for setting, value in zip(self.set_, self.start_.values(self.set_), strict=True):
-                setting.node.init(value)
+            self.start_.set_in_order(self.set_, lambda node, value: node.init(value))
             for node, state in zip(self.nodes, self.states, strict=True):
                 if state is not None and node.state in self.swept:
                     # new memory, as `init` gives it: somebody may hold the last batch's
@@ -294,9 +294,8 @@ class FusedBatch:
         slots = [self._slot_of.get(id(setting.node.value)) for setting in self.set_]
         if self.by_hand or None in slots or Repeat.obstacle(em, self.start_, self.set_):
             return None
-        clamped = [(setting.node, place) for setting in self.set_ if (place := self.start_.place(setting)) is not None]
         states = [s for s in self.states if s is not None]
-        return Repeat(em, self, clamped, states, last.call, last.learner)
+        return Repeat(em, self, self.set_, states, last.call, last.learner)
 
     def _learns(self, em: EM) -> bool:
         return bool(self.learned) and (em.steps > 0 or not em.incremental)

@@ -14,7 +14,6 @@ from torch.optim import optimizer as _torch
 from .. import ops
 from ..capture.capture import has_hooks, obstacle
 from ..capture.watch import Entry, Watch, attributes_of, contents, items_of, named_in
-from ..nodes.base import StateNode
 from .optimizer import Learner
 from .planner import Call, set_rates
 from .replay import product_precision
@@ -39,16 +38,21 @@ class Repeat:
     Args:
         em: of the batch.
         fused: what did it.
-        clamped: nodes whose states are set to what `start` is given, by the place of that.
-        states: of all nodes; those not clamped start at their predictions.
+        settings: the states that `start` sets, to what it is given or to what it computes.
+        states: of all nodes; those not set start at their predictions.
         call: what did the rest.
         learner: what the optimizer was for it.
     """
 
     def __init__(
-        self, em: EM, fused: FusedBatch, clamped: Sequence[tuple[StateNode, int]], states: list[Tensor], call: Call,
+        self,
+        em: EM,
+        fused: FusedBatch,
+        settings: Sequence[Setting],
+        states: list[Tensor],
+        call: Call,
         learner: Learner,
-    ) -> None:  # fmt: skip
+    ) -> None:
         program = em.loop.program
         assert program is not None
         assert program.guard is not None
@@ -58,7 +62,10 @@ class Repeat:
         self._watches = [guard.watch for guard in self._guards if guard.watch is not None]
         self._entries = _distinct(self._watches, _settings(em))
         self._contents = contents(self._entries)
-        self.fused, self._start, self._clamped, self._states = fused, start, clamped, states
+        self.fused, self._start, self._states = fused, start, states
+        placed = [(s, start.place(s)) for s in settings]
+        self._clamped = [(s.node, place) for s, place in placed if place is not None]
+        self._computed = [s for s, place in placed if place is None]
         self._call, self._learner = call, learner
         self._shapes = [s.shape for s in states]
         self._own = {id(s) for s in states}
@@ -79,8 +86,6 @@ class Repeat:
             return "the energy may take what start is given"
         for setting in settings:
             kind = type(setting.node)
-            if start.place(setting) is None:
-                return "a state is set to what is computed"
             refills = next(owner for owner in kind.__mro__ if "_refill" in vars(owner))
             if any(getattr(kind, name) is not getattr(refills, name) for name in _SETTERS):
                 return "a node sets its state in a way of its own"
@@ -97,6 +102,8 @@ class Repeat:
                     state.data = torch.empty_like(state)
             for node, place in self._clamped:
                 node._refill(batch[place])
+            if self._computed:
+                self._start.set_in_order(self._computed, lambda node, value: node._refill(value), batch)
             try:
                 ops.run_plan_(*self._call)
             except RuntimeError:

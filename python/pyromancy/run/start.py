@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -220,11 +220,30 @@ class Start:
         with torch.no_grad():
             self.function(*batch)
 
-    def depends_on_states(self, setting: Setting) -> bool:
-        """Whether what a state is set to is computed from others that are set."""
-        states = {id(s.node.value) for s in self.settings}
+    def depends_on_states(self, setting: Setting, among: Collection[int] | None = None) -> bool:
+        """Whether what a state is set to is computed from others that are set, or of those from some, by their ids."""
+        states = {id(s.node.value) for s in self.settings} if among is None else among
         leaves = self.program.leaves
         return any(i < len(leaves) and id(leaves[i]) in states for i in self.program.ancestors(setting.slot))
+
+    def set_in_order(
+        self, settings: Sequence[Setting], put: Callable[[StateNode, Tensor], Any], batch: tuple[Any, ...] | None = None
+    ) -> None:
+        """Set states, each to what it comes to once those before it are set.
+
+        Args:
+            settings: of these, in their order.
+            put: sets the state of a node to a value.
+            batch: what the function is given; by default what it was given last.
+        """
+        leaves = list(self.program.leaves)
+        if batch is not None:
+            leaves[: len(self._batch)] = [batch[i] for i in self._batch]
+        apart = [self.depends_on_states(s) for s in settings]
+        together = [s.slot for s, alone in zip(settings, apart, strict=True) if not alone]
+        values = iter(self.program.evaluate(together, leaves))
+        for s, alone in zip(settings, apart, strict=True):
+            put(s.node, self.program.evaluate([s.slot], leaves)[0] if alone else next(values))
 
     def reaches(self, program: Program) -> bool:
         """Whether an energy may take what the function is given, or makes of it, otherwise than as states."""
