@@ -41,6 +41,7 @@ def test_who_is_killed_goes_on_to_the_same_bits(kind, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in what the garbage collector calls
 @pytest.mark.parametrize("kind", ["adam", "accelerated", "graph", "called", "dropout"])
 def test_ctrl_c_at_any_moment_of_an_epoch_loses_nothing(kind):
     """Signals that come whenever they come: the epoch goes on from its `state_dict`, to the same bits."""
