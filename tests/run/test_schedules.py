@@ -56,7 +56,7 @@ def data(*shape):
 
 
 def schedule_of(loop, velocities=False):
-    return loop._executor._scheduled(velocities)[0]
+    return loop._executor._scheduled(velocities, True)[0]
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -51,7 +51,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
 
 
 def learning(program: Program, wanted: Sequence[int], leaves: Sequence[Tensor]) -> tuple[*Graphs, list[int]]:
-    """The gradient of the energy, summed over the batch, for leaves that learn.
+    """The gradient of the energy's mean over the batch, for leaves that learn.
 
     Args:
         program: the energy.
@@ -69,7 +69,8 @@ def learning(program: Program, wanted: Sequence[int], leaves: Sequence[Tensor]) 
 
     def gradient(*leaves: Tensor) -> list[Tensor]:
         energy = lambda values: program.evaluate([program.result], values)[0]  # noqa: E731
-        gradients = _differentiated(program, wanted, energy, leaves)[1]
+        share = 1 / program.stand_ins[program.result].numel()
+        gradients = _differentiated(program, wanted, energy, leaves, share)[1]
         reached[:] = [i for i, g in zip(wanted, gradients, strict=True) if g is not None]
         return [g for g in gradients if g is not None]
 
@@ -113,9 +114,9 @@ def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Se
 
 
 def _differentiated(
-    program: Program, slots: Sequence[int], energy: Energy, leaves: Sequence[Tensor]
+    program: Program, slots: Sequence[int], energy: Energy, leaves: Sequence[Tensor], share: float = 1.0
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """The energy, and its gradients for leaves; None for those that it does not depend on."""
+    """The energy, and gradients of its sum, times a share, for leaves; None for those that it does not depend on."""
     with torch.enable_grad():
         values = [t.detach() for t in leaves]
         for i in slots:
@@ -123,9 +124,10 @@ def _differentiated(
         found = energy(values)
         gradients: Sequence[Tensor | None] = [None] * len(slots)
         if found.requires_grad:
-            # ones made from the shape alone, so that the gradient does not depend on the energy's value
-            ones = torch.ones(found.shape, dtype=found.dtype, device=found.device)
-            gradients = torch.autograd.grad(found, [values[i] for i in slots], ones, allow_unused=True)
+            # made from the shape alone, so that the gradient does not depend on the energy's value
+            form: Any = {"dtype": found.dtype, "device": found.device}
+            seed = torch.ones(found.shape, **form) if share == 1 else torch.full(found.shape, share, **form)
+            gradients = torch.autograd.grad(found, [values[i] for i in slots], seed, allow_unused=True)
     for g, i in zip(gradients, slots, strict=True):
         if g is not None and g.layout is not torch.strided:
             raise NotCapturable(f"the gradient of {program.in_words(i)} is sparse")

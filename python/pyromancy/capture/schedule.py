@@ -37,6 +37,7 @@ _OUT: dict[Any, Any] = {
     aten.mm.default: aten.mm.out,
     aten.addmm.default: aten.addmm.out,
     aten.bmm.default: aten.bmm.out,
+    aten.sum.dim_IntList: aten.sum.IntList_out,
 }
 # whose results are views, though their schemas do not tell
 _SHARING = (
@@ -53,8 +54,8 @@ def _velocity(before: Tensor, gradient: Tensor) -> Tensor:
     raise NotImplementedError
 
 
-def _moved(state: Tensor, gradient: Tensor, rest: Tensor, velocity: Tensor | None = None) -> Tensor:
-    """Stands for a state after a step; gradients no larger than `rest` are none."""
+def _moved(state: Tensor, gradient: Tensor, rest: Tensor | None, velocity: Tensor | None) -> Tensor:
+    """Stands for a state after a step; gradients no larger than `rest` are none, where there is one."""
     raise NotImplementedError
 
 
@@ -69,7 +70,7 @@ def _set(value: Tensor) -> Tensor:
 
 
 def _given(gradient: Tensor) -> Tensor:
-    """Stands for a share of a gradient, where its reader wants it."""
+    """Stands for a gradient, where its reader wants it."""
     raise NotImplementedError
 
 
@@ -239,6 +240,13 @@ def _take_biases_out(graph: fx.Graph) -> None:
         last.replace_input_with(at, biased)
 
 
+def _unturned(node: fx.Node) -> fx.Node:
+    """A matrix that is transposed twice is itself."""
+    while node.target is aten.t.default and _arguments(node)[0].target is aten.t.default:
+        node = _arguments(_arguments(node)[0])[0]
+    return node
+
+
 class Scheduler:
     """Makes schedules of a graph of calls, whose metadata tell the forms of their results.
 
@@ -246,6 +254,7 @@ class Scheduler:
         graph: of leaves and of what is computed once, to gradients.
         states: the free leaves, by their positions.
         velocities: whether the states have these.
+        settles: whether gradients, or errors, that may be rounding alone are none.
         learned: the leaves, by their positions, whose gradients these are, to be given; None where the gradients are of
             the states, in their order, which are to move.
         opens: whether the graph is that of an opening, which gives the states themselves.
@@ -256,6 +265,7 @@ class Scheduler:
         graph: fx.Graph,
         states: Sequence[int],
         velocities: bool = False,
+        settles: bool = False,
         learned: Sequence[int] | None = None,
         opens: bool = False,
     ) -> None:
@@ -272,8 +282,9 @@ class Scheduler:
         self.added = 0
         self.unit: dict[fx.Node, _Unit] = {}
         self.velocities = [self._input(f"velocity_{i}", s) for i, s in enumerate(self.states) if velocities]
-        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states) if not opens]
+        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states) if settles]
         self.ends: list[fx.Node] = []  # the pseudo-calls, for which all else is computed
+        self.direct: dict[fx.Node, fx.Node] = {}  # of a call the gradient that it is
         if opens:
             self.numbers: tuple[str, ...] = (RATE,)
             for state, value in zip(self.states, outputs, strict=True):
@@ -282,7 +293,7 @@ class Scheduler:
             self.numbers = NUMBERS
             self._move(list(outputs))
         else:
-            self.numbers = (SHARE,)
+            self.numbers = ()
             self._settle()
             self._give(list(outputs), [self._input(f"gradient_{i}", inputs[i]) for i in learned])
         self.inputs: dict[fx.Node, list[fx.Node]] = {}  # what each reads, once it is fused
@@ -299,10 +310,10 @@ class Scheduler:
 
     def _move(self, gradients: list[fx.Node]) -> None:
         for i, (state, gradient) in enumerate(zip(self.states, gradients, strict=True)):
-            given: tuple[fx.Node, ...] = (state, gradient, self.rests[i])
+            velocity = None
             if self.velocities:
-                given = (*given, self._end(_velocity, self.velocities[i], (self.velocities[i], gradient)))
-            self._end(_moved, state, given)
+                velocity = self._end(_velocity, self.velocities[i], (self.velocities[i], gradient))
+            self._end(_moved, state, (state, gradient, self.rests[i] if self.rests else None, velocity))
 
     def _settle(self) -> None:
         rests = dict(zip(self.states, self.rests, strict=True))
@@ -319,9 +330,24 @@ class Scheduler:
 
     def _give(self, gradients: list[fx.Node], places: list[fx.Node]) -> None:
         for gradient, place in zip(gradients, places, strict=True):
-            self._end(_given, place, (gradient,))
+            gradient = _unturned(gradient)
+            call = self._written_by(gradient, _value(place))
+            if call is None or call in self.direct:
+                self._end(_given, place, (gradient,))
+            else:
+                self.direct[call] = place
+                self.ends.append(call)
 
-    def _end(self, target: Any, written: fx.Node, given: tuple[fx.Node, ...]) -> fx.Node:
+    def _written_by(self, gradient: fx.Node, place: Tensor) -> fx.Node | None:
+        """The call that can write a gradient where its reader wants it."""
+        call = gradient
+        if call.target is aten.view.default:
+            call = _arguments(call)[0]
+        plain = place.is_contiguous() and place.dim() < 4  # images may be wanted in another layout than they are taken
+        fits = call.target in _OUT and is_fused(call) and _value(call).is_contiguous()
+        return call if plain and fits and _value(call).dtype == place.dtype else None
+
+    def _end(self, target: Any, written: fx.Node, given: tuple[fx.Node | None, ...]) -> fx.Node:
         end = self.graph.call_function(target, given)
         end.meta = written.meta
         self.writes[end] = written
@@ -382,11 +408,14 @@ class Scheduler:
             before, gradient = map(read, node.all_input_nodes)
             return made(Op.ADD, made(Op.MUL, number("kept"), before), made(Op.MUL, number("taken"), gradient))
         if node.target is _moved:
-            state, step, rest, *velocity = map(read, _arguments(node))
-            step = made(Op.SELECT, made(Op.AT_LEAST, rest, made(Op.ABS, step)), ZERO, step)
-            if velocity:
+            state, step, rest, velocity = (None if n is None else read(n) for n in _arguments(node))
+            assert state is not None
+            assert step is not None
+            if rest is not None:
+                step = made(Op.SELECT, made(Op.AT_LEAST, rest, made(Op.ABS, step)), ZERO, step)
+            if velocity is not None:
                 of_gradient = made(Op.MUL, number("gradient"), step)
-                step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), velocity[0]))
+                step = made(Op.ADD, of_gradient, made(Op.MUL, number("velocity"), velocity))
             return made(Op.SUB, state, made(Op.MUL, number("lr"), step))
         if node.target is _settled:
             error, rest = map(read, _arguments(node))
@@ -394,10 +423,8 @@ class Scheduler:
         if node.target is stepped:
             state, step = map(read, _arguments(node))
             return made(Op.SUB, state, made(Op.MUL, number(RATE), step))
-        if node.target in (_set, laid):
+        if node.target in (_set, _given, laid):
             return read(node.all_input_nodes[0])
-        if node.target is _given:
-            return made(Op.MUL, number(SHARE), read(node.all_input_nodes[0]))
         if node.target not in ELEMENTS:
             return None
         return value_of_call(node, read)
@@ -645,7 +672,6 @@ def _parts(value: Value) -> Iterator[Value]:
 
 RATE = "lr"  # of an opening
 NUMBERS = (RATE, "kept", "taken", "gradient", "velocity")  # of an E-step
-SHARE = "share"  # of an M-step: what gradients are multiplied by
 
 
 @dataclass(frozen=True, eq=False)
@@ -653,9 +679,9 @@ class Schedule:
     """An E-step, the gradients of an M-step, or an opening, as a graph of calls.
 
     Attributes:
-        graph: takes the leaves, what is computed once, velocities where there are any, for every state the size of
-            gradients that do not move it, or of errors that are none, element by element, the gradients of an M-step,
-            which it writes, memory, and `NUMBERS`, or of an M-step its `SHARE`, or of an opening its `RATE`.
+        graph: takes the leaves, what is computed once, velocities where there are any, for every state, if it settles,
+            the size of gradients that do not move it, or of errors that are none, element by element, the gradients of
+            an M-step, which it writes, memory, and `NUMBERS`, of an opening its `RATE`, or of an M-step none.
         blocks: how many elements every block of memory has, and of which type.
         memory: where the tensors lie that the graph is lent.
         fused: how many calls are of element-wise programs, and how many operators they stand for.
@@ -727,7 +753,7 @@ class _Writer:
         for node in of.graph.nodes:
             if node.op == "placeholder":
                 self.made[node] = self.graph.placeholder(node.name)
-        self.last_input = next(reversed(self.made.values()))
+        self.last_input = next(reversed(self.made.values()))  # or memory
         self.numbers = {name: self.graph.placeholder(name) for name in of.numbers}
         self.fused = [0, 0]
 
@@ -766,11 +792,19 @@ class _Writer:
         self.made[node] = self._lent(self.place[node])
         return self.made[node]
 
+    def _direct(self, node: fx.Node) -> fx.Node:
+        """The place of a gradient, as the call that makes it sees it."""
+        place, shape = self.of.direct[node], _value(node).shape
+        out = self.made[place]
+        if _value(place).shape != shape:
+            out = self.graph.call_function(aten.view.default, (out, list(shape)))
+        self.made[node] = out
+        return out
+
     def _lent(self, memory: Memory) -> fx.Node:
         if memory not in self.memory:
-            first = next(iter(self.numbers.values()))
-            with self.graph.inserting_before(first):
-                self.memory[memory] = self.graph.placeholder(f"memory_{len(self.memory)}")
+            with self.graph.inserting_after(self.last_input):
+                self.memory[memory] = self.last_input = self.graph.placeholder(f"memory_{len(self.memory)}")
         return self.memory[memory]
 
     def _write_call(self, node: fx.Node) -> None:
@@ -779,7 +813,7 @@ class _Writer:
             self.made[node] = self.graph.node_copy(node, self.made.__getitem__)
             self.made[node].meta = {}
             return
-        out = self._reserve(node)
+        out = self._direct(node) if node in self.of.direct else self._reserve(node)
         arguments = fx.map_arg(node.args, self.made.__getitem__)
         self.graph.call_function(target, arguments, {**fx.map_arg(node.kwargs, self.made.__getitem__), "out": out})
 

@@ -587,6 +587,8 @@ class EM:
         scheduled = self._scheduled
         if scheduled is not None:
             scheduled.run(loop, 0 if self.incremental else self.steps)
+            if self.incremental:
+                scheduled.end()
         elif not self._begun:
             with torch.no_grad():
                 self.start(*batch)
@@ -601,7 +603,11 @@ class EM:
                 if self.incremental or scheduled is None:
                     trace = loop.run(1 if self.incremental else self.steps, tol=self.tol)
                 optimizer.zero_grad()
-                loop.backward(self._parameters)
+                try:
+                    loop.backward(self._parameters)
+                finally:
+                    if scheduled is not None:
+                        scheduled.end()
             self._check_uses()
             self._average(loop._executor)
             optimizer.step()

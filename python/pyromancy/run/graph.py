@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -46,13 +46,14 @@ def _rest(state: Tensor, share: float) -> Tensor:
     That is what a sum of products of a sample's size may be rounded by. Samples are looked at by themselves: what one
     is changes no bit of another.
     """
-    if not share or not state.numel():
-        return state.new_full((), -1.0).expand_as(state)
-    most = state.abs()
+    if not state.numel():
+        return state
     if state.dim() > 1:
         inwards = sorted(range(1, state.dim()), key=state.stride, reverse=True)
         rows = state.permute(0, *inwards).flatten(1)  # as they lie
         most = torch.maximum(rows.amax(1), rows.amin(1).neg_()).view(-1, *[1] * (state.dim() - 1))
+    else:
+        most = state.abs()
     most.mul_(8 * torch.finfo(state.dtype).eps * share)
     return most.masked_fill_(most.isinf(), -1.0).expand_as(state)  # an infinite state goes where its gradient takes it
 
@@ -127,8 +128,10 @@ class GraphExecutor(ReplayingExecutor):
         fit = all(t.is_cpu and t.dtype in (torch.float32, torch.float64) for t in states)
         self._fuses = fit and not _unsteady(self._gradient) and not program.addresses_memory
         self._module = None if self._fuses else module_of(self._gradient)
-        self._schedules: dict[bool, tuple[Schedule, fx.GraphModule]] = {}  # by whether there are velocities
+        # by whether there are velocities, and whether states settle
+        self._schedules: dict[tuple[bool, bool], tuple[Schedule, fx.GraphModule]] = {}
         self._learnings: dict[tuple[int, ...], _Learning | str] = {}  # by what learns; or why autograd computes it
+        self._kept: list[Tensor] = []  # the leaves as `run_from` took them, for the gradients there
         self._openings: WeakKeyDictionary[Sweep, dict[int, _Opening]] = WeakKeyDictionary()  # by the E-steps wanted
         self._try()
 
@@ -146,12 +149,14 @@ class GraphExecutor(ReplayingExecutor):
         except Exception as error:
             raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
 
-    def _laid_out(self, leaves: list[Tensor]) -> list[Tensor]:
-        """The leaves as the graphs take them."""
+    def _laid_out(self, leaves: list[Tensor], empty: Collection[int] = ()) -> list[Tensor]:
+        """The leaves as the graphs take them; some of them only to be written."""
         leaves = [t.detach() for t in leaves]
-        if not self._channels_last:
-            return leaves
-        return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in leaves]
+        for i, t in enumerate(leaves):
+            if t.dim() == 4 and self._channels_last and not t.is_contiguous(memory_format=torch.channels_last):
+                copied = torch.empty_like if i in empty else torch.clone
+                leaves[i] = copied(t, memory_format=torch.channels_last)
+        return leaves
 
     def _infer(self, given: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
         leaves = self._laid_out(given)
@@ -184,7 +189,7 @@ class GraphExecutor(ReplayingExecutor):
     def run_from(self, sweep: Sweep, run: Run) -> None:
         """A sweep, which sets the states, and steps from there."""
         program = self.program
-        leaves = self._laid_out(program.leaves)
+        leaves = self._kept = self._laid_out(program.leaves, self._free)
         invariant, opened = self._once(*leaves), self._opening(sweep, 0 if run.momentum else run.steps)
         memory = opened.schedule.lend(self)
         opened.module(*leaves, *invariant, *self._laid_out(sweep.own()), *memory, run.lr)
@@ -193,6 +198,10 @@ class GraphExecutor(ReplayingExecutor):
             left = replace(run, steps=run.steps - opened.steps, settle=not opened.whole)
             self._steps(leaves, invariant, velocities, left, [])
         self._put_back(leaves, program.leaves)
+
+    def forget(self) -> None:
+        """Let go of the leaves as `run_from` took them: they may change."""
+        self._kept = []
 
     def _opening(self, sweep: Sweep, steps: int) -> _Opening:
         known = self._openings.setdefault(sweep, {})
@@ -217,10 +226,10 @@ class GraphExecutor(ReplayingExecutor):
     ) -> None:
         program = self.program
         if self._fuses:
-            schedule, move = self._scheduled(bool(velocities))
+            schedule, move = self._scheduled(bool(velocities), run.settle)
             memory = schedule.lend(self)
             # no state is moved by more than rounding, as where an energy is a mean and its rate large
-            rests = [_rest(leaves[i], run.settle / max(1.0, run.lr)) for i in self._free]
+            rests = [_rest(leaves[i], 1 / max(1.0, run.lr)) for i in self._free if run.settle]
         for step in range(run.steps):
             if run.record:
                 recorded.append(torch.stack(torch.broadcast_tensors(*program.energies(program.terms, leaves))))
@@ -230,11 +239,12 @@ class GraphExecutor(ReplayingExecutor):
             else:
                 self._descend(leaves, invariant, velocities, rates)
 
-    def _scheduled(self, velocities: bool) -> tuple[Schedule, fx.GraphModule]:
-        if velocities not in self._schedules:
-            schedule = Scheduler(self._gradient, self._free, velocities).schedule()
-            self._schedules[velocities] = schedule, module_of(schedule.graph)
-        return self._schedules[velocities]
+    def _scheduled(self, velocities: bool, settles: bool) -> tuple[Schedule, fx.GraphModule]:
+        kind = velocities, settles
+        if kind not in self._schedules:
+            schedule = Scheduler(self._gradient, self._free, *kind).schedule()
+            self._schedules[kind] = schedule, module_of(schedule.graph)
+        return self._schedules[kind]
 
     def _descend(
         self, leaves: list[Tensor], invariant: Sequence[Tensor], velocities: list[Tensor], rates: _Rates
@@ -280,7 +290,7 @@ class GraphExecutor(ReplayingExecutor):
         (output,) = (n for n in graph.nodes if n.op == "output")
         if _unsteady(graph) or not all(is_fused(n) for n in output.all_input_nodes):
             raise NotCapturable("the graph of its gradients is run by operators of their own")
-        schedule = Scheduler(graph, self._free, learned=reached).schedule()
+        schedule = Scheduler(graph, self._free, settles=True, learned=reached).schedule()
         found = _Learning(once, schedule, module_of(schedule.graph), reached)
         try:
             self._found(found)
@@ -293,10 +303,10 @@ class GraphExecutor(ReplayingExecutor):
         """Gradients of the mean energy, by the slots of leaves."""
         program = self.program
         given = {i: torch.empty_like(program.leaves[i], requires_grad=False) for i in learning.reached}
-        leaves = self._laid_out(program.leaves)
+        leaves = self._kept or self._laid_out(program.leaves)
         rests = [_rest(leaves[i], 1.0) for i in self._free]
-        memory, share = learning.schedule.lend(self), 1 / program.stand_ins[program.result].numel()
-        learning.module(*leaves, *learning.once(*leaves), *rests, *given.values(), *memory, share)
+        memory = learning.schedule.lend(self)
+        learning.module(*leaves, *learning.once(*leaves), *rests, *given.values(), *memory)
         return given
 
     def notes(self) -> list[str]:

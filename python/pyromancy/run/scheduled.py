@@ -38,3 +38,7 @@ class Scheduled:
         loop.forget_velocities()
         loop.restore()
         loop.note_divergence_of_states()
+
+    def end(self) -> None:
+        """Of the batch, before anything changes that it was of."""
+        self._executor.forget()
