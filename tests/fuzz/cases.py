@@ -45,7 +45,7 @@ class Batch(Code):
 
 @dataclass(frozen=True, repr=False)
 class Run(Code):
-    """E-steps, and what comes of a sample when it is alone, where that is asked for."""
+    """E-steps; and the same of a batch that starts anew and of its last sample alone, where that is asked for."""
 
     steps: int = 1
     record: bool = False
@@ -61,10 +61,11 @@ class Learn(Code):
 
 @dataclass(frozen=True, repr=False)
 class Step(Code):
-    """A batch of `EM`."""
+    """A batch of `EM`, in memory as `layout` says."""
 
     size: int = 2
     seed: int = 0
+    layout: str = "plain"
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,7 +79,7 @@ class Epoch(Code):
 
 @dataclass(frozen=True, repr=False)
 class Do(Code):
-    """Something else, of ACTS."""
+    """Something else, of ACTS; METHODS for "method"."""
 
     what: str = "threads"
     seed: int = 0
@@ -93,6 +94,7 @@ class Case(Code):
     input: int = 2
     images: bool = False  # states [n, 3, 3], and convolutions for Linears
     float32: bool = False
+    medium: bool = False  # products of bfloat16 in float32, where the processor has them
     method: str = "descent"
     lr: float = 0.05
     momentum: float = 0.0
@@ -104,7 +106,8 @@ class Case(Code):
 
 FREE_LAWS = ("standard", "isotropic", "factorized", "multivariate", "laplace", "student", "logcosh", "mixed")
 TARGET_LAWS = ("categorical", "bernoulli", "poisson")
-KINDS = ("linear", "bias", "masked", "tied", "transposed", "skip", "constant", "norm", "softmax", "gate")
+CHAIN_KINDS = ("linear", "bias", "masked", "tied", "skip", "slice", "constant")
+KINDS = (*CHAIN_KINDS, "transposed", "joined", "norm", "softmax", "gate")
 ACTIVATIONS = (
     "identity", "relu", "tanh", "sigmoid", "silu", "gelu", "leaky", "softplus", "elu", "hardtanh", "relu6", "square",
 )  # fmt: skip
@@ -114,4 +117,7 @@ METHODS = (
     "sequential", "langevin", "fixed",
 )  # fmt: skip
 OPTIMIZERS = ("sgd", "momentum", "decay", "adam", "adamw", "rmsprop", "adagrad")
-ACTS = ("perturb", "replace", "freeze", "mode", "copy", "pickle", "load", "move", "threads", "rate", "state")
+ACTS = (
+    "perturb", "replace", "freeze", "mode", "copy", "pickle", "load", "resume", "move", "threads", "rate", "method",
+    "state",
+)  # fmt: skip

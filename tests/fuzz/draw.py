@@ -1,10 +1,13 @@
-"""Random cases, as strategies of hypothesis, which shrinks what fails."""
+"""Random cases: a seed and a number tell which, whatever was drawn before."""
 
-from hypothesis import strategies as st
+import dataclasses
+import random
+from collections.abc import Iterator
 
 from .cases import (
     ACTIVATIONS,
     ACTS,
+    CHAIN_KINDS,
     FREE_LAWS,
     KINDS,
     LAYOUTS,
@@ -22,69 +25,103 @@ from .cases import (
     Step,
 )
 
-WIDTHS = (2, 1, 3, 5, 8, 9, 16, 17, 33)
-SIZES = (2, 1, 3, 5, 7, 8, 16, 17, 33, 65)
-SEEDS = st.integers(0, 2**16)
-ON_ERRORS = ("errors", "accelerated")
-
-ACTIONS = st.one_of(
-    st.builds(Run, st.sampled_from((1, 0, 2, 3, 5)), st.booleans(), st.booleans()),
-    st.builds(Batch, st.sampled_from(SIZES), st.sampled_from(LAYOUTS), SEEDS),
-    st.builds(Learn, st.booleans()),
-    st.builds(Step, st.sampled_from(SIZES), SEEDS),
-    st.builds(Epoch, st.sampled_from((3, 2, 5, 11)), st.sampled_from((2, 1, 3, 4)), SEEDS),
-    st.builds(Do, st.sampled_from(ACTS), SEEDS),
-)
+WIDTHS = (1, 2, 3, 5, 8, 9, 16, 17, 33)
+SIZES = (1, 2, 3, 5, 7, 8, 16, 17, 33, 65)
+MOST = 14  # actions of a history
+SMOOTH = ("errors", "accelerated", "lbfgs")  # methods of errors that rounding may leave: a Laplace node goes by signs
 
 
-@st.composite
-def nodes(draw, count, sources, images, smooth, priors):
-    """`count` nodes, of which one is free; `sources` tells those that may predict a node."""
-    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731
-    same = draw(st.booleans())
-    width, found, free = pick(WIDTHS[:5] if images else WIDTHS), [], False
+def drawn(seed: int, number: int, history: bool) -> Case:
+    """A network, and a few actions or a long history of it."""
+    r = random.Random(f"{seed} {number} {history}")
+    method = r.choice(("descent", "descent", "nesterov", *METHODS))
+    images, sweep = r.random() < 0.15, r.random() < 0.5
+    float32 = r.random() < 0.35
+    medium = float32 and r.random() < 0.2
+    circles = not sweep and method not in ("errors", "accelerated", "fixed") and r.random() < 0.3
+    priors = method not in SMOOTH and r.random() < 0.3
+    found = _nodes(r, images, circles, sweep, smooth=medium or method in SMOOTH, priors=priors)
+    if history:
+        actions = tuple(_action(r) for _ in range(r.randint(4, MOST)))
+    else:
+        batch = Batch(r.choice(SIZES), r.choice(LAYOUTS), _seed(r))
+        run = Run(r.choice((1, 2, 3, 5)), r.random() < 0.5, r.random() < 0.5)
+        last = r.choice((Learn(), Step(r.choice(SIZES), _seed(r)), Epoch(5, 2, _seed(r)), None))
+        actions = (batch, run) if last is None else (batch, run, last)
+    return Case(
+        found, actions, r.choice(WIDTHS), images, float32, medium, method, r.choice((0.05, 0.02)),
+        r.choice((0.5, 0.9)) if method == "nesterov" else r.choice((0.0, 0.5)),
+        r.choice(OPTIMIZERS), r.choice((False, False, True, "joint")), sweep, _seed(r),
+    )  # fmt: skip
+
+
+def _seed(r: random.Random) -> int:
+    return r.randrange(2**16)
+
+
+def _nodes(r: random.Random, images: bool, circles: bool, sweep: bool, smooth: bool, priors: bool) -> tuple[Node, ...]:
+    """1 to 4 nodes, of which one at least is free."""
+    count, same, widths = r.randint(1, 4), r.random() < 0.5, WIDTHS[:5] if images else WIDTHS
+    kinds = r.choice((("linear", "bias"), CHAIN_KINDS, CHAIN_KINDS, KINDS))
+    activations = ACTIVATIONS[: -1 if r.random() < 0.5 else None]  # without the last most networks are chains
+    if sweep and (images or "softmax" in kinds or "square" in activations):
+        smooth = True  # where autograd's products, or others of PyTorch, are not those of the sweep to the last bit
+    kinds = [k for k in kinds if smooth or not sweep or k != "constant"]  # whose gradient is autograd's
+    width, free, found = r.choice(widths), False, []
     for t in range(count):
-        clamped = pick((False, False, False, True))
-        clamped, free = clamped and (free or t < count - 1), free or not clamped
-        laws = FREE_LAWS + (TARGET_LAWS if clamped else ())
-        edges = draw(
-            st.lists(
-                st.builds(
-                    Edge, st.sampled_from(sources(t)), st.sampled_from(KINDS), st.sampled_from(ACTIVATIONS),
-                    st.sampled_from((1.0, 1.0, 0.5, -0.7)),
-                ),
-                min_size=1, max_size=3,
+        clamped = r.random() < (0.6 if t == count - 1 else 0.2) and (free or t < count - 1)
+        free = free or not clamped
+        laws = [w for w in FREE_LAWS + TARGET_LAWS * clamped if not (smooth and w == "laplace")]
+        edges = tuple(
+            Edge(
+                r.randrange(-1, count) if circles else r.choice((t - 1, t - 1, r.randrange(-1, t))),
+                r.choice(kinds), r.choice(activations), r.choice((1.0, 1.0, 0.5, -0.7)),
+            )
+            for _ in range(r.choice((1, 1, 1, 2, 3)))
+        )  # fmt: skip
+        found.append(
+            Node(
+                width if same else r.choice(widths), r.choice(laws), edges,
+                r.choice(("identity", "identity", r.choice(activations))), clamped,
+                r.choice(("none", "none", "square", "tails")) if priors else "none", r.choice((1.0, 1.0, 0.5, 2.0)),
             )
         )  # fmt: skip
-        law = pick(tuple(w for w in laws if w != "laplace") if smooth else laws)
-        after = pick(("identity", "identity", "identity", *ACTIVATIONS))
-        prior = pick(("none", "none", "none", "square", "tails")) if priors else "none"
-        size = width if same else pick(WIDTHS[:5] if images else WIDTHS)
-        found.append(Node(size, law, tuple(edges), after, clamped, prior, pick((1.0, 1.0, 0.5, 2.0))))
     return tuple(found)
 
 
-@st.composite
-def cases(draw, most_actions):
-    """Networks with a short history, or histories of up to so many actions."""
-    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731
-    method = pick(("descent", "descent", "nesterov", *METHODS))
-    images = pick((False, False, False, False, False, True))
-    errors = method in ON_ERRORS
-    sweep = draw(st.booleans())
-    circles = not errors and not sweep and method != "fixed" and pick((False, False, True))
-    count = draw(st.integers(1, 4))
-    sources = (lambda t: tuple(range(-1, count))) if circles else lambda t: tuple(range(-1, t))
-    # errors that a sweep leaves are 0 but for rounding, which has signs: what Laplace nodes go by
-    found = draw(nodes(count, sources, images, smooth=errors or sweep or method == "lbfgs", priors=not errors))
-    if most_actions <= 4:
-        run = draw(st.builds(Run, st.sampled_from((2, 1, 3, 5)), st.booleans(), st.booleans()))
-        batch = draw(st.builds(Batch, st.sampled_from(SIZES), st.sampled_from(LAYOUTS), SEEDS))
-        actions = (batch, run, *pick(((Learn(),), (Step(5, 1),), (Epoch(5, 2, 1),), ())))
-    else:
-        actions = tuple(draw(st.lists(ACTIONS, min_size=4, max_size=most_actions)))
-    return Case(
-        found, actions, pick(WIDTHS), images, float32=pick((False, False, True)), method=method,
-        lr=pick((0.05, 0.02)), momentum=pick((0.5, 0.9)) if method == "nesterov" else pick((0.0, 0.5)),
-        optimizer=pick(OPTIMIZERS), incremental=pick((False, False, True, "joint")), sweep=sweep, seed=draw(SEEDS),
-    )  # fmt: skip
+def _action(r: random.Random):
+    match r.randrange(6):
+        case 0:
+            return Run(r.choice((0, 1, 2, 3, 5)), r.random() < 0.5, r.random() < 0.5)
+        case 1:
+            return Batch(r.choice(SIZES), r.choice(LAYOUTS), _seed(r))
+        case 2:
+            return Learn(r.random() < 0.7)
+        case 3:
+            return Step(r.choice(SIZES), _seed(r), r.choice(LAYOUTS))
+        case 4:
+            return Epoch(r.choice((2, 3, 5, 11)), r.choice((1, 2, 3, 4)), _seed(r))
+    return Do(r.choice(ACTS), _seed(r))
+
+
+def features(case: Case) -> Iterator[str]:
+    """What is in a case, by the words of `cases`, once each."""
+    found = {f"method {case.method}", f"optimizer {case.optimizer}", f"incremental {case.incremental}"}
+    found |= {name for name in ("images", "float32", "medium", "sweep") if getattr(case, name)}
+    for t, node in enumerate(case.nodes):
+        found |= {f"law {node.law}", f"prior {node.prior}", f"after {node.after}"}
+        found |= {"clamped inside"} if node.clamped and t < len(case.nodes) - 1 else set()
+        parents = {e.source for e in node.edges}
+        found |= {"two parents"} if len(parents) > 1 else set()
+        found |= {"several edges of one parent"} if len(parents) < len(node.edges) else set()
+        found |= {"cycle"} if any(e.source >= t for e in node.edges) else set()
+        found |= {"leap over nodes"} if any(-1 < e.source < t - 1 for e in node.edges) else set()
+        for edge in node.edges:
+            found |= {f"edge {edge.kind}", f"activation {edge.activation}"}
+    for action in case.actions:
+        found.add(f"action {type(action).__name__}")
+        told = [f.name for f in dataclasses.fields(action) if f.name in ("layout", "what")]
+        found |= {f"{name} {getattr(action, name)}" for name in told}
+        found |= {f"batch of {action.size}"} if isinstance(action, Batch) else set()
+        found |= {name for name in ("record", "alone") if getattr(action, name, False)}
+    return iter(sorted(found))

@@ -86,6 +86,7 @@ class Network(nn.Module):
         for t, node in enumerate(case.nodes):
             for i, edge in enumerate(node.edges):
                 n = case.input if edge.source < 0 else case.nodes[edge.source].width
+                n = {"slice": (n + 1) // 2, "joined": n + case.input}.get(edge.kind, n)
                 kernel = (3, 3) if case.images else ()
                 form = (node.width, n, *kernel)
                 key, kind = f"{t}_{i}", edge.kind
@@ -120,6 +121,8 @@ class Network(nn.Module):
         node, total = self.case.nodes[t], None
         for i, edge in enumerate(node.edges):
             (kind, name), of = self.forms[f"{t}_{i}"], z[edge.source]
+            if kind == "slice":
+                of = of[:, of.shape[1] // 2 :]
             f = ACTIVATE[edge.activation](of)
             weight = None if kind == "skip" else self.parts[name]
             match kind:
@@ -137,6 +140,8 @@ class Network(nn.Module):
                     part = self._applied(F.layer_norm(f, f.shape[1:]), weight)
                 case "softmax":
                     part = self._applied(torch.softmax(f, 1), weight)
+                case "joined":
+                    part = self._applied(torch.cat([f, z[-1]], 1), weight)
                 case "gate":
                     part = self._applied(f * torch.sigmoid(of), weight)
                 case _:
@@ -180,12 +185,8 @@ class Network(nn.Module):
     def start(self, x, *given):
         """Set all states: clamped nodes to what is given; others to what is given, too, or to predictions."""
         self.below.init(x)
-        for node, value in zip(self.nodes, given, strict=True):
-            node.init(value)
-        if self.case.sweep:
-            for t, (node, of) in enumerate(zip(self.nodes, self.case.nodes, strict=True)):
-                if not of.clamped:
-                    node.init(self.predict(t, self.states()).detach())
+        for t, (node, of, value) in enumerate(zip(self.nodes, self.case.nodes, given, strict=True)):
+            node.init(self.predict(t, self.states()).detach() if self.case.sweep and not of.clamped else value)
 
     def data(self, size, seed, layout="plain"):
         """Random data for `start`, in float64, or rounded to float32."""

@@ -1,6 +1,7 @@
-"""A case, carried out twice: by the package, and by float64 autograd on formulas; they have to agree."""
+"""A case, carried out by the package and by float64 autograd on formulas; they have to agree."""
 
 import copy
+import dataclasses
 import io
 import os
 import pickle
@@ -9,209 +10,167 @@ from collections import Counter
 import torch
 
 import pyromancy as pyro
-from pyromancy import methods
 
-from .cases import Batch, Case, Do, Epoch, Learn, Run, Step
+from .cases import METHODS, Batch, Case, Do, Epoch, Learn, Run, Step
+from .judge import Diverged, Judge
 from .network import Network
+from .reference import OPTIMIZERS, RULED, Reference, method_of
 
-LARGE = 1e3  # a case ends where numbers are as large: it diverges, and rounding with it
-# Adam and the like divide a gradient by its own size: with the usual epsilon they would multiply rounding by up to 1e8.
-OPTIMIZERS = {
-    "sgd": lambda ps: torch.optim.SGD(ps, 0.05),
-    "momentum": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.5, nesterov=True),
-    "decay": lambda ps: torch.optim.SGD(ps, 0.05, weight_decay=0.1),
-    "adam": lambda ps: torch.optim.Adam(ps, 0.01, eps=1e-2),
-    "adamw": lambda ps: torch.optim.AdamW(ps, 0.01, eps=1e-2, weight_decay=0.1),
-    "rmsprop": lambda ps: torch.optim.RMSprop(ps, 0.01, eps=1e-2),
-    "adagrad": lambda ps: torch.optim.Adagrad(ps, 0.01, eps=1e-2),
-}
+NEIGHBOURS = 3
+STEPS = 3  # of a batch of EM
 counts: Counter[str] = Counter()
 
 
-class Diverged(Exception):
-    """Numbers are too large to be compared."""
-
-
-def method_of(case, lr):
-    """The method, or None for the short form of descent."""
-    match case.method:
-        case "descent" | "nesterov":
-            return None
-        case "errors":
-            return methods.Descent(lr, coordinates="errors")
-        case "adam":
-            return methods.Adam(lr, eps=1e-2)
-        case "heun":
-            return methods.Heun(lr, adaptive=False)
-        case "accelerated":
-            return methods.Accelerated()
-        case "accelerated-states":
-            return methods.Accelerated(coordinates="states")
-        case "rated":
-            return methods.Accelerated(lr, coordinates="states")
-        case "lbfgs":
-            return methods.LBFGS(3, coordinates="states")
-        case "sequential":
-            return methods.Sequential(lr)
-        case "langevin":
-            return methods.Langevin(lr, temperature=0.1, generator=torch.Generator().manual_seed(case.seed))
-        case "fixed":
-            return methods.FixedPrediction(1.0)
-    raise AssertionError(case.method)
-
-
-def agree(ours, theirs, what, tolerance):
-    """Raise AssertionError unless two tensors are the same to a share of the larger of 1 and what is expected."""
-    theirs = theirs.detach()
-    if not theirs.isfinite().all() or (theirs.numel() and theirs.abs().max() > LARGE):
-        raise Diverged
-    assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(theirs.shape)}"
-    if theirs.numel():
-        off, scale = (ours.detach().double() - theirs).abs().max().item(), max(1.0, theirs.abs().max().item())
-        assert off <= tolerance * scale, f"{what}: off by {off:.2e}, of {scale:.2e}, where {tolerance:.0e} is allowed"
-
-
 class Pair:
-    """The package's network, loop and EM, and the reference network with its optimizers."""
+    """The package's network, loop and EM, and the reference with its neighbours."""
 
-    def __init__(self, case):
+    def __init__(self, case, neighbours=0):
         self.case, self.lr = case, case.lr
-        self.reference = Network(case)
-        if case.float32:
-            self.reference.float().double()  # weights that float32 has
-        self.net = copy.deepcopy(self.reference)
-        self.net.to(self.dtype)
-        self.method = method_of(case, case.lr)
-        # what learning amplifies, more of it in a long history
-        self.tolerance = 1e-3 if case.float32 else 1e-9 if len(case.actions) <= 3 and self.method is None else 1e-6
+        self.dtype = torch.float32 if case.float32 else torch.float64
+        rounding = torch.bfloat16 if case.medium else self.dtype
+        self.judge = Judge(rounding)
+        net = Network(case).to(self.dtype).double()  # weights that float32 has
+        off = torch.finfo(rounding).eps
+        self.references = [Reference(net, case, off * (i > 0), i) for i in range(neighbours + 1)]
+        self.reference = self.references[0]
+        self.net = net.to(self.dtype)
         self.batch(Batch())
         self.wire()
 
-    @property
-    def dtype(self):
-        return torch.float32 if self.case.float32 else torch.float64
+    def loop_of(self, net):
+        return pyro.InferenceLoop(net.energy, net.free(), **self.how())
+
+    def how(self):
+        """How E-steps move, as `InferenceLoop` and `EM` take it."""
+        method, case = method_of(self.case, self.lr), self.case
+        if method is not None:
+            return {"method": method}
+        return {"lr": self.lr, "momentum": case.momentum, "nesterov": case.method == "nesterov"}
 
     def wire(self):
-        """A loop and an optimizer, and those of the reference."""
-        case = self.case
-        how = {"method": self.method}
-        if self.method is None:
-            how = {"lr": self.lr, "momentum": case.momentum, "nesterov": case.method == "nesterov"}
-        self.loop = pyro.InferenceLoop(self.net.energy, self.net.free(), **how)
+        """A loop and optimizers of the weights that there are now."""
+        self.loop = self.loop_of(self.net)
         self.optimize()
 
     def optimize(self):
-        """New optimizers, as parameters may have been replaced."""
-        case = self.case
-        learned, theirs = self.net.learned(), self.reference.learned()
-        self.em = self.optimizer = None
+        learned, self.em, self.optimizer = self.net.learned(), None, None
+        for reference in self.references:
+            reference.optimize()
         if learned:
-            self.optimizer, self.theirs = OPTIMIZERS[case.optimizer](learned), OPTIMIZERS[case.optimizer](theirs)
-            how = {"method": method_of(case, self.lr)}
-            if self.method is None:
-                how = {"lr": self.lr, "momentum": case.momentum, "nesterov": case.method == "nesterov"}
+            self.optimizer = OPTIMIZERS[self.case.optimizer](learned)
             self.em = pyro.EM(
-                self.net.energy, self.net.free(), self.optimizer, start=self.net.start, steps=3,
-                incremental=case.incremental if self.method is None else False, **how,
+                self.net.energy, self.net.free(), self.optimizer, start=self.net.start, steps=STEPS,
+                incremental=self.incremental, **self.how(),
             )  # fmt: skip
+
+    @property
+    def incremental(self):
+        return self.case.incremental if self.case.method in ("descent", "nesterov", "adam", "heun") else False
+
+    @property
+    def decides(self):
+        """Whether steps are taken or not by energies that are compared, which rounding decides where they are equal."""
+        return self.case.method in ("accelerated", "accelerated-states", "rated", "lbfgs")
+
+    @property
+    def followed(self):
+        """Whether the reference can take the steps; of others no sample's energy may rise."""
+        return self.case.method != "accelerated" and not (self.decides and self.case.float32)
+
+    def agree(self, ours, theirs, what, floor=0.0):
+        self.judge.agree(ours, theirs, what, floor)
+
+    def compare(self, what):
+        """All states, all weights and the energy."""
+        floor = 1e-6 if self.decides else 0.0
+        nets = [r.net for r in self.references]
+        for i, (p, *qs) in enumerate(zip(self.net.states(), *(n.states() for n in nets), strict=True)):
+            self.agree(p, qs, f"{what}: {'the input' if i == len(self.net.nodes) else f'state {i}'}", floor)
+        for p, *qs in zip(self.net.named_parameters(), *(n.parameters() for n in nets), strict=True):
+            if "value" not in p[0]:
+                self.agree(p[1], qs, f"{what}: {p[0]}", floor)
+        self.agree(self.loop.energy(), [r.energies() for r in self.references], f"{what}: energy()", floor)
 
     def batch(self, action):
         data = self.net.data(action.size, action.seed, action.layout)
         with torch.no_grad():
             self.net.start(*(t.to(self.dtype) for t in data))
-            self.reference.start(*data)
-        self.begin()
+        for r in self.references:
+            r.start(data)
+        self.dirty = False  # whether a method remembers what references do not
 
-    def begin(self):
-        """The reference's memory of a batch."""
-        self.inner, self.dirty = None, False
+    def fresh(self, seed):
+        """A new batch, where a method remembers another."""
+        if self.dirty:
+            self.batch(Batch(seed=seed))
 
-    def gradients(self):
-        free = self.reference.free()
-        return torch.autograd.grad(self.reference.plain().sum(), free)
+    def run(self, action):
+        self.fresh(action.steps)
+        if action.alone:
+            self.alone(action)
+        before, noise = self.reference.energies(), self.noise(self.loop)
+        trace = self.loop.run(action.steps, record=action.record)
+        if not self.followed:
+            self.descended("run", before)
+        else:
+            self.trace(action, trace, noise)
+            self.compare("run")
+        self.dirty = self.case.method not in RULED
 
-    def e_step(self):
-        """One E-step of the reference."""
-        net, case, lr = self.reference, self.case, self.lr
-        free = net.free()
-        match case.method:
-            case "descent" | "nesterov" | "adam":
-                if self.inner is None:
-                    self.inner = (
-                        torch.optim.Adam(free, lr, eps=1e-2) if case.method == "adam"
-                        else torch.optim.SGD(free, lr, momentum=case.momentum, nesterov=case.method == "nesterov")
-                    )  # fmt: skip
-                for z, g in zip(free, self.gradients(), strict=True):
-                    z.grad = g
-                self.inner.step()
-            case "heun":
-                first, before = self.gradients(), [z.detach().clone() for z in free]
-                with torch.no_grad():
-                    for z, g in zip(free, first, strict=True):
-                        z -= lr * g
-                second = self.gradients()
-                with torch.no_grad():
-                    for z, b, g, h in zip(free, before, first, second, strict=True):
-                        z.copy_(b - 0.5 * lr * (g + h))
-            case "sequential":
-                for parity in (0, 1):
-                    with torch.no_grad():
-                        for i, (z, g) in enumerate(zip(free, self.gradients_(), strict=True)):
-                            if i % 2 == parity:
-                                z -= lr * g
-            case "errors":
-                self.step_errors()
-            case "fixed":
-                for z, g in zip(free, self.fixed_gradients(), strict=True):
-                    z.data.sub_(g)
-            case _:
-                raise AssertionError(case.method)
+    def trace(self, action, trace, noise):
+        """The references' steps, with the energies of each where they are recorded."""
+        recorded = action.record and self.case.method in RULED and self.case.method != "fixed"
+        if not recorded:
+            for r in self.references:
+                r.run(action.steps, noise)
+            return
+        energies = [[r.energies().mean()] for r in self.references]
+        for _ in range(action.steps):
+            for r, of in zip(self.references, energies, strict=True):
+                r.e_step()
+                of.append(r.energies().mean())
+        self.agree(trace.energies.sum(1), [torch.stack(of) for of in energies], "recorded energies")
 
-    def gradients_(self):
-        with torch.enable_grad():
-            return self.gradients()
+    @staticmethod
+    def noise(loop):
+        generator = getattr(loop.method, "generator", None)
+        return None if generator is None else generator.get_state()
 
-    def fixed_gradients(self):
-        """Of the energy at fixed predictions for its states, and of their Jacobians where they were fixed."""
-        net, of = self.reference, self.case.nodes
-        if self.inner is None:
-            self.inner = [z.detach().clone() for z in net.states()]
-        base = [z.clone().requires_grad_() for z in self.inner]
-        z = [z.detach().requires_grad_() for z in net.states()]
-        energy = net.plain(z, base).sum()
-        own, led = (torch.autograd.grad(energy, s, allow_unused=True, retain_graph=True) for s in (z, base))
-        sums = [sum(g for g in pair if g is not None) for pair in zip(own, led, strict=True)]
-        return [g for g, node in zip(sums, of, strict=False) if not node.clamped]
+    def descended(self, what, before):
+        """No sample's energy is above what it was, but for methods with a rate; the references go on from there."""
+        for r in self.references:
+            r.follow(self.net)
+        after = self.reference.energies()
+        if not (after.isfinite().all() and before.isfinite().all()):
+            raise Diverged
+        if self.case.method == "rated":  # a rate may be too large
+            return
+        rise = (after - before) / before.abs().clamp(min=1)
+        assert (rise <= self.judge.floor).all(), f"{what}: an energy has risen by {rise.max():.1e}"
 
-    def step_errors(self):
-        """``e <- e - lr dF/de``, with states that follow from errors, in the order of the nodes."""
-        net, case = self.reference, self.case
-        errors = []
+    def alone(self, action):
+        """The last sample's states, to the bit, when it is alone, on another number of threads."""
+        if not self.is_own or self.case.method == "langevin":
+            return
+        many, one, threads = copy.deepcopy(self.net), copy.deepcopy(self.net), torch.get_num_threads()
         with torch.no_grad():
-            z = net.states()
-            for t in range(len(case.nodes)):
-                errors.append(z[t] - net.predict(t, z))
-
-        def states(errors):
-            z = [n.value.detach() for n in net.nodes] + [net.below.value.detach()]
-            for t, node in enumerate(case.nodes):
-                if not node.clamped:
-                    z[t] = net.predict(t, z) + errors[t]
-            return z
-
-        moving = [e.detach().requires_grad_(not n.clamped) for e, n in zip(errors, case.nodes, strict=True)]
-        free = [e for e in moving if e.requires_grad]
-        gradient = torch.autograd.grad(net.plain(states(moving)).sum(), free)
-        with torch.no_grad():
-            for e, g in zip(free, gradient, strict=True):
-                e -= self.lr * g
-            for node, z in zip(net.nodes, states(moving), strict=False):
-                node.value.data.copy_(z)
-
-    @property
-    def has_rule(self):
-        """Whether the reference has the rule of the method; of others it takes the package's, on autograd."""
-        return self.case.method in ("descent", "nesterov", "adam", "heun", "sequential", "errors", "fixed")
+            for node in (one.below, *one.nodes):
+                node.init(node.value[-1:].clone())
+        results = []
+        for net, on in ((many, threads), (one, 3 if threads == 1 else 1)):
+            loop = self.loop_of(net)
+            torch.set_num_threads(on)
+            try:
+                loop.run(action.steps, record=action.record)
+            finally:
+                torch.set_num_threads(threads)
+            results.append([z.detach()[-1:] for z in net.free()])
+        told = loop.explain()
+        if "executor: chain" not in told or "stepwise" in told or not pyro.backends.available("native")[0]:
+            return
+        counts["alone"] += 1
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b), "a sample's bits are others when it is alone"
 
     @property
     def is_own(self):
@@ -220,233 +179,173 @@ class Pair:
         edges = [e for n in nodes for e in n.edges if e.source < 0 or nodes[e.source].clamped]
         return all(e.kind in ("linear", "bias") and e.activation != "square" for e in edges)
 
-    def run(self, action):
-        if self.dirty:  # what a method remembers of a batch of EM, or of a run before
-            self.batch(Batch(size=2, seed=action.steps))
-        self.dirty = not self.has_rule
-        alone = copy.deepcopy((self.net, self.loop)) if action.alone and self.is_own else None
-        if not self.has_rule:
-            return self.run_by_rule(action)
-        trace = self.loop.run(action.steps, record=action.record)
-        energies = [self.recorded()]
-        for _ in range(action.steps):
-            self.e_step()
-            energies.append(self.recorded())
-        self.compare("run")
-        if action.record and self.case.method != "fixed":
-            agree(trace.energies.sum(1), torch.stack(energies), "recorded energies", self.tolerance)
-        if alone is not None:
-            self.alone(action, *alone)
-        return None
-
-    def recorded(self):
-        """The energy of the whole batch, of a method of fixed predictions at those."""
-        return self.learned_energy().detach()
-
-    def alone(self, action, net, loop):
-        """The last sample's states, to the bit, when it is alone, on another number of threads."""
-        if not loop.explain().startswith("executor: chain") or not pyro.backends.available("native")[0]:
-            return
-        counts["alone"] += 1
-        states, threads = [s.detach()[-1:].clone() for s in net.states()], torch.get_num_threads()
-        if self.case.momentum:
-            return  # a velocity of another batch size starts anew
-        with torch.no_grad():
-            net.below.init(states[-1])
-            for node, z in zip(net.nodes, states, strict=False):
-                node.init(z)
-        torch.set_num_threads(3 - threads if threads in (1, 2) else 1)
-        try:
-            loop.run(action.steps, record=action.record)
-        finally:
-            torch.set_num_threads(threads)
-        for a, b in zip(net.free(), self.net.free(), strict=True):
-            assert torch.equal(a.detach(), b.detach()[-1:]), "a sample's bits are others when it is alone"
-
-    def run_by_rule(self, action):
-        """A method of which the reference takes the package's rule, on autograd's gradients of formulas in float64.
-
-        Of `Accelerated` on errors, which is not to be had so, and in float32, where decisions by energies differ, no
-        sample's energy may be above what it was; the reference then takes the states.
-        """
-        net, case = self.reference, self.case
-        if case.method == "accelerated" or case.float32:
-            before = net.plain().detach()
-            self.loop.run(action.steps, record=action.record)
-            with torch.no_grad():
-                for a, b in zip(net.free(), self.net.free(), strict=True):
-                    agree(a, a, "run", 0.0)
-                    a.copy_(b)
-            after = net.plain().detach()
-            assert after.isfinite().all(), "energies are not finite"
-            if case.method in ("accelerated", "accelerated-states", "lbfgs"):
-                assert (after <= before + 10 * self.tolerance * before.abs().clamp(min=1)).all(), "an energy has risen"
-            return
-        state = self.method.generator.get_state() if case.method == "langevin" else None
-        self.loop.run(action.steps, record=action.record)
-        if state is not None:
-            self.method.generator.set_state(state)
-        pyro.InferenceLoop(net.plain, net.free(), method=self.method, executor="autograd").run(action.steps)
-        # what decides by energies is led elsewhere by rounding, where that is all that is left
-        self.compare("run", self.tolerance if case.method == "langevin" else 1e-5)
-
     def learn(self, action):
-        if self.optimizer is None:
+        learned = self.net.learned()
+        if self.optimizer is None or not any(p.requires_grad for p in learned):
             return
-        learned, theirs = self.net.learned(), self.reference.learned()
-        if not any(p.requires_grad for p in learned):
-            return
-        self.optimizer.zero_grad(), self.theirs.zero_grad()
+        if self.case.method == "fixed":  # whose gradients are at what the loop has run on
+            self.fresh(0)
+        self.optimizer.zero_grad()
         self.loop.backward(learned)
-        wanted = [p for p in theirs if p.requires_grad]
-        for p, g in zip(wanted, torch.autograd.grad(self.learned_energy(), wanted, allow_unused=True), strict=True):
-            p.grad = g
+        for r in self.references:
+            r.differentiate()
         names = [n for n, p in self.net.named_parameters() if any(p is q for q in learned)]
-        for name, p, q in zip(names, learned, theirs, strict=True):
-            zero = torch.zeros_like(q)
-            agree(
-                zero if p.grad is None else p.grad,
-                zero if q.grad is None else q.grad,
-                f"gradient of {name}",
-                self.tolerance,
-            )
+        for name, p, *qs in zip(names, learned, *(r.net.learned() for r in self.references), strict=True):
+            ours, *theirs = (torch.zeros_like(q) if q.grad is None else q.grad for q in (p, *qs))
+            self.agree(ours, theirs, f"gradient of {name}")
+            if (p.grad is None) != (qs[0].grad is None):  # none is 0, but to weight decay
+                for q in (p, *qs):
+                    q.grad = None
         if action.step:
-            for p, q in zip(learned, theirs, strict=True):
-                if (p.grad is None) != (q.grad is None):  # a gradient of 0, or none, which decay tells apart
-                    p.grad = q.grad = None
-            self.optimizer.step(), self.theirs.step()
+            self.optimizer.step()
+            for r in self.references:
+                r.optimizer.step()
             self.compare("optimizer's step")
+            self.forget()
 
-    def learned_energy(self):
-        """What weights descend: at the states, or of a method of fixed predictions at those."""
-        fixed = self.inner if self.case.method == "fixed" else None
-        return self.reference.plain(None, fixed).mean()
-
-    def em_reference(self, data):
-        case, net = self.case, self.reference
-        with torch.no_grad():
-            net.start(*data)
-        self.begin()
-
-        def m_step(step=True):
-            wanted = [p for p in net.learned() if p.requires_grad]
-            self.theirs.zero_grad()
-            gradients = torch.autograd.grad(self.learned_energy(), wanted, allow_unused=True)
-            for p, g in zip(wanted, gradients, strict=True):
-                p.grad = g
-            if step:
-                self.theirs.step()
-
-        incremental = case.incremental if self.method is None else False
-        for _ in range(3):
-            if incremental == "joint":
-                m_step(step=False)
-            self.e_step()
-            if incremental == "joint":
-                self.theirs.step()
-            if incremental is True:
-                m_step()
-        if not incremental:
-            m_step()
+    @property
+    def trains(self):
+        return self.em is not None and all(p.requires_grad for p in self.net.learned())
 
     def step(self, action):
-        if self.em is None or not self.has_rule or not all(p.requires_grad for p in self.net.learned()):
+        if not self.trains:
             return
-        data = self.net.data(action.size, action.seed)
+        data, noise = self.net.data(action.size, action.seed, action.layout), self.noise(self.em.loop)
         self.em.step(*(t.to(self.dtype) for t in data))
-        self.em_reference(data)
-        self.dirty = True
-        self.compare("EM's step")
+        self.learned("EM's step", [data], noise)
 
     def epoch(self, action):
-        if self.em is None or not self.has_rule or not all(p.requires_grad for p in self.net.learned()):
+        if not self.trains:
             return
-        data = self.net.data(action.rows, action.seed)
+        data, noise = self.net.data(action.rows, action.seed), self.noise(self.em.loop)
         batches = sum(
             p.batches for p in self.em.epoch(*(t.to(self.dtype) for t in data), batch_size=action.size, shuffle=False)
         )
         parts = [*zip(*(t.split(action.size) for t in data), strict=True)]
         assert batches == len(parts), f"{batches} batches of an epoch, not {len(parts)}"
-        for part in parts:
-            self.em_reference(part)
-        self.dirty = True
-        self.compare("EM's epoch")
+        self.learned("EM's epoch", parts, noise)
 
-    def both(self, change):
-        for net in (self.net, self.reference):
-            change(net)
+    def learned(self, what, batches, noise):
+        """The references' batches of `EM`."""
+        if self.followed and not (noise is not None and len(batches) > 1):
+            for r in self.references:
+                for data in batches:
+                    r.batch(data, STEPS, self.incremental, noise)
+            self.compare(what)
+        else:
+            for r in self.references:
+                r.follow(self.net)
+                r.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+            self.agree(self.loop.energy(), [r.energies() for r in self.references], f"{what}: energy()")
+        self.dirty = True
+
+    def forget(self):
+        """Fixed predictions are those of weights and states as they were; what changes them begins a batch anew."""
+        self.dirty = self.dirty or self.case.method == "fixed"
+
+    def every(self):
+        return [self.net, *(r.net for r in self.references)]
 
     def do(self, action):
+        self.forget()
         generator = torch.Generator().manual_seed(action.seed)
         name = sorted(self.net.parts)[action.seed % len(self.net.parts)] if self.net.parts else None
         match action.what:
             case "perturb":
                 noise = [0.05 * torch.randn(p.shape, generator=generator).double() for p in self.net.learned()]
                 with torch.no_grad():
-                    for p, q, n in zip(self.net.learned(), self.reference.learned(), noise, strict=True):
-                        p.add_(n.to(p.dtype)), q.copy_(p)
+                    for net in self.every():
+                        for p, n in zip(net.learned(), noise, strict=True):
+                            p.add_(n.to(p.dtype))
             case "replace" if name:
-                self.both(lambda net: net.parts.__setitem__(name, torch.nn.Parameter(net.parts[name].detach() * 0.5)))
+                for net in self.every():
+                    net.parts[name] = torch.nn.Parameter(net.parts[name].detach() * 0.5)
                 self.optimize()
             case "freeze" if name:
-                self.both(lambda net: net.parts[name].requires_grad_(not net.parts[name].requires_grad))
+                for net in self.every():
+                    net.parts[name].requires_grad_(not net.parts[name].requires_grad)
             case "mode":
-                self.both(lambda net: net.train(not net.training))
+                for net in self.every():
+                    net.train(not net.training)
             case "copy":
-                self.net, self.loop = copy.deepcopy((self.net, self.loop))
-                self.renew()
+                self.net, self.loop, self.em, self.optimizer = copy.deepcopy(
+                    (self.net, self.loop, self.em, self.optimizer)
+                )
             case "pickle":
-                # modules hold functions of this file, which pickle takes by name
-                self.net, self.loop = pickle.loads(pickle.dumps((self.net, self.loop)))
-                self.renew()
+                self.net, self.loop, self.em, self.optimizer = pickle.loads(
+                    pickle.dumps((self.net, self.loop, self.em, self.optimizer))
+                )
             case "load":
-                file = io.BytesIO()
-                torch.save(self.net.state_dict(), file)
-                file.seek(0)
-                with torch.no_grad():
-                    for p in self.net.learned():
-                        p.zero_()
-                self.net.load_state_dict(torch.load(file, weights_only=True))
-            case "move":
-                self.net.to(torch.float64 if self.case.float32 else torch.float32).to(self.dtype)
-                self.net.to("cpu")
-                self.align()
+                self.load(self.net.state_dict())
+            case "resume" if self.em is not None:
+                self.resume()
+            case "move":  # to float32 and back: what rounding makes of weights and states is the same for all
+                for net in self.every():
+                    net.to(torch.float32).to(torch.float64)
+                self.net.to(self.dtype)
+                self.optimize()
+                self.dirty = True
             case "threads":
-                torch.set_num_threads(1 + action.seed % 2)
-            case "rate" if self.method is None:
+                torch.set_num_threads((1, 2, 4)[action.seed % 3])
+            case "rate" if self.loop.method.__class__.__name__ == "Descent" and self.case.method != "errors":
                 self.lr = self.loop.lr = 0.03 + 0.01 * (action.seed % 3)
                 if self.em is not None:
                     self.em.lr = self.lr
-                if self.inner is not None:
-                    self.inner.param_groups[0]["lr"] = self.lr
+                for r in self.references:
+                    r.lr = self.lr
+                    if r.inner is not None:
+                        r.inner.param_groups[0]["lr"] = self.lr
+            case "method" if self.changes(METHODS[action.seed % len(METHODS)]):
+                momentum = self.case.momentum or 0.5 * (METHODS[action.seed % len(METHODS)] == "nesterov")
+                self.case = dataclasses.replace(
+                    self.case, method=METHODS[action.seed % len(METHODS)], momentum=momentum
+                )
+                for r in self.references:
+                    r.case = self.case
+                self.wire()
+                self.dirty = True
             case "state":
                 with torch.no_grad():
-                    for z, q in zip(self.net.free(), self.reference.free(), strict=True):
-                        z.clamp_(-0.5, 0.5), q.copy_(z)
+                    for net in self.every():
+                        for z in net.free():
+                            z.clamp_(-0.5, 0.5)
 
-    def renew(self):
-        """After a copy: the optimizer goes with the copied parameters, and so does the reference's."""
-        self.optimize()
+    def changes(self, method):
+        """Whether the network is one that the other method takes."""
+        nodes, other = self.case.nodes, self.case.method
+        circles = any(e.source >= t for t, n in enumerate(nodes) for e in n.edges)
+        kinks = any(n.law == "laplace" for n in nodes)
+        if method == other or (circles and method in ("errors", "accelerated", "fixed")):
+            return False
+        return not ((kinks or any(n.prior != "none" for n in nodes)) and method in ("errors", "accelerated", "lbfgs"))
 
-    def align(self):
-        """The reference takes what rounding has made of weights and states, and batches begin anew."""
+    def load(self, state):
+        """What `torch.save` writes, into a network whose weights are lost."""
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
         with torch.no_grad():
-            for p, q in zip(self.net.parameters(), self.reference.parameters(), strict=True):
-                q.data = p.detach().double().clone()
-            for p, q in zip(self.net.buffers(), self.reference.buffers(), strict=True):
-                q.data = p.detach().double().clone()
-        self.optimize()
-        self.dirty = True
+            for p in self.net.learned():
+                p.zero_()
+        self.net.load_state_dict(torch.load(file, weights_only=True))
 
-    def compare(self, what, tolerance=None):
-        tolerance = self.tolerance if tolerance is None else tolerance
-        for i, (p, q) in enumerate(zip(self.net.free(), self.reference.free(), strict=True)):
-            agree(p, q, f"{what}: state {i} of the free ones", tolerance)
-        for (name, p), q in zip(self.net.parts.items(), self.reference.parts.values(), strict=True):
-            agree(p, q, f"{what}: {name}", tolerance)
-        for p, q in zip(self.net.learned(), self.reference.learned(), strict=True):
-            agree(p, q, f"{what}: a parameter", tolerance)
-        agree(self.loop.energy(), self.reference.plain(), f"{what}: energy()", tolerance)
+    def resume(self):
+        """Another process: a new network, optimizer, loop and `EM`, which load what these were."""
+        file = io.BytesIO()
+        torch.save((self.net.state_dict(), self.em.state_dict()), file)
+        file.seek(0)
+        nets, told = torch.load(file, weights_only=True)
+        net = Network(self.case).to(self.dtype).train(self.net.training)
+        for p, q in zip(self.net.learned(), net.learned(), strict=True):
+            q.requires_grad_(p.requires_grad)
+        net.load_state_dict(nets)
+        self.net = net
+        kept = [r.optimizer for r in self.references]
+        self.wire()
+        for r, optimizer in zip(self.references, kept, strict=True):
+            r.optimizer = optimizer
+        self.em.load_state_dict(told)
+        self.batch(Batch())
 
 
 def check(case: Case) -> str:
@@ -455,9 +354,18 @@ def check(case: Case) -> str:
     Returns:
         "ok", "diverged", or "refused" where the method does not take such a network.
     """
-    threads = torch.get_num_threads()
     try:
-        pair = Pair(case)
+        return carried_out(case)
+    except AssertionError:  # rounding, or not: only now neighbours are asked, as each takes as long as the reference
+        return carried_out(case, NEIGHBOURS)
+
+
+def carried_out(case: Case, neighbours: int = 0) -> str:
+    """What `check` returns, or raises, with so many neighbours."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if case.medium else "highest")
+    try:
+        pair = Pair(case, neighbours)
         for action in case.actions:
             match action:
                 case Batch():
@@ -474,8 +382,9 @@ def check(case: Case) -> str:
                     pair.do(action)
             counts["actions"] += 1
         counts[pair.loop.explain().splitlines()[0]] += 1
-        if pair.em is not None and any(isinstance(a, Step | Epoch) for a in case.actions):
+        if pair.em is not None and pair.em.batches:
             counts["EM: " + pair.em.explain().splitlines()[0]] += 1
+        counts["judged by neighbours"] += neighbours > 0
     except Diverged:
         return "diverged"
     except ValueError as error:
@@ -484,6 +393,7 @@ def check(case: Case) -> str:
         return "refused"
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
     return "ok"
 
 
