@@ -16,7 +16,7 @@ from collections import Counter
 
 import torch
 
-from .cases import Case
+from .cases import Case, Step
 from .draw import drawn, features
 from .pair import available, check, counts
 from .shrink import shrunk
@@ -100,6 +100,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     if args.here:
         torch.set_num_threads(1)
+        check(Case(actions=(Step(),)))  # what PyTorch imports at first use takes seconds
         campaign = Campaign(args.seed, args.budget, args.kernels)
         if args.case is None:
             campaign.run()
