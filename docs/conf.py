@@ -95,7 +95,7 @@ html_title = "pyromancy"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "generated/gallery/ten_minutes", "cookbook", "benchmarks")}
+html_sidebars = {page: [] for page in ("index", "generated/gallery/ten_minutes", "benchmarks")}
 html_theme_options = {
     "show_toc_level": 1,
     "navigation_with_keys": False,
@@ -119,7 +119,7 @@ def with_table(app: Sphinx, what: str, name: str, module: object, options: objec
 def formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML, which browsers draw by themselves."""
     block = isinstance(node, nodes.math_block)
-    translator.body.append(translator.starttag(node, "div", CLASS="math") if block else "")
+    translator.body.append(translator.starttag(node, "div", CLASS="formula") if block else "")
     translator.body.append(convert(node.astext(), display="block" if block else "inline"))
     translator.body.append("</div>\n" if block else "")
     raise nodes.SkipNode
