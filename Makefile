@@ -21,7 +21,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help digits test check lint format bench docs wheel clean
+.PHONY: help digits test check sanitize lint format bench docs wheel clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,6 +36,9 @@ check: $(STAMP)-dev | $(PYROMANCY_ORACLE) ## a minute's look before a commit: st
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pytest -q --quick -n 2 $(PYTEST_ARGS)
+
+sanitize: $(STAMP)-test ## tests of the compiled module with the compiler's sanitizers; takes a while
+	bash tests/sanitize.sh $(PY)
 
 lint: $(STAMP)-dev ## check style, format and types
 	$(PY) -m ruff check

@@ -5,6 +5,7 @@ Environment:
     PYROMANCY_CUDA=auto|0|1    CUDA kernels given nvcc >= 12.1 and a CUDA build of torch | never | or else an error
     PYROMANCY_CUDA_ARCHS       their architectures, "80;90;100+PTX" where nvcc knows all of these
     CUDA_HOME                  the toolkit, where nvcc is not on the PATH or is not the one to use
+    PYROMANCY_SANITIZE=...     the compiler's sanitizers, "address,undefined" or "thread", for `make sanitize`
     CXX, CXXFLAGS, MAX_JOBS    as usual
 """
 
@@ -34,6 +35,9 @@ NVCC = [
     "-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-math-errno,-ffp-contract=off,-Wall,-Wextra",
 ]  # fmt: skip
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+SANITIZERS = os.environ.get("PYROMANCY_SANITIZE", "")
+# -O0, as instrumented kernels compile for an hour otherwise
+SANITIZED = [f"-fsanitize={SANITIZERS}", "-O0", "-g1", "-fno-omit-frame-pointer"] if SANITIZERS else []
 CUDA_ARCHS = "80;90;100+PTX"
 OLDEST_NVCC = "12.1"  # from which on a kernel's arguments may take more than 4 KB
 ISAS = {
@@ -134,7 +138,8 @@ class NinjaBuild(build_ext):
         cuda = wants_cuda(torch)
         # Not pip's temporary folder: ninja compiles again only what has changed since the last build.
         # Paths are those in the checkout, which may move; error messages name them.
-        folder = Path("build") / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        kind = "-".join(["", *SANITIZERS.split(",")]) if SANITIZERS else ""
+        folder = Path("build") / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}{kind}"
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +159,8 @@ def rules(torch: Path, cuda: bool) -> list[str]:
         pybind11.get_include(), torch / "include", torch / "include/torch/csrc/api/include",
         sysconfig.get_path("include"),
     ]  # fmt: skip
-    flags = [*COMMON, f"-DPYROMANCY_X86_ISAS={int(X86)}", "-Icsrc", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    flags = [*COMMON, f"-DPYROMANCY_X86_ISAS={int(X86)}", "-Icsrc", *SANITIZED]
+    flags += shlex.split(os.environ.get("CXXFLAGS", ""))
     of_torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(f"-isystem{i}" for i in includes)]
     depfile = ["  depfile = $out.d", "  deps = gcc"]
     lines = [
@@ -168,7 +174,7 @@ def rules(torch: Path, cuda: bool) -> list[str]:
         "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
         *depfile,
     ]
-    libs = [f"-L{torch}/lib", "-ltorch_cpu"]
+    libs = [*SANITIZED[:1], f"-L{torch}/lib", "-ltorch_cpu"]
     if not cuda:
         return [*lines, f"libs = {ninja_quote(libs)}", "rule link", "  command = $cxx -shared $in -o $out $libs"]
     archs = cuda_archs()

@@ -146,3 +146,15 @@ def test_other_processors_are_asked_for_no_x86_instructions(x86):
     command = [CXX, "-std=c++20", "-E", f"-DPYROMANCY_X86_ISAS={x86}", "csrc/cpu/isa.cpp"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert ("__builtin_cpu_supports" in text) == bool(x86)
+
+
+@pytest.mark.parametrize("sanitizers", ["", "address,undefined"])
+def test_sanitizers_are_asked_for_where_it_compiles_and_links(monkeypatch, tmp_path, sanitizers):
+    pytest.importorskip("pybind11")
+    monkeypatch.setenv("PYROMANCY_SANITIZE", sanitizers)
+    rules = runpy.run_path(str(ROOT / "setup.py"))["rules"](tmp_path, cuda=False)
+    values = {name: value for line in rules for name, _, value in [line.partition(" = ")]}
+    for name in ("flags", "libs"):
+        assert (
+            (f"-fsanitize={sanitizers}" in values[name].split()) == ("-fsanitize" in values[name]) == bool(sanitizers)
+        )

@@ -98,6 +98,7 @@ def test_options_may_change_between_batches():
     assert not trace.converged.any()
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_free_nodes_of_full_covariance():
     """Their errors are measured by it, in the one call that learns what is learned in a plan."""
     net, other = twins(kinds=(MultivariateGaussianNode, StandardGaussianNode, StandardGaussianNode))

@@ -66,6 +66,7 @@ def made(option, method, net, batch):
     return METHODS[method](**{"lr": 0.05} | OPTIONS[option](net, batch))
 
 
+@pytest.mark.usefixtures("native_backend")
 @ways
 @pytest.mark.parametrize("batch", [3, 40])
 def test_one_operator_does_what_steps_do(option, method, batch):
@@ -110,6 +111,7 @@ def test_a_schedule_goes_on_from_run_to_run(executor):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("native_backend")
 @ways
 def test_runs_go_on(option, method):
     """As one run does."""
@@ -159,6 +161,7 @@ def steps_until_alike(loops, nets, steps, tol):
     return {*fused.taken.tolist()}
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("option", OF_ERRORS)
 @pytest.mark.parametrize("method", ["errors", "errors-descent"])
 def test_samples_stop_as_stepwise(option, method):
@@ -178,6 +181,7 @@ def test_samples_stop_as_stepwise(option, method):
     assert len(kinds) > 3
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize(
     "option", [k for k in OPTIONS if any(w in k for w in ("range", "high", "zero", "shrink", "all"))]
 )
@@ -198,6 +202,7 @@ def test_constrained_samples_stop_as_stepwise(option, method):
     assert len(kinds) > 3
 
 
+@pytest.mark.usefixtures("native_backend")
 @ways
 def test_samples_do_not_interact(option, method):
     """To the last bit, in any number, whatever tiles and threads there are."""
@@ -224,6 +229,7 @@ def test_samples_do_not_interact(option, method):
             torch.set_num_threads(was)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("option", [k for k in OPTIONS if "samples" not in k and "sample" not in k and k != "all"])
 @pytest.mark.parametrize("method", ["descent", "restarts"])
 def test_a_batch_is_its_lines(option, method):

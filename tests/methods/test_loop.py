@@ -71,6 +71,7 @@ FUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("tol", [None, 1e-2])
 @pytest.mark.parametrize("method", FUSED, ids=repr)
 @pytest.mark.parametrize(("batch", "sizes"), [(1, (5, 7, 3)), (3, (4, 65, 1, 2)), (40, (5, 33, 17, 3))], ids=str)
@@ -106,6 +107,7 @@ ON_STATES = [
 ]
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", ON_STATES, ids=repr)
 @pytest.mark.parametrize("kinds", [("Standard", "Standard", "Standard"), ("Isotropic", "Factorized", "Isotropic")])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -129,6 +131,7 @@ def test_states_stop_fused_as_stepwise(activation, kinds, method):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_rates_given_alone_stop_fused():
     """`lr` and `momentum` of a loop, and of `EM`, are those of `Descent`."""
     network = pyro.networks.mlp((5, 9, 7, 3), activation="tanh").double()
@@ -146,6 +149,7 @@ def test_rates_given_alone_stop_fused():
     assert all(torch.equal(found[0], other) for other in found)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("parts", [(3, 4), (1, 1, 5), (0, 2, 0, 5)], ids=str)
 @pytest.mark.parametrize("method", [*FUSED, methods.Accelerated(), methods.Accelerated(coordinates="states")], ids=repr)
 def test_fused_runs_go_on(method, parts):
@@ -179,6 +183,7 @@ FULL = [
 ]
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("method", FULL, ids=repr)
 @pytest.mark.parametrize("batch", [3, 40])
@@ -205,6 +210,7 @@ def test_full_covariances_fused_as_stepwise(method, batch, weighted):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", [methods.Accelerated(), methods.LBFGS(memory=2), methods.Descent(0.05)], ids=repr)
 def test_full_covariances_keep_samples_apart(method):
     """To the last bit, in batches of any size."""
@@ -226,6 +232,7 @@ def test_full_covariances_keep_samples_apart(method):
 STOPPED = [m for m in (*FUSED, methods.Accelerated(), methods.Accelerated(coordinates="states")) if m.converges]
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", STOPPED, ids=repr)
 def test_what_a_tolerance_has_stopped_goes_on_as_stepwise(method):
     """To the same tolerance, to a finer one, and to none; those beside it have not stopped yet."""
@@ -639,6 +646,7 @@ class TestWords:
         (False, "the energy of target is not known to be convex in its prediction"),
         (True, "the law of z has no precision"),
     ], ids=["clamped", "free"])  # fmt: skip
+    @pytest.mark.usefixtures("native_backend")
     def test_of_what_does_not(self, free, reason):
         x, target, up, down = torch.randn(5, 4), torch.randn(5, 3), torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
         z = torch.nn.Parameter(torch.randn(5, 6))
@@ -662,6 +670,7 @@ class TestWords:
         loop.run(3, tol=0.1)
         assert "tol by what sweeps gain; no bound: a term of the energy is of no law that is known" in loop.explain()
 
+    @pytest.mark.usefixtures("native_backend")
     def test_of_what_runs(self):
         network = pyro.networks.mlp([5, 6, 4, 3], activation="tanh").double()
         network.start(torch.randn(4, 5).double(), torch.randn(4, 3).double())
@@ -838,6 +847,7 @@ def test_zil_is_backpropagation():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("executor", [None, "graph"])
 def test_fixed_predictions_are_backpropagation(executor):
     """After as many steps as there are nodes with an energy: the errors, and what weights learn."""
@@ -921,6 +931,7 @@ def test_no_steps_move_nothing(executor):
     assert all(torch.equal(a, b) for a, b in zip(ends, states, strict=True))
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_a_prior_has_errors_stepwise_too():
     code, data = nodes.FloatNode(2, prior=pyro.functional.gaussian_energy), nodes.StandardGaussianNode(3)
     up = nn.Linear(2, 3).double()
@@ -933,6 +944,7 @@ def test_a_prior_has_errors_stepwise_too():
         assert torch.autograd.grad(energy().sum(), code.value)[0].abs().max() < 1e-7
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("runs", [(2,), (1, 1), (3,)], ids=str)
 def test_one_by_one_what_is_its_prediction_has_no_error_when_its_turn_comes(runs):
     """Of a Laplace node, whose slope at an error is the same however small that is."""
