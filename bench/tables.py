@@ -49,6 +49,7 @@ def tables(result: Result) -> list[Table]:
         (_sweep_cost, result.of("sweep-cost")),
         (_sparse, result.of("sparse")),
         (_laws, result.of("laws")),
+        (_networks, _having(result.of("network"), "over_jax")),
     ]
     return [make(rows) for make, rows in kinds if rows]
 
@@ -218,6 +219,28 @@ def _laws(rows: list[Row]) -> Table:
         times = _time(row["seconds"]), _time(row["gaussian_seconds"])
         lines.append([row["setting"], row["law"], *_marked(row, *times, f"{row['over_gaussian']:.2f}", *over)])
     return Table("EM batch with another law, beside Gaussian nodes", header[: len(lines[0])], lines)
+
+
+def _networks(rows: list[Row]) -> Table:
+    header = ["EM batch", "EM", "JAX over EM", "processor time", "without E-steps", "JAX's", "JAX's over EM's"]
+    header += ["products of an E-step", "XLA's count of it", "rate of E-steps"]
+    lines = []
+    for row in rows:
+        own, theirs, without = (
+            row[f"{of}processor_seconds{end}"] for of, end in (("", ""), ("jax_", ""), ("", "_without_steps"))
+        )
+        rate = row["products"] * row["steps"] / (own - without)
+        lines.append(
+            [
+                f"{row['network']}, batch {row['batch']}, {row['steps']} E-steps",
+                *_marked(row, _time(row["seconds"]), f"{row['over_jax']:.3g}x"),
+                *map(_time, (own, without, theirs)),
+                f"{theirs / own:.3g}x",
+                *(f"{row[count] / 1e6:.1f} Mflop" for count in ("products", "jax_flops")),
+                f"{rate / 1e9:.0f} GFLOP/s",
+            ]
+        )
+    return Table("Networks of Linear layers beside the JAX scan", header, lines)
 
 
 def sweeps(rows: list[Row]) -> dict[str, list[tuple[int, Row]]]:
