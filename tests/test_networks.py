@@ -556,6 +556,7 @@ class TestMuPC:
         for f, e in zip([*net.m_params(), *net.e_params()], [*plain.m_params(), *plain.e_params()], strict=True):
             torch.testing.assert_close(f.detach(), e.detach(), rtol=1e-10, atol=1e-10)
 
+    @pytest.mark.usefixtures("native_backend")
     @pytest.mark.parametrize("lr", [None, 0.05])
     def test_on_errors_fused_steps_are_those_one_by_one(self, lr):
         net = networks.mlp([6, *[8] * 6, 2], "tanh", scaling="mupc", skips=True).double()

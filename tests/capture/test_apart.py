@@ -124,6 +124,7 @@ METHODS = {
 }
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_are_those_of_the_graph(method):
     net = Net()
@@ -145,6 +146,7 @@ def test_there_is_no_one_error():
         loop.run(2)
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_fixed_predictions_are_those_of_the_graph():
     """Which holds those of both energies, where zeros predicted by a state would hold that as well."""
     net = Net()

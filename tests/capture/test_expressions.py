@@ -116,6 +116,7 @@ def test_single_precision(name):
             torch.testing.assert_close(a.double(), b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("name", LAWS)
 def test_samples_do_not_meet(name):
     """To the last bit, whatever else is in the batch and however that is tiled."""
@@ -136,6 +137,7 @@ METHODS = {
 }
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["log-cosh", "pseudo-huber", "elastic", "quartic", "penalty-beside"])
 def test_methods_take_them(name, method):

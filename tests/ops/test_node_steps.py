@@ -9,6 +9,8 @@ import torch
 from chains import call, planned, problem
 from pyromancy.plan import Adam, Descent, Heun, Langevin, Momentum, Nesterov, NodeStep, QuasiNewton
 
+pytestmark = pytest.mark.usefixtures("native_backend")  # the only one that takes them
+
 CHAIN = (3, 5, 4, 2)
 STATES = Nesterov(lr=0.1, restarts=True, errors=False)
 OTHERS = [

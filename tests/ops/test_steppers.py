@@ -28,6 +28,8 @@ from pyromancy.plan import (
     Sequential,
 )
 
+pytestmark = pytest.mark.usefixtures("native_backend")  # the only one that takes them
+
 MANY = 400
 CHAIN = (5, 40, 33, 17, 3)
 LEVEL = (5, 17, 17, 17, 3)  # for skips

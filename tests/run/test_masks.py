@@ -9,6 +9,7 @@ import torch.nn as nn
 
 import pyromancy as pyro
 from descent import assert_as_autograd
+from kernels import AVAILABLE
 from numerics import same_bits
 from pyromancy import backends, functional, methods
 from pyromancy.methods import Known
@@ -101,7 +102,7 @@ def loop_of(net, method=None, **options):
     return pyro.InferenceLoop(net.energy, net.free(), method=method, **options)
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", AVAILABLE)
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
 def test_descent_is_autograds(options, backend):
     net = Network()
@@ -112,6 +113,7 @@ def test_descent_is_autograds(options, backend):
     net.assert_untouched()
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_one_operator_does_what_steps_do(method, dtype):
@@ -184,6 +186,7 @@ def test_samples_that_stop_by_themselves(method):
         net.assert_untouched()
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", [None, methods.Accelerated(), methods.Adam(0.05), methods.Langevin(0.01)], ids=repr)
 def test_no_sample_depends_on_others(method):
     net = Network(batch=19, dtype=torch.float32)
@@ -200,6 +203,7 @@ def test_no_sample_depends_on_others(method):
             assert same_bits(part.detach(), whole.detach()[rows])
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_noise_moves_what_is_not_known():
     net = Network()
     loop = loop_of(net, methods.Langevin(0.01, generator=torch.Generator().manual_seed(0)))
@@ -290,6 +294,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("twice", [False, True])
 def test_ways_to_write_it(spelling, twice):
@@ -385,6 +390,7 @@ def test_kernels_without_masks(monkeypatch):
             torch.testing.assert_close(z, states[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize(
     "method", [methods.Descent(0.05, momentum=0.8), methods.Adam(0.05), methods.Heun(0.05)], ids=repr
 )
@@ -434,6 +440,7 @@ def batches():
         yield torch.where(torch.rand(9, 20, generator=generator) < 0.5, torch.nan, y)
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", [None, methods.Accelerated(), methods.Adam(0.05)], ids=repr)
 @pytest.mark.parametrize("incremental", [False, True, "joint"])
 def test_whole_batches(method, incremental):
@@ -492,6 +499,7 @@ def test_learned_data():
     assert told.startswith("executor: chain\n")
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_a_full_covariance():
     torch.manual_seed(0)
     n, y = 6, torch.randn(BATCH, 4).double()

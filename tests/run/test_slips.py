@@ -136,6 +136,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("case", BAD)
 def test_targets_of_any_batch_are_looked_at(case):
     """Of the first, and of those that are done as the last one was, before weights learn."""

@@ -100,6 +100,7 @@ def test_a_whole_batch(kind, form, weights):
     assert nets[0].t.item() != 0.3
 
 
+@pytest.mark.usefixtures("native_backend")
 @pytest.mark.parametrize("method", [pyro.methods.Accelerated(), pyro.methods.Adam(0.05)], ids=repr)
 def test_a_whole_batch_by_a_method(method):
     net = Net(CategoricalNode, "over-exp")
