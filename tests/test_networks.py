@@ -735,6 +735,7 @@ class TestMessages:
         [
             (torch.zeros(4, 6), None, ValueError, r"x must fit the node's shape \(None, 5\), got \(4, 6\)"),
             (torch.zeros(5), None, ValueError, r"x must fit the node's shape \(None, 5\), got \(5,\)"),
+            (torch.zeros(4, 1, 5), None, ValueError, r"\(None, 5\), got \(4, 1, 5\), which x.flatten\(1\) makes fit"),
             ([[0.0] * 5], None, TypeError, "x must be a tensor, got "),
             (torch.zeros(4, 5), torch.zeros(4, 2), ValueError, r"y must fit the node's shape \(None, 3\), got \(4"),
             (torch.zeros(4, 5), torch.zeros(1, 3), ValueError, "y must have as many rows as x, 4, got 1"),
@@ -746,7 +747,7 @@ class TestMessages:
             ),
             (torch.zeros(4, 5), [0, 1, 2, 1], TypeError, "y must be a tensor, got"),
         ],
-        ids=["width", "dimensions", "no tensor", "width of y", "rows", "classes", "no tensor of y"],
+        ids=["width", "dimensions", "images", "no tensor", "width of y", "rows", "classes", "no tensor of y"],
     )
     def test_start_sets_nothing_that_does_not_fit(self, x, y, kind, message):
         net = networks.mlp(SIZES)

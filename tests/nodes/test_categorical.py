@@ -61,7 +61,8 @@ BAD = {
     "complex": (torch.ones(2, 3) * 1j, TypeError, "class indices or probabilities, got torch.complex64"),
     "list": ([0, 1], TypeError, "value must be a tensor, got list"),
     "rows-of-classes": (
-        torch.zeros(2, 3, dtype=torch.int64), ValueError, r"class indices of shape \(None,\), got \(2, 3\)",
+        torch.zeros(2, 3, dtype=torch.int64), ValueError,
+        r"indices of shape \(None,\), got \(2, 3\); probabilities are floats, as value.float\(\)",
     ),
     "classes-in-floats": (torch.zeros(2), ValueError, r"got \(2,\); class indices are of an integer dtype, value.long"),
     "other-width": (torch.full((2, 4), 0.25), ValueError, r"must fit the node's shape \(None, 3\), got \(2, 4\)"),

@@ -175,3 +175,5 @@ def test_predictions_are_logits():
         net.start(x, t[:8])
     with pytest.raises(ValueError, match=r"y must be class indices of shape \(None,\), got \(9, 1\)"):
         net.start(x, t[:, None])
+    with pytest.raises(TypeError, match="y must be a tensor, got list"):
+        net.start(x, t.tolist())

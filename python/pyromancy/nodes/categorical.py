@@ -86,13 +86,15 @@ class CategoricalNode(VariationalNode):
 
     def _check_fits(self, name: str, value: Tensor) -> None:
         """A state's shape, or one of class indices."""
+        self._check_is_tensor(name, value)
         if _holds_classes(value):
             if value.dim() and len(value) == 0:
                 super()._check_fits(name, value)
             fits = value.dim() > 0 and self._shape.compat(value.shape[0], self._classes, *value.shape[1:])
             if not fits:
                 expected = (self._shape.rshape[0], *self._shape.rshape[2:])
-                raise ValueError(f"{name} must be class indices of shape {expected}, got {tuple(value.shape)}")
+                hint = f"; probabilities are floats, as {name}.float()" if self._shape.compat(*value.shape) else ""
+                raise ValueError(f"{name} must be class indices of shape {expected}, got {tuple(value.shape)}{hint}")
             return
         if value.dtype == torch.bool or value.is_complex():
             raise TypeError(f"{name} must be class indices or probabilities, got {value.dtype}")

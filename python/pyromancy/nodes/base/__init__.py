@@ -115,6 +115,8 @@ class Node(nn.Module, ABC):
         if not self._shape.compat(*value.shape):
             lacks = value.dim() == len(self.shape) and Shape(*self.shape).compat(*value.shape)
             hint = f"; the first dimension is the batch, as of {name}.unsqueeze(0)" if lacks else ""
+            if value.dim() > 2 and self._shape.compat(value.shape[0], value[0].numel()):
+                hint = f", which {name}.flatten(1) makes fit"
             raise ValueError(f"{name} must fit the node's shape {self._shape.rshape}, got {tuple(value.shape)}{hint}")
 
     @staticmethod
