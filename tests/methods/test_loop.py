@@ -499,6 +499,37 @@ class TestErrors:
         assert loop.explain().startswith("executor: chain")
         torch.testing.assert_close([*loop.errors().values()][-1], (b.value - predicted()).detach().tanh(), **TIGHT)
 
+    def test_of_images_with_a_full_covariance(self):
+        # which takes rows of the image and of its prediction
+        a, b = nodes.StandardGaussianNode(2, 3, 3).double(), nodes.MultivariateGaussianNode(2, 3, 3).double()
+        root = 0.3 * torch.randn(18, 18, dtype=torch.float64)
+        b.covariance = root @ root.T + torch.eye(18, dtype=torch.float64)
+        a.init(torch.randn(4, 2, 3, 3)), b.init(torch.randn(4, 2, 3, 3))
+        x, kernel = torch.randn(4, 2, 3, 3, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+
+        def predicted():
+            return F.conv2d(a.value.tanh(), kernel, padding=1)
+
+        first, second = (a.value - x).detach(), (b.value - predicted()).detach()
+        method = methods.Descent(0.1, coordinates="errors")
+        pyro.InferenceLoop(lambda: a.energy(x) + b.energy(predicted()), [a.value, b.value], method=method).run(1)
+        pulled = second.flatten(1) @ torch.linalg.inv(b.covariance.detach())
+        torch.testing.assert_close((a.value - x).detach(), 0.9 * first, **TIGHT)
+        torch.testing.assert_close((b.value - predicted()).detach(), second - 0.1 * pulled.view_as(second), **TIGHT)
+
+    def test_are_refused_where_a_state_and_its_prediction_are_compared_in_other_forms(self):
+        a, b = nodes.StandardGaussianNode(3).double(), nodes.FloatNode(2, 2).double()
+        a.init(torch.randn(4, 3)), b.init(torch.randn(4, 2, 2))
+        weight = torch.randn(4, 3, dtype=torch.float64)
+        zero = torch.zeros(4, 3, dtype=torch.float64)
+
+        def energy():
+            return a.energy(zero) + pyro.functional.gaussian_energy(b.value.flatten(1), F.linear(a.value, weight))
+
+        loop = pyro.InferenceLoop(energy, [a.value, b.value], method=methods.Descent(0.1, coordinates="errors"))
+        with pytest.raises(ValueError, match=r"cannot be used: .* and its prediction are compared in other forms"):
+            loop.run(1)
+
     @pytest.mark.slow
     def test_of_several_parents_and_a_skip(self):
         class Graph(Program):

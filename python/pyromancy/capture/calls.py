@@ -87,6 +87,12 @@ def filled(tree: Any, values: dict[int, Tensor]) -> Any:
     return replaced(tree, Slot, lambda slot: values[slot.index])
 
 
+def does_alike(first: Call, second: Call) -> bool:
+    """Whether two calls do the same, to whatever."""
+    single = len(first.outputs) == 1 == len(second.outputs)
+    return first.function == second.function and single and _form(first) == _form(second)
+
+
 def alike(producer: Mapping[int, Call], a: int | float, b: int | float, known: dict[tuple[int, int], bool]) -> bool:
     """Whether two slots, or numbers, are the same, or computed in the same way.
 
@@ -103,9 +109,7 @@ def alike(producer: Mapping[int, Call], a: int | float, b: int | float, known: d
         known[a, b] = (
             first is not None
             and second is not None
-            and first.function == second.function
-            and len(first.outputs) == 1 == len(second.outputs)
-            and _form(first) == _form(second)
+            and does_alike(first, second)
             and all(alike(producer, x, y, known) for x, y in zip(first.inputs, second.inputs, strict=True))
         )
     return known[a, b]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Law
-from .calls import Call, filled, tensors
+from .calls import Call, does_alike, filled, tensors
 from .held import Held
 from .program import Program
 from .terms import NodeEnergy, Term
@@ -29,13 +29,13 @@ class NoErrors(Exception):
 
 
 class Spread:
-    """S of one node."""
+    """S of one node; 1 where it is not known, or is of another form than the state, which is not `bare`."""
 
-    def __init__(self, program: Program, term: Term, values: Mapping[int, Tensor]) -> None:
+    def __init__(self, program: Program, term: Term, values: Mapping[int, Tensor], bare: bool) -> None:
         node = term.node
         assert node is not None
         shape = program.stand_ins[node.state].shape
-        self.known = node.law in (Law.GAUSSIAN, Law.FULL_GAUSSIAN) and term.weight * node.scale > 0
+        self.known = bare and node.law in (Law.GAUSSIAN, Law.FULL_GAUSSIAN) and term.weight * node.scale > 0
         self.factor: Tensor | None = None  # [n, n], lower triangular
         self.scale: Tensor | float = 1.0
         if not self.known:
@@ -89,6 +89,22 @@ def prediction_of(program: Program, term: Term) -> int | float:
     return whole[0] if whole and node.prediction in program.ancestors(whole[0]) else node.prediction
 
 
+def _unarranged(program: Program, state: int, mu: int | float) -> tuple[int, int | float | None]:
+    """The free state of which a node takes a view, such as rows, and of what its prediction is the same view, or None.
+
+    What is no view of a free state is what it is, and so is its prediction.
+    """
+    bare, of = state, mu
+    while (call := program.producer.get(bare)) is not None and call.meaning in ("reshape", "transpose"):
+        bare = call.inputs[0]
+        if type(of) is int:
+            other = program.producer.get(of)
+            if other is None or len(other.inputs) != 1 or not does_alike(call, other):
+                return (bare, None) if bare in program.free else (state, mu)
+            of = other.inputs[0]
+    return (bare, of) if bare in program.free else (state, mu)
+
+
 class Errors:
     """The states of a program as functions of errors.
 
@@ -110,6 +126,7 @@ class Errors:
         self.terms: dict[int, Term] = {}
         self.predictions: dict[int, int | float] = {}
         self.held: dict[int, Held] = {}
+        self._views = set[int]()  # states that nodes take in another form
         unknown: list[Term] = []
         beside = [t for t in program.terms if _is_penalty(t)]
         for term in [*(t for t in program.terms if not _is_penalty(t)), *beside]:
@@ -122,6 +139,13 @@ class Errors:
             if (held := program.held(state)) is not None:
                 state = held.state
                 self.held[state] = held
+            mu = prediction_of(program, term)
+            if state not in program.free:
+                state, of = _unarranged(program, state, mu)
+                if of is None:
+                    told = program.in_words(state)
+                    raise NoErrors(f"{told} and its prediction are compared in other forms; {_INSTEAD}")
+                self._views, mu = self._views | {state}, of
             if state in program.free:
                 if state in self.terms:
                     if _is_penalty(term):
@@ -129,9 +153,8 @@ class Errors:
                     raise NoErrors(
                         f"{program.in_words(state)} is predicted by two energies, and has no one error; {_INSTEAD}"
                     )
-                self.predictions[state] = prediction_of(program, term)
-                self._check(term.node, self.predictions[state])
-                self.terms[state] = term
+                self._check(term.node, state, mu)
+                self.terms[state], self.predictions[state] = term, mu
         for state in sorted(program.free - self.terms.keys()):
             for term in unknown:
                 assert term.slot is not None
@@ -148,17 +171,17 @@ class Errors:
         self._to_energy = self._schedule([program.result])
         self._to_states = self._schedule(sorted(program.free))
 
-    def _check(self, node: NodeEnergy, of: int | float) -> None:
+    def _check(self, node: NodeEnergy, state: int, mu: int | float) -> None:
         """That a state is its prediction and an error of its own shape, and of a spread that is given."""
-        forms, told = self.program.stand_ins, self.program.in_words(node.state)
+        forms, told = self.program.stand_ins, self.program.in_words(state)
         if node.theta in self.program.varying:
             raise NoErrors(f"the covariance of {told} depends on a free state; {_INSTEAD}")
-        if type(of) is int:
-            state, prediction = forms[node.state], forms[of]
-            whole = torch.broadcast_shapes(state.shape, prediction.shape)
-            if whole != state.shape or prediction.dtype != state.dtype:
+        if type(mu) is int:
+            z, prediction = forms[state], forms[mu]
+            whole = torch.broadcast_shapes(z.shape, prediction.shape)
+            if whole != z.shape or prediction.dtype != z.dtype:
                 raise NoErrors(
-                    f"{told} is {[*state.shape]} {state.dtype}, but its prediction {[*prediction.shape]} "
+                    f"{told} is {[*z.shape]} {z.dtype}, but its prediction {[*prediction.shape]} "
                     f"{prediction.dtype}; {_INSTEAD}"
                 )
 
@@ -202,7 +225,7 @@ class Errors:
         """S of every state that is predicted."""
         slots = [s for t in self.terms.values() for s in self._of_spread(t)]
         values = dict(zip(slots, self.program.evaluate(slots, leaves), strict=True))
-        return {state: Spread(self.program, term, values) for state, term in self.terms.items()}
+        return {s: Spread(self.program, term, values, s not in self._views) for s, term in self.terms.items()}
 
     def _of_spread(self, term: Term) -> list[int]:
         assert term.node is not None
