@@ -9,7 +9,7 @@ from torch import nn
 
 import pyromancy as pyro
 from pyromancy import networks
-from pyromancy.networks import LockedDropout, Skip, SweptBatchNorm
+from pyromancy.networks import LockedAlphaDropout, LockedDropout, LockedRReLU, Skip, SweptBatchNorm
 
 
 def residual(norm=False):
@@ -77,6 +77,66 @@ class TestBlocks:
         assert {id(p) for p in net.m_params()} == {id(p) for p in module.parameters()}
         assert list(net.sequential().state_dict()) == list(module.state_dict())
         assert not any(isinstance(m, SweptBatchNorm) for m in net.sequential().modules())
+
+
+class TestOtherRandomLayers:
+    SATURATION = -1.6732632423543772 * 1.0507009873554805  # -lambda alpha of SELU
+
+    @staticmethod
+    def locked(layer, x):
+        made = {nn.RReLU: LockedRReLU}.get(type(layer), LockedAlphaDropout)(layer)
+        with networks.sweeping():
+            made(x)
+        return made
+
+    @pytest.mark.parametrize("p", [0.0, 0.2, 0.7])
+    def test_alpha_dropout(self, p):
+        """Its two values, and that it keeps mean 0 and variance 1."""
+        x = torch.randn(200, 500, dtype=torch.float64)
+        layer = self.locked(nn.AlphaDropout(p), x)
+        a = (1 - p + self.SATURATION**2 * p * (1 - p)) ** -0.5
+        b = -a * self.SATURATION * p
+        expected = torch.where(layer.mask == 1, a * x + b, torch.full_like(x, a * self.SATURATION + b))
+        torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+        dropped = float((layer.mask == 0).double().mean())
+        assert abs(dropped - p) <= 4 * (p * (1 - p) / x.numel()) ** 0.5
+        assert abs(float(layer(x).mean())) < 0.02
+        assert abs(float(layer(x).var()) - 1) < 0.03
+        assert torch.equal(layer(x), layer(x))
+
+    @pytest.mark.parametrize("layer", [nn.AlphaDropout(0.3), nn.FeatureAlphaDropout(0.4), nn.AlphaDropout(1.0)])
+    def test_it_draws_what_the_layer_draws(self, layer):
+        x = torch.randn(4, 6, 5, dtype=torch.float64)
+        torch.manual_seed(3)
+        expected = layer(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(self.locked(layer, x)(x), expected, rtol=1e-12, atol=1e-12)
+
+    def test_random_leaky_relus(self):
+        x, layer = torch.randn(50, 40, dtype=torch.float64), nn.RReLU(0.2, 0.5)
+        torch.manual_seed(4)
+        made = self.locked(layer, x)
+        assert 0.2 <= float(made.mask.min()) < 0.21
+        assert 0.49 < float(made.mask.max()) <= 0.5
+        torch.testing.assert_close(made(x), torch.where(x >= 0, x, made.mask * x), rtol=0, atol=0)
+        other = torch.randn_like(x)  # states move, slopes stay
+        torch.testing.assert_close(made(other), torch.where(other >= 0, other, made.mask * other), rtol=0, atol=0)
+        made.eval()
+        torch.testing.assert_close(made(x), torch.where(x >= 0, x, 0.35 * x), rtol=1e-15, atol=0)
+
+    @pytest.mark.parametrize("layer", [nn.AlphaDropout(0.3), nn.RReLU()])
+    def test_e_steps_descend_one_energy(self, layer):
+        torch.manual_seed(5)
+        module = nn.Sequential(nn.Linear(5, 8), nn.SELU(), layer, nn.Linear(8, 3)).double()
+        net = networks.from_sequential(module)
+        x, y = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+        net.start(x, y)
+        assert torch.equal(net.energy(), net.energy())
+        assert net.node_energies()[0].abs().max() == 0
+        loop = pyro.InferenceLoop(net.energy, net.e_params(), lr=0.05)
+        energies = loop.run(20, record=True).energies.sum(1)
+        assert (energies.diff() < 0).all()
+        assert type(net.sequential()[2]) is type(layer)
 
 
 class TestDropout:

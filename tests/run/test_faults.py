@@ -1,10 +1,12 @@
 """What a training must survive: being killed, Ctrl-C, forks, no memory, space or permission, errors of user code."""
 
+import gc
 import os
 import random
 import signal
 import threading
 import time
+import weakref
 from unittest import mock
 
 import pytest
@@ -257,3 +259,42 @@ def test_errors_of_the_users_own_code_at_every_call(whose):
     for _, _, found in runs:
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [None, pyro.methods.Adam(0.1)], ids=["descent", "method"])
+@pytest.mark.parametrize("when", ["first run", "later run", "M-step"])
+def test_what_an_energy_has_made_goes_with_the_error_that_it_raises(when, method):
+    """At once, and not with the next collection: the graph of a batch may be most of the memory that there is."""
+
+    class Made:
+        pass
+
+    def made_when_it_raises():
+        z, y, conv = torch.nn.Parameter(torch.randn(2, 3, 4, 4)), torch.randn(2, 3, 4, 4), torch.nn.Conv2d(3, 3, 1)
+        raises, seen = False, []
+
+        def energy():
+            made = Made()
+            seen.append(weakref.ref(made))
+            result = (y - conv(torch.tanh(z))).square().sum((1, 2, 3))
+            if raises:
+                raise ZeroDivisionError
+            return result
+
+        loop = pyro.InferenceLoop(energy, [z], **({"lr": 0.1} if method is None else {"method": method}))
+        if when != "first run":
+            loop.run(1)
+        raises, seen = True, []
+        with pytest.raises(ZeroDivisionError):
+            loop.backward([*conv.parameters()]) if when == "M-step" else loop.run(1)
+        return seen
+
+    made_when_it_raises()  # the first error of a process imports things
+    gc.collect()
+    gc.disable()
+    try:
+        seen = made_when_it_raises()
+        assert seen
+        assert all(made() is None for made in seen)
+    finally:
+        gc.enable()

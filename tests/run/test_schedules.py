@@ -16,6 +16,7 @@ from numerics import same_bits
 from pyromancy.capture.partition import module_of
 from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FactorizedGaussianNode, StandardGaussianNode
+from pyromancy.run import graph
 
 aten = torch.ops.aten
 
@@ -56,7 +57,7 @@ def data(*shape):
 
 
 def schedule_of(loop, velocities=False):
-    return loop._executor._scheduled(velocities, True)[0]
+    return loop._executor._schedules[velocities, True][0]
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -110,6 +111,21 @@ def test_maxima_that_are_equal_send_their_gradient_to_the_first():
     z = nn.Parameter(torch.tensor([[[[1.0, 1, 0, 2], [1, 1, 2, 2]]]]).double())
     assert_as_autograd(lambda: (3 * F.max_pool2d(z, 2)).square().sum((1, 2, 3)), [z], steps=1)
     assert (z == torch.tensor([[1.0, 1, 0, 2], [1, 1, 2, 2]])).sum() == 6
+
+
+def test_steps_that_cannot_be_scheduled_are_run_by_operators_of_their_own(monkeypatch):
+    class Failing(graph.Scheduler):
+        def __init__(self, of, states, velocities=False, *args, **options):
+            super().__init__(of, states, velocities, *args, **options)
+            if velocities:
+                raise RuntimeError
+
+    monkeypatch.setattr(graph, "Scheduler", Failing)
+    conv, z, y = nn.Conv2d(3, 4, 3, padding=1).double(), free(2, 3, 6, 4), data(2, 4, 6, 4)
+    energy = lambda: gaussian_energy(y, conv(F.gelu(z)))  # noqa: E731
+    explained = assert_as_autograd(energy, [z], [*conv.parameters()], momentum=0.5)
+    assert explained.startswith("executor: graph")
+    assert "element-wise operators, states' updates among them" not in explained
 
 
 class Vgg(nn.Module):
@@ -456,7 +472,7 @@ def test_the_graph_that_is_scheduled_gives_the_gradient_itself():
     loop = running(net)
     loop.run(1)
     executor = loop._executor
-    leaves = executor._laid_out(executor.program.leaves)
+    leaves = executor._layout.of(executor.program.leaves)
     gradients = module_of(executor._gradient)(*leaves, *executor._once(*leaves))
     expected = torch.autograd.grad(net.energy().sum(), net.free())
     for a, b in zip(gradients, expected, strict=True):
@@ -476,12 +492,11 @@ def test_an_m_step_is_a_sweep_and_a_product_for_every_weight():
     assert all(n.args[-1][0] is False for n in backward)  # no gradient of an input
     assert sum(n.target is aten.mm.out for n in calls) == 2
     assert f"gradients of {len(learning.reached)} tensors in {learning.schedule.calls} operator calls" in loop.explain()
-    blocks = [
-        t.data_ptr() for schedule in (learning.schedule, schedule_of(loop)) for t in schedule.lend(loop._executor)
-    ]
+    schedules, owner = (learning.schedule, schedule_of(loop)), loop._executor.program
+    blocks = [t.data_ptr() for schedule in schedules for t in schedule.lend(owner)]
     loop.run(1)
     loop.backward(pyro.get_mstep_params(net))
-    again = [t.data_ptr() for schedule in (learning.schedule, schedule_of(loop)) for t in schedule.lend(loop._executor)]
+    again = [t.data_ptr() for schedule in schedules for t in schedule.lend(owner)]
     assert blocks == again  # E-steps and M-steps take turns in one memory
 
 

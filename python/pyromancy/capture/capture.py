@@ -112,7 +112,10 @@ def _unless_its_own(error: Exception, recording: Recording | None, energy: Calla
         with contextlib.suppress(Exception), torch.enable_grad():
             recording.result = energy()
             return recording
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # whose traceback holds this frame
 
 
 def has_hooks(t: Tensor) -> bool:
@@ -210,7 +213,10 @@ def _dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int]
             program.mend(checker.real)
     if failure is not None:
         recording = None if checker.change is None else checker.change.recording
-        recording = _unless_its_own(failure, recording, energy)
+        try:
+            recording = _unless_its_own(failure, recording, energy)
+        finally:
+            del failure  # whose traceback may hold this frame
         checker.change = Change(str(recording.refusal), recording)
     return checker
 

@@ -23,7 +23,6 @@ aten = torch.ops.aten
 _tracing = threading.Lock()  # make_fx changes the process's modules while it runs
 
 
-Parts = tuple[fx.GraphModule, fx.GraphModule]
 Graphs = tuple[fx.GraphModule, fx.Graph]
 Energy = Callable[[Sequence[Tensor]], Tensor]  # of the leaves, or of what stands in the places of the free ones
 
@@ -87,7 +86,7 @@ def traced(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> f
     return _prepared(function, leaves, apart=True)[1]
 
 
-def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy) -> Parts:
+def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy, apart: bool) -> Graphs:
     """The energy per sample and the gradient of its sum, as `partition` gives the latter.
 
     Args:
@@ -95,6 +94,7 @@ def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], 
         free: slots of the variables, in the order of the gradients.
         leaves: as for `partition`.
         energy: of the leaves, with variables in the places of the free ones.
+        apart: whether errors of nodes are to be operators that work element by element.
 
     Raises:
         NotCapturable: it cannot be traced.
@@ -103,8 +103,7 @@ def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], 
     def both(*leaves: Tensor) -> list[Tensor]:
         return _evaluated(program, free, energy, leaves)
 
-    once, step = _partitioned(both, free, leaves)
-    return once, module_of(step)
+    return _partitioned(both, free, leaves, apart)
 
 
 def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -140,7 +139,7 @@ def module_of(graph: fx.Graph) -> fx.GraphModule:
 
 
 def _partitioned(
-    function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool = False
+    function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool = True
 ) -> Graphs:
     """A function of the leaves, split into what no variable changes and the rest."""
     return _split(*_prepared(function, leaves, apart), free)
@@ -242,6 +241,12 @@ def _take_apart(graph: fx.Graph) -> None:
             value, pred, logvar, weight = n.args
             if is_fused(value):
                 n.replace_all_uses_with(_pull(graph, n, value, pred, logvar, weight))
+        elif n.target is torch.ops.pyromancy.gaussian_energy.default and _is_plain(n):
+            error = _called(graph, n, aten.sub.Tensor, *n.args[:2])
+            error.meta["val"] = torch.empty_like(_values(n.args[0]))
+            squares = _called(graph, n, aten.mul.Tensor, error, error)
+            total = _called(graph, n, aten.sum.dim_IntList, squares, [*range(1, _values(error).dim())])
+            n.replace_all_uses_with(_called(graph, n, aten.mul.Tensor, total, 0.5))
         elif n.target is torch.ops.pyromancy.gaussian_energy_backward.default and is_fused(n.args[1]):
             grad, value, pred, logvar = n.args
             pull = _pull(graph, n, value, pred, logvar, grad)
@@ -249,6 +254,18 @@ def _take_apart(graph: fx.Graph) -> None:
             push.meta["val"] = torch.empty_like(_values(pred))
             for user in list(n.users):
                 user.replace_all_uses_with((pull, push)[user.args[1]])
+
+
+def _is_plain(energy: fx.Node) -> bool:
+    """Whether an energy is of unit variance, and of states with several elements."""
+    value, _, logvar = energy.args
+    assert isinstance(value, fx.Node)
+    return logvar is None and is_fused(value) and _values(value).dim() > 1
+
+
+def is_unsteady(graph: fx.Graph) -> bool:
+    """Whether it takes a sign, which makes much of an error that is rounding alone."""
+    return any(n.target in (aten.sgn.default, aten.sign.default) for n in graph.nodes)
 
 
 def is_fused(node: fx.Node) -> bool:

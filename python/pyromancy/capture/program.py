@@ -49,7 +49,7 @@ class Layout:
 _VALUES_FROM = {"takes the second's form": 1, "takes forms alone": 0}
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """The calls between an energy's leaves and its result, in order.
 

@@ -144,7 +144,20 @@ def _domain(t: Tensor) -> tuple[Any, ...]:
     return tuple(t.shape), t.dtype
 
 
-def _dense_strides(t: Tensor) -> tuple[int, ...]:
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    return _domain(_value(a)) == _domain(_value(b))
+
+
+def settling(graph: fx.Graph, leaves: int) -> list[int]:
+    """The first inputs of a graph, by their positions, from which something of their form is subtracted, or they."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"][:leaves]
+    return [
+        i for i, n in enumerate(inputs)
+        if is_fused(n) and any(u.target is aten.sub.Tensor and not u.kwargs and _alike(n, u) for u in n.users)
+    ]  # fmt: skip
+
+
+def dense_strides(t: Tensor) -> tuple[int, ...]:
     """Those of a tensor, or where it has gaps or is expanded those of one without that lies in the same order."""
     strides, step = [0] * t.dim(), 1
     for d in sorted(range(t.dim()), key=lambda d: (t.stride(d), t.shape[d] > 1, -d)):
@@ -254,9 +267,10 @@ class Scheduler:
         graph: of leaves and of what is computed once, to gradients.
         states: the free leaves, by their positions.
         velocities: whether the states have these.
-        settles: whether gradients, or errors, that may be rounding alone are none.
-        learned: the leaves, by their positions, whose gradients these are, to be given; None where the gradients are of
-            the states, in their order, which are to move.
+        settles: the leaves, by their positions, whose gradients, or errors, are none where they may be rounding alone:
+            those that move, if any, or any of a graph that gives something.
+        gives: what the tensors are like that are given what the graph makes; None where that is gradients of the
+            states, in their order, which are to move.
         opens: whether the graph is that of an opening, which gives the states themselves.
     """
 
@@ -265,8 +279,8 @@ class Scheduler:
         graph: fx.Graph,
         states: Sequence[int],
         velocities: bool = False,
-        settles: bool = False,
-        learned: Sequence[int] | None = None,
+        settles: Sequence[int] = (),
+        gives: Sequence[fx.Node] | None = None,
         opens: bool = False,
     ) -> None:
         self.graph = fx.Graph()
@@ -282,20 +296,21 @@ class Scheduler:
         self.added = 0
         self.unit: dict[fx.Node, _Unit] = {}
         self.velocities = [self._input(f"velocity_{i}", s) for i, s in enumerate(self.states) if velocities]
-        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.states) if settles]
+        self.settling = [inputs[i] for i in settles]
+        self.rests = [self._input(f"rest_{i}", s) for i, s in enumerate(self.settling)]
         self.ends: list[fx.Node] = []  # the pseudo-calls, for which all else is computed
         self.direct: dict[fx.Node, fx.Node] = {}  # of a call the gradient that it is
         if opens:
             self.numbers: tuple[str, ...] = (RATE,)
             for state, value in zip(self.states, outputs, strict=True):
                 self._end(_set, state, (value,))
-        elif learned is None:
+        elif gives is None:
             self.numbers = NUMBERS
             self._move(list(outputs))
         else:
             self.numbers = ()
             self._settle()
-            self._give(list(outputs), [self._input(f"gradient_{i}", inputs[i]) for i in learned])
+            self._give(list(outputs), [self._input(f"given_{i}", like) for i, like in enumerate(gives)])
         self.inputs: dict[fx.Node, list[fx.Node]] = {}  # what each reads, once it is fused
         self.readers: dict[fx.Node, list[fx.Node]] = {}  # of memory, by its root
         self.position: dict[fx.Node, int] = {}
@@ -316,13 +331,14 @@ class Scheduler:
             self._end(_moved, state, (state, gradient, self.rests[i] if self.rests else None, velocity))
 
     def _settle(self) -> None:
-        rests = dict(zip(self.states, self.rests, strict=True))
+        rests = dict(zip(self.settling, self.rests, strict=True))
         for node in list(self.graph.nodes):
             if node.target is not aten.sub.Tensor or node.kwargs:
                 continue
-            rest = next((rests[n] for n in node.all_input_nodes if n in rests), None)
-            if rest is None or _domain(_value(rest)) != _domain(_value(node)):
+            same = [rests[n] for n in node.all_input_nodes if n in rests and _alike(n, node)]
+            if not same:
                 continue
+            rest = same[0]
             with self.graph.inserting_after(node):
                 settled = self.graph.call_function(_settled, (node, rest))
             settled.meta = node.meta
@@ -676,12 +692,12 @@ NUMBERS = (RATE, "kept", "taken", "gradient", "velocity")  # of an E-step
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """An E-step, the gradients of an M-step, or an opening, as a graph of calls.
+    """An E-step, an opening, or what a graph gives, as a graph of calls.
 
     Attributes:
         graph: takes the leaves, what is computed once, velocities where there are any, for every state, if it settles,
-            the size of gradients that do not move it, or of errors that are none, element by element, the gradients of
-            an M-step, which it writes, memory, and `NUMBERS`, of an opening its `RATE`, or of an M-step none.
+            the size of gradients that do not move it, or of errors that are none, element by element, the tensors that
+            it gives, which it writes, memory, and `NUMBERS`, or of an opening its `RATE`.
         blocks: how many elements every block of memory has, and of which type.
         memory: where the tensors lie that the graph is lent.
         fused: how many calls are of element-wise programs, and how many operators they stand for.
@@ -788,7 +804,7 @@ class _Writer:
         else:
             block = len(self.blocks)
             self.blocks.append((size, t.dtype))
-        self.place[node] = Memory(block, tuple(t.shape), _dense_strides(t), t.dtype)
+        self.place[node] = Memory(block, tuple(t.shape), dense_strides(t), t.dtype)
         self.made[node] = self._lent(self.place[node])
         return self.made[node]
 

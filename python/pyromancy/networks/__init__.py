@@ -2,7 +2,7 @@
 
 from ..nodes.base import sweeping
 from .layers import ScaledLinear, Skip
-from .locked import LockedDropout, SweptBatchNorm
+from .locked import LockedAlphaDropout, LockedDropout, LockedRReLU, SweptBatchNorm
 from .outputs import OUTPUTS
 from .pcn import PCN
 from .perceptron import ACTIVATIONS, mlp
@@ -14,7 +14,9 @@ __all__ = [
     "OUTPUTS",
     "PCN",
     "Embedding",
+    "LockedAlphaDropout",
     "LockedDropout",
+    "LockedRReLU",
     "ScaledLinear",
     "SelfAttention",
     "Skip",

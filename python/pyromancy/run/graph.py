@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -12,11 +12,13 @@ from torch import Tensor, fx
 from .. import functional
 from ..capture.capture import NotCapturable
 from ..capture.opening import opening
-from ..capture.partition import is_fused, learning, module_of, partition, traced
+from ..capture.partition import is_fused, is_unsteady, learning, module_of, partition, traced
 from ..capture.program import Program
 from ..capture.schedule import Schedule, Scheduler
 from .executor import ReplayingExecutor, Run, obstacle_of
+from .layout import ImageLayout
 from .replay import Replay
+from .rest import rest
 from .start import Start
 from .sweep import Sweep
 
@@ -38,29 +40,6 @@ class _Rates:
         """Those of `torch.optim.SGD`, whose first gradient starts the velocity."""
         kept, taken = (0.0, 1.0) if first else (run.momentum, 1 - run.dampening)
         return cls(run.lr, kept, taken, *((1.0, run.momentum) if run.nesterov else (0.0, 1.0)))
-
-
-def _rest(state: Tensor, share: float) -> Tensor:
-    """Up to what size an error of a state may be rounding alone, times a share.
-
-    That is what a sum of products of a sample's size may be rounded by. Samples are looked at by themselves: what one
-    is changes no bit of another.
-    """
-    if not state.numel():
-        return state
-    if state.dim() > 1:
-        inwards = sorted(range(1, state.dim()), key=state.stride, reverse=True)
-        rows = state.permute(0, *inwards).flatten(1)  # as they lie
-        most = torch.maximum(rows.amax(1), rows.amin(1).neg_()).view(-1, *[1] * (state.dim() - 1))
-    else:
-        most = state.abs()
-    most.mul_(8 * torch.finfo(state.dtype).eps * share)
-    return most.masked_fill_(most.isinf(), -1.0).expand_as(state)  # an infinite state goes where its gradient takes it
-
-
-def _unsteady(graph: fx.Graph) -> bool:
-    """Whether it takes a sign, which makes much of an error that is rounding alone."""
-    return any(n.target in (aten.sgn.default, aten.sign.default) for n in graph.nodes)
 
 
 @dataclass(frozen=True)
@@ -115,18 +94,12 @@ class GraphExecutor(ReplayingExecutor):
             if not state.is_floating_point():
                 raise NotCapturable(f"{program.in_words(slots[id(state)])} is {state.dtype}, not of real numbers")
         super().__init__(program, [slots[id(s)] for s in states], program.moving(), replay)
-        # The library of convolutions then need not reorder its operands, and pooling takes whole vectors.
-        convolves = any(call.meaning == "convolution of images" for call in program.calls)
-        self._channels_last = convolves and not program.addresses_memory
-        if self._channels_last:
-            try:
-                self._once, self._gradient = partition(program, self._free, self._laid_out(program.leaves))
-            except NotCapturable:  # the energy may take views that only the usual layout allows
-                self._channels_last = False
-        if not self._channels_last:
-            self._once, self._gradient = partition(program, self._free, self._laid_out(program.leaves))
+        self._layout = ImageLayout(program)
+        self._once, self._gradient = self._layout.traced(
+            lambda laid: partition(program, self._free, laid), program.leaves
+        )
         fit = all(t.is_cpu and t.dtype in (torch.float32, torch.float64) for t in states)
-        self._fuses = fit and not _unsteady(self._gradient) and not program.addresses_memory
+        self._fuses = fit and not is_unsteady(self._gradient) and not program.addresses_memory
         self._module = None if self._fuses else module_of(self._gradient)
         # by whether there are velocities, and whether states settle
         self._schedules: dict[tuple[bool, bool], tuple[Schedule, fx.GraphModule]] = {}
@@ -138,28 +111,36 @@ class GraphExecutor(ReplayingExecutor):
     @torch.no_grad()
     def _try(self) -> None:
         """Some operators can be traced and then not be run without autograd, such as a LSTM of oneDNN's."""
-        leaves = self._laid_out(self.program.leaves)
+        leaves = self._layout.of(self.program.leaves)
         try:
+            invariant = self._once(*leaves)
+            if self._fuses:
+                self._schedule(leaves, invariant, (False, False))
             if self._module is not None:
-                self._module(*leaves, *self._once(*leaves))
-                return
-            for i in self._free:
-                leaves[i] = leaves[i].clone()
-            self._steps(leaves, self._once(*leaves), [], Run(1, 0.0, 0.0, 0.0, False, False, False), [])
+                self._module(*leaves, *invariant)
         except Exception as error:
             raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
 
-    def _laid_out(self, leaves: list[Tensor], empty: Collection[int] = ()) -> list[Tensor]:
-        """The leaves as the graphs take them; some of them only to be written."""
-        leaves = [t.detach() for t in leaves]
-        for i, t in enumerate(leaves):
-            if t.dim() == 4 and self._channels_last and not t.is_contiguous(memory_format=torch.channels_last):
-                copied = torch.empty_like if i in empty else torch.clone
-                leaves[i] = copied(t, memory_format=torch.channels_last)
-        return leaves
+    def _schedule(self, leaves: list[Tensor], invariant: Sequence[Tensor], kind: tuple[bool, bool]) -> None:
+        """Schedule a step, and try it on copies of the states; where it cannot be, operators of their own run steps."""
+        velocities, settles = kind
+        states = [leaves[i] for i in self._free]
+        try:
+            schedule = Scheduler(self._gradient, self._free, velocities, self._free if settles else ()).schedule()
+            move = module_of(schedule.graph)
+            copies = list(leaves)
+            for i, state in zip(self._free, states, strict=True):
+                copies[i] = state.clone()
+            resting = [torch.zeros_like(z) for z in states if velocities]
+            rests = [rest(z, 1.0) for z in states if settles]
+            move(*copies, *invariant, *resting, *rests, *schedule.lend(self.program), *astuple(_Rates(*[0.0] * 5)))
+        except Exception:
+            self._fuses, self._module = False, module_of(self._gradient)
+        else:
+            self._schedules[kind] = schedule, move
 
     def _infer(self, given: list[Tensor], velocities: list[Tensor], run: Run) -> list[Tensor]:
-        leaves = self._laid_out(given)
+        leaves = self._layout.of(given)
         recorded: list[Tensor] = []
         self._steps(leaves, self._once(*leaves), velocities, run, recorded)
         self._put_back(leaves, given)
@@ -189,10 +170,10 @@ class GraphExecutor(ReplayingExecutor):
     def run_from(self, sweep: Sweep, run: Run) -> None:
         """A sweep, which sets the states, and steps from there."""
         program = self.program
-        leaves = self._kept = self._laid_out(program.leaves, self._free)
+        leaves = self._kept = self._layout.of(program.leaves, self._free)
         invariant, opened = self._once(*leaves), self._opening(sweep, 0 if run.momentum else run.steps)
-        memory = opened.schedule.lend(self)
-        opened.module(*leaves, *invariant, *self._laid_out(sweep.own()), *memory, run.lr)
+        memory = opened.schedule.lend(self.program)
+        opened.module(*leaves, *invariant, *self._layout.of(sweep.own()), *memory, run.lr)
         if run.steps > opened.steps:
             velocities = [torch.zeros_like(leaves[i]) for i in self._free if run.momentum]
             left = replace(run, steps=run.steps - opened.steps, settle=not opened.whole)
@@ -209,8 +190,8 @@ class GraphExecutor(ReplayingExecutor):
             if found.whole and found.steps <= steps:
                 return found
         if steps not in known:
-            own = self._laid_out(sweep.own())
-            given = [*self._laid_out(self.program.leaves), *own]
+            own = self._layout.of(sweep.own())
+            given = [*self._layout.of(self.program.leaves), *own]
             graph = opening(self._once.graph, self._gradient, traced(sweep, given), self._free, steps)
             schedule = Scheduler(graph.graph, self._free, opens=True).schedule()
             known[steps] = _Opening(schedule, module_of(schedule.graph), graph.steps, graph.steps < steps)
@@ -224,12 +205,14 @@ class GraphExecutor(ReplayingExecutor):
         run: Run,
         recorded: list[Tensor],
     ) -> None:
-        program = self.program
+        program, kind = self.program, (bool(velocities), run.settle)
+        if self._fuses and kind not in self._schedules:
+            self._schedule(leaves, invariant, kind)
         if self._fuses:
-            schedule, move = self._scheduled(bool(velocities), run.settle)
-            memory = schedule.lend(self)
+            schedule, move = self._schedules[kind]
+            memory = schedule.lend(self.program)
             # no state is moved by more than rounding, as where an energy is a mean and its rate large
-            rests = [_rest(leaves[i], 1 / max(1.0, run.lr)) for i in self._free if run.settle]
+            rests = [rest(leaves[i], 1 / max(1.0, run.lr)) for i in self._free if run.settle]
         for step in range(run.steps):
             if run.record:
                 recorded.append(torch.stack(torch.broadcast_tensors(*program.energies(program.terms, leaves))))
@@ -238,13 +221,6 @@ class GraphExecutor(ReplayingExecutor):
                 move(*leaves, *invariant, *velocities, *rests, *memory, *astuple(rates))
             else:
                 self._descend(leaves, invariant, velocities, rates)
-
-    def _scheduled(self, velocities: bool, settles: bool) -> tuple[Schedule, fx.GraphModule]:
-        kind = velocities, settles
-        if kind not in self._schedules:
-            schedule = Scheduler(self._gradient, self._free, *kind).schedule()
-            self._schedules[kind] = schedule, module_of(schedule.graph)
-        return self._schedules[kind]
 
     def _descend(
         self, leaves: list[Tensor], invariant: Sequence[Tensor], velocities: list[Tensor], rates: _Rates
@@ -285,12 +261,13 @@ class GraphExecutor(ReplayingExecutor):
             raise NotCapturable("the graph is run by operators of their own")
         if not program.stand_ins[program.result].numel():
             raise NotCapturable("there is no sample")
-        leaves = self._laid_out(program.leaves)
+        leaves = self._layout.of(program.leaves)
         once, graph, reached = learning(program, slots, leaves)
         (output,) = (n for n in graph.nodes if n.op == "output")
-        if _unsteady(graph) or not all(is_fused(n) for n in output.all_input_nodes):
+        if is_unsteady(graph) or not all(is_fused(n) for n in output.all_input_nodes):
             raise NotCapturable("the graph of its gradients is run by operators of their own")
-        schedule = Scheduler(graph, self._free, settles=True, learned=reached).schedule()
+        inputs = [n for n in graph.nodes if n.op == "placeholder"]
+        schedule = Scheduler(graph, self._free, settles=self._free, gives=[inputs[i] for i in reached]).schedule()
         found = _Learning(once, schedule, module_of(schedule.graph), reached)
         try:
             self._found(found)
@@ -303,21 +280,21 @@ class GraphExecutor(ReplayingExecutor):
         """Gradients of the mean energy, by the slots of leaves."""
         program = self.program
         given = {i: torch.empty_like(program.leaves[i], requires_grad=False) for i in learning.reached}
-        leaves = self._kept or self._laid_out(program.leaves)
-        rests = [_rest(leaves[i], 1.0) for i in self._free]
-        memory = learning.schedule.lend(self)
+        leaves = self._kept or self._layout.of(program.leaves)
+        rests = [rest(leaves[i], 1.0) for i in self._free]
+        memory = learning.schedule.lend(self.program)
         learning.module(*leaves, *learning.once(*leaves), *rests, *given.values(), *memory)
         return given
 
     def notes(self) -> list[str]:
         once = sum(n.op == "call_function" for n in self._once.graph.nodes)
         every, fused = sum(n.op == "call_function" for n in self._gradient.nodes), ""
-        if self._schedules:
+        if self._fuses:
             schedule = next(reversed(self._schedules.values()))[0]
             every, fused = schedule.calls, f"; {schedule.in_words}"
         begun = [n for of in self._openings.values() for n in of.values()]
         opened = [f"sweep and {n.steps} E-steps in {n.schedule.calls} operator calls" for n in begun if n.steps]
-        layout = ["images with their channels last"] if self._channels_last else []
+        layout = ["images with their channels last"] if self._layout.channels_last else []
         steps = f"{every} operator calls at every step, {once} once a run{fused}"
         taught = [f"gradients of {n.in_words}" for n in self._learnings.values() if isinstance(n, _Learning)]
         return [*opened[-1:], steps, *taught[-1:], *layout, *self._replay.notes(self)]

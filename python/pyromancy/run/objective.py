@@ -14,11 +14,12 @@ from .. import functional
 from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread
-from ..capture.partition import Energy, evaluation
+from ..capture.partition import Energy
 from ..capture.program import Program
 from ..laws import expression, huber
 from ..methods.base import Evaluation, Point, inner, moved
 from ..plan import Law
+from .evaluator import Evaluator
 from .executor import check_energy
 
 _ROUNDING = 1e-4  # a share of a square, in which differences are lost
@@ -131,21 +132,14 @@ class Captured(Problem):
         self.program, self._free, self.states = program, [slots[id(s)] for s in states], list(states)
         check_samples(program.stand_ins[program.result], states)
         self._energy = energy or (lambda leaves: program.evaluate([program.result], leaves)[0])
-        with torch.no_grad():
-            leaves = [t.detach() for t in program.leaves]
-            self._once, self._both = evaluation(program, self._free, leaves, self._energy)
-            try:  # some operators can be traced and then not be run without autograd
-                self._both(*leaves, *self._once(*leaves))
-            except Exception as error:
-                raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
+        self._both = Evaluator(program, self._free, self._energy, settles=energy is None)
         self._leaves: list[Tensor] = []
-        self._invariant: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
     def begin(self) -> None:
         self._leaves = [t.detach() for t in self.program.leaves]
-        self._invariant = self._once(*self._leaves)
-        self.point = [t.clone() for t in self._variables(self._leaves)]
+        self._both.begin()
+        self.point = self._both.copies(self._variables(self._leaves))
         self.floor = floor(self.program, self._leaves)
 
     @torch.no_grad()
@@ -155,7 +149,8 @@ class Captured(Problem):
 
     def release(self) -> None:
         super().release()
-        self._leaves, self._invariant = [], ()
+        self._both.release()
+        self._leaves = []
 
     def _placed(self) -> list[Tensor]:
         """The leaves with the variables in the places of states."""
@@ -174,8 +169,7 @@ class Captured(Problem):
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        energy, *gradient = self._both(*self._placed(), *self._invariant)
-        return Evaluation(energy, gradient)
+        return Evaluation(*self._both(self.point))
 
     @torch.no_grad()
     def value(self) -> Tensor:

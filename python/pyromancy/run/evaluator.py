@@ -1,0 +1,94 @@
+"""A captured energy and its gradients at any variables, for methods that are run step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..capture.capture import NotCapturable
+from ..capture.partition import Energy, evaluation, is_fused, is_unsteady, module_of
+from ..capture.program import Program
+from ..capture.schedule import Schedule, Scheduler, dense_strides, settling
+from .layout import ImageLayout
+from .rest import rest
+
+
+class Evaluator:
+    """Energies per sample and the gradients of their sum.
+
+    On a CPU what works element by element is fused, images have their channels last, and memory stays, as in E-steps.
+
+    Args:
+        program: the energy.
+        free: slots of the variables.
+        energy: of the leaves, with variables in the places of the free ones.
+        settles: whether variables are states, whose errors are none where they may be rounding alone.
+
+    Raises:
+        NotCapturable: it cannot be traced, or not be run without autograd.
+    """
+
+    def __init__(self, program: Program, free: Sequence[int], energy: Energy, settles: bool) -> None:
+        self._program, self._free = program, list(free)
+        layout = ImageLayout(program)
+        self._once, graph = layout.traced(lambda laid: evaluation(program, free, laid, energy, True), program.leaves)
+        (output,) = (n for n in graph.nodes if n.op == "output")
+        results = list(output.args[0])
+        self._schedule: Schedule | None = None
+        if not program.addresses_memory and not is_unsteady(graph) and all(map(is_fused, results)):
+            # products may be rounded in other ways than those that have set states and targets
+            self._settling = [i for i in settling(graph, len(program.leaves)) if settles or i not in self._free]
+            self._layout = layout
+            self._forms = [n.meta["val"] for n in results]
+            self._schedule = Scheduler(graph, free, settles=self._settling, gives=results).schedule()
+            graph = self._schedule.graph
+        else:
+            self._settling, self._layout = [], ImageLayout(program)
+            self._layout.channels_last = False
+            self._once, graph = evaluation(program, free, self._layout.of(program.leaves), energy, False)
+        self._module = module_of(graph)
+        self._leaves: list[Tensor] = []
+        self._invariant: Sequence[Tensor] = ()
+        self._rests: list[Tensor] = []
+        try:  # some operators can be traced and then not be run without autograd
+            self.begin()
+            self([program.leaves[i].detach() for i in free])
+        except Exception as error:
+            raise NotCapturable(f"its gradient cannot be run without autograd: {type(error).__name__}") from error
+        self.release()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Take all else that is read, as it is now."""
+        self._leaves = self._layout.of(self._program.leaves)
+        self._invariant = self._once(*self._leaves)
+        self._rests = [rest(self._leaves[i], 1.0) for i in self._settling]
+
+    def copies(self, variables: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of variables that lie as they are taken."""
+        laid = self._layout.of(variables)
+        return [a if a.stride() != x.stride() else x.clone() for a, x in zip(laid, variables, strict=True)]
+
+    def release(self) -> None:
+        """Let go of what `begin` took."""
+        self._leaves, self._invariant, self._rests = [], (), []
+
+    @torch.no_grad()
+    def __call__(self, point: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The energies ``[B]`` and the gradients at variables."""
+        leaves = self._leaves.copy()
+        for i, x in zip(self._free, self._layout.of(point), strict=True):
+            leaves[i] = x
+        schedule = self._schedule
+        if schedule is None:
+            energy, *gradients = self._module(*leaves, *self._invariant)
+            return energy, gradients
+        found = [torch.empty_strided(t.shape, dense_strides(t), dtype=t.dtype) for t in self._forms]
+        self._module(*leaves, *self._invariant, *self._rests, *found, *schedule.lend(self._program))
+        energy, *gradients = found
+        return energy, [
+            g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
+            for g, x in zip(gradients, point, strict=True)
+        ]

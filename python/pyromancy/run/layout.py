@@ -1,0 +1,45 @@
+"""How images lie in memory for graphs: with their channels last, where convolutions take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..capture.capture import NotCapturable
+from ..capture.program import Program
+
+_T = TypeVar("_T")
+
+
+class ImageLayout:
+    """In which layout a program's graphs take tensors.
+
+    Attributes:
+        channels_last: whether images have their channels last; the library of convolutions then need not reorder its
+            operands, and pooling takes whole vectors.
+    """
+
+    def __init__(self, program: Program) -> None:
+        convolves = any(call.meaning == "convolution of images" for call in program.calls)
+        self.channels_last = convolves and not program.addresses_memory
+
+    def traced(self, trace: Callable[[list[Tensor]], _T], leaves: Sequence[Tensor]) -> _T:
+        """What is traced with leaves in this layout, or in the usual one, which the energy's views may need."""
+        if self.channels_last:
+            try:
+                return trace(self.of(leaves))
+            except NotCapturable:
+                self.channels_last = False
+        return trace(self.of(leaves))
+
+    def of(self, tensors: Sequence[Tensor], empty: Collection[int] = ()) -> list[Tensor]:
+        """Tensors as the graphs take them; some of them only to be written."""
+        laid = [t.detach() for t in tensors]
+        for i, t in enumerate(laid):
+            if t.dim() == 4 and self.channels_last and not t.is_contiguous(memory_format=torch.channels_last):
+                copied = torch.empty_like if i in empty else torch.clone
+                laid[i] = copied(t, memory_format=torch.channels_last)
+        return laid
