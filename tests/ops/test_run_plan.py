@@ -468,6 +468,10 @@ TENSORS = {
     "slot's strides": (
         lambda p: p.targets[1].slots[1], torch.zeros(7, 6).T, "slot of target[1] must be contiguous, got strides (1, 6)"
     ),
+    "step's dtype": (
+        lambda p: p.targets[1].slots[0], torch.zeros(1).half(),
+        "step of target 1 must be one float32 or float64 number, got shape (1,)",
+    ),
     "energies": (lambda p: p.energies, torch.zeros(6, 4, 5), "energies must have shape (6, 4, 4), got (6, 4, 5)"),
     "energies' strides": (
         lambda p: p.energies, torch.zeros(4, 4, 6).permute(2, 1, 0), "energies must be contiguous, got strides"
