@@ -594,7 +594,7 @@ NONE = {
     "cat": (lambda n: torch.cat([n.first()[:2], n.first()[2:]]), "cat of n.hidden.value"),
     "over-the-batch": (lambda n: n.error().square().sum(0).sum() + n.first() * 0, "add of n.hidden.value"),
     "two-tensors": (
-        lambda n: (torch.stack([n.weights] * 3, 1) * n.error().square() / n.out.logvar.exp()).sum(1),
+        lambda n: (n.top.bias.square() * n.error().square() / n.out.logvar.exp()).sum(1),
         "div of n.hidden.value, has a tensor as a factor, exp of n.out.logvar",
     ),
 }  # fmt: skip
@@ -617,6 +617,9 @@ def test_what_is_no_nodes_energy_is_called_by_its_name(name):
 
 # What is a law of one's own, with a tensor in it
 OF_A_TENSOR = {
+    "weighted-elements-and-a-variance": lambda n: (
+        torch.stack([n.weights] * 3, 1) * n.error().square() / n.out.logvar.exp()
+    ).sum(1),
     "weighted-elements-of-errors": lambda n: (n.top.bias * n.error()).square().sum(1),
     "weighted-absolute-errors": lambda n: (n.weights[:, None] * n.error()).abs().sum(1),
     "weights-of-different-errors": lambda n: ((n.weights[:, None] * n.error()) * (n.y - 2 * n.mu())).sum(1),

@@ -27,6 +27,11 @@ _INSTEAD = "coordinates='states' can be used"
 class NoErrors(Exception):
     """A program has no error coordinates; the message says why, and what can be used."""
 
+    @property
+    def reason(self) -> str:
+        """Why alone."""
+        return str(self).removesuffix(f"; {_INSTEAD}")
+
 
 class Spread:
     """S of one node; 1 where it is not known, or is of another form than the state, which is not `bare`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -135,20 +135,18 @@ class Reader:
         """
         form, factors = self._forms[slot], self._factors(slot)
         # without a theta before with one; and what no free state changes is taken as it is, if it can be
-        for with_theta, varying in product((False, True), (True, False)):
-            atoms, uses = self._atoms(slot, varying)
-            forms = [(a, self._forms[a]) for a in atoms]
-            states = [a for a, t in forms if self._may_be_state(a) and (t.shape, t.dtype) == (form.shape, form.dtype)]
-            # what all is multiplied by is a weight, where anything else can be the state
-            state = min(states, key=lambda a: (a in factors, preferred(a)), default=None)
+        plain: list[int] = []
+        for reading in self._readings(slot, lambda a: (a in factors, preferred(a))):
+            state, atoms, uses, with_theta, summed = reading
             others = [a for a in atoms if a != state]
             others.sort(key=lambda a: self._is_prediction(a, form, factors), reverse=True)
             if state is not None and (
                 len(others) <= 1 or (with_theta and len(others) == 2 and self._are_two(others[0], others[1], form))
             ):
                 break
+            plain = plain if summed else others
         else:
-            raise NoExpression(self._odd(others))
+            raise NoExpression(self._odd(plain))
         of = Algebra()
         if not others:
             return self._program(of, slot, {state: of.distance}), state, 0.0, None
@@ -167,6 +165,46 @@ class Reader:
             theta = others[1]
             given[theta] = of.theta
         return self._program(of, slot, given), state, prediction, theta
+
+    def _readings(
+        self, slot: int, order: Callable[[int], Any]
+    ) -> Iterator[tuple[int | None, list[int], dict[int, list[Call]], bool, bool]]:
+        """A state, what elements are made of and the calls that use each, whether of a theta, and whether of a sum."""
+        form = self._forms[slot]
+        for summed, with_theta, varying in product((False, True), (False, True), (True, False)):
+            atoms, uses = self._atoms(slot, varying)
+            forms = [(a, self._forms[a]) for a in atoms]
+            states = [a for a, t in forms if self._may_be_state(a) and (t.shape, t.dtype) == (form.shape, form.dtype)]
+            # what all is multiplied by is a weight, where anything else can be the state
+            states.sort(key=order)
+            if not summed:
+                yield states[0] if states else None, atoms, uses, with_theta, False
+                continue
+            for state in states:
+                for joint in self._sums(slot, state, atoms, varying):
+                    yield state, *self._atoms(slot, varying, joint), with_theta, True
+
+    def _sums(self, slot: int, state: int, atoms: list[int], varying: bool) -> list[int]:
+        """The sums of all but the state that free states change, which may be predictions, inner ones first."""
+        parts = {a for a in atoms if a in self._varying and a != state}
+        whole, found = self._forms[slot], list[int]()
+        beneath: dict[int, set[int]] = {}
+
+        def of(s: int) -> set[int]:
+            if s not in beneath:
+                call = self._maker(s, whole, varying)
+                if call is None:
+                    beneath[s] = {next((a for a in atoms if self._same(a, s)), s)}
+                else:
+                    beneath[s] = set[int]().union(*map(of, call.inputs))
+                    is_sum = call.meaning in ("add", "sub", "rsub") and self._forms[s].shape == whole.shape
+                    if is_sum and s in self._varying and {a for a in beneath[s] if a in self._varying} == parts:
+                        found.append(s)
+            return beneath[s]
+
+        if parts:
+            of(slot)
+        return [s for s in found if state not in beneath[s]]
 
     def _factors(self, slot: int) -> set[int]:
         """What elements are as a whole multiplied by."""
@@ -200,7 +238,11 @@ class Reader:
         odd = next((c for c in calls if c.meaning != "linear" and c.meaning not in ACTIVATIONS), None)
         if odd is not None:
             return f"has no {odd.name}"
-        return "is one of a state and one prediction" if len(atoms) > 1 else "is one of a state"
+        predictions = sum(a in self._varying for a in atoms)
+        if predictions > 1:
+            several = f"this is of {predictions}: write them as one sum, z - (a + b)"
+            return f"is one of a state and one prediction, and {several}"
+        return "is one of a state, one prediction and one tensor" if len(atoms) > 1 else "is one of a state"
 
     def _program(self, of: Algebra, slot: int, given: dict[int, int]) -> Expression:
         return of.program(self._value(of, slot, given, {}))
@@ -235,14 +277,17 @@ class Reader:
     def _is_residual(call: Call) -> bool:
         return call.function is functional.gaussian_error and call.args[2:] in ((), (None,), (None, None))
 
-    def _atoms(self, slot: int, varying: bool) -> tuple[list[int], dict[int, list[Call]]]:
-        """What elements are made of, and the calls that use each; may be of those alone that free states change."""
+    def _atoms(self, slot: int, varying: bool, joint: int | None = None) -> tuple[list[int], dict[int, list[Call]]]:
+        """What elements are made of, and the calls that use each; may be of those alone that free states change.
+
+        What is `joint` is taken as it is.
+        """
         whole, atoms = self._forms[slot], list[int]()
         uses: dict[int, list[Call]] = {}
         open_, seen = [slot], set[int]()
         while open_:
             s = open_.pop()
-            call = self._maker(s, whole, varying)
+            call = None if joint is not None and self._same(joint, s) else self._maker(s, whole, varying)
             if call is None:
                 atom = next((a for a in atoms if self._same(a, s)), s)
                 if atom == s and s not in atoms:

@@ -291,7 +291,7 @@ class OnStates(Captured):
                 self._errors.begin()
                 self.bound, self.costly = self._errors.bound, True
             except (NoErrors, NotCapturable) as reason:
-                self.bound = f"none: {reason}"
+                self.bound = f"none: {reason.reason if isinstance(reason, NoErrors) else reason}"
         if self._errors is None:
             return super().gap(found)
         self._errors.point = self._errors._variables(self._placed())
