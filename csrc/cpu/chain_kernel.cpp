@@ -457,7 +457,8 @@ struct Tile {
     return node.sample_weights ? x * Layout::of_samples(node.sample_weights, first, v) : x;
   }
 
-  // The norm of before(z) of the nodes that predict node l, for every sample, if it is wanted.
+  // The norm of before(z) of the nodes that predict node l, and of the z that skips take, for every
+  // sample, if it is wanted.
   struct Norms {
     Vec<C> of[Layout::width];
   };
@@ -467,6 +468,12 @@ struct Tile {
       for (const int64_t e : edges) {
         const int64_t source = args.edge[e].source;
         Layout::sum(buffers[source].activation(args.edge[e].through), args.node[source].n, squares,
+                    [](auto x) { return x * x; });
+      }
+    for (const Numbers edges : {args.node[l].moving.skips, args.node[l].resting.skips})
+      for (const int64_t e : edges) {
+        const int64_t source = args.edge[e].source;
+        Layout::sum(buffers[source].source(), args.node[source].n, squares,
                     [](auto x) { return x * x; });
       }
     Norms result;

@@ -421,14 +421,20 @@ void PackedChain::find_what_settles() {
       C* const to = reinterpret_cast<C*>(out);
       C of_one[kAtATime];
       for (const int64_t e : node->in) { // norms of the rows of all matrices side by side
-        if (!weights_[e])
-          continue;
-        const Tensor& w = *weights_[e];
-        const C* const from = static_cast<const C*>(w.data_ptr()) + i * w.stride(0);
-        kernels.row_norms(from, rows, w.size(1), w.stride(0), w.stride(1), bound(w.size(1)),
-                          of_one);
-        for (int64_t r = 0; r < rows; ++r)
-          to[r] = to[r] == 0 ? of_one[r] : std::sqrt(to[r] * to[r] + of_one[r] * of_one[r]);
+        const ChainEdge& edge = edges_[e];
+        if (weights_[e]) {
+          const Tensor& w = *weights_[e];
+          const C* const from = static_cast<const C*>(w.data_ptr()) + i * w.stride(0);
+          kernels.row_norms(from, rows, w.size(1), w.stride(0), w.stride(1), bound(w.size(1)),
+                            of_one);
+          for (int64_t r = 0; r < rows; ++r)
+            to[r] = to[r] == 0 ? of_one[r] : std::sqrt(to[r] * to[r] + of_one[r] * of_one[r]);
+        }
+        if (edge.skip != 0) { // a source that settles takes with it what it predicts
+          const auto by = static_cast<C>(bound(nodes_[edge.source].n) * std::abs(edge.skip));
+          for (int64_t r = 0; r < rows; ++r)
+            to[r] = std::sqrt(to[r] * to[r] + by * by);
+        }
       }
     });
   });

@@ -66,8 +66,8 @@ def _nodes(r: random.Random, images: bool, circles: bool, sweep: bool, smooth: b
     activations = ACTIVATIONS[: -1 if r.random() < 0.5 else None]  # without the last most networks are chains
     if sweep and (images or "softmax" in kinds or "square" in activations):
         smooth = True  # where autograd's products, or others of PyTorch, are not those of the sweep to the last bit
-    # autograd computes the gradient of a constant, and what a skip takes may have other last bits when it is compared
-    kinds = [k for k in kinds if smooth or not sweep or k not in ("constant", "skip")]
+    # whose gradient is autograd's
+    kinds = [k for k in kinds if smooth or not sweep or k != "constant"]
     width, free, found = r.choice(widths), False, []
     for t in range(count):
         clamped = r.random() < (0.6 if t == count - 1 else 0.2) and (free or t < count - 1)

@@ -100,3 +100,24 @@ class TestSample:
     def test_wrong_shape(self):
         with pytest.raises(ValueError, match=r"value must fit the node's shape"):
             LaplaceNode(3).sample(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("skip", [1.0, -0.7])
+def test_one_that_a_skip_predicts_rests_after_a_sweep(skip):
+    # the state below takes the last bits of the chain's products, and takes this one along
+    below, above = pyromancy.nodes.StandardGaussianNode(5).double(), LaplaceNode(5).double()
+    x, first, second = (torch.randn(*shape, dtype=torch.float64) for shape in ((40, 17), (5, 17), (5, 8)))
+
+    def predicted():
+        return torch.nn.functional.linear(x.sigmoid(), first) + torch.nn.functional.linear(x[:, 9:], second)
+
+    below.init(predicted())
+    above.init(skip * below.value.detach())
+    loop = pyromancy.InferenceLoop(
+        lambda: below.energy(predicted()) + above.energy(skip * below.value), [below.value, above.value], lr=0.1
+    )
+    before = [node.value.detach().clone() for node in (below, above)]
+    loop.run(2)
+    assert loop.explain().startswith("executor: chain")
+    for node, value in zip((below, above), before, strict=True):
+        torch.testing.assert_close(node.value.detach(), value, rtol=0, atol=1e-14)
