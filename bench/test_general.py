@@ -1,4 +1,4 @@
-"""An EM batch of networks that are no plain chain: the plain loop against `InferenceLoop`."""
+"""An EM batch of networks that are no plain chain: the plain loop against `InferenceLoop` and `EM`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         runs[loop] = make(problem)
         runs[loop]()
         ends[loop] = outcome(problem)
-    require(ends["InferenceLoop"].deviation(ends["plain"]), ROUNDING, "the loops' states or gradients are")
+    for loop, end in ends.items():
+        require(end.deviation(ends["plain"]), ROUNDING, f"{loop}: states or gradients beside the plain loop's are")
     executor = loop_of(problem).explain().splitlines()[0].removeprefix("executor: ")
-    timed = timing.alternate(benchmark, runs["InferenceLoop"], {"plain": runs["plain"]}, budget=3.0, rounds=(3, 100))
+    others = {name: run for name, run in runs.items() if name != "EM"}
+    timed = timing.alternate(benchmark, runs["EM"], others, budget=5.0, rounds=(3, 100))
     if timed is None:
         return
     problem = general.problem(pyromancy)
@@ -63,6 +65,7 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         off = max(float((a.detach() - b).abs().max()) for a, b in zip(problem.states, run(), strict=True))
         require(off, ROUNDING, f"states after E-steps by {name} are")
     ratios = timing.ratios(ours, alone)
+    least = timing.least(runs, rounds=6, calls=2)
     record(
         kind="general",
         network=name,
@@ -71,6 +74,8 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         executor=executor,
         seconds=timed.seconds,
         plain_seconds=timed.baselines["plain"],
+        inference_loop_seconds=timed.baselines["InferenceLoop"],
         over_plain=timed.ratios["plain"],
+        processor_over_plain=least["plain"] / least["EM"],
         esteps_over=ratios,
     )
