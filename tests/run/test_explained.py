@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import pyromancy as pyro
 from descent import free
+from pyromancy import backends
 from pyromancy.functional import gaussian_energy
 
 
@@ -94,3 +95,43 @@ def test_what_runs_an_energy_and_why_nothing_faster_does(name):
     assert first == f"executor: {executor}"
     said = [line for line in lines if line.startswith("not chain")]
     assert said == ([] if reason is None else [reason])
+
+
+NETWORKS = {
+    "an edge with a mask": lambda n: n.below(n.z) + gaussian_energy(n.h, F.linear(n.z, n.mask * n.across.weight))
+    + n.above(n.h),
+    "a part of a state": lambda n: n.below(n.z) + n.below(n.h)
+    + gaussian_energy(n.y, F.linear(n.z[:, 1:4], n.top.weight[:, :3])),
+    "two parents": lambda n: n.below(n.z) + n.below(n.h) + gaussian_energy(n.y, n.top(n.z) + n.top(n.h)),
+    "a state that predicts two": lambda n: n.below(n.z) + gaussian_energy(n.h, n.across(n.z)) + n.above(n.z),
+    "a circle": lambda n: gaussian_energy(n.z, n.across(n.h)) + gaussian_energy(n.h, n.across(n.z)) + n.above(n.z),
+    "two energies of a free state": lambda n: n.below(n.z) + gaussian_energy(n.z, n.across(n.h)) + n.below(n.h)
+    + n.above(n.z),
+    "two energies of a target": lambda n: n.below(n.z) + n.below(n.h) + n.above(n.z) + n.above(n.h),
+}  # fmt: skip
+
+
+CHAINS = ("an edge with a mask", "two energies of a target")  # of a weight that is computed, and of two networks
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_go_by_graphs_where_kernels_take_chains_alone(name, monkeypatch):
+    """As those of GPUs do: states and gradients are those of the network, and what refuses is told."""
+    found = []
+    for alone in ("", "the cuda kernels on cuda take chains alone"):
+        torch.manual_seed(0)
+        n = Net()
+        n.mask = (torch.rand(5, 5) < 0.5).double()
+        monkeypatch.setattr(backends, "without_graphs", lambda device, reason=alone: reason)
+        learned = [n.up.weight, n.top.weight]
+        loop = pyro.InferenceLoop(lambda n=n: NETWORKS[name](n), [n.z, n.h], lr=0.05)
+        loop.run(7)
+        loop.backward(learned)
+        found.append([n.z.detach(), n.h.detach(), *(p.grad for p in learned)])
+        lines = loop.explain().splitlines()
+        assert lines[0] == ("executor: graph" if alone and name not in CHAINS else "executor: chain")
+    refusals = [line for line in lines if line.startswith("not chain: ")]
+    assert len(refusals) == (name not in CHAINS)
+    assert all(r.endswith(("take chains alone", "with no activation around mu")) for r in refusals)
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
