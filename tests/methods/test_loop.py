@@ -929,6 +929,36 @@ def test_fixed_predictions_take_precisions(executor):
     torch.testing.assert_close(states[0].detach() - swept[0].detach(), -sent * spread, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("executor", [None, "graph"])
+@pytest.mark.parametrize("name", ["weights of samples within a node's energy", "images by a law of one's own"])
+def test_fixed_predictions_of(name, executor):
+    """``z - mu``, and what the target's error sends down, at the prediction that is fixed, are the gradient."""
+    weights, y, x = torch.rand(6, 1).double(), torch.randn(6, 3).double(), torch.randn(6, 5).double()
+    linear, conv = nn.Linear(5, 3).double(), nn.Conv2d(2, 3, 3, padding=1).double()
+    if name.startswith("images"):
+        y, x = torch.randn(6, 3, 4, 5).double(), torch.randn(6, 2, 4, 5).double()
+
+        def above(z):
+            return torch.log(torch.cosh(y - conv(z.tanh()))).sum((1, 2, 3))
+    else:
+
+        def above(z):
+            return (weights * 0.5 * (y - linear(z.tanh())).square()).sum(1)
+
+    z = nn.Parameter(torch.randn_like(x))
+    expected = first = z.detach().clone().requires_grad_()
+    (sent,) = torch.autograd.grad(above(first).sum(), first)
+    with torch.no_grad():
+        for _ in range(4):
+            expected = expected - 0.1 * (expected - x + sent)
+    loop = pyro.InferenceLoop(
+        lambda: 0.5 * (z - x).square().flatten(1).sum(1) + above(z), [z], method=methods.FixedPrediction(0.1),
+        executor=executor,
+    )  # fmt: skip
+    loop.run(4)
+    torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_weights_of_samples_and_covariances_are_measured():
     """Without a rate what is measured in standard deviations does not depend on units: a network in others."""
     found = []

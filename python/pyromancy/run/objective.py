@@ -342,14 +342,16 @@ class OnFixedPredictions(Problem):
         for term in self._terms:
             node = term.node
             assert node is not None
-            wanted = [*(s for s in (node.prediction, node.theta) if type(s) is int), *term.sample_weights]
+            weights = term.sample_weights + node.sample_weights
+            wanted = [*(s for s in (node.prediction, node.theta) if type(s) is int), *weights]
             values = dict(zip(wanted, self.program.evaluate(wanted, leaves), strict=True))
             (z,) = self.program.evaluate([node.state], placed)
             mu = values[node.prediction] if type(node.prediction) is int else torch.full_like(z, node.prediction)
             theta = None if node.theta is None else values[node.theta]
             parameter = node.parameter if node.expression is None else node.expression
             energy = term.weight * node.scale * _NODES[node.law](z, mu, theta, parameter)
-            for slot in term.sample_weights:
+            energy = energy.flatten(1).sum(1) if energy.dim() > 1 else energy  # of images by laws of vectors
+            for slot in weights:
                 energy = energy * values[slot].reshape(-1)
             total = total + energy
         return total
