@@ -146,6 +146,14 @@ def test_an_opening_makes_what_states_need_and_no_more():
     assert "sweep and 4 E-steps in" in em.explain()
 
 
+def test_gradients_of_normalized_groups_read_nothing_beyond():
+    torch.manual_seed(5)
+    net = Images(edges=2, pool=False).double()
+    # a convolution in float64 gives back a gradient that is contiguous, also where its image has the channels last
+    net.edges[1].insert(0, nn.GroupNorm(2, 4).double())
+    assert_as_autograd(net, batch(), batch())
+
+
 def test_a_sweep_from_elsewhere_saves_nothing_and_is_right():
     torch.manual_seed(5)
     net = Images().double()

@@ -65,6 +65,7 @@ _SPELLINGS = {
     "takes the second's form": ("expand_as", "view_as", "reshape_as", "type_as"),
     "takes forms alone": ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
     "normalization": ("batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
+    "normalization of groups": ("group_norm", "native_group_norm"),
     "makes of values": ("tensor", "as_tensor", "asarray"),
     "tensor_split": ("tensor_split",),
     "columns": ("narrow", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "hsplit"),

@@ -23,8 +23,10 @@ class ImageLayout:
     """
 
     def __init__(self, program: Program) -> None:
-        convolves = any(call.meaning == "convolution of images" for call in program.calls)
-        self.channels_last = convolves and not program.addresses_memory
+        meanings = {call.meaning for call in program.calls}
+        # the gradient of a normalization of groups reads beyond its operands where these lie in different layouts
+        fit = "convolution of images" in meanings and "normalization of groups" not in meanings
+        self.channels_last = fit and not program.addresses_memory
 
     def traced(self, trace: Callable[[list[Tensor]], _T], leaves: Sequence[Tensor]) -> _T:
         """What is traced with leaves in this layout, or in the usual one, which the energy's views may need."""
