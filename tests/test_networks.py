@@ -108,6 +108,11 @@ class TestPerceptron:
         assert {id(p) for p in net.m_params()} == {id(p) for p in net.edges.parameters()}
         assert len(net.m_params()) == 6
 
+    def test_one_number_for_every_sample(self):
+        net = pyro.networks.mlp([5, 4, 1])
+        with pytest.raises(ValueError, match=r"y.unsqueeze\(1\) makes of a number for every sample, got shape \(9,\)"):
+            net.start(torch.rand(9, 5), torch.rand(9))
+
     def test_integers_of_one_hot_targets(self):
         net = networks.mlp(SIZES).double()
         x, _ = data()

@@ -173,7 +173,9 @@ def test_predictions_are_logits():
     torch.testing.assert_close(net.nodes[-1].value.detach(), plain(x).softmax(1).detach())
     with pytest.raises(ValueError, match="y must have as many rows as x, 9, got 8"):
         net.start(x, t[:8])
-    with pytest.raises(ValueError, match=r"y must be class indices of shape \(None,\), got \(9, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"y must be class indices of shape \(None,\), got \(9, 1\), which y.squeeze\(-1\) makes fit"
+    ):
         net.start(x, t[:, None])
     with pytest.raises(TypeError, match="y must be a tensor, got list"):
         net.start(x, t.tolist())

@@ -422,6 +422,14 @@ class TestState:
         with pytest.raises(ValueError, match="got none for order"):
             em.load_state_dict(state)
 
+    def test_another_optimizers_state_is_refused(self):
+        em, state = self.em(), self.saved()
+        other = torch.optim.Adam(em.optimizer.param_groups[0]["params"], 7.0).state_dict()
+        with pytest.raises(ValueError, match=r"optimizer must be of this EM's kind, SGD, got one without .*momentum"):
+            em.load_state_dict({**state, "optimizer": other})
+        assert em.optimizer.param_groups[0]["lr"] == 0.1
+        em.load_state_dict(state)
+
     def test_other_data_are_refused(self):
         em, state = self.em(), self.saved(shuffle=False)
         em.load_state_dict(state)

@@ -92,9 +92,16 @@ class PCN(nn.Module):
             if y is not None:
                 if isinstance(y, Tensor) and y.dim() == 1 and nodes[-1].shape and not self._classifies:
                     # no f-strings here: they call what they do not name, and then this could not be watched
+                    one = nodes[-1].shape == (1,)
+                    way = "y.unsqueeze(1)" if one else "torch.nn.functional.one_hot(y, classes).float()"
+                    of = "a number for every sample" if one else "class indices"
                     raise ValueError(
-                        "y must have a row per sample, which torch.nn.functional.one_hot(y, classes).float() makes of "
-                        "class indices, got shape " + str(tuple(y.shape))
+                        "y must have a row per sample, which "
+                        + way
+                        + " makes of "
+                        + of
+                        + ", got shape "
+                        + str(tuple(y.shape))
                     )
                 nodes[-1]._check_fits("y", y)
                 if len(y) != len(z):

@@ -94,6 +94,12 @@ class CategoricalNode(VariationalNode):
             if not fits:
                 expected = (self._shape.rshape[0], *self._shape.rshape[2:])
                 hint = f"; probabilities are floats, as {name}.float()" if self._shape.compat(*value.shape) else ""
+                if (
+                    value.dim() > 1
+                    and value.shape[-1] == 1
+                    and self._shape.compat(len(value), self._classes, *value.shape[1:-1])
+                ):
+                    hint = f", which {name}.squeeze(-1) makes fit"
                 raise ValueError(f"{name} must be class indices of shape {expected}, got {tuple(value.shape)}{hint}")
             return
         if value.dtype == torch.bool or value.is_complex():

@@ -381,11 +381,15 @@ class EM:
             raise ValueError(f"noise must be of a method's generator where this EM's method has one, and it {told}")
         if not isinstance(state["options"], dict) or state["options"].keys() != {*_OPTIONS}:
             raise ValueError(f"options must be those of state_dict, {', '.join(_OPTIONS)}, got {state['options']!r}")
-        before = {name: getattr(self, name) for name in _OPTIONS}
+        before, kept = {name: getattr(self, name) for name in _OPTIONS}, self.optimizer.state_dict()
         try:
             self._set(state["options"])
             self._check()
             self.optimizer.load_state_dict(state["optimizer"])
+            if lacking := {*self.optimizer.defaults}.difference(*self.optimizer.param_groups):
+                kind, names = type(self.optimizer).__name__, ", ".join(sorted(lacking))
+                self.optimizer.load_state_dict(kept)
+                raise ValueError(f"optimizer must be of this EM's kind, {kind}, got one without {names}")
         except BaseException:
             self._set(before)
             raise

@@ -565,7 +565,7 @@ class InferenceLoop:
                     return told
                 return (
                     f"{told}; if that has learned from them, a lower rate is stable, which pyromancy.max_rate tells "
-                    "beforehand, and pyromancy.methods.Accelerated() needs none"
+                    "beforehand, and pyromancy.methods.Accelerated() needs none; what has learned is to be made anew"
                 )
             if getattr(method, "lr", None) is None:
                 return f"{told}; check_finite=True tells where, and when first"
