@@ -65,6 +65,8 @@ class TestEnergies:
         loop, _ = recorded()
         with pytest.raises(ValueError, match=r"trace must have energies, of run\(steps, record=True\), got none"):
             loop.run(1).plot()
+        with pytest.raises(TypeError, match=r"trace must be what run\(steps, record=True\) returns, got int"):
+            plots.energies(3)
 
 
 class TestHistory:
@@ -86,6 +88,13 @@ class TestHistory:
 
 
 class TestErrors:
+    @pytest.mark.parametrize(("steps", "kind"), [({"low": torch.zeros(2, 2)}, "dict"), (None, "NoneType")])
+    def test_one_step_alone(self, steps, kind):
+        with pytest.raises(
+            TypeError, match=f"steps must be a list of mappings, the errors of one step in each, got {kind}"
+        ):
+            plots.errors(steps)
+
     def test_root_mean_squares(self):
         steps = [
             {"low": torch.zeros(2, 2), "top": torch.tensor([[3.0, 4.0]])},

@@ -8,7 +8,7 @@ pyplot and its figures are left alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,11 @@ def energies(trace: Trace, ax: Axes | None = None) -> Axes:
         then zeros are left out, and what is below a hundred-thousandth of the largest.
 
     Raises:
+        TypeError: `trace` is no `Trace`.
         ValueError: no energies were recorded.
     """
+    if not hasattr(trace, "energies"):
+        raise TypeError(f"trace must be what run(steps, record=True) returns, got {kind_of(trace)}")
     if trace.energies is None:
         raise ValueError("trace must have energies, of run(steps, record=True), got none")
     named = dict(zip(trace.names, trace.energies.double().cpu().T.tolist(), strict=True))
@@ -348,6 +351,8 @@ def _stack(name: str, t: Tensor, shape: tuple[int, int] | None) -> Tensor:
 
 def _alike(given: Sequence[Mapping[str, Any]], what: str, least: str, names: str) -> list[Mapping[str, Any]]:
     """Rows or steps, once they have been found to hold the same names."""
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{what}s must be a list of mappings, {least} in each, got {kind_of(given)}")
     found = list(given)
     if not found or not found[0]:
         raise ValueError(f"{what}s must hold {least} at least, got none")

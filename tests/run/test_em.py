@@ -754,6 +754,8 @@ class TestBadInput:
             self.em().epoch(torch.rand(6, 8), torch.rand(5, 3), batch_size=2)
         with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
             self.em().epoch(torch.rand(6, 8), torch.rand(6, 3), batch_size=0)
+        with pytest.raises(TypeError, match=r"batch_size must be an integer, got 2\.5"):
+            self.em().epoch(torch.rand(6, 8), torch.rand(6, 3), batch_size=2.5)
 
 
 def test_an_epoch_with_a_prediction_computed_from_the_data():

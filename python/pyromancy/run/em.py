@@ -220,7 +220,7 @@ class EM:
             What was done since the last one.
 
         Raises:
-            TypeError: `data` are not tensors.
+            TypeError: `data` are not tensors, or `batch_size` is no integer.
             ValueError: they differ in length, there are none, or `batch_size` is not positive; or the epoch that is to
                 be finished had more samples, a generator where there is none now, or none where there is one.
         """
@@ -675,7 +675,10 @@ def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
     lengths = [len(t) for t in data]
     if len(set(lengths)) > 1:
         raise ValueError(f"data must have the same length, got {', '.join(map(str, lengths))}")
-    size = operator.index(batch_size)
+    try:
+        size = operator.index(batch_size)
+    except TypeError:
+        raise TypeError(f"batch_size must be an integer, got {batch_size!r}") from None
     if size <= 0:
         raise ValueError(f"batch_size must be positive, got {size}")
     return size
