@@ -72,6 +72,7 @@ $(PY):
 # An environment holds one checkout at a time: installing this one voids the stamps of the others.
 $(STAMP): $(SOURCES) | $(PY)
 	$(PIP) install 'setuptools>=77' ninja 'pybind11>=2.13' torch
+	@echo 'Compiling takes some minutes, and pip says nothing until it is done; PYROMANCY_NATIVE=0 make ... does without, slower.'
 	$(PIP) install --no-build-isolation -e '.[examples]'
 	rm -f $(VENV)/.pyromancy-*
 	touch $@
