@@ -195,7 +195,7 @@ class Pair:
         names = [n for n, p in self.net.named_parameters() if any(p is q for q in learned)]
         for name, p, *qs in zip(names, learned, *(r.net.learned() for r in self.references), strict=True):
             ours, *theirs = (torch.zeros_like(q) if q.grad is None else q.grad for q in (p, *qs))
-            self.agree(ours, theirs, f"gradient of {name}")
+            self.agree(ours, theirs, f"gradient of {name}", 1e-6 if self.decides else 0.0)
             if (p.grad is None) != (qs[0].grad is None):  # none is 0, but to weight decay
                 for q in (p, *qs):
                     q.grad = None
