@@ -129,6 +129,7 @@ def _general(rows: list[Row]) -> Table:
         "EM batch",
         "plain",
         "InferenceLoop",
+        "plain over InferenceLoop",
         "EM",
         "plain over EM",
         "in processor time",
@@ -142,10 +143,10 @@ def _general(rows: list[Row]) -> Table:
             *_marked(
                 row,
                 _time(row["plain_seconds"]),
-                _time(row["inference_loop_seconds"]),
                 _time(row["seconds"]),
                 f"{row['over_plain']:.3g}x",
-                f"{row['processor_over_plain']:.3g}x",
+                _time(row["em_seconds"]) if "em_seconds" in row else "-",  # which older results lack
+                *(_times(row.get(name)) for name in ("plain_over_em", "processor_over_em")),
                 *(_times(row.get("esteps_over", {}).get(name)) for name in ("autograd", "torch.compile")),
             ),
             row["executor"],

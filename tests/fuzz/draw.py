@@ -40,7 +40,7 @@ def drawn(seed: int, number: int, history: bool) -> Case:
     medium = float32 and r.random() < 0.2
     circles = not sweep and method not in ("errors", "accelerated", "fixed") and r.random() < 0.3
     priors = method not in SMOOTH and r.random() < 0.3
-    smooth = medium or method in SMOOTH or (sweep and method in ("accelerated-states", "fixed"))
+    smooth = medium or method in SMOOTH or (sweep and method == "accelerated-states")
     found = _nodes(r, images, circles, sweep, smooth, priors)
     if history:
         actions = tuple(_action(r) for _ in range(r.randint(4, MOST)))
