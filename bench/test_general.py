@@ -61,9 +61,9 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
     if shutil.which("c++"):  # the compiler of torch makes C++ for a CPU
         alone["torch.compile"] = esteps(general, True)
     ours()
-    for name, run in alone.items():
+    for way, run in alone.items():
         off = max(float((a.detach() - b).abs().max()) for a, b in zip(problem.states, run(), strict=True))
-        require(off, ROUNDING, f"states after E-steps by {name} are")
+        require(off, ROUNDING, f"states after E-steps by {way} are")
     ratios = timing.ratios(ours, alone)
     least = timing.least(runs, rounds=6, calls=2)
     record(
