@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import pyromancy as pyro
 from numerics import same_bits
+from pyromancy.capture.calls import Call, Slot, alike, does_alike
 from pyromancy.laws import expression
 from pyromancy.nodes import FixedNode, FloatNode, StandardGaussianNode
 from pyromancy.plan import Law
@@ -336,3 +338,12 @@ def test_two_states_of_one_prediction_stay_two_nodes():
         loop.run(5)
         results.append(torch.cat([net.hidden.value.detach(), other.value.detach()]))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_a_product_with_a_bias_is_not_like_one_without():
+    """Whatever the tensors are: laws of one's own look for what is computed twice."""
+    biased = Call(F.linear, (Slot(0), Slot(1), Slot(2)), {}, Slot(3), (0, 1, 2), (3,))
+    plain = Call(F.linear, (Slot(0), Slot(1), None), {}, Slot(4), (0, 1), (4,))
+    assert does_alike(biased, replace(biased, outputs=(5,)))
+    assert not does_alike(biased, plain)
+    assert not alike({3: biased, 4: plain}, 3, 4, {})

@@ -116,8 +116,8 @@ def alike(producer: Mapping[int, Call], a: int | float, b: int | float, known: d
 
 
 def _form(call: Call) -> Any:
-    """The arguments of a call without its tensors."""
-    return replaced((call.args, call.kwargs), Slot, lambda _: None)
+    """The arguments of a call, where it takes a tensor one and the same."""
+    return replaced((call.args, call.kwargs), Slot, lambda _: Slot(0))
 
 
 def is_number(argument: Any) -> bool:
