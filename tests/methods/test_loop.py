@@ -943,7 +943,7 @@ def test_fixed_predictions_of(name, executor):
     else:
 
         def above(z):
-            return (weights * 0.5 * (y - linear(z.tanh())).square()).sum(1)
+            return 0.5 * (weights * (y - linear(z.tanh()))).square().sum(1)
 
     z = nn.Parameter(torch.randn_like(x))
     expected = first = z.detach().clone().requires_grad_()

@@ -1,7 +1,5 @@
 """Batches of graphs by `EM`: a sweep and the first E-steps as one graph, which makes nothing that no state needs."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn as nn
@@ -10,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyromancy as pyro
+from networks import Row
 from numerics import same_bits
 from pyromancy.functional import gaussian_energy
 from pyromancy.nodes import FactorizedGaussianNode, StandardGaussianNode, StudentNode
@@ -18,11 +17,10 @@ aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
 
 
-class Images(nn.Module):
+class Images(Row):
     """Convolutions in a row, and a Linear edge to the output."""
 
     def __init__(self, edges=3, activation=nn.Tanh, node=StandardGaussianNode, pool=True):
-        super().__init__()
         size, channels, shapes, made = 8, 3, [(3, 8, 8)], []
         for i in range(edges):
             pools = pool and i < 2
@@ -31,24 +29,7 @@ class Images(nn.Module):
             made.append(nn.Sequential(activation(), conv, nn.MaxPool2d(2) if pools else nn.Identity()))
             shapes.append((channels := 4, size, size))
         made.append(nn.Sequential(activation(), nn.Flatten(), nn.Linear(4 * size**2, 5)))
-        self.nodes = nn.ModuleList([StandardGaussianNode(3, 8, 8), *(node(*s) for s in shapes[1:]), node(5)])
-        self.edges = nn.ModuleList(made)
-
-    def start(self, x, y):
-        with torch.no_grad():
-            z = self.nodes[0].init(x)
-            for edge, node in zip(self.edges, self.nodes[1:-1], strict=False):
-                z = node.init(edge(z))
-            self.nodes[-1].init(y)
-
-    def energy(self):
-        return sum(b.energy(e(a.value)) for (a, b), e in zip(itertools.pairwise(self.nodes), self.edges, strict=True))
-
-    def free(self):
-        return [n.value for n in self.nodes[1:-1]]
-
-    def learned(self):
-        return list(pyro.get_mstep_params(self))
+        super().__init__([StandardGaussianNode(3, 8, 8), *(node(*s) for s in shapes[1:]), node(5)], made)
 
 
 def batch(b=3, classes=5, dtype=torch.float64):

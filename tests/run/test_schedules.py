@@ -1,6 +1,5 @@
 """Steps of graphs, whose products are theirs and what lies between fused: as autograd's, and no more than they need."""
 
-import itertools
 import warnings
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 import pyromancy as pyro
 from descent import assert_as_autograd, free
+from networks import Row
 from numerics import same_bits
 from pyromancy.capture.partition import module_of
 from pyromancy.functional import gaussian_energy
@@ -128,30 +128,16 @@ def test_steps_that_cannot_be_scheduled_are_run_by_operators_of_their_own(monkey
     assert "element-wise operators, states' updates among them" not in explained
 
 
-class Vgg(nn.Module):
+class Vgg(Row):
     """Two convolutions with pooling, and a Linear edge."""
 
     def __init__(self, activation=nn.ReLU):
-        super().__init__()
-        self.nodes = nn.ModuleList(StandardGaussianNode(*s) for s in [(3, 8, 8), (4, 4, 4), (6, 2, 2), (5,)])
-        self.edges = nn.ModuleList([
+        edges = (
             nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)),
             nn.Sequential(activation(), nn.Conv2d(4, 6, 3, padding=1), nn.MaxPool2d(2)),
             nn.Sequential(activation(), nn.Flatten(), nn.Linear(24, 5)),
-        ])  # fmt: skip
-
-    def start(self, x, y):
-        with torch.no_grad():
-            z = self.nodes[0].init(x)
-            for edge, node in zip(self.edges, self.nodes[1:-1], strict=False):
-                z = node.init(edge(z))
-            self.nodes[-1].init(y)
-
-    def energy(self):
-        return sum(b.energy(e(a.value)) for (a, b), e in zip(itertools.pairwise(self.nodes), self.edges, strict=True))
-
-    def free(self):
-        return [n.value for n in self.nodes[1:-1]]
+        )
+        super().__init__([StandardGaussianNode(*s) for s in [(3, 8, 8), (4, 4, 4), (6, 2, 2), (5,)]], edges)
 
 
 def running(net, batch=3, dtype=torch.float64, **options):

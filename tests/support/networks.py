@@ -26,6 +26,30 @@ def covariance_of(size):
     return a @ a.T / size + torch.eye(size, dtype=torch.float64)
 
 
+class Row(nn.Module):
+    """Nodes that any modules join, each predicting the next; training clamps the first and the last."""
+
+    def __init__(self, nodes, edges):
+        super().__init__()
+        self.nodes, self.edges = nn.ModuleList(nodes), nn.ModuleList(edges)
+
+    def start(self, x, y):
+        with torch.no_grad():
+            z = self.nodes[0].init(x)
+            for edge, hidden in zip(self.edges, self.nodes[1:-1], strict=False):
+                z = hidden.init(edge(z))
+            self.nodes[-1].init(y)
+
+    def energy(self):
+        return sum(b.energy(e(a.value)) for (a, b), e in zip(itertools.pairwise(self.nodes), self.edges, strict=True))
+
+    def free(self):
+        return [n.value for n in self.nodes[1:-1]]
+
+    def learned(self):
+        return list(pyro.get_mstep_params(self))
+
+
 class Chain(nn.Module):
     """Nodes joined by linear edges, the activation before the product: mu_l = W_l f(z_{l-1}) + b_l."""
 
