@@ -258,6 +258,32 @@ def test_an_epoch_resumes_in_the_middle_to_the_same_bits():
     assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
 
 
+def test_an_epoch_that_nobody_iterates_warns_and_changes_nothing():
+    """Neither weights nor generators, nor what is left of an epoch that is to be finished."""
+    net, other = twins()
+    x, y = torch.rand(40, 8).double(), torch.rand(40, 3).double()
+    em, plain = (
+        pyro.EM(n.energy, n.e_params(), OPTIMIZERS["sgd"](n.m_params()), start=n.start, steps=2, lr=0.1)
+        for n in (net, other)
+    )
+    generator = torch.Generator().manual_seed(1)
+    before, drawn = copy.deepcopy(em.state_dict()), generator.get_state()
+    told = r"em\.epoch\(\.\.\.\) was never iterated, so that nothing was learned: write `for part in em\.epoch"
+    with pytest.warns(RuntimeWarning, match=told) as warned:
+        em.epoch(x, y, batch_size=10, generator=generator)
+    assert [w.filename for w in warned] == [__file__]
+    assert em.state_dict() == before
+    assert torch.equal(generator.get_state(), drawn)
+    for each in (em, plain):
+        next(each.epoch(x, y, batch_size=10, generator=torch.Generator().manual_seed(1)))  # begun: no warning
+        each.load_state_dict(each.state_dict())
+    with pytest.warns(RuntimeWarning, match=told):
+        em.epoch(x, y, batch_size=10, generator=generator)
+    for each in (em, plain):
+        assert sum(part.samples for part in each.epoch(x, y, batch_size=10, generator=torch.Generator())) == 30
+    assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
+
+
 @pytest.mark.parametrize("incremental", [False, True], ids=str)
 @pytest.mark.parametrize("way", ["one call", "parts"])
 def test_ctrl_c_in_an_epoch_leaves_whole_batches(way, incremental, monkeypatch):

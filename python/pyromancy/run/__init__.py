@@ -1,6 +1,7 @@
 """What runs E-steps and whole batches: the loop, EM, and the executors that they choose from."""
 
-from .em import EM, Part
+from .em import EM
+from .epoch import Part
 from .loop import InferenceLoop, Trace
 
 __all__ = ["EM", "InferenceLoop", "Part", "Trace"]

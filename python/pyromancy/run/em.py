@@ -15,11 +15,11 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..arguments import kind_of
 from ..capture.capture import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
 from ..plan import Langevin
 from .distributed import check_whole, group_of, others
+from .epoch import Epoch, Part, no_order, size_of_batches
 from .executor import Executor
 from .fused_batch import FusedBatch, NotFused, refuse_unused
 from .graph import GraphExecutor
@@ -38,19 +38,6 @@ _PART = 0.1  # seconds after which `epoch` gives a sign of life
 _STARTS = 16  # forms of a batch that are kept
 _FIRST, _MOST = 2, 1024  # bounds of `EM._wait`
 _MOST_REFUSED = 64  # batches before a `start` that cannot be captured is tried again
-
-
-@dataclass(frozen=True)
-class Part:
-    """What `EM.epoch` has done since it gave the last one.
-
-    Attributes:
-        batches: how many.
-        samples: in them.
-    """
-
-    batches: int
-    samples: int
 
 
 def _of_loop(name: str) -> property:
@@ -208,6 +195,8 @@ class EM:
         Ctrl-C is heeded between batches, and between parts that are one call; `state_dict` then has what is left, and
         so it has after an exception of `start` or of the energy. After `load_state_dict` the next call goes on with it.
 
+        An epoch begins when its first part is asked for. One that nobody iterates changes nothing, and warns of it.
+
         Args:
             *data: tensors of the same length, whose rows `start` takes; with `distributed` the same in all processes,
                 which share every batch among them, in the order of the first.
@@ -224,8 +213,25 @@ class EM:
             ValueError: they differ in length, there are none, or `batch_size` is not positive; or the epoch that is to
                 be finished had more samples, a generator where there is none now, or none where there is one.
         """
-        size = _checked(data, batch_size)
+        size = size_of_batches(data, batch_size)
         n = len(data[0])
+        self._to_finish(n, generator)
+
+        def begun() -> Iterator[Part]:
+            order, drawn = self._to_finish(n, generator)
+            if generator is not None and drawn is not None:
+                generator.set_state(drawn)
+            if order is None:
+                order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+                order = order[: n - n % size] if drop_last else order
+                order = order if self._group is None else self._group.order(order)
+            self._order, self._source, self._loaded = order, generator, {}
+            yield from self._epoch(data, order, size)
+
+        return Epoch(begun())
+
+    def _to_finish(self, n: int, generator: torch.Generator | None) -> tuple[Tensor | None, Tensor | None]:
+        """What is left of an epoch that was loaded, and the state of its generator; for an epoch of so many samples."""
         order, drawn = self._loaded.get("order"), self._loaded.get("generator")
         if order is not None and len(order) and int(order.max()) >= n:
             raise ValueError(f"data must be those of the epoch that is to be finished, got {n} samples")
@@ -233,14 +239,7 @@ class EM:
             raise ValueError("generator must be given, as one was when the state was saved that is to be gone on from")
         if drawn is None and generator is not None and order is not None:
             raise ValueError("generator must be None, as it was in the epoch that is to be finished")
-        if generator is not None and drawn is not None:
-            generator.set_state(drawn)
-        if order is None:
-            order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
-            order = order[: n - n % size] if drop_last else order
-            order = order if self._group is None else self._group.order(order)
-        self._order, self._source, self._loaded = order, generator, {}
-        return self._epoch(data, order, size)
+        return order, drawn
 
     def _epoch(self, data: tuple[Tensor, ...], order: Tensor, size: int) -> Iterator[Part]:
         kind = size, self.steps, self.incremental
@@ -364,7 +363,7 @@ class EM:
             raise TypeError(f"state must be a dictionary, as state_dict gives it, got {type(state).__name__}")
         if missing := self.state_dict().keys() - state.keys():
             raise ValueError(f"state must have the entries of state_dict, got none for {', '.join(sorted(missing))}")
-        if reason := _no_order(state["order"]):
+        if reason := no_order(state["order"]):
             raise ValueError(f"order must be None or int64 numbers of samples, each once, got {reason}")
         for name in ("generator", "noise"):
             drawn = state[name]
@@ -650,38 +649,6 @@ def _of_one_row(start: StartFunction, batch: tuple[Any, ...]) -> str:
     names = names if len(names) == len(batch) else [f"argument {i} of step" for i in range(len(batch))]
     told = [name for name, t in zip(names, batch, strict=True) if isinstance(t, Tensor) and t.dim() and len(t) == 1]
     return f": {' and '.join(told)} has one row" if told else ""
-
-
-def _no_order(order: Any) -> str | None:
-    """Why this cannot be what is left of an epoch."""
-    if order is None:
-        return None
-    if not isinstance(order, Tensor):
-        return type(order).__name__
-    if order.dtype != torch.int64 or order.dim() != 1:
-        return f"{order.dtype} of shape {tuple(order.shape)}"
-    if len(order) and int(order.min()) < 0:
-        return f"{int(order.min())}"
-    return None if len(order.unique()) == len(order) else "one of them twice"
-
-
-def _checked(data: tuple[Tensor, ...], batch_size: int) -> int:
-    """The batch size, after all arguments of an epoch have been looked at."""
-    if not data:
-        raise ValueError("data must hold at least one tensor, got none")
-    for t in data:
-        if not isinstance(t, Tensor) or t.dim() == 0:
-            raise TypeError(f"data must be tensors with a row per sample, got {kind_of(t)}")
-    lengths = [len(t) for t in data]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"data must have the same length, got {', '.join(map(str, lengths))}")
-    try:
-        size = operator.index(batch_size)
-    except TypeError:
-        raise TypeError(f"batch_size must be an integer, got {batch_size!r}") from None
-    if size <= 0:
-        raise ValueError(f"batch_size must be positive, got {size}")
-    return size
 
 
 @dataclass
