@@ -13,13 +13,16 @@ than the recorded one computes what it has answered with stand-ins, and goes on 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -383,7 +386,8 @@ class Recording(TorchFunctionMode):
 
     def refuse(self, reason: str) -> None:
         """Record no more."""
-        self.refusal = self.refusal or reason
+        if self.refusal is None:
+            self.refusal = _told_of_layer(reason)
 
     @property
     def evaluated(self) -> Tensor | None:
@@ -452,6 +456,22 @@ class Recording(TorchFunctionMode):
             addresses_memory=self.addresses_memory,
         )
         return program, renumber
+
+
+def _told_of_layer(reason: str) -> str:
+    """A reason, with the layer that is at work: the innermost module whose `forward` is being run."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        layer = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+        if isinstance(layer, _NormBase) and layer.training and layer.track_running_stats:
+            return (
+                f"{type(layer).__name__} in training mode updates its running statistics whenever it is called; "
+                "with track_running_stats=False, or as a LayerNorm or GroupNorm, it has none"
+            )
+        if isinstance(layer, torch.nn.Module):
+            return f"{reason}, in {type(layer).__name__}"
+        frame = frame.f_back
+    return reason
 
 
 _BY_ADDRESS = frozenset((torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default))
