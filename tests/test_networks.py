@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -773,6 +774,34 @@ class TestMessages:
             em_of(net).step(torch.zeros(4, 5), torch.zeros(4).long())
 
 
+GAUSSIAN, IMAGE = StandardGaussianNode, (3, 8, 8)
+# Nodes, the edge between the first two, and what is said of it; or that it fits
+EDGES = {
+    "takes": ([FixedNode(64), GAUSSIAN(10)], nn.Linear(32, 10), "10, from .*, 64, got Linear(32, 10): Linear takes 32"),
+    "gives": ([FixedNode(64), GAUSSIAN(10)], nn.Linear(64, 12), "10, from .*, 64, got Linear(64, 12): it gives 12"),
+    "between": (
+        [FixedNode(6), GAUSSIAN(4)], nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(7, 4)),
+        "4, from .*, 6, got .*: Linear takes 7 features",
+    ),
+    "channels": ([FixedNode(*IMAGE), GAUSSIAN(4, 8, 8)], nn.Conv2d(1, 4, 3), "4 x 8 x 8, .*: Conv2d takes 1 channels"),
+    "images": ([FixedNode(*IMAGE), GAUSSIAN(4)], nn.Conv2d(3, 4, 3), "4, from .*, 3 x 8 x 8, .*: it gives 4 x ? x ?"),
+    "positions": ([FixedNode(None, 6), GAUSSIAN(None, 4)], nn.Linear(6, 4), None),
+    "flattened": ([FixedNode(*IMAGE), GAUSSIAN(4)], nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), None),
+    "unknown": ([FixedNode(6), GAUSSIAN(4)], nn.Sequential(nn.LazyLinear(7), nn.Linear(7, 4)), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_an_edge_that_does_not_fit_its_nodes_is_named_with_their_shapes(name):
+    nodes, edge, told = EDGES[name]
+    if told is None:
+        networks.PCN(nodes, [edge])
+        return
+    told = f"edges[0] must predict nodes[1], {told}"
+    with pytest.raises(ValueError, match=re.escape(told).replace(r"\.\*", ".*")):
+        networks.PCN(nodes, [edge])
+
+
 class TestTable:
     def test_of_a_perceptron(self):
         net = networks.mlp([5, 7, 7, 3], "relu", output="categorical", variance=10.0)
@@ -790,12 +819,12 @@ PCN(
         assert "122 learned parameters; states of 4 samples" in repr(net)
 
     def test_of_a_variance_a_prior_and_what_is_frozen(self):
-        nodes = [FloatNode(2, prior=pyro.functional.gaussian_energy), IsotropicGaussianNode(4, None)]
+        nodes = [FloatNode(None, 2, prior=pyro.functional.gaussian_energy), IsotropicGaussianNode(None, 4)]
         net = networks.PCN(nodes, [nn.Linear(2, 4)])
         net.edges[0].bias.requires_grad_(False)
         lines = [line.split() for line in str(net).splitlines()]
-        assert lines[2] == ["0", "FloatNode(prior=gaussian_energy)", "2", "free", "0"]
-        assert lines[3] == ["1", "IsotropicGaussianNode", "4", "x", "?", "clamped", "Linear(2,", "4)", "9"]
+        assert lines[2] == ["0", "FloatNode(prior=gaussian_energy)", "?", "x", "2", "free", "0"]
+        assert lines[3] == ["1", "IsotropicGaussianNode", "?", "x", "4", "clamped", "Linear(2,", "4)", "9"]
         assert lines[4][:3] == ["9", "learned", "parameters;"]
 
     def test_of_layers(self):

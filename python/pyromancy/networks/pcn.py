@@ -16,6 +16,7 @@ from ..nodes.base import StateNode, predicting, sweeping
 from ..registration import get_estep_params, get_mstep_params
 from .layers import Copy, flat
 from .locked import Locked, original
+from .shapes import in_words, misfit
 
 __all__ = ["PCN"]
 
@@ -46,7 +47,8 @@ class PCN(nn.Module):
 
     Raises:
         TypeError: a node is no node with a state, or one after the first has no energy.
-        ValueError: there are fewer than two nodes, or not one edge fewer than nodes; `temperature` is not above 0.
+        ValueError: there are fewer than two nodes, or not one edge fewer than nodes; an edge does not fit its nodes, as
+            far as its layers tell; `temperature` is not above 0.
     """
 
     def __init__(
@@ -67,6 +69,12 @@ class PCN(nn.Module):
                 raise TypeError(f"nodes[{i}] must be a {expected}, got {type(node).__name__}")
         if len(nodes) < 2 or len(edges) != len(nodes) - 1:
             raise ValueError(f"nodes must be at least 2, and edges one fewer, got {len(nodes)} and {len(edges)}")
+        for i, (below, edge, node) in enumerate(zip(nodes[:-1], edges, nodes[1:], strict=True)):
+            if reason := misfit(edge, below.shape, node.shape):
+                raise ValueError(
+                    f"edges[{i}] must predict nodes[{i + 1}], {in_words(node.shape)}, from nodes[{i}], "
+                    f"{in_words(below.shape)}, got {_told(edge)}: {reason}"
+                )
         self.entry = nn.Sequential() if entry is None else entry
         self.nodes = nn.ModuleList(nodes)
         self.edges = nn.ModuleList(edges)
@@ -193,7 +201,7 @@ class PCN(nn.Module):
             rows.append(
                 (
                     str(i), _node_told(node, self.temperature if i == len(self.edges) else 1),
-                    " x ".join("?" if n is None else str(n) for n in cast(Any, node).shape) or "1",
+                    in_words(cast(Any, node).shape),
                     "free" if id(cast(Any, node).value) in free else "clamped",
                     _input_told(self.entry) if edge is None else _told(edge),
                     f"{sum(p.numel() for p in learned if p.requires_grad):,}",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch.nn as nn
 
@@ -16,17 +14,13 @@ from .layers import Copy, Skip, flat
 from .locked import locked
 from .outputs import output_of
 from .pcn import PCN
+from .shapes import CONVOLUTIONS, Size, keeps_shape, shape_after
 
 __all__ = ["from_sequential"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (nn.Linear, *_CONVOLUTIONS, Skip)  # after which there is a node
-# whose modules, but for these, give what is of the shape of what they take
-_KEEPING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "dropout", "normalization"))
-_CHANGING = (nn.GLU, nn.MultiheadAttention)
+_LAYERS = (nn.Linear, *CONVOLUTIONS, Skip)  # after which there is a node
 # what turns logits into probabilities, which the energies of these outputs do themselves
 _TWICE: dict[str, tuple[type[nn.Module], ...]] = {"categorical": (nn.Softmax, nn.Softmax2d), "bernoulli": (nn.Sigmoid,)}
-_Size = tuple[int | None, ...]
 
 
 def from_sequential(
@@ -96,7 +90,7 @@ def from_sequential(
     for begin, end in itertools.pairwise([first, *ends, len(layers)]):
         parts = layers[begin:end]
         for layer in parts:
-            shape = _shape_after(layer, shape)
+            shape = shape_after(layer, shape)
         nodes.append((StandardGaussianNode if end < len(layers) else make_output)(*shape))
         edges.append(_in_a_row([locked(m) for m in parts]))
     like = next(module.parameters())
@@ -134,37 +128,18 @@ def _checked_cut(cut: Iterable[int], first: int, count: int) -> list[int]:
     return cut
 
 
-def _input_shape(layers: Sequence[nn.Module]) -> _Size:
+def _input_shape(layers: Sequence[nn.Module]) -> Size:
     """What the first Linear or convolution takes, and what keeps shapes before it."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             return (layer.in_features,)
-        if isinstance(layer, _CONVOLUTIONS):
+        if isinstance(layer, CONVOLUTIONS):
             return (layer.in_channels, *(None,) * len(layer.kernel_size))
         if isinstance(layer, Skip):
             return _input_shape([*flat([layer.branch])])
-        if not _keeps_shape(layer):
+        if not keeps_shape(layer):
             break
     raise ValueError(
         f"module must have a Linear or a convolution as the first layer with parameters, to tell its input's shape, "
         f"got {_named(layer)}"
     )
-
-
-def _shape_after(layer: nn.Module, shape: _Size) -> _Size:
-    """The shape that a layer makes of another, None where any size may come."""
-    if isinstance(layer, nn.Linear):
-        return (*shape[:-1], layer.out_features)
-    if isinstance(layer, _CONVOLUTIONS):
-        return (layer.out_channels, *(None,) * len(layer.kernel_size))
-    if isinstance(layer, Skip):
-        return functools.reduce(lambda of, m: _shape_after(m, of), flat([layer.branch]), shape)
-    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
-        return (None,)
-    if isinstance(layer, nn.Unflatten) and layer.dim == 1 and len(shape) == 1:
-        return (*cast(tuple[int, ...], layer.unflattened_size),)
-    return shape if _keeps_shape(layer) else (None,) * len(shape)
-
-
-def _keeps_shape(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Identity) or (type(layer).__module__ in _KEEPING and not isinstance(layer, _CHANGING))
