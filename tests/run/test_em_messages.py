@@ -48,7 +48,27 @@ def read_before(net, x, y):
     net.start(x, y + 0.0 * before)
 
 
+NORM, UNTRACKED = (nn.BatchNorm1d(6, affine=False, track_running_stats=kept).double() for kept in (True, False))
+DROP = nn.Dropout()
+
+
+def normalizing(net, x, y):
+    net.start(NORM(x), y)
+
+
+def dropping(net, x, y):
+    net.start(DROP(x), y)
+
+
 STARTS = {
+    "batch norm": (
+        normalizing,
+        "start cannot be captured: BatchNorm1d in training mode updates its running statistics whenever it is called; "
+        "with track_running_stats=False, or as a LayerNorm or GroupNorm, it has none",
+    ),
+    "dropout": (
+        dropping, "start cannot be captured: aten.bernoulli_.float draws random numbers at every step, in Dropout",
+    ),
     "twice": (twice, "start cannot be captured: it sets the state of StandardGaussianNode(5) twice"),
     "forgotten": (forgotten, "start cannot be captured: it resets FixedNode(2) and does not set its state"),
     "read-before": (
@@ -235,6 +255,34 @@ def test_an_optimizer_of_all_parameters_is_told_the_states_names(started, later)
             em_of(net, net.parameters())
 
 
+def test_an_optimizer_that_needs_a_closure_is_refused_by_name():
+    net = Net()
+    with pytest.raises(TypeError, match="optimizer must step without a closure, got LBFGS, which would evaluate"):
+        pyro.EM(net.energy, [net.hidden.value], torch.optim.LBFGS(net.learned()), start=net.start, steps=2, lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_network_that_is_converted_under_its_optimizer_is_told(kind):
+    """Before anything is learned; and the way that the message tells goes on."""
+    net = Net().float()
+    optimizer = kind(net.learned(), 0.1)
+    em = pyro.EM(net.energy, [net.hidden.value], optimizer, start=net.start, steps=2, lr=0.1)
+    em.step(torch.randn(4, 6), torch.randn(4, 3))
+    net.double()
+    before = [p.clone() for p in net.learned()]
+    steps = [state["step"].clone() for state in optimizer.state.values()]
+    told = (
+        "hold averages of its parameters' dtype, got exp_avg of torch.float32 for up.weight of torch.float64: convert"
+    )
+    with pytest.raises(TypeError, match=told):
+        em.step(torch.randn(4, 6).double(), torch.randn(4, 3).double())
+    assert all(map(torch.equal, net.learned(), before))
+    assert [state["step"] for state in optimizer.state.values()] == steps
+    optimizer.load_state_dict(optimizer.state_dict())
+    em.step(torch.randn(4, 6).double(), torch.randn(4, 3).double())
+    assert em.explain().startswith("a batch: one call of an operator")
+
+
 def test_an_optimizer_of_what_the_energy_lacks_is_told_the_names():
     net = Net()
     net.spare = nn.Linear(2, 2)
@@ -385,3 +433,16 @@ def test_states_of_different_batches_are_told():
     told = r"as many samples each, got 4 for FixedNode\(6\), 4 for StandardGaussianNode\(5\), 3 for StandardGaussian"
     with pytest.raises(ValueError, match=told):
         em.step(batch(4)[0], batch(3)[1])
+
+
+def test_a_start_with_a_batch_norm_that_keeps_no_statistics_is_captured():
+    """As the message says: the states are those of the layer's own."""
+    net = Net()
+    x, y = torch.randn(4, 6).double(), torch.randn(4, 3).double()
+    em = pyro.EM(
+        net.energy, [net.hidden.value], torch.optim.SGD(net.learned(), 0.0),
+        start=lambda x, y: net.start(UNTRACKED(x), y), steps=2, lr=0.1,
+    )  # fmt: skip
+    em.step(x, y)
+    assert em.explain().startswith("a batch: one call of an operator")
+    torch.testing.assert_close(net.below.value, (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt())

@@ -74,6 +74,29 @@ def test_what_is_of_another_training_is_refused(of, into, message):
 OPTIONS = em_of(steps=5, momentum=0.5).state_dict()["options"]
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad])
+def test_a_state_of_other_widths_is_refused(kind):
+    """By the parameter's name, with both shapes; nothing is loaded."""
+    trained, other = networks.mlp([8, 7, 3]), networks.mlp([8, 5, 3])
+    ems = []
+    for net in (trained, other):
+        ems.append(EM(net.energy, net.e_params(), kind(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1))
+        ems[-1].step(torch.rand(4, 8), torch.rand(4, 3))
+    before = copy.deepcopy(ems[1].state_dict())
+    name = "exp_avg" if kind is torch.optim.Adam else "sum"
+    told = rf"optimizer must be of parameters of this EM's shapes, got {name} \[7, 8\] for edges.0.weight \[5, 8\]"
+    with pytest.raises(ValueError, match=told):
+        ems[1].load_state_dict(ems[0].state_dict())
+    after = ems[1].state_dict()
+    assert all(map(same_state, after["optimizer"]["state"].values(), before["optimizer"]["state"].values()))
+    assert {**after, "optimizer": 0} == {**before, "optimizer": 0}
+    ems[1].load_state_dict(before)
+
+
+def same_state(ours, theirs):
+    return all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in theirs)
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "error", "message"),
     [
@@ -140,7 +163,7 @@ def test_what_calls_a_function_is_not_copied(kind):
     net = networks.mlp([6, 5, 3])
     made = FUNCTIONS[kind](net, torch.optim.SGD(net.m_params(), 0.1))
     name, whose = ("energy", "InferenceLoop") if kind == "loop" else (kind, "EM")
-    told = f"{name} must be a method to be copied, .* got the function .*<lambda>.* make another {whose}"
+    told = f"{name} must be a method, or .* got the function .*<lambda>, which knows net: .* make another {whose}"
     with pytest.raises(TypeError, match=told):
         copy.deepcopy({"net": net, "made": made})
 
@@ -156,6 +179,61 @@ def test_a_copied_loop_moves_the_states_of_its_own_network():
     assert torch.equal(net.nodes[1].value, before)
     loop.run(1)
     assert torch.equal(net.nodes[1].value, other.nodes[1].value)
+
+
+SCALE, NETWORK = 2.0, networks.mlp([6, 5, 3])
+
+
+def energy_of(net):
+    return scaled(net.energy())
+
+
+def scaled(energy):
+    return SCALE * energy.mul(0.5)
+
+
+def of_a_global(net):
+    return scaled(net.energy()) + NETWORK.energy()
+
+
+def by_another(net):
+    return of_a_global(net)
+
+
+def with_a_default(net, other=NETWORK):
+    return net.energy()
+
+
+def start_of(net, x, y):
+    net.start(x, y)
+
+
+def test_functions_of_their_arguments_are_copied_with_them():
+    """As `functools.partial` gives a network to them: the copy learns by itself, what the original would have."""
+    net, x, y = networks.mlp([6, 5, 3]), torch.rand(4, 6), torch.rand(4, 3)
+    energy, start = functools.partial(energy_of, net), functools.partial(start_of, net)
+    optimizer = torch.optim.Adam(net.m_params(), 0.1)
+    em = EM(energy, net.e_params(), optimizer, start=start, steps=3, lr=0.1)
+    em.step(x, y)
+    before = [p.clone() for p in net.m_params()]
+    twin, other = copy.deepcopy((em, net))
+    twin.step(x, y)
+    assert all(map(torch.equal, net.m_params(), before))
+    em.step(x, y)
+    assert all(map(torch.equal, net.m_params(), other.m_params()))
+    assert not any(map(torch.equal, net.m_params(), before))
+
+
+@pytest.mark.parametrize(
+    ("function", "known"),
+    [(of_a_global, "NETWORK"), (by_another, "NETWORK by of_a_global"), (with_a_default, "a default of with_a_default")],
+    ids=["a global", "another function", "a default"],
+)
+def test_functions_that_know_another_network_are_not_copied(function, known):
+    net = networks.mlp([6, 5, 3])
+    loop = InferenceLoop(functools.partial(function, net), net.e_params(), lr=0.1)
+    with pytest.raises(TypeError, match=f"got the function {function.__name__}, which knows {known}: "):
+        copy.deepcopy(loop)
 
 
 def tied():

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -58,6 +58,10 @@ _P = TypeVar("_P", bound=Problem)
 _C = TypeVar("_C")
 EXECUTORS = ("chain", "graph", "autograd")
 _FUSED = "fused: all sweeps in one operator"
+_STATELESS = (
+    *(bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.layout),
+    *(BuiltinFunctionType, torch.Size),
+)
 # Runs on autograd after which something faster is tried again, at most: after a capture, which takes about as long
 # as a few steps; and after a trace, which takes a hundred times as long, and fails again unless its cause has passed.
 _PATIENCE = 31
@@ -554,37 +558,42 @@ class InferenceLoop:
         return [i for i, t in fixed if t.is_floating_point() and not bool(t.isfinite().all())]
 
     def _diverged(self, method: Method, starts: Sequence[Tensor], learned: Collection[int]) -> str:
-        """That states are not finite, and at which rate they might be."""
+        """That states are not finite, in a sentence, and in another what to do."""
+        rate = getattr(method, "lr", None)
+        how = type(method).__name__ + (f"(lr={rate:g})" if isinstance(rate, numbers.Real) else "")
         with torch.no_grad():
             wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in self._params]).any(0)
-            told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {method!r}"
+            told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {how}"
             if odd := self._not_finite():
                 assert self._program is not None
-                told = f"{told}, and neither is what the energy reads: {', '.join(map(self._program.in_words, odd))}"
+                told = f"{told}, nor is what the energy reads: {_few([*map(self._program.in_words, odd)])}"
                 if not all(id(self._program.leaves[i]) in learned for i in odd):
-                    return told
+                    return f"{told}. Data must be finite, and what has learned from such states be made anew"
                 return (
-                    f"{told}; if that has learned from them, a lower rate is stable, which pyromancy.max_rate tells "
-                    "beforehand, and pyromancy.methods.Accelerated() needs none; what has learned is to be made anew"
+                    f"{told}. If that has learned from them, make it anew, and take a lower rate, which "
+                    "pyromancy.max_rate tells, or pyromancy.methods.Accelerated(), which needs none"
                 )
-            if getattr(method, "lr", None) is None:
-                return f"{told}; check_finite=True tells where, and when first"
+            if rate is None:
+                return f"{told}. check_finite=True tells where, and when first"
             if method.moves == "errors" or isinstance(method, Adam):  # whose rates are others than those of descent
-                return f"{told}; pyromancy.methods.Accelerated() needs no rate"
+                return f"{told}. pyromancy.methods.Accelerated() needs no rate"
             ends = [p.detach().clone() for p in self._params]
             try:
                 for p, start in zip(self._params, starts or self._predictions(), strict=True):
                     p.copy_(start)
-                rate = max_rate(self._energy, self._params)
+                stable = max_rate(self._energy, self._params)
             except Exception:  # what is told stays true without it
-                return told
+                return f"{told}. Take a lower rate, or pyromancy.methods.Accelerated(), which needs none"
             finally:
                 for p, end in zip(self._params, ends, strict=True):
                     p.copy_(end)
-        if not math.isfinite(rate):
-            return f"{told}, nor is what the energy reads; pyromancy.max_rate tells beforehand which rates are stable"
+        if not math.isfinite(stable):
+            return f"{told}. pyromancy.max_rate tells beforehand which rates are stable"
         where = "where they began" if starts else "at their predictions"
-        return f"{told}; {where} descent is stable at rates up to {rate:.3g} (pyromancy.max_rate)"
+        return (
+            f"{told}. Take a rate below {stable:.3g}, up to which descent is stable {where} (pyromancy.max_rate), or "
+            "pyromancy.methods.Accelerated(), which needs none"
+        )
 
     def energy(self) -> Tensor:
         """Energies of the states at hand, per sample, ``[B]``, without gradient."""
@@ -1013,17 +1022,50 @@ class InferenceLoop:
 
 
 def check_copied(owner: object, **functions: Callable[..., Any]) -> None:
-    """Refuse to copy what would go on with the original's network: `copy.deepcopy` leaves functions as they are."""
+    """Refuse to copy what would go on with the original's network: `copy.deepcopy` leaves functions as they are.
+
+    Methods are copied with what they are of, and a `functools.partial` with its arguments; a function may be left where
+    it knows nothing but what it is given.
+    """
     for name, function in functions.items():
         inner = function
         while isinstance(inner, functools.partial):
             inner = inner.func
-        if inspect.isfunction(inner):
+        if inspect.isfunction(inner) and (known := _knows(inner, set())):
             raise TypeError(
-                f"{name} must be a method to be copied, as that of a network is, got the function {called(inner)}, "
-                "which copy.deepcopy does not copy with the network that it knows: copy the network, and make another "
-                f"{type(owner).__name__} for it"
+                f"{name} must be a method, or a function of its arguments alone, to be copied, got the function "
+                f"{called(inner)}, which knows {known}: copy.deepcopy leaves it with the original's; write it as a "
+                f"method of the network, or as functools.partial(function, net), or make another {type(owner).__name__}"
             )
+
+
+def _knows(function: FunctionType, seen: set[int]) -> str:
+    """The first name by which a function reaches something that has a state, other than its arguments; or none."""
+    if id(function) in seen or function.__module__.partition(".")[0] in ("torch", __package__.partition(".")[0]):
+        return ""
+    seen.add(id(function))
+    names, code = set[str](), [function.__code__]
+    while code:
+        one = code.pop()
+        names |= {*one.co_names}
+        code += [c for c in one.co_consts if isinstance(c, CodeType)]
+    held = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell
+            held[name] = cell.cell_contents
+    given = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    defaults = [(f"a default of {function.__name__}", value) for value in given]
+    for name, value in (*held.items(), *defaults):
+        if isinstance(value, FunctionType):
+            if known := _knows(value, seen):
+                return f"{known} by {name}"
+        elif isinstance(value, ModuleType):  # of which it may name what is in it
+            inside = [f"{name}.{n}" for n in names if isinstance(vars(value).get(n), (nn.Module, Tensor))]
+            if inside:
+                return inside[0]
+        elif not isinstance(value, _STATELESS):
+            return name
+    return ""
 
 
 def deep_copy(owner: _C, memo: dict[int, Any]) -> _C:
@@ -1032,6 +1074,11 @@ def deep_copy(owner: _C, memo: dict[int, Any]) -> _C:
     memo[id(owner)] = twin
     vars(twin).update(copy.deepcopy(cast("dict[str, Any]", owner.__getstate__()), memo))
     return twin
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join([*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
 def called(function: Callable[..., Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,14 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim import optimizer as _torch
 
 from ..plan import Rule, RuleKind
+
+# what optimizers of torch.optim hold of the form of a parameter
+_AVERAGES = frozenset(
+    (
+        *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg"),
+        *("acc_delta", "sum", "prev", "step_size", "ax"),
+    )
+)
 
 
 def obstacle(optimizer: Optimizer) -> str | None:
@@ -28,6 +38,22 @@ def obstacle(optimizer: Optimizer) -> str | None:
         for option in ("capturable", "differentiable"):
             if group.get(option):
                 return f"{kind.__name__} is {option}"
+    return None
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its step takes a function that evaluates the loss, as that of `torch.optim.LBFGS` does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def unlike(optimizer: Optimizer, in_what: Callable[[Tensor], object]) -> tuple[str, Tensor, Tensor] | None:
+    """What it holds that should be of a parameter's form and is not, in its shape, say: a name, that, the parameter."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name, held in optimizer.state.get(p, {}).items():
+                if name in _AVERAGES and isinstance(held, Tensor) and in_what(held) != in_what(p):
+                    return name, held, p
     return None
 
 
