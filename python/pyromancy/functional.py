@@ -128,6 +128,17 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
     return _GaussianError(value, pred, logvar, weight)
 
 
+def own_energies(energies: Tensor, value: Tensor, pred: Tensor) -> Tensor:
+    """Energies of elements by a law of one's own, as they are.
+
+    It tells whoever captures an energy which of two states is the node's, and which predicts it: their difference, or
+    another law of both, does not.
+    """
+    if has_torch_function_variadic(energies, value, pred):
+        return handle_torch_function(own_energies, (energies, value, pred), energies, value, pred)
+    return energies
+
+
 def laplace_energy(value: Tensor, pred: Tensor, logscale: Tensor | None = None) -> Tensor:
     """Energy of a Laplace node with independent components, one number per sample.
 

@@ -959,6 +959,62 @@ def test_fixed_predictions_of(name, executor):
     torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
+COMPARED = {  # energies of a difference, and their slopes
+    "squares": (lambda d: 0.5 * d.square(), lambda d: d),
+    "distances": (torch.abs, torch.sign),
+    "logarithms": (lambda d: torch.log1p(d.square()), lambda d: 2 * d / (1 + d.square())),
+    "a law of one's own": (lambda d: torch.log(torch.cosh(d)), torch.tanh),
+    "a law in a sum": (lambda d: torch.log(torch.cosh(d)) + 0.5 * d.square(), lambda d: torch.tanh(d) + d),
+}
+
+
+@pytest.mark.parametrize("executor", [None, "graph"])
+@pytest.mark.parametrize("predicted", [True, False], ids=["predicted itself", "a root"])
+@pytest.mark.parametrize("node", [True, False], ids=["a node", "written out"])
+@pytest.mark.parametrize("law", COMPARED)
+def test_a_bare_state_predicts_a_target(law, node, predicted, executor):
+    """The target pulls it by the error that it had at first: ``z <- z - lr ((z - x) - f'(y - z_0))``."""
+    energy, slope = COMPARED[law]
+    x, y, z = torch.randn(6, 3).double(), torch.randn(6, 3).double(), nn.Parameter(torch.randn(6, 3).double())
+    above = pyro.nodes.LawNode(3, law=lambda z, mu: energy(z - mu)).double()
+    above.init(y)
+
+    def total():
+        found = above.energy(z) if node else energy(y - z).sum(1)
+        return found + 0.5 * (z - x).square().sum(1) if predicted else found
+
+    expected, pull = z.detach().clone(), slope(y - z.detach())
+    for _ in range(4):
+        expected = expected - 0.1 * (predicted * (expected - x) - pull)
+    loop = pyro.InferenceLoop(total, [z], method=methods.FixedPrediction(0.1), executor=executor)
+    loop.run(2)
+    loop.run(2)
+    assert ("fused: all sweeps in one operator" in loop.explain()) == (executor is None and node)
+    torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("executor", [None, "graph"])
+def test_fixed_predictions_of_what_tells_no_prediction_are_refused(executor):
+    """PyTorch's losses take a state and its prediction in any order; what a weight makes is a prediction in both."""
+    y, z, weight = torch.randn(6, 3).double(), nn.Parameter(torch.randn(6, 3).double()), torch.randn(3, 3).double()
+    for order in ((y, z), (z, y)):
+        loop = pyro.InferenceLoop(
+            lambda of=order: 0.5 * F.mse_loss(*of, reduction="none").sum(1), [z], method=methods.FixedPrediction(0.5),
+            executor=executor,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=r"which of .* predicts the other is not told: z - mu, the energy of"):
+            loop.run(1)
+    first = z.detach().clone()
+    for order in (False, True):
+        z.data.copy_(first)
+        pyro.InferenceLoop(
+            lambda turned=order: (
+                0.5 * F.mse_loss(*(y @ weight, z)[:: -1 if turned else 1], reduction="none").sum(1)
+            ), [z], method=methods.FixedPrediction(0.5), executor=executor,
+        ).run(2)  # fmt: skip
+        torch.testing.assert_close(z.detach(), y @ weight + 0.25 * (first - y @ weight), rtol=1e-12, atol=1e-12)
+
+
 def test_weights_of_samples_and_covariances_are_measured():
     """Without a rate what is measured in standard deviations does not depend on units: a network in others."""
     found = []

@@ -514,6 +514,18 @@ class TestRefusedOrders:
         count = len(operands.written)
         refused(tensors[:count], tensors[count:], *plan.encode(made), message)
 
+    def test_an_empty_batch_takes_no_rows(self):
+        a = problem((5, 7, 3), 0, dtype=torch.float32)
+        a["data"] = [torch.randn(9, 5), None, torch.randn(9, 3)]
+        made, operands = planned(a, order=torch.arange(0))
+        run_plan_(operands.written, operands.read, *plan.encode(made))
+        with FakeTensorMode() as mode:
+            given = [[mode.from_tensor(t) for t in some] for some in (operands.written, operands.read)]
+            run_plan_(*given, *plan.encode(made))
+        made, operands = planned(a, order=torch.arange(3))
+        message = "order must be contiguous int64 of shape (batches * 0,), got (3,)"
+        refused(operands.written, operands.read, *plan.encode(made), message)
+
     def test_data_for_a_state_that_is_only_read(self):
         made, operands = self.plan_of_batches()
         assert made.nodes[0].state == 0

@@ -94,6 +94,40 @@ def prediction_of(program: Program, term: Term) -> int | float:
     return whole[0] if whole and node.prediction in program.ancestors(whole[0]) else node.prediction
 
 
+def predicts(program: Program, term: Term) -> bool:
+    """Whether what is taken for the state of a node's energy is its prediction, by the order that energy is written in.
+
+    That changes the energy's gradient where predictions are fixed, and nowhere else.
+
+    Raises:
+        NoErrors: either may be.
+    """
+    node = term.node
+    assert node is not None
+    if node.turned is False or type(node.prediction) is not int or not _may_be_a_node(program, node.prediction, node):
+        return False
+    if node.turned is None:
+        both = " and ".join(program.in_words(s) for s in (node.state, node.prediction))
+        raise NoErrors(
+            f"which of {both} predicts the other is not told: z - mu, the energy of a node module, or a function of "
+            "pyromancy.functional tells it"
+        )
+    return True
+
+
+def _may_be_a_node(program: Program, slot: int, predicted: NodeEnergy) -> bool:
+    """Whether a prediction may be a node's state: a free one as it is, or data of its form, made without weights."""
+    if slot in program.varying:
+        return slot in program.free or program.held(slot) is not None
+    forms, above = program.stand_ins, program.ancestors(slot)
+    products = ("linear", "product", "addmm", "einsum", "convolution of images")
+    return (
+        forms[slot].shape == forms[predicted.state].shape
+        and not any(i < len(program.leaves) and program.leaves[i].requires_grad for i in above)
+        and not any(c.meaning in products for s in above if (c := program.producer.get(s)) is not None)
+    )
+
+
 def _unarranged(program: Program, state: int, mu: int | float) -> tuple[int, int | float | None]:
     """The free state of which a node takes a view, such as rows, and of what its prediction is the same view, or None.
 

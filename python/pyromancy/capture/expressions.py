@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +99,24 @@ REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}  # of losses, as PyTorch numbers t
 _COMPARISONS = ("greater", "less", "at_least", "at_most")
 
 
+class Reading(NamedTuple):
+    """A law of elements, and what it is of, as slots.
+
+    Attributes:
+        law: of the elements.
+        state: z.
+        prediction: mu, or 0.
+        theta: what no free state changes, and broadcasts to the elements, if there is any.
+        turned: whether the state is subtracted from the prediction; None where neither is subtracted from the other.
+    """
+
+    law: Expression
+    state: int
+    prediction: int | float = 0.0
+    theta: int | None = None
+    turned: bool | None = False
+
+
 class Reader:
     """Reads the elements of slots.
 
@@ -121,14 +139,13 @@ class Reader:
         self._producer, self._forms, self._varying = producer, forms, varying
         self._same, self._may_be_state = same, may_be_state
 
-    def read(self, slot: int, preferred: Callable[[int], Any]) -> tuple[Expression, int, int | float, int | None]:
-        """The law of a slot's elements, the slot of the state, that of its prediction, or 0, and that of theta if any.
-
-        Theta is what no free state changes, and what broadcasts to the elements.
+    def read(self, slot: int, preferred: Callable[[int], Any], told: int | None = None) -> Reading:
+        """The law of a slot's elements, and what it is of.
 
         Args:
             slot: of the elements.
             preferred: the least of what may be the state has the least of this.
+            told: the state, where it is known.
 
         Raises:
             NoExpression: they are more than the language of laws has; the message says what.
@@ -136,7 +153,7 @@ class Reader:
         form, factors = self._forms[slot], self._factors(slot)
         # without a theta before with one; and what no free state changes is taken as it is, if it can be
         plain: list[int] = []
-        for reading in self._readings(slot, lambda a: (a in factors, preferred(a))):
+        for reading in self._readings(slot, lambda a: (a in factors, preferred(a)), told):
             state, atoms, uses, with_theta, summed = reading
             others = [a for a in atoms if a != state]
             others.sort(key=lambda a: self._is_prediction(a, form, factors), reverse=True)
@@ -149,14 +166,16 @@ class Reader:
             raise NoExpression(self._odd(plain))
         of = Algebra()
         if not others:
-            return self._program(of, slot, {state: of.distance}), state, 0.0, None
+            return Reading(self._program(of, slot, {state: of.distance}), state)
         prediction = others[0]
         if len(others) == 1 and self._forms[prediction].shape != form.shape and self._is_theta(prediction, form):
             law = self._program(of, slot, {state: of.z, prediction: of.mu})
             if not law.is_of_distance:
                 of = Algebra()
-                return self._program(of, slot, {state: of.distance, prediction: of.theta}), state, 0.0, prediction
-            return law, state, prediction, None
+                law = self._program(of, slot, {state: of.distance, prediction: of.theta})
+                return Reading(law, state, theta=prediction)
+            return Reading(law, state, prediction)
+        turned = False if told is not None else self._is_turned(slot, state, prediction)
         users = uses[prediction]
         if len(users) == 1 and prediction in self._varying and (users[0].meaning or "") in ACTIVATIONS:
             prediction = users[0].outputs[0]
@@ -164,10 +183,28 @@ class Reader:
         if len(others) == 2:
             theta = others[1]
             given[theta] = of.theta
-        return self._program(of, slot, given), state, prediction, theta
+        return Reading(self._program(of, slot, given), state, prediction, theta, turned)
+
+    def _is_turned(self, slot: int, state: int, prediction: int) -> bool | None:
+        """Whether the state is subtracted from the prediction, and never the other way; None where neither is."""
+        found, open_, seen = set[bool](), [slot], set[int]()
+        while open_:
+            s = open_.pop()
+            call = self._producer.get(s)
+            if call is None or s in seen or self._same(s, state) or self._same(s, prediction):
+                continue
+            seen.add(s)
+            open_.extend(call.inputs)
+            if call.meaning in ("sub", "rsub") or self._is_residual(call):
+                first, *others = call.inputs[:: -1 if call.meaning == "rsub" else 1]
+                if len(others) == 1 and self._same(first, state) and self._same(others[0], prediction):
+                    found.add(False)
+                elif len(others) == 1 and self._same(first, prediction) and self._same(others[0], state):
+                    found.add(True)
+        return found.pop() if len(found) == 1 else None
 
     def _readings(
-        self, slot: int, order: Callable[[int], Any]
+        self, slot: int, order: Callable[[int], Any], told: int | None
     ) -> Iterator[tuple[int | None, list[int], dict[int, list[Call]], bool, bool]]:
         """A state, what elements are made of and the calls that use each, whether of a theta, and whether of a sum."""
         form = self._forms[slot]
@@ -175,6 +212,7 @@ class Reader:
             atoms, uses = self._atoms(slot, varying)
             forms = [(a, self._forms[a]) for a in atoms]
             states = [a for a, t in forms if self._may_be_state(a) and (t.shape, t.dtype) == (form.shape, form.dtype)]
+            states = states if told is None else [a for a in states if self._same(a, told)]
             # what all is multiplied by is a weight, where anything else can be the state
             states.sort(key=order)
             if not summed:

@@ -81,10 +81,12 @@ def _law_of(group: Sequence[Term], same: Callable[[int | float, int | float], bo
     if any(not same(predictions[0], p) for p in predictions):
         return None
     first = nodes[0]
+    orders = {n.turned for n in nodes if type(n.prediction) is int} or {False}
+    turned = orders.pop() if len(orders) == 1 else None
     if all((n.law, n.parameter, n.expression) == (first.law, first.parameter, first.expression) for n in nodes) and all(
         same(n.prediction, first.prediction) for n in nodes
     ):
-        return replace(first, scale=sum(t.weight * n.scale for t, n in zip(group, nodes, strict=True)))
+        return replace(first, scale=sum(t.weight * n.scale for t, n in zip(group, nodes, strict=True)), turned=turned)
     g = Algebra()
     alone = not predictions
     z, mu = (g.distance, g.number(0.0)) if alone else (g.z, g.mu)
@@ -97,7 +99,10 @@ def _law_of(group: Sequence[Term], same: Callable[[int | float, int | float], bo
     except NoExpression:
         return None
     prediction = 0.0 if alone else predictions[0]
-    return replace(first, law=Law.EXPRESSION, prediction=prediction, scale=1.0, parameter=0.0, expression=expression)
+    return replace(
+        first, law=Law.EXPRESSION, prediction=prediction, scale=1.0, parameter=0.0, expression=expression,
+        turned=turned,
+    )  # fmt: skip
 
 
 def elements(g: Algebra, node: NodeEnergy, z: int, mu: int) -> int:

@@ -46,7 +46,7 @@ class Layout:
 
 
 # Functions that take only the form of some of their tensors, by meaning: how many, from the first on, they read.
-_VALUES_FROM = {"takes the second's form": 1, "takes forms alone": 0}
+_VALUES_FROM = {"takes the second's form": 1, "takes forms alone": 0, "law of one's own": 1}
 
 
 @dataclass(eq=False)
@@ -101,7 +101,8 @@ class Program:
         # leaves that chains take only where nothing learns them
         self.learns = {i: t.requires_grad for i, t in enumerate(self.leaves) if i in of_slopes}
         self.divided = frozenset[int]()  # free states of whose energies some are written as those of other nodes
-        self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free).found
+        laws = {c.inputs[0]: (c.inputs[1], c.inputs[2]) for c in self.calls if c.meaning == "law of one's own"}
+        self.terms = Terms(self.result, self.producer, self.stand_ins, self.varying, self.free, laws).found
 
     def evaluate(self, wanted: Sequence[int], leaves: Sequence[Tensor] | None = None) -> list[Tensor]:
         """The values of slots, computing what they need and nothing else, to the bit as the energy does.
@@ -269,7 +270,7 @@ class Program:
             into = (s for t in moved for s in (*(t.node.operands if t.node else [t.slot]), *t.sample_weights))
         count = dict(Counter(into))
         for call in reversed(self.calls):
-            ways = sum(count.get(slot, 0) for slot in call.outputs if slot >= len(self.leaves))
+            ways = sum(count.get(slot, 0) for slot in call.outputs if self.producer.get(slot) is call)
             for slot in call.inputs if ways else ():
                 count[slot] = count.get(slot, 0) + ways
         return count

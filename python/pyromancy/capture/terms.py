@@ -61,6 +61,7 @@ class _Elements(NamedTuple):
         times: how many energies 1 of it is.
         theta: the law's, as a slot.
         parameter: the law's.
+        ordered: whether b is subtracted from a: PyTorch's losses take what they compare in any order.
     """
 
     law: Law
@@ -68,6 +69,7 @@ class _Elements(NamedTuple):
     times: float = 1.0
     theta: int | None = None
     parameter: float = 0.0
+    ordered: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class NodeEnergy:
         sample_weights: slots of more factors of that, of one element per sample or one for all.
         parameter: the law's, of those that have one.
         expression: of an EXPRESSION law.
+        turned: whether the energy is written with the prediction first, as of ``mu - z``; None where it does not tell.
     """
 
     law: Law
@@ -93,6 +96,7 @@ class NodeEnergy:
     sample_weights: tuple[int, ...] = ()
     parameter: float = 0.0
     expression: Expression | None = None
+    turned: bool | None = False
 
     @property
     def operands(self) -> list[int]:
@@ -156,6 +160,7 @@ class Terms:
         forms: for every slot a tensor of its shape and dtype.
         varying: the slots that free states change.
         free: the free states.
+        laws: the state and the prediction of elements of energies by laws of one's own, where a node tells them.
     """
 
     def __init__(
@@ -165,6 +170,7 @@ class Terms:
         forms: Sequence[Tensor],
         varying: Collection[int],
         free: Collection[int],
+        laws: Mapping[int, tuple[int, int]],
     ) -> None:
         self._producer, self._varying, self._free = producer, varying, free
         self._forms = forms
@@ -172,7 +178,21 @@ class Terms:
         self._batch = self._shape or forms[min(free, default=result)].shape[:1]
         self._known: dict[tuple[int, int], bool] = {}  # pairs of slots -> whether they are the same
         self._reader = Reader(producer, forms, varying, self._same, self._may_be_state)
+        self._told: dict[int, int] = {}  # slots of an energy by a law of one's own -> the node's state
+        for elements, (state, prediction) in laws.items():
+            if not self._same(state, prediction) and self._may_be_state(state):
+                self._tell(elements, state, prediction)
         self.found = self._taken_apart(Term(result, 1.0))
+
+    def _tell(self, elements: int, state: int, prediction: int) -> None:
+        """Remember the state of all that is computed between it and its prediction, and elements of its energy."""
+        open_ = [elements]
+        while open_:
+            slot = open_.pop()
+            ends = slot not in self._varying or self._same(slot, state) or self._same(slot, prediction)
+            if not ends and slot not in self._told:
+                self._told[slot] = state
+                open_.extend(self._producer[slot].inputs if slot in self._producer else ())
 
     def _taken_apart(self, term: Term) -> list[Term]:
         terms: list[Term] = []
@@ -204,10 +224,11 @@ class Terms:
         if summed is None or slot not in self._producer or self._forms[slot].shape != summed:
             return None, ""
         try:
-            law, state, mu, theta = self._reader.read(slot, self._preference)
+            of = self._reader.read(slot, self._preference, self._told.get(slot))
         except NoExpression as reason:
             return None, str(reason)
-        return NodeEnergy(Law.EXPRESSION, state, mu, theta, expression=law), ""
+        node = NodeEnergy(Law.EXPRESSION, of.state, of.prediction, of.theta, expression=of.law, turned=of.turned)
+        return node, ""
 
     def _summands(self, call: Call, term: Term) -> list[Term] | None:
         """What a call, which makes a term's values, adds up; None where it adds nothing, nor scales what it takes."""
@@ -349,8 +370,9 @@ class Terms:
             assert state is not None
             assert prediction is not None
             return NodeEnergy(law, state, prediction, theta, parameter=parameter_of(call))
+        told = self._told.get(slot)
         if summed is not None and (crossed := self._crossed(call)) is not None:
-            return crossed
+            return crossed if told is None or self._same(crossed.state, told) else None
         found = self._loss(call) or self._distance(call) or self._logarithm(call) or self._pair(call)
         if found is None and (square := self._square(call)) is not None:
             found = _Elements(Law.GAUSSIAN, square, 2.0)
@@ -359,11 +381,16 @@ class Terms:
         (of, a, b), weights = found.weighted
         # where state and prediction pull differently, the first is the state
         states = [s for s in ((a, b) if found.law.is_of_distance else (a,)) if type(s) is int and self._may_be_state(s)]
+        if told is not None:
+            states = [s for s in states if self._same(s, told)]
         if not states:
             return None
         state = min(states, key=self._preference)
         mu = b if state == a else a
-        return NodeEnergy(found.law, state, mu, found.theta, found.times * of, weights, found.parameter)
+        turned = state != a if found.ordered else None
+        if told is not None or not found.law.is_of_distance:
+            turned = False
+        return NodeEnergy(found.law, state, mu, found.theta, found.times * of, weights, found.parameter, turned=turned)
 
     def _may_be_state(self, slot: int) -> bool:
         return slot not in self._producer or slot not in self._varying or self._holds(slot)
@@ -474,7 +501,7 @@ class Terms:
         """The same of a loss, element by element or, where that is the energy, as one number."""
         if call.function is elements_of_normal:
             z, mu, theta = (a.index for a in call.args)
-            return _Elements(Law.GAUSSIAN, ((1.0, z, mu), ()), theta=theta)
+            return _Elements(Law.GAUSSIAN, ((1.0, z, mu), ()), theta=theta, ordered=False)
         law = _LOSSES.get(call.meaning or "")
         if law is None:
             return None
@@ -503,7 +530,7 @@ class Terms:
             return None
         first, second = (a, b) if law.is_of_distance else (b, a)  # the state, and its prediction
         weighted = (1 / count if reduction == "mean" else 1.0, first.index, second.index), ()
-        return _Elements(law, weighted, times, parameter=float(parameter))
+        return _Elements(law, weighted, times, parameter=float(parameter), ordered=False)
 
     def _difference(self, slot: int) -> _Weighted:
         """``c (a - b)``, b being 0.0 where nothing is subtracted."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import resolve_name
 
+from .. import functional
+
 Function = Callable[..., Any]
 Arguments = tuple[Any, ...]
 Options = dict[str, Any]
@@ -107,6 +109,7 @@ _MEANINGS: dict[Function, str] = {
     for place in _PLACES
     if hasattr(place, name)
 }
+_MEANINGS[functional.own_energies] = "law of one's own"
 _MEANINGS |= dict.fromkeys((torch.autograd.grad, cast(Any, Tensor.grad).__get__), "autograd")
 _MEANINGS |= dict.fromkeys((cast(Any, Tensor.T).__get__, cast(Any, Tensor.mT).__get__), "transpose")
 _MEANINGS_OF_OPERATORS = {name: meaning for meaning, names in _SPELLINGS.items() for name in names}

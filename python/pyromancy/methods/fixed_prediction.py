@@ -28,6 +28,10 @@ class FixedPrediction(Method):
     backpropagation after as many steps as there are nodes with an energy, and `InferenceLoop.backward`, which takes the
     same predictions, gives exactly its gradients.
 
+    Nodes and the functions of `pyromancy.functional` tell the state z of an energy from its prediction mu. In one that
+    is written out, what is made with a weight is the prediction; of two states, or a state and data of its form, it is
+    what is subtracted, as in ``z - mu``.
+
     Args:
         lr: rate.
 

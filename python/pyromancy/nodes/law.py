@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import functional
 from ..arguments import kind_of
 from .base import PredictiveNode
 
@@ -83,4 +84,5 @@ class LawNode(PredictiveNode):
 
     def energy(self, pred: Tensor) -> Tensor:
         """The sum of the law over the elements of every sample, ``[B]``."""
-        return self.law(self._state("energy"), pred).flatten(1).sum(1)
+        state = self._state("energy")
+        return functional.own_energies(self.law(state, pred), state, pred).flatten(1).sum(1)

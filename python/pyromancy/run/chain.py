@@ -15,11 +15,12 @@ from torch import Tensor
 
 from .. import backends, functional, ops, plan
 from ..capture.calls import Slot
+from ..capture.errors import NoErrors, predicts
 from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS
-from ..methods import LBFGS, Descent, Method, Rated, Sequential, Stop
+from ..methods import LBFGS, Descent, FixedPrediction, Method, Rated, Sequential, Stop
 from .executor import ReplayingExecutor, Run, obstacle_of
 from .planner import Learn, Learned, Planner, sample_weights
 from .replay import Replay, product_precision
@@ -116,6 +117,8 @@ class ChainExecutor(ReplayingExecutor):
         if isinstance(method, Rated) and not (method.is_plain or method.is_proximal or method.only_masks):
             whose = "velocities" if isinstance(method, Descent) else type(method).__name__
             return f"no operator has rates of states, schedules, max_norm or limits with {whose}"
+        if isinstance(method, FixedPrediction) and (reason := self._turned):
+            return reason
         if reason := backends.without_methods(self.program.leaves[self._free[0]].device.type):
             return reason
         if tol and method.is_constrained and not (isinstance(method, Rated) and method.is_proximal and method.limits):
@@ -142,6 +145,17 @@ class ChainExecutor(ReplayingExecutor):
         if tol and isinstance(method, Sequential):
             made = plan.Sequential(lr=float(cast("float", method.lr)))
         return made if isinstance(made, plan.Descent) else replace(made, errors=errors, tol=tol)
+
+    @functools.cached_property
+    def _turned(self) -> str:
+        """Why plans would fix the wrong side of an energy, if they would."""
+        try:
+            turned = [t for t in self.program.terms if t.node is not None and predicts(self.program, t)]
+        except NoErrors as reason:
+            return reason.reason
+        if not turned or turned[0].node is None:
+            return ""
+        return f"plans have {self.program.in_words(turned[0].node.state)}, which is a prediction, for a node"
 
     def in_order(self, of_free: Sequence[Tensor]) -> list[Tensor]:
         """What is of the free nodes of plans, in the order of the states."""
@@ -479,6 +493,7 @@ class ChainExecutor(ReplayingExecutor):
     def _users(self, slot: int, reaches: set[int]) -> str:
         """The functions that take a leaf on its way into the energy."""
         calls = [c for c in self.program.calls if slot in c.inputs and not reaches.isdisjoint(c.outputs)]
+        calls = [c for c in calls if c.meaning != "law of one's own"]
         return ", ".join(dict.fromkeys(c.name for c in calls))
 
     def notes(self) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import functional
 from ..capture.bounds import floor, is_gaussian
 from ..capture.capture import NotCapturable
-from ..capture.errors import Errors, NoErrors, Spread
+from ..capture.errors import Errors, NoErrors, Spread, predicts
 from ..capture.partition import Energy
 from ..capture.program import Program
 from ..laws import expression, huber
@@ -324,6 +324,7 @@ class OnFixedPredictions(Problem):
                 raise NoErrors(
                     f"{program.in_words(term.node.state)}, which a prediction is of, is no state but computed"
                 )
+        self._turned = [predicts(program, term) for term in self._terms]
 
     def begin(self) -> None:
         self.point = [self.program.leaves[i].detach().clone() for i in self._free]
@@ -339,14 +340,18 @@ class OnFixedPredictions(Problem):
         for i, z in zip(self._free, states, strict=True):
             placed[i] = z
         total = states[0].new_zeros(len(states[0]))
-        for term in self._terms:
+        for term, turned in zip(self._terms, self._turned, strict=True):
             node = term.node
             assert node is not None
             weights = term.sample_weights + node.sample_weights
-            wanted = [*(s for s in (node.prediction, node.theta) if type(s) is int), *weights]
+            wanted = [*(() if node.theta is None else (node.theta,)), *weights]
             values = dict(zip(wanted, self.program.evaluate(wanted, leaves), strict=True))
-            (z,) = self.program.evaluate([node.state], placed)
-            mu = values[node.prediction] if type(node.prediction) is int else torch.full_like(z, node.prediction)
+            of_state, of_prediction = (leaves, placed) if turned else (placed, leaves)
+            (z,) = self.program.evaluate([node.state], of_state)
+            if type(node.prediction) is int:
+                (mu,) = self.program.evaluate([node.prediction], of_prediction)
+            else:
+                mu = torch.full_like(z, node.prediction)
             theta = None if node.theta is None else values[node.theta]
             parameter = node.parameter if node.expression is None else node.expression
             energy = term.weight * node.scale * _NODES[node.law](z, mu, theta, parameter)
