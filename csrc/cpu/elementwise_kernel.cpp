@@ -71,82 +71,96 @@ void execute(const ElementInstruction& i, Source<T> x, Source<T> y, Source<T> t,
 #undef PYROMANCY_EACH
 }
 
-// Where the runs of a block begin, in every operand, and how long they are.
-struct Runs {
-  int64_t *offset, *length; // [kElements][operands], [kElements]
-  int count;
-};
-
-// Goes through positions in blocks.
-class Walk {
+// The elements of one operand, in the order of positions.
+template <class T>
+class Elements {
 public:
-  Walk(const ElementwiseArgs& a, int64_t begin, int64_t end, int64_t* memory)
-      : a_(a), inner_(a.dims - 1), operands_(a.written + a.read), left_(end - begin), at_(memory),
-        runs_{memory + operands_, memory + operands_ * (kElements + 1), 0} {
-    for (int k = 0; k < operands_; ++k)
-      at_[k] = 0;
-    for (int d = inner_; d >= 0; --d) {
-      index_[d] = begin % a.shape[d];
-      begin /= a.shape[d];
-      for (int k = 0; k < operands_; ++k)
-        at_[k] += index_[d] * stride(k, d);
+  // From a position on. Its own dims are merged: what is dense is one run, whatever others are.
+  Elements(const ElementwiseArgs& a, int operand, int64_t position)
+      : at_(static_cast<T*>(a.data[operand])) {
+    const int64_t* strides = a.strides + operand * a.dims;
+    for (int d = 0; d < a.dims; ++d) {
+      if (dims_ > 0 && stride_[dims_ - 1] == strides[d] * a.shape[d]) {
+        shape_[dims_ - 1] *= a.shape[d];
+        stride_[dims_ - 1] = strides[d];
+      } else {
+        shape_[dims_] = a.shape[d];
+        stride_[dims_++] = strides[d];
+      }
+    }
+    for (int d = dims_ - 1; d >= 0; --d) {
+      index_[d] = position % shape_[d];
+      position /= shape_[d];
+      at_ += index_[d] * stride_[d];
     }
   }
 
-  // How many numbers its memory holds.
-  static int64_t numbers(int operands) {
-    return operands * (kElements + 1) + kElements;
+  int64_t stride() const { // within a run
+    return stride_[dims_ - 1];
+  }
+  T* at() const {
+    return at_;
+  }
+  // Whether the next n lie in one run.
+  bool in_one_run(int64_t n) const {
+    return shape_[dims_ - 1] - index_[dims_ - 1] >= n;
   }
 
-  int64_t stride(int operand, int d) const {
-    return a_.strides[operand * a_.dims + d];
-  }
-  const Runs& runs() const {
-    return runs_;
-  }
-  int64_t offset(int run, int operand) const {
-    return runs_.offset[run * operands_ + operand];
-  }
-
-  // How many elements the next block has.
-  int64_t next() {
-    int64_t n = 0;
-    for (runs_.count = 0; n < kElements && left_ > 0; ++runs_.count) {
-      const int64_t length =
-          smaller(a_.shape[inner_] - index_[inner_], smaller(kElements - n, left_));
-      __builtin_memcpy(runs_.offset + runs_.count * operands_, at_, sizeof *at_ * operands_);
-      runs_.length[runs_.count] = length;
-      n += length;
-      left_ -= length;
-      index_[inner_] += length;
-      for (int k = 0; k < operands_; ++k)
-        at_[k] += length * stride(k, inner_);
-      for (int d = inner_; d > 0 && index_[d] == a_.shape[d]; --d) {
-        for (int k = 0; k < operands_; ++k)
-          at_[k] += stride(k, d - 1) - a_.shape[d] * stride(k, d);
+  // f(elements, n) of every run of the next n elements, which are then behind it.
+  template <class F>
+  void pass(int64_t n, F f) {
+    const int inner = dims_ - 1;
+    while (n > 0) {
+      const int64_t length = smaller(shape_[inner] - index_[inner], n);
+      f(at_, length);
+      n -= length;
+      index_[inner] += length;
+      at_ += length * stride_[inner];
+      for (int d = inner; d > 0 && index_[d] == shape_[d]; --d) {
+        at_ += stride_[d - 1] - shape_[d] * stride_[d];
         index_[d] = 0;
         ++index_[d - 1];
       }
     }
-    return n;
+  }
+  void pass(int64_t n) {
+    pass(n, [](T*, int64_t) {});
   }
 
 private:
-  const ElementwiseArgs& a_;
-  const int inner_, operands_;
-  int64_t left_, index_[kMostElementDims];
-  int64_t* at_;
-  Runs runs_;
+  T* at_;
+  int dims_ = 0;
+  int64_t shape_[kMostElementDims], stride_[kMostElementDims], index_[kMostElementDims];
 };
 
-int64_t aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
+// How many instructions must have run until an operand's values are read no more.
+int reads_of(const ElementwiseArgs& a, int operand) {
+  int last = 0;
+  for (int i = 0; i < a.count; ++i)
+    if (a.code[i].a == operand || a.code[i].b == operand || a.code[i].c == operand)
+      last = i + 1;
+  return last;
+}
+
+// Of every instruction the tensor that its values can be written to at once, or -1: no later one
+// reads what was there before.
+void find_destinations(const ElementwiseArgs& a, int* destination) {
+  for (int i = 0; i < a.count; ++i)
+    destination[i] = -1;
+  for (int k = 0; k < a.written; ++k) {
+    const int i = a.results[k] - a.read - a.numbers;
+    bool free = i >= 0;
+    for (int r = 0; free && r < a.read; ++r)
+      free = a.data[a.written + r] != a.data[k] || reads_of(a, r) <= i + 1;
+    if (free)
+      destination[i] = k;
+  }
 }
 
 template <class T>
 int64_t bytes_needed(const ElementwiseArgs& a) {
   return (a.read + a.slots + 1) * kElements * int64_t(sizeof(T)) + a.numbers * kVectorBytes +
-         aligned(Walk::numbers(a.written + a.read) * int64_t(sizeof(int64_t)));
+         (a.written + a.read) * int64_t(sizeof(Elements<T>));
 }
 
 template <class T>
@@ -156,7 +170,10 @@ void run(const ElementwiseArgs& a, void* memory, int64_t begin, int64_t end) {
   T* const kept = gathered + a.read * kElements; // [slots][kElements]
   T* const filled = kept + a.slots * kElements;  // [kElements]
   T* const numbers = filled + kElements;         // [numbers][lanes]
-  Walk walk(a, begin, end, reinterpret_cast<int64_t*>(numbers + a.numbers * lanes));
+  auto* const written = reinterpret_cast<Elements<T>*>(numbers + a.numbers * lanes);
+  Elements<T>* const read = written + a.written;
+  for (int k = 0; k < a.written + a.read; ++k)
+    written[k] = Elements<T>(a, k, begin);
   Source<T> sources[kMostElementOperands + kMostElementInstructions];
   for (int k = 0; k < a.numbers; ++k) {
     store(numbers + k * lanes, splat(static_cast<T>(a.number[k])));
@@ -166,24 +183,28 @@ void run(const ElementwiseArgs& a, void* memory, int64_t begin, int64_t end) {
   for (int k = 0; k < a.written; ++k)
     if (a.results[k] < a.read)
       results[a.results[k]] = true;
-  for (int64_t n; (n = walk.next()) > 0;) {
-    const Runs& runs = walk.runs();
+  int destination[kMostElementInstructions];
+  find_destinations(a, destination);
+  for (int64_t left = end - begin, n; left > 0; left -= n) {
+    n = smaller(left, kElements);
     const int vectors = static_cast<int>((n + lanes - 1) / lanes);
 
     for (int k = 0; k < a.read; ++k) {
-      const int operand = a.written + k;
-      const T* base = static_cast<const T*>(a.data[operand]);
-      const int64_t stride = walk.stride(operand, a.dims - 1);
+      Elements<T>& from = read[k];
       T* const copy = gathered + k * kElements;
-      if (runs.count == 1 && stride == 1 && n % lanes == 0 && !results[k]) {
-        sources[k] = {base + walk.offset(0, operand), lanes};
-      } else if (runs.count == 1 && stride == 0) {
-        store(copy, splat(base[walk.offset(0, operand)]));
+      if (from.in_one_run(n) && from.stride() == 1 && n % lanes == 0 && !results[k]) {
+        sources[k] = {from.at(), lanes};
+        from.pass(n);
+      } else if (from.in_one_run(n) && from.stride() == 0) {
+        store(copy, splat(*from.at()));
         sources[k] = {copy, 0};
+        from.pass(n);
       } else {
         T* to = copy;
-        for (int r = 0; r < runs.count; to += runs.length[r++])
-          read_run(to, base + walk.offset(r, operand), stride, runs.length[r]);
+        from.pass(n, [&](const T* run, int64_t length) {
+          read_run(to, run, from.stride(), length);
+          to += length;
+        });
         for (; to < copy + vectors * lanes; ++to)
           *to = T(0);
         sources[k] = {copy, lanes};
@@ -191,7 +212,10 @@ void run(const ElementwiseArgs& a, void* memory, int64_t begin, int64_t end) {
     }
     for (int i = 0; i < a.count; ++i) {
       const ElementInstruction& code = a.code[i];
-      T* const out = kept + code.slot * kElements;
+      T* out = kept + code.slot * kElements;
+      if (const int k = destination[i]; k >= 0 && n % lanes == 0 && written[k].stride() == 1 &&
+                                        written[k].in_one_run(n))
+        out = written[k].at();
       execute<T>(code, sources[code.a], sources[code.b], sources[code.c], out, vectors);
       sources[a.read + a.numbers + i] = {out, lanes};
     }
@@ -203,9 +227,11 @@ void run(const ElementwiseArgs& a, void* memory, int64_t begin, int64_t end) {
           store(filled + q * lanes, load(from.at));
         values = filled;
       }
-      T* base = static_cast<T*>(a.data[k]);
-      for (int r = 0; r < runs.count; values += runs.length[r++])
-        write_run(base + walk.offset(r, k), values, walk.stride(k, a.dims - 1), runs.length[r]);
+      written[k].pass(n, [&](T* run, int64_t length) {
+        if (run != values)
+          write_run(run, values, written[k].stride(), length);
+        values += length;
+      });
     }
   }
 }
