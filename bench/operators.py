@@ -157,6 +157,64 @@ def states_factor(batch: int, width: int) -> list[Tensor]:
     return [*states(batch, width), cholesky(*cholesky_parameters(batch, width))]
 
 
+HEADS, LENGTH, EPS = 4, 64, 1e-5
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    behind = torch.arange(LENGTH, device=query.device)
+    return scores.masked_fill(behind[:, None] < behind, -torch.inf).softmax(-1)
+
+
+def attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+    out.copy_(attention_weights(query, key) @ value)
+
+
+def our_attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+    torch.ops.pyromancy.attention_(out, query, key, value, True, query.shape[-1] ** -0.5)
+
+
+def attention_backward(grads: Tensor, grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+    weights, of_weights = attention_weights(query, key), grad @ value.mT
+    scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) / query.shape[-1] ** 0.5
+    grads[0], grads[1], grads[2] = scores @ key, scores.mT @ query, weights.mT @ grad
+
+
+def our_attention_backward(grads: Tensor, grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+    torch.ops.pyromancy.attention_backward_(grads, grad, query, key, value, True, query.shape[-1] ** -0.5)
+
+
+def heads(batch: int, width: int, count: int) -> list[Tensor]:
+    return [t.view(-1, HEADS, LENGTH, width // HEADS) for t in normal(batch, width, count)]
+
+
+def heads_and_gradients(batch: int, width: int) -> list[Tensor]:
+    first, *given = heads(batch, width, 5)
+    return [torch.zeros(3, *first.shape, device=first.device), *given]
+
+
+def normalized(x: Tensor) -> tuple[Tensor, Tensor]:
+    deviation = (x.var(-1, correction=0, keepdim=True) + EPS).sqrt()
+    return (x - x.mean(-1, keepdim=True)) / deviation, deviation
+
+
+def layer_norm(out: Tensor, x: Tensor) -> None:
+    out.copy_(normalized(x)[0])
+
+
+def our_layer_norm(out: Tensor, x: Tensor) -> None:
+    torch.ops.pyromancy.layer_norm_(out, x, None, None, EPS)
+
+
+def layer_norm_backward(out: Tensor, grad: Tensor, x: Tensor) -> None:
+    normal, deviation = normalized(x)
+    out.copy_((grad - grad.mean(-1, keepdim=True) - normal * (normal * grad).mean(-1, keepdim=True)) / deviation)
+
+
+def our_layer_norm_backward(out: Tensor, grad: Tensor, x: Tensor) -> None:
+    torch.ops.pyromancy.layer_norm_backward_(out, grad, x, None, EPS)
+
+
 @dataclass(frozen=True)
 class Case:
     """A call that is timed.
@@ -239,6 +297,22 @@ CASES = [
     Case(
         "elementwise_, a step behind a GELU", ("elementwise_",), gelu_step, our_gelu_step,
         lambda batch, width: normal(batch, width, 3), BOTH, streams=4, in_place=1,
+    ),
+    Case(
+        "attention_, causal", ("attention_",), attention, our_attention, lambda b, n: heads(b, n, 4), MATRIX,
+        streams=4, in_place=1,
+    ),
+    Case(
+        "attention_backward_, causal", ("attention_backward_",), attention_backward, our_attention_backward,
+        heads_and_gradients, MATRIX, streams=7, in_place=1,
+    ),
+    Case(
+        "layer_norm_", ("layer_norm_",), layer_norm, our_layer_norm, lambda b, n: normal(b, n, 2), BOTH, streams=2,
+        in_place=1,
+    ),
+    Case(
+        "layer_norm_backward_", ("layer_norm_backward_",), layer_norm_backward, our_layer_norm_backward,
+        lambda b, n: normal(b, n, 3), BOTH, streams=3, in_place=1,
     ),
     Case("run_plan_, gradients, tanh", ("run_plan_",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
 ]  # fmt: skip

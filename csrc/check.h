@@ -204,6 +204,14 @@ inline void check_finite(const char* name, double x) {
 
 // ---- the arguments of whole operators, on every device
 
+inline DType check_real(Name name, const Tensor& t) {
+  const DType dtype = dtype_of(name, t);
+  STD_TORCH_CHECK(dtype == DType::float32 || dtype == DType::float64, name,
+                  " must be float32 or float64, got ",
+                  torch::headeronly::toString(t.scalar_type()));
+  return dtype;
+}
+
 inline void check_gaussian(const Tensor& value, const Tensor& pred,
                            const std::optional<Tensor>& logvar) {
   check_state(value, pred);
@@ -242,10 +250,7 @@ inline void check_elementwise(const std::vector<Tensor>& written, const std::vec
   STD_TORCH_CHECK(!written.empty() && written.size() == results,
                   "written must hold a tensor for each of results, got ", written.size(), " and ",
                   results);
-  const DType dtype = dtype_of("written[0]", written[0]);
-  STD_TORCH_CHECK(dtype == DType::float32 || dtype == DType::float64,
-                  "written[0] must be float32 or float64, got ",
-                  torch::headeronly::toString(written[0].scalar_type()));
+  check_real("written[0]", written[0]);
   const auto count = static_cast<int64_t>(written.size()),
              others = static_cast<int64_t>(read.size());
   for (int64_t i = 0; i < others; ++i)
@@ -258,6 +263,102 @@ inline void check_elementwise(const std::vector<Tensor>& written, const std::vec
     for (int64_t k = 0; k < others; ++k)
       check_no_partial_overlap({"written", i}, written[i], {"read", k}, read[k]);
   }
+}
+
+// heads of vectors, [batch, heads, length, width]
+inline void check_heads(const char* name, const Tensor& t, const Tensor& query) {
+  check_same(name, t, "query", query);
+  STD_TORCH_CHECK(t.stride(3) == 1 || t.size(3) <= 1, name,
+                  " must have the elements of a vector side by side, got strides ",
+                  to_string(t.strides()));
+}
+
+inline DType check_attention_inputs(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    double scale) {
+  const DType dtype = check_real("query", query);
+  STD_TORCH_CHECK(query.dim() == 4, "query must have shape [batch, heads, length, width], got ",
+                  to_string(query.sizes()));
+  check_heads("query", query, query);
+  check_heads("key", key, query);
+  check_heads("value", value, query);
+  check_finite("scale", scale);
+  return dtype;
+}
+
+inline DType check_attention(const Tensor& out, const Tensor& query, const Tensor& key,
+                             const Tensor& value, double scale) {
+  const DType dtype = check_attention_inputs(query, key, value, scale);
+  check_heads("out", out, query);
+  check_no_overlap("out", out);
+  check_no_partial_overlap("out", out, "query", query, false);
+  check_no_partial_overlap("out", out, "key", key, false);
+  check_no_partial_overlap("out", out, "value", value, false);
+  return dtype;
+}
+
+inline DType check_attention_backward(const Tensor& grads, const Tensor& grad, const Tensor& query,
+                                      const Tensor& key, const Tensor& value, double scale) {
+  const DType dtype = check_attention_inputs(query, key, value, scale);
+  check_heads("grad", grad, query);
+  check_like("grads", grads, "query", query);
+  const Sizes sizes = grads.sizes(), one = query.sizes();
+  STD_TORCH_CHECK(sizes.size() == 5 && sizes[0] == 3 &&
+                      std::equal(one.begin(), one.end(), sizes.begin() + 1),
+                  "grads must hold three tensors of the shape of query ", to_string(one), ", got ",
+                  to_string(sizes));
+  STD_TORCH_CHECK(grads.stride(4) == 1 || grads.size(4) <= 1,
+                  "grads must have the elements of a vector side by side, got strides ",
+                  to_string(grads.strides()));
+  check_no_overlap("grads", grads);
+  check_no_partial_overlap("grads", grads, "grad", grad, false);
+  check_no_partial_overlap("grads", grads, "query", query, false);
+  check_no_partial_overlap("grads", grads, "key", key, false);
+  check_no_partial_overlap("grads", grads, "value", value, false);
+  return dtype;
+}
+
+inline void check_per_feature(const char* name, const std::optional<Tensor>& t,
+                              const Tensor& input) {
+  if (!t)
+    return;
+  check_like(name, *t, "input", input);
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == input.size(-1), name, " must have shape (",
+                  input.size(-1), ",), got ", to_string(t->sizes()));
+  check_contiguous(name, *t);
+}
+
+inline DType check_layer_norm_inputs(const Tensor& out, const Tensor& input,
+                                     const std::optional<Tensor>& weight, double eps) {
+  const DType dtype = check_real("input", input);
+  STD_TORCH_CHECK(input.dim() >= 1, "input must have a dimension, got shape ()");
+  check_contiguous("input", input);
+  check_per_feature("weight", weight, input);
+  check_same("out", out, "input", input);
+  check_contiguous("out", out);
+  check_no_partial_overlap("out", out, "input", input, false);
+  if (weight)
+    check_no_partial_overlap("out", out, "weight", *weight, false);
+  check_finite("eps", eps);
+  return dtype;
+}
+
+inline DType check_layer_norm(const Tensor& out, const Tensor& input,
+                              const std::optional<Tensor>& weight,
+                              const std::optional<Tensor>& bias, double eps) {
+  const DType dtype = check_layer_norm_inputs(out, input, weight, eps);
+  check_per_feature("bias", bias, input);
+  if (bias)
+    check_no_partial_overlap("out", out, "bias", *bias, false);
+  return dtype;
+}
+
+inline DType check_layer_norm_backward(const Tensor& out, const Tensor& grad, const Tensor& input,
+                                       const std::optional<Tensor>& weight, double eps) {
+  const DType dtype = check_layer_norm_inputs(out, input, weight, eps);
+  check_same("grad", grad, "input", input);
+  check_contiguous("grad", grad);
+  check_no_partial_overlap("out", out, "grad", grad, false);
+  return dtype;
 }
 
 inline DType check_cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {

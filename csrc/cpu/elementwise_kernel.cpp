@@ -213,8 +213,8 @@ void run(const ElementwiseArgs& a, void* memory, int64_t begin, int64_t end) {
     for (int i = 0; i < a.count; ++i) {
       const ElementInstruction& code = a.code[i];
       T* out = kept + code.slot * kElements;
-      if (const int k = destination[i]; k >= 0 && n % lanes == 0 && written[k].stride() == 1 &&
-                                        written[k].in_one_run(n))
+      if (const int k = destination[i];
+          k >= 0 && n % lanes == 0 && written[k].stride() == 1 && written[k].in_one_run(n))
         out = written[k].at();
       execute<T>(code, sources[code.a], sources[code.b], sources[code.c], out, vectors);
       sources[a.read + a.numbers + i] = {out, lanes};

@@ -30,6 +30,7 @@ from ..plan.expression import Op
 from .elements import ELEMENTS, ZERO, Value, made, number, value_of_call
 from .opening import laid, stepped
 from .partition import is_fused
+from .sequences import WRITING, take_over
 
 aten = torch.ops.aten
 
@@ -289,6 +290,10 @@ class Scheduler:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         self.states = [inputs[i] for i in states]
         _take_biases_out(self.graph)
+        end = self.graph.output(outputs)
+        take_over(self.graph)
+        outputs = end.args[0]
+        self.graph.erase_node(end)
         self.root: dict[fx.Node, fx.Node] = {}
         self.values: dict[fx.Node, Value | _Parts] = {}
         self.writes: dict[fx.Node, fx.Node] = {}  # of a pseudo-call the input that it writes
@@ -824,13 +829,16 @@ class _Writer:
         return self.memory[memory]
 
     def _write_call(self, node: fx.Node) -> None:
+        arguments = fx.map_arg(node.args, lambda n: self.made[n])
+        if (writing := WRITING.get(node.target)) is not None:
+            self.graph.call_function(writing, (self._reserve(node), *arguments))
+            return
         target: Any = _OUT.get(node.target)
         if target is None or not is_fused(node):
             self.made[node] = self.graph.node_copy(node, self.made.__getitem__)
             self.made[node].meta = {}
             return
         out = self._direct(node) if node in self.of.direct else self._reserve(node)
-        arguments = fx.map_arg(node.args, self.made.__getitem__)
         self.graph.call_function(target, arguments, {**fx.map_arg(node.kwargs, self.made.__getitem__), "out": out})
 
     def _write_group(self, unit: _Unit) -> None:

@@ -17,9 +17,15 @@ multivariate_error = torch.ops.pyromancy.multivariate_error.default
 estep_ = in_place.bound("estep_")
 run_plan_ = in_place.bound("run_plan_")
 elementwise_ = in_place.bound("elementwise_")
+attention_ = in_place.bound("attention_")
+attention_backward_ = in_place.bound("attention_backward_")
+layer_norm_ = in_place.bound("layer_norm_")
+layer_norm_backward_ = in_place.bound("layer_norm_backward_")
 
 __all__ = [
     "SERVED_BY_TRITON",
+    "attention_",
+    "attention_backward_",
     "autograd",
     "checks",
     "cholesky_factor",
@@ -28,6 +34,8 @@ __all__ = [
     "gaussian_energy",
     "gaussian_error",
     "in_place",
+    "layer_norm_",
+    "layer_norm_backward_",
     "multivariate_energy",
     "multivariate_error",
     "native",

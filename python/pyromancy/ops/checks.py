@@ -483,6 +483,70 @@ def _elementwise(
         )
 
 
+def _real(name: str, t: Tensor) -> None:
+    _check(t.dtype in (torch.float32, torch.float64), lambda: f"{name} must be float32 or float64, got {t.dtype}")
+
+
+def _vectors(name: str, t: Tensor) -> None:
+    _check(
+        t.stride(-1) == 1 or t.shape[-1] <= 1,
+        lambda: f"{name} must have the elements of a vector side by side, got strides {t.stride()}",
+    )
+
+
+def _heads(query: Tensor, scale: float, **others: Tensor) -> None:
+    _real("query", query)
+    _check(
+        query.dim() == 4,
+        lambda: f"query must have shape [batch, heads, length, width], got {tuple(query.shape)}",
+    )
+    for name, t in {"query": query, **others}.items():
+        _same(name, t, "query", query)
+        _vectors(name, t)
+    _finite(scale=scale)
+
+
+def _attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> None:
+    _heads(query, scale, key=key, value=value, out=out)
+
+
+def _attention_backward(
+    grads: Tensor, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+) -> None:
+    _heads(query, scale, key=key, value=value, grad=grad)
+    _like("grads", grads, "query", query)
+    _check(
+        grads.shape == (3, *query.shape),
+        lambda: f"grads must hold three tensors of the shape of query {tuple(query.shape)}, got {tuple(grads.shape)}",
+    )
+    _vectors("grads", grads)
+
+
+def _rows(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, **others: Tensor) -> None:
+    _real("input", input)
+    _check(input.dim() >= 1, lambda: "input must have a dimension, got shape ()")
+    for name, t in {"input": input, **others}.items():
+        _same(name, t, "input", input)
+        _contiguous(name, t)
+    for name, of in (("weight", weight), ("bias", bias)):
+        if of is not None:
+            _like(name, of, "input", input)
+            _check(
+                of.shape == input.shape[-1:],
+                lambda name=name, of=of: f"{name} must have shape ({input.shape[-1]},), got {tuple(of.shape)}",
+            )
+            _contiguous(name, of)
+    _finite(eps=eps)
+
+
+def _layer_norm(out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    _rows(input, weight, bias, eps, out=out)
+
+
+def _layer_norm_backward(out: Tensor, grad: Tensor, input: Tensor, weight: Tensor | None, eps: float) -> None:
+    _rows(input, weight, None, eps, out=out, grad=grad)
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     "gaussian_energy": _gaussian,
     "gaussian_energy_backward": _gaussian_backward,
@@ -497,6 +561,10 @@ CHECKS: dict[str, Callable[..., None]] = {
     "estep_": _estep,
     "run_plan_": _run_plan,
     "elementwise_": _elementwise,
+    "attention_": _attention,
+    "attention_backward_": _attention_backward,
+    "layer_norm_": _layer_norm,
+    "layer_norm_backward_": _layer_norm_backward,
 }
 
 
@@ -574,10 +642,26 @@ def _elementwise_memory(written: list[Tensor], read: list[Tensor], *_: object) -
             _apart(f"written[{i}]", t, f"read[{j}]", other, may_be_same=True)
 
 
+def _new_memory(written: str, *read: str) -> Callable[..., None]:
+    """Of an operator whose first argument is written and is none of the next."""
+
+    def check(out: Tensor, *args: Any) -> None:
+        _not_expanded(written, out)
+        for name, t in zip(read, args, strict=False):
+            if t is not None:
+                _apart(written, out, name, t)
+
+    return check
+
+
 MEMORY: dict[str, Callable[..., None]] = {
     "estep_": _estep_memory,
     "run_plan_": _run_plan_memory,
     "elementwise_": _elementwise_memory,
+    "attention_": _new_memory("out", "query", "key", "value"),
+    "attention_backward_": _new_memory("grads", "grad", "query", "key", "value"),
+    "layer_norm_": _new_memory("out", "input", "weight", "bias"),
+    "layer_norm_backward_": _new_memory("out", "grad", "input", "weight"),
 }
 
 

@@ -28,6 +28,10 @@ WRITTEN: dict[str, Callable[..., Sequence[Tensor]]] = {
     "estep_": lambda value, buffer, *_: (value,) if buffer is None else (value, buffer),
     "run_plan_": lambda written, *_: written,
     "elementwise_": lambda written, *_: written,
+    "attention_": lambda out, *_: (out,),
+    "attention_backward_": lambda grads, *_: (grads,),
+    "layer_norm_": lambda out, *_: (out,),
+    "layer_norm_backward_": lambda out, *_: (out,),
 }
 
 

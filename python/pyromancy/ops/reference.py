@@ -18,6 +18,7 @@ from . import checks
 from .elementwise import elementwise_
 from .run_plan import run_plan_
 from .schema import library, registered
+from .sequences import attention_, attention_backward_, layer_norm_, layer_norm_backward_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,6 +214,10 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         estep_,
         run_plan_,
         elementwise_,
+        attention_,
+        attention_backward_,
+        layer_norm_,
+        layer_norm_backward_,
     )
 }
 

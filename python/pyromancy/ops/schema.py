@@ -57,6 +57,17 @@ SCHEMAS: dict[str, str] = {
     "run_plan_": "(Tensor(a!)[] written, Tensor[] read, int[] plan, float[] numbers) -> ()",
     # programs of element-wise operations on tensors of one shape; see `elementwise_` in elementwise.py
     "elementwise_": "(Tensor(a!)[] written, Tensor[] read, int[] instructions, int[] results, float[] numbers) -> ()",
+    # out = softmax(scale query key^T) value of every head, all [batch, heads, length, width]; where causal, no query
+    # meets a key behind its own place
+    "attention_": ("(Tensor(a!) out, Tensor query, Tensor key, Tensor value, bool causal, float scale) -> ()"),
+    # its gradients for query, key and value, in grads [3, batch, heads, length, width], given grad
+    "attention_backward_": (
+        "(Tensor(a!) grads, Tensor grad, Tensor query, Tensor key, Tensor value, bool causal, float scale) -> ()"
+    ),
+    # out = weight (input - mean) / sqrt(variance + eps) + bias of every row [..., n]; weight 1 and bias 0 where None
+    "layer_norm_": "(Tensor(a!) out, Tensor input, Tensor? weight, Tensor? bias, float eps) -> ()",
+    # its gradient for input, given grad
+    "layer_norm_backward_": "(Tensor(a!) out, Tensor grad, Tensor input, Tensor? weight, float eps) -> ()",
 }
 
 
@@ -162,6 +173,26 @@ def estep_(value: Tensor, *_: object, **__: object) -> None:
 
 @_fake
 def elementwise_(written: list[Tensor], *_: object, **__: object) -> None:
+    return None
+
+
+@_fake
+def attention_(out: Tensor, *_: object, **__: object) -> None:
+    return None
+
+
+@_fake
+def attention_backward_(grads: Tensor, *_: object, **__: object) -> None:
+    return None
+
+
+@_fake
+def layer_norm_(out: Tensor, *_: object, **__: object) -> None:
+    return None
+
+
+@_fake
+def layer_norm_backward_(out: Tensor, *_: object, **__: object) -> None:
     return None
 
 
