@@ -1,6 +1,7 @@
 """Every layer of the package knows those below it and none above, and imports do not go round in circles."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -84,3 +85,20 @@ def test_imports_make_no_circle(imports):
         TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(".".join(module) for module in error.args[1]))
+
+
+@pytest.mark.parametrize("folder", ["run", "capture"])
+def test_the_map_of_folders_has_every_module_once(folder):
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    table = page.split(f"| `{folder}/` | modules |\n")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", table)
+    assert sorted(named) == sorted(path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
+
+
+def test_files_that_the_architecture_names_are_there():
+    root = Path(__file__).parents[1]
+    page = (root / "CONTRIBUTING.md").read_text().split("## Architecture")[1].split("### Layers")[0]
+    named = re.findall(r"`([\w/]+\.(?:py|cpp))`", page)
+    assert len(named) > 10
+    places = root, ROOT, root / "csrc" / "cpu"
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
