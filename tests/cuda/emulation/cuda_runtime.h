@@ -6,7 +6,6 @@
 // exchange. Clusters run one after the other. PYROMANCY_EMULATION_REVERSED=1 runs the threads in
 // the opposite order, which changes the result of a kernel that lacks a barrier.
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -142,9 +141,19 @@ struct Barrier {
 
 struct Thread {
   std::unique_ptr<char[]> stack;
-  ucontext_t first;
-  jmp_buf state;
+  void* state[5]; // of __builtin_setjmp, which saves the least
+  const Barrier* at = nullptr;
+  unsigned generation = 0; // of that barrier when it came there
   bool started = false, done = false;
+
+  bool waits() const {
+    return at && at->generation == generation;
+  }
+};
+
+// What the lanes of a warp give each other: a number each, or rows and columns of matrices.
+struct Exchange {
+  double numbers[kWarp], a[16][16], b[8][16];
 };
 
 // The blocks of a cluster, all of their threads at the same time.
@@ -159,7 +168,7 @@ public:
     first_ = first;
     const int total = blocks * threads;
     while (static_cast<int>(threads_.size()) < total)
-      threads_.push_back({std::make_unique_for_overwrite<char[]>(kStack), {}, {}, false, false});
+      threads_.emplace_back(std::make_unique_for_overwrite<char[]>(kStack));
     cluster_ = {total, 0, 0};
     shared_size_ = (shared_bytes + sizeof(float4) - 1) / sizeof(float4);
     // what nobody has written is not a number
@@ -170,7 +179,7 @@ public:
     for (int w = 0; w * kWarp < total; ++w)
       warps_[w] = {total - w * kWarp < kWarp ? total - w * kWarp : kWarp, 0, 0};
     for (int i = 0; i < total; ++i)
-      threads_[i].started = threads_[i].done = false;
+      threads_[i].done = false;
     // Every block runs as far ahead of the others as the barriers allow, so that a barrier that is
     // missing between blocks shows.
     for (int left = total; left > 0;)
@@ -181,7 +190,7 @@ public:
           for (int i = 0; i < threads; ++i) {
             current_ = begin + (reversed ? threads - 1 - i : i);
             Thread& thread = threads_[current_];
-            if (thread.done)
+            if (thread.done || thread.waits())
               continue;
             resume(thread);
             left -= thread.done;
@@ -215,12 +224,11 @@ public:
                                 (to - rank()) *
                                     static_cast<ptrdiff_t>(shared_size_ * sizeof(float4)));
   }
-  // where the lanes of this warp leave what they exchange
-  double* exchange() {
-    return slots_[current_ / kWarp];
-  }
-  uint32_t (*fragments())[6] {
-    return fragments_[current_ / kWarp];
+  // Where the lanes of this warp leave what they exchange. There are two, which take turns with the
+  // warp's barriers: a lane that is past the next one writes where no other lane still reads.
+  Exchange& exchange() {
+    const int warp = current_ / kWarp;
+    return exchanges_[warp][warps_[warp].generation % 2];
   }
 
 private:
@@ -230,44 +238,47 @@ private:
   void resume(Thread& thread) {
     threadIdx.x = current_ % threads_of_block_;
     blockIdx.x = first_ + rank();
-    if (_setjmp(scheduler_) != 0)
+    if (__builtin_setjmp(scheduler_))
       return;
     if (thread.started)
-      _longjmp(thread.state, 1);
+      __builtin_longjmp(thread.state, 1);
     thread.started = true;
-    getcontext(&thread.first);
-    thread.first.uc_stack.ss_sp = thread.stack.get();
-    thread.first.uc_stack.ss_size = kStack;
-    thread.first.uc_link = nullptr;
-    makecontext(&thread.first, &Block::enter, 0);
-    setcontext(&thread.first);
+    ucontext_t begin;
+    getcontext(&begin);
+    begin.uc_stack.ss_sp = thread.stack.get();
+    begin.uc_stack.ss_size = kStack;
+    begin.uc_link = nullptr;
+    makecontext(&begin, &Block::enter, 0);
+    setcontext(&begin);
   }
 
-  static void enter();
+  static void enter(); // and never leave: a thread serves one kernel after the other
 
   void yield() {
-    Thread& thread = threads_[current_];
-    if (_setjmp(thread.state) == 0)
-      _longjmp(scheduler_, 1);
+    if (!__builtin_setjmp(threads_[current_].state))
+      leave();
+  }
+  void leave() {
+    __builtin_longjmp(scheduler_, 1);
   }
 
   void wait(Barrier& barrier) {
-    const unsigned generation = barrier.generation;
     if (++barrier.arrived == barrier.size) {
       barrier.arrived = 0;
       ++barrier.generation;
       moved_ = true;
+      return;
     }
-    while (barrier.generation == generation)
-      yield();
+    threads_[current_].at = &barrier;
+    threads_[current_].generation = barrier.generation;
+    yield();
   }
 
   std::vector<Thread> threads_;
   std::vector<float4> shared_;
   Barrier cluster_, whole_[kBlocks], warps_[kWarps];
-  double slots_[kWarps][kWarp];
-  uint32_t fragments_[kWarps][kWarp][6];
-  jmp_buf scheduler_;
+  Exchange exchanges_[kWarps][2];
+  void* scheduler_[5];
   int current_ = 0, threads_of_block_ = 1;
   bool moved_ = false; // a barrier has opened or a thread has ended
   unsigned first_ = 0;
@@ -279,42 +290,43 @@ private:
 inline Block block;
 
 inline void Block::enter() {
-  block.body_(block.argument_);
-  block.threads_[block.current_].done = true;
-  _longjmp(block.scheduler_, 1);
+  for (;;) {
+    block.body_(block.argument_);
+    block.threads_[block.current_].at = nullptr;
+    block.threads_[block.current_].done = true;
+    block.yield();
+  }
 }
 
 template <class T>
 T exchanged(T x, int from) {
   static_assert(sizeof(T) <= sizeof(double));
-  double* slots = block.exchange();
-  *reinterpret_cast<T*>(slots + block.lane()) = x;
+  double* const numbers = block.exchange().numbers;
+  *reinterpret_cast<T*>(numbers + block.lane()) = x;
   block.wait_for_warp();
-  x = *reinterpret_cast<T*>(slots + from);
-  block.wait_for_warp();
-  return x;
+  return *reinterpret_cast<T*>(numbers + from);
 }
 
 // c += a b^T by the layout of the instruction: lane 4 g + t holds rows g and g + 8 of a, column g
 // of b, and of c columns 2 t and 2 t + 1. f(word, k) is the number that a word has for k of `each`.
 template <int each, class F>
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], F f) {
-  uint32_t (*const all)[6] = block.fragments();
-  const int lane = block.lane();
-  for (int i = 0; i < 6; ++i)
-    all[lane][i] = i < 4 ? a[i] : b[i - 4];
+  Exchange& all = block.exchange();
+  const int g = block.lane() / 4, t = block.lane() % 4;
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < each; ++k) {
+      const int at = (half * 4 + t) * each + k;
+      all.a[g][at] = f(a[2 * half], k);
+      all.a[g + 8][at] = f(a[2 * half + 1], k);
+      all.b[g][at] = f(b[half], k);
+    }
   block.wait_for_warp();
   for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + (i / 2) * 8, column = lane % 4 * 2 + i % 2;
     double sum = 0;
-    for (int half = 0; half < 2; ++half)
-      for (int t = 0; t < 4; ++t)
-        for (int k = 0; k < each; ++k)
-          sum +=
-              f(all[row % 8 * 4 + t][half * 2 + row / 8], k) * f(all[column * 4 + t][4 + half], k);
+    for (int k = 0; k < 8 * each; ++k)
+      sum += all.a[g + i / 2 * 8][k] * all.b[t * 2 + i % 2][k];
     c[i] += static_cast<float>(sum);
   }
-  block.wait_for_warp();
 }
 
 } // namespace emulation
