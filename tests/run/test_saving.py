@@ -84,13 +84,18 @@ def test_a_state_of_other_widths_is_refused(kind):
         ems[-1].step(torch.rand(4, 8), torch.rand(4, 3))
     before = copy.deepcopy(ems[1].state_dict())
     name = "exp_avg" if kind is torch.optim.Adam else "sum"
-    told = rf"optimizer must be of parameters of this EM's shapes, got {name} \[7, 8\] for edges.0.weight \[5, 8\]"
+    told = rf"must hold averages of its parameters' shapes, got {name} \[7, 8\] for edges.0.weight \[5, 8\]"
     with pytest.raises(ValueError, match=told):
         ems[1].load_state_dict(ems[0].state_dict())
     after = ems[1].state_dict()
     assert all(map(same_state, after["optimizer"]["state"].values(), before["optimizer"]["state"].values()))
     assert {**after, "optimizer": 0} == {**before, "optimizer": 0}
     ems[1].load_state_dict(before)
+    ems[1].optimizer.load_state_dict(ems[0].optimizer.state_dict())  # which PyTorch takes
+    weights = [p.clone() for p in other.m_params()]
+    with pytest.raises(ValueError, match=told):
+        ems[1].step(torch.rand(4, 8), torch.rand(4, 3))
+    assert all(map(torch.equal, other.m_params(), weights))
 
 
 def same_state(ours, theirs):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from ..capture.capture import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
@@ -25,7 +25,7 @@ from .fused_batch import FusedBatch, NotFused, refuse_unused
 from .graph import GraphExecutor
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop, Trace, _warn, called, check_copied, deep_copy, names_of, states_of, stopping_in_words
-from .optimizer import needs_closure, unlike
+from .optimizer import check_averages, needs_closure
 from .repeat import Repeat
 from .scheduled import Scheduled
 from .start import Start, StartFunction
@@ -391,20 +391,13 @@ class EM:
             self._set(state["options"])
             self._check()
             self.optimizer.load_state_dict(state["optimizer"])
-            reason, lacking = "", {*self.optimizer.defaults}.difference(*self.optimizer.param_groups)
-            if lacking:
-                kind = type(self.optimizer).__name__
-                reason = f"of this EM's kind, {kind}, got one without {', '.join(sorted(lacking))}"
-            elif found := unlike(self.optimizer, lambda t: t.shape):
-                name, held, p = found
-                reason = (
-                    f"of parameters of this EM's shapes, got {name} {[*held.shape]} for {self._named(p)} {[*p.shape]}"
-                )
-            if reason:
-                self.optimizer.load_state_dict(kept)
-                raise ValueError(f"optimizer must be {reason}")
+            if lacking := {*self.optimizer.defaults}.difference(*self.optimizer.param_groups):
+                kind, names = type(self.optimizer).__name__, ", ".join(sorted(lacking))
+                raise ValueError(f"optimizer must be of this EM's kind, {kind}, got one without {names}")
+            check_averages(self.optimizer, self._named)
         except BaseException:
             self._set(before)
+            self.optimizer.load_state_dict(kept)
             raise
         if self._noise is not None:
             self._noise.set_state(state["noise"])
@@ -604,14 +597,7 @@ class EM:
 
     def _step_unfused(self, batch: tuple[Any, ...]) -> Trace:
         loop, optimizer, trace = self.loop, self.optimizer, Trace(self.steps)
-        # which Adam's own step would find midway
-        if isinstance(optimizer, Adam) and (found := unlike(optimizer, lambda t: t.dtype)):
-            name, held, p = found
-            raise TypeError(
-                f"optimizer must hold averages of its parameters' dtype, got {name} of {held.dtype} for "
-                f"{self._named(p)} of {p.dtype}: convert the network before the optimizer is made, or do "
-                "optimizer.load_state_dict(optimizer.state_dict()), which converts them"
-            )
+        check_averages(optimizer, self._named)
         scheduled = self._scheduled
         if scheduled is not None:
             scheduled.run(loop, 0 if self.incremental else self.steps)

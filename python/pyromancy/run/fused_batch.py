@@ -212,6 +212,7 @@ class FusedBatch:
             set_rates(call, rates)
             self._same += 1
         else:
+            rules.check_averages(em.optimizer, em._named)
             learner = rules.Learner(em.optimizer, {id(p) for p in self.parameters})
             if learner.obstacle:
                 em._reason, em._fused = learner.obstacle, None

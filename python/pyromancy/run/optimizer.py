@@ -47,14 +47,33 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def unlike(optimizer: Optimizer, in_what: Callable[[Tensor], object]) -> tuple[str, Tensor, Tensor] | None:
-    """What it holds that should be of a parameter's form and is not, in its shape, say: a name, that, the parameter."""
+def check_averages(optimizer: Optimizer, named: Callable[[Tensor], str]) -> None:
+    """Raise where what it holds is not of its parameters' form, as its step would midway.
+
+    Args:
+        optimizer: which may have loaded the state of another, or whose parameters may have been converted.
+        named: what to call a parameter.
+
+    Raises:
+        TypeError: averages of PyTorch's Adam, which takes no others, are of another dtype.
+        ValueError: some are of another shape.
+    """
     for group in optimizer.param_groups:
         for p in group["params"]:
             for name, held in optimizer.state.get(p, {}).items():
-                if name in _AVERAGES and isinstance(held, Tensor) and in_what(held) != in_what(p):
-                    return name, held, p
-    return None
+                if name not in _AVERAGES or not isinstance(held, Tensor):
+                    continue
+                if held.shape != p.shape:
+                    raise ValueError(
+                        f"optimizer must hold averages of its parameters' shapes, got {name} {[*held.shape]} for "
+                        f"{named(p)} {[*p.shape]}"
+                    )
+                if held.dtype != p.dtype and isinstance(optimizer, Adam):
+                    raise TypeError(
+                        f"optimizer must hold averages of its parameters' dtype, got {name} of {held.dtype} for "
+                        f"{named(p)} of {p.dtype}: convert the network before the optimizer is made, or do "
+                        "optimizer.load_state_dict(optimizer.state_dict()), which converts them"
+                    )
 
 
 class Learner:
