@@ -959,6 +959,29 @@ def test_fixed_predictions_of(name, executor):
     torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("native_backend")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_rests_at_fixed_predictions_teaches_nothing(dtype):
+    """By the E-steps' own products: by others there is an error of rounding, and a Laplace node goes by its sign."""
+    hidden, above = nodes.LaplaceNode(30).to(dtype), nodes.MultivariateGaussianNode(4).to(dtype)
+    first, second = (nn.Linear(n, m, bias=False, dtype=dtype) for n, m in ((2, 30), (30, 4)))
+    x = torch.randn(2, 2, dtype=dtype)
+    with torch.no_grad():
+        hidden.init(first(x)), above.init(second(hidden.value))
+    loop = pyro.InferenceLoop(
+        lambda: hidden.energy(first(x)) + above.energy(second(hidden.value)), [hidden.value, above.value],
+        method=methods.FixedPrediction(),
+    )  # fmt: skip
+    loop.run(2)
+    spreads = [*pyro.get_mstep_params(above), hidden.logscale]
+    loop.backward([*first.parameters(), *second.parameters(), *spreads])
+    assert "fused: all sweeps in one operator" in loop.explain()
+    assert not any(p.grad.any() for p in (*first.parameters(), *second.parameters()))
+    expected = torch.autograd.grad(above.energy(above.value.detach()).mean(), spreads[:-1])  # of no error
+    for p, gradient in zip(spreads, [*expected, torch.ones_like(hidden.logscale)], strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
 COMPARED = {  # energies of a difference, and their slopes
     "squares": (lambda d: 0.5 * d.square(), lambda d: d),
     "distances": (torch.abs, torch.sign),

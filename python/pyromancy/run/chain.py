@@ -295,16 +295,21 @@ class ChainExecutor(ReplayingExecutor):
         return result
 
     @torch.no_grad()
-    def gradients(self, wanted: Sequence[Tensor], settle: bool) -> list[Tensor | None] | str:
+    def gradients(
+        self, wanted: Sequence[Tensor], settle: bool, fixed: Sequence[Tensor] = ()
+    ) -> list[Tensor | None] | str:
+        """As of any executor; `fixed` are the states of free nodes at which predictions are, if not at these."""
         asked = self.asked(wanted)
         if isinstance(asked, str):
             return asked
         if asked.learning.learned:
             values = self.planner.values(self.program.leaves)
             states = [values[n.state].contiguous() for n in self.planner.nodes]
-            run = Run(0, 0.0, 0.0, 0.0, False, False, False, settle)
-            ops.run_plan_(*self.planner.call(values, states, run, of=0, learning=asked.learning))
-        return self.completed(wanted, asked)
+            run = Run(0, 0.0, 0.0, 0.0, False, bool(fixed), False, settle)
+            if fixed:
+                run = replace(run, method=plan.Descent(0.0, fixed=True))
+            ops.run_plan_(*self.planner.call(values, states, run, of=0, kept=fixed, learning=asked.learning))
+        return self.completed(wanted, asked, fixed)
 
     def asked(self, wanted: Sequence[Tensor]) -> Asked | str:
         """What a plan learns to give the gradients of tensors; or why autograd has to compute them."""
@@ -333,8 +338,8 @@ class ChainExecutor(ReplayingExecutor):
         return Asked(needed, mstep, learning if learned else Learn(), slots)
 
     @torch.no_grad()
-    def completed(self, wanted: Sequence[Tensor], asked: Asked) -> list[Tensor | None]:
-        """The gradients of tensors, once a plan has given its part, of the states as they are."""
+    def completed(self, wanted: Sequence[Tensor], asked: Asked, fixed: Sequence[Tensor] = ()) -> list[Tensor | None]:
+        """The gradients of tensors, once a plan has given its part, of the states as they are; `fixed` as above."""
         found: dict[int, Tensor] = {}
 
         def add(slot: int, gradient: Tensor) -> None:
@@ -345,7 +350,7 @@ class ChainExecutor(ReplayingExecutor):
         for i in asked.mstep.wanted.factors:
             node = self.planner.nodes[i]
             slots = self._spread(node)
-            for slot, gradient in zip(slots, self._factor_gradients(node, slots), strict=True):
+            for slot, gradient in zip(slots, self._factor_gradients(node, slots, fixed), strict=True):
                 add(slot, gradient)
         self._backpropagate(found, asked.needed)
         for slot, other in self._gradients_of(asked.mstep.others, sorted(asked.needed)):
@@ -449,7 +454,7 @@ class ChainExecutor(ReplayingExecutor):
         logdiag, offtril = call.args[:2]
         return (logdiag.index, offtril.index) if isinstance(logdiag, Slot) and isinstance(offtril, Slot) else ()
 
-    def _factor_gradients(self, node: Node, slots: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def _factor_gradients(self, node: Node, slots: tuple[int, ...], fixed: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of the mean energy, for the two parts of a node's Cholesky factor, from the residuals d = z - mu.
 
         The moment of the errors, E[e e^T], would give them too; but L^T e loses as many digits as the covariance is
@@ -461,8 +466,10 @@ class ChainExecutor(ReplayingExecutor):
         assert term is not None
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.clone() if t.is_inference() else t.detach() for t in program.leaves]
-            wanted = [term.state, int(term.prediction), *slots]
-            value, mean, *parts = (t.detach() for t in program.evaluate(wanted, leaves))
+            value, *parts = (t.detach() for t in program.evaluate([term.state, *slots], leaves))
+            for z, at in zip((n.state for n in self.planner.nodes if n.free), fixed, strict=False):
+                leaves[z] = at
+            (mean,) = program.evaluate([int(term.prediction)], leaves)
             for part in parts:
                 part.requires_grad_()
             energy = functional.multivariate_energy(value, mean, functional.cholesky_factor(*parts))

@@ -699,8 +699,11 @@ class InferenceLoop:
             return None
         (problem, *_), resumed = self._resumed
         if problem is executor and isinstance(executor, ChainExecutor) and isinstance(self._method, FixedPrediction):
-            kept = executor.in_order(cast("Carried", resumed).kept)
-            return OnFixedPredictions(executor.program, self._params).gradients(wanted, kept)
+            kept = cast("Carried", resumed).kept
+            found = executor.gradients(wanted, False, kept)
+            if not isinstance(found, str):
+                return found
+            return OnFixedPredictions(executor.program, self._params).gradients(wanted, executor.in_order(kept))
         if not isinstance(problem, OnFixedPredictions) or problem not in executor.problems.values():
             return None
         return problem.gradients(wanted, cast("Resumed", resumed).state.states)
