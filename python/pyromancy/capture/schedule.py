@@ -39,7 +39,26 @@ _OUT: dict[Any, Any] = {
     aten.addmm.default: aten.addmm.out,
     aten.bmm.default: aten.bmm.out,
     aten.sum.dim_IntList: aten.sum.IntList_out,
+    aten.mean.dim: aten.mean.out,
 }
+
+
+@functools.cache
+def _out_of(target: Any) -> tuple[Any, str] | None:
+    """The overload of an operator that writes where it is told to, and the name of that argument; None without one."""
+    if target in _OUT:
+        return _OUT[target], "out"
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
+        return None
+    given = [(a.name, str(a.type)) for a in target._schema.arguments]
+    for name in target.overloadpacket.overloads():
+        overload = getattr(target.overloadpacket, name)
+        *others, last = overload._schema.arguments
+        if last.is_out and [(a.name, str(a.type)) for a in others] == given:
+            return overload, last.name
+    return None
+
+
 # whose results are views, though their schemas do not tell
 _SHARING = (
     aten._unsafe_view.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
@@ -833,13 +852,14 @@ class _Writer:
         if (writing := WRITING.get(node.target)) is not None:
             self.graph.call_function(writing, (self._reserve(node), *arguments))
             return
-        target: Any = _OUT.get(node.target)
-        if target is None or not is_fused(node):
+        found = _out_of(node.target)
+        if found is None or not is_fused(node):
             self.made[node] = self.graph.node_copy(node, self.made.__getitem__)
             self.made[node].meta = {}
             return
         out = self._direct(node) if node in self.of.direct else self._reserve(node)
-        self.graph.call_function(target, arguments, {**fx.map_arg(node.kwargs, self.made.__getitem__), "out": out})
+        target, into = found
+        self.graph.call_function(target, arguments, {**fx.map_arg(node.kwargs, self.made.__getitem__), into: out})
 
     def _write_group(self, unit: _Unit) -> None:
         assert unit.domain is not None
