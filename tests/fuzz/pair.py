@@ -32,6 +32,9 @@ class Pair:
         net = Network(case).to(self.dtype).double()  # weights that float32 has
         off = torch.finfo(rounding).eps
         self.references = [Reference(net, case, off * (i > 0), i) for i in range(neighbours + 1)]
+        if neighbours and case.float32 and any(n.law == "laplace" for n in case.nodes):
+            # float32 holds no error that is less than its rounding, whose sign is the whole pull in float64
+            self.references.append(Reference(net, case, dtype=torch.float32))
         self.reference = self.references[0]
         self.net = net.to(self.dtype)
         self.batch(Batch())
@@ -169,7 +172,8 @@ class Pair:
         if "executor: chain" not in told or "stepwise" in told or not pyro.backends.available("native")[0]:
             return
         leaves, nodes = len(loop.program.leaves), loop._executor.planner.nodes
-        if any(n.rest or (n.theta or 0) >= leaves for n in nodes):  # parts of predictions that PyTorch computes
+        computed = [slot for n in nodes for slot in (n.prediction, n.theta) if type(slot) is int and slot >= leaves]
+        if computed or any(n.rest for n in nodes):  # predictions, or parts of them, that PyTorch computes
             return
         counts["alone"] += 1
         for a, b in zip(*results, strict=True):
@@ -283,9 +287,9 @@ class Pair:
             case "resume" if self.em is not None:
                 self.resume()
             case "move":  # to float32 and back: what rounding makes of weights and states is the same for all
-                for net in self.every():
-                    net.to(torch.float32).to(torch.float64)
-                self.net.to(self.dtype)
+                for r in self.references:
+                    r.net.to(torch.float32).to(r.dtype)
+                self.net.to(torch.float32).to(self.dtype)
                 self.optimize()
                 self.dirty = True
             case "threads":

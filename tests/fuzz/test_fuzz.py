@@ -149,6 +149,30 @@ class TestJudge:
         assert 1e-17 < one.judge.spread < 1e-14
 
 
+def test_what_float32_cannot_hold_is_not_judged():
+    """Its last state pulls the first by less than float32 tells from nothing, which is a Laplace node's whole pull."""
+    above = Node(law="mixed", edges=(Edge(1, activation="sigmoid", scale=-0.7),))
+    nodes = Node(law="laplace"), Node(edges=(Edge(0),)), above
+    assert pair.check(Case(nodes, (Step(),), float32=True, sweep=True)) == "diverged"
+    assert pair.check(Case(nodes, (Step(),), sweep=True)) == "ok"
+
+
+def test_errors_that_move_are_rounded_for_neighbours():
+    """A state is its prediction and its error, which may both be much larger."""
+    of = pair.Pair(Case((Node(edges=(Edge(scale=1e3),)), Node(clamped=True)), (Batch(),), method="errors"), 3)
+    for reference in of.references:
+        reference.step_errors()
+    exact, *near = (r.net.nodes[0].value for r in of.references)
+    assert max((z - exact).abs().max() for z in near) > 1e-13
+
+
+def test_samples_alone_are_not_judged_by_products_of_pytorch():
+    nodes = Node(8, edges=(Edge(), Edge(activation="relu", scale=0.5)), after="square"), Node(8, clamped=True)
+    before = pair.counts["alone"]
+    assert pair.check(Case(nodes, (Batch(65), Run(3, alone=True)), input=9)) == "ok"
+    assert pair.counts["alone"] == before
+
+
 def test_errors_of_laplace_nodes_after_a_sweep_are_zero_for_neighbours():
     case = Case((Node(5, "laplace", (Edge(-1, "bias", "tanh"),)),), (Batch(4),), sweep=True)
     for reference in pair.Pair(case, 3).references:
