@@ -280,6 +280,8 @@ class TestBatchNorm:
         before = module[1].num_batches_tracked.item()
         em.step(x, y)
         assert module[1].num_batches_tracked == before + 1
+        told = "BatchNorm2d in training mode updates its running statistics whenever it is called"
+        assert f"start cannot be captured: {told}" in em.explain()
 
     def test_a_batch_shares_one_energy(self):
         module, net = self.make()

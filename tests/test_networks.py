@@ -777,14 +777,14 @@ class TestMessages:
 GAUSSIAN, IMAGE = StandardGaussianNode, (3, 8, 8)
 # Nodes, the edge between the first two, and what is said of it; or that it fits
 EDGES = {
-    "takes": ([FixedNode(64), GAUSSIAN(10)], nn.Linear(32, 10), "10, from .*, 64, got Linear(32, 10): Linear takes 32"),
-    "gives": ([FixedNode(64), GAUSSIAN(10)], nn.Linear(64, 12), "10, from .*, 64, got Linear(64, 12): it gives 12"),
+    "takes": ([FixedNode(64), GAUSSIAN(10)], nn.Linear(32, 10), "10 from .* 64, .*, whose Linear takes 32"),
+    "gives": ([FixedNode(64), GAUSSIAN(10)], nn.Linear(64, 12), "10 from .* 64, got Linear(64, 12), which gives 12"),
     "between": (
         [FixedNode(6), GAUSSIAN(4)], nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(7, 4)),
-        "4, from .*, 6, got .*: Linear takes 7 features",
+        "4 from .* 6, got .*, whose Linear takes 7 features",
     ),
-    "channels": ([FixedNode(*IMAGE), GAUSSIAN(4, 8, 8)], nn.Conv2d(1, 4, 3), "4 x 8 x 8, .*: Conv2d takes 1 channels"),
-    "images": ([FixedNode(*IMAGE), GAUSSIAN(4)], nn.Conv2d(3, 4, 3), "4, from .*, 3 x 8 x 8, .*: it gives 4 x ? x ?"),
+    "channels": ([FixedNode(*IMAGE), GAUSSIAN(4, 8, 8)], nn.Conv2d(1, 4, 3), "4 x 8 x 8 .* Conv2d takes 1 channels"),
+    "images": ([FixedNode(*IMAGE), GAUSSIAN(4)], nn.Conv2d(3, 4, 3), "4 from .* 3 x 8 x 8, .*, which gives 4 x ? x ?"),
     "positions": ([FixedNode(None, 6), GAUSSIAN(None, 4)], nn.Linear(6, 4), None),
     "flattened": ([FixedNode(*IMAGE), GAUSSIAN(4)], nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), None),
     "unknown": ([FixedNode(6), GAUSSIAN(4)], nn.Sequential(nn.LazyLinear(7), nn.Linear(7, 4)), None),
@@ -797,7 +797,7 @@ def test_an_edge_that_does_not_fit_its_nodes_is_named_with_their_shapes(name):
     if told is None:
         networks.PCN(nodes, [edge])
         return
-    told = f"edges[0] must predict nodes[1], {told}"
+    told = f"edges[0] must predict nodes[1] of shape {told}"
     with pytest.raises(ValueError, match=re.escape(told).replace(r"\.\*", ".*")):
         networks.PCN(nodes, [edge])
 

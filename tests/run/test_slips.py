@@ -219,13 +219,13 @@ def test_weights_that_are_not_finite(options):
     with torch.no_grad():
         net.edges[0].weight.fill_(torch.nan)
     with pytest.warns(
-        UserWarning, match=r"are not finite after .*, nor is what the energy reads: edges.0.weight, .*\. If that has"
+        UserWarning, match=r"are not finite after .*, nor are edges.0.weight, .*, which learn from them\. Make these"
     ):
         em.step(*batch())
 
 
 def test_weights_that_have_learned_from_what_is_not_finite():
-    with pytest.warns(UserWarning, match=r"edges.0.weight.*\. If that has learned from them, make it anew"):
+    with pytest.warns(UserWarning, match=r"edges.0.weight.*, which learn from them\. Make these anew"):
         em_of(network(), lr=1e300).step(*batch())
 
 
@@ -237,7 +237,7 @@ def test_data_that_are_not_finite(executor):
     net.start(x, y)
     loop = pyro.InferenceLoop(net.energy, net.e_params(), 0.1, executor=executor)
     with pytest.warns(
-        UserWarning, match=r"^states of 1 of 4 samples .*, nor is .*: nodes.2.value\. Data must be finite"
+        UserWarning, match=r"^states of 1 of 4 samples .*, nor is nodes.2.value, which the energy reads\. Make"
     ):
         loop.run(3)
 

@@ -72,8 +72,8 @@ class PCN(nn.Module):
         for i, (below, edge, node) in enumerate(zip(nodes[:-1], edges, nodes[1:], strict=True)):
             if reason := misfit(edge, below.shape, node.shape):
                 raise ValueError(
-                    f"edges[{i}] must predict nodes[{i + 1}], {in_words(node.shape)}, from nodes[{i}], "
-                    f"{in_words(below.shape)}, got {_told(edge)}: {reason}"
+                    f"edges[{i}] must predict nodes[{i + 1}] of shape {in_words(node.shape)} from nodes[{i}] of shape "
+                    f"{in_words(below.shape)}, got {_told(edge)}, {reason}"
                 )
         self.entry = nn.Sequential() if entry is None else entry
         self.nodes = nn.ModuleList(nodes)

@@ -48,13 +48,13 @@ def misfit(edge: nn.Module, before: Size, after: Size) -> str:
         if type(layer) not in _TOLD and not keeps_shape(layer):  # nor of a subclass, which may do otherwise
             return ""
         if isinstance(layer, _LINEARS) and shape and shape[-1] not in (None, layer.in_features):
-            return f"{type(layer).__name__} takes {layer.in_features} features"
+            return f"whose {type(layer).__name__} takes {layer.in_features} features"
         of_images = isinstance(layer, CONVOLUTIONS) and len(shape) == len(layer.kernel_size) + 1
         if of_images and shape[0] not in (None, layer.in_channels):
-            return f"{type(layer).__name__} takes {layer.in_channels} channels"
+            return f"whose {type(layer).__name__} takes {layer.in_channels} channels"
         shape = shape_after(layer, shape)
     fits = len(shape) == len(after) and all(a in (None, b) or b is None for a, b in zip(shape, after, strict=True))
-    return "" if fits else f"it gives {in_words(shape)}"
+    return "" if fits else f"which gives {in_words(shape)}"
 
 
 def in_words(shape: Size) -> str:

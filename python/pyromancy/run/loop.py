@@ -566,12 +566,12 @@ class InferenceLoop:
             told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {how}"
             if odd := self._not_finite():
                 assert self._program is not None
-                told = f"{told}, nor is what the energy reads: {_few([*map(self._program.in_words, odd)])}"
+                told = f"{told}, nor {'is' if len(odd) == 1 else 'are'} {_few([*map(self._program.in_words, odd)])}"
                 if not all(id(self._program.leaves[i]) in learned for i in odd):
-                    return f"{told}. Data must be finite, and what has learned from such states be made anew"
+                    return f"{told}, which the energy reads. Make anew what has learned from such states or data"
                 return (
-                    f"{told}. If that has learned from them, make it anew, and take a lower rate, which "
-                    "pyromancy.max_rate tells, or pyromancy.methods.Accelerated(), which needs none"
+                    f"{told}, which learn from them. Make these anew, and take a lower rate (pyromancy.max_rate) or "
+                    "pyromancy.methods.Accelerated(), which needs none"
                 )
             if rate is None:
                 return f"{told}. check_finite=True tells where, and when first"
