@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import pyromancy as pyro
 from bench.accuracy import numbers, put, short
 from pyromancy import backends, functional, methods, plan
-from pyromancy.ops import run_plan_
+from pyromancy.ops import attention_, attention_backward_, layer_norm_, layer_norm_backward_, run_plan_
 
 UNIT = 2.0**-24
 Tensors = tuple[Tensor, ...]
@@ -114,6 +114,79 @@ def _row_sizes(*given: Tensor) -> Tensor:
     return _multivariate_error(*given).abs().amax(1, keepdim=True)
 
 
+def _heads(size: float) -> Callable[[], Tensors]:
+    """What passes back, and queries, keys and values, whose scores are as large as the square of a size."""
+
+    def drawn() -> Tensors:
+        torch.manual_seed(0)
+        grad, *given = torch.randn(4, 20, 4, 64, 32)
+        return grad, given[0] * size, given[1] * size, given[2]
+
+    return drawn
+
+
+def _rows(mean: float) -> Callable[[], Tensors]:
+    """What passes back, rows around a mean, and weights."""
+
+    def drawn() -> Tensors:
+        torch.manual_seed(0)
+        return torch.randn(500, 128), torch.randn(500, 128) + mean, torch.randn(128)
+
+    return drawn
+
+
+def _weights(query: Tensor, key: Tensor) -> Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
+
+
+def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return _weights(query, key) @ value
+
+
+def _our_attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    out = torch.empty_like(query)
+    attention_(out, query, key, value, True, query.shape[-1] ** -0.5)
+    return out
+
+
+def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    return torch.stack(torch.autograd.grad(_attention(grad, *leaves), leaves, grad))
+
+
+def _our_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    grads = torch.empty(3, *query.shape)
+    attention_backward_(grads, grad, query, key, value, True, query.shape[-1] ** -0.5)
+    return grads
+
+
+def _layer_norm(_: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return nn.functional.layer_norm(x, x.shape[-1:], weight)
+
+
+def _our_layer_norm(_: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    layer_norm_(out, x, weight, None, 1e-5)
+    return out
+
+
+def _layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(_layer_norm(grad, x, weight), x, grad)[0]
+
+
+def _our_layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    layer_norm_backward_(out, grad, x, weight, 1e-5)
+    return out
+
+
+def _largest(formula: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]:
+    """The size of a result's last dims, of which every element is a sum over what made the largest."""
+    return lambda *given: formula(*given).abs().amax([*range(-dims, 0)], keepdim=True)
+
+
 BY_SPREAD = (lambda: _factor(3.0), lambda: _factor(1e3))
 OPERATORS = {
     "gaussian_energy": Operator(
@@ -129,6 +202,14 @@ OPERATORS = {
     "estep_": Operator(_stepped, _step, (_random, _hard), lambda z, e, _: z.abs()),
     "multivariate_energy": Operator(functional.multivariate_energy, _multivariate_energy, BY_SPREAD),
     "multivariate_error": Operator(functional.multivariate_error, _multivariate_error, BY_SPREAD, _row_sizes),
+    "attention_": Operator(_our_attention, _attention, (_heads(1.0), _heads(5.0)), _largest(_attention, 1)),
+    "attention_backward_": Operator(
+        _our_attention_backward, _attention_backward, (_heads(1.0), _heads(5.0)), _largest(_attention_backward, 2)
+    ),
+    "layer_norm_": Operator(_our_layer_norm, _layer_norm, (_rows(0.0), _rows(100.0)), _largest(_layer_norm, 1)),
+    "layer_norm_backward_": Operator(
+        _our_layer_norm_backward, _layer_norm_backward, (_rows(0.0), _rows(100.0)), _largest(_layer_norm_backward, 1)
+    ),
 }  # fmt: skip
 
 
