@@ -60,14 +60,19 @@ def dropping(net, x, y):
     net.start(DROP(x), y)
 
 
+def scaling(net, x, y):
+    net.start(x.mul_(0.5), y)
+
+
 STARTS = {
+    "in place": (scaling, "start cannot be captured: torch.Tensor.mul_ works in place, on what start has not made"),
     "batch norm": (
         normalizing,
         "start cannot be captured: BatchNorm1d in training mode updates its running statistics whenever it is called; "
         "with track_running_stats=False, or as a LayerNorm or GroupNorm, it has none",
     ),
     "dropout": (
-        dropping, "start cannot be captured: aten.bernoulli_.float draws random numbers at every step, in Dropout",
+        dropping, "start cannot be captured: aten.bernoulli_.float draws random numbers at every batch, in Dropout",
     ),
     "twice": (twice, "start cannot be captured: it sets the state of StandardGaussianNode(5) twice"),
     "forgotten": (forgotten, "start cannot be captured: it resets FixedNode(2) and does not set its state"),

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -240,7 +240,15 @@ def _own_function(result: Tensor) -> str | None:
 
 
 class Recording(TorchFunctionMode):
-    """Lets every call happen and writes it down, up to the first that cannot be recorded."""
+    """Lets every call happen and writes it down, up to the first that cannot be recorded.
+
+    Attributes:
+        what: is recorded, in words.
+        when: it is run, in words.
+    """
+
+    what: ClassVar[str] = "the energy"
+    when: ClassVar[str] = "step"
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +318,7 @@ class Recording(TorchFunctionMode):
             return function(*args, **kwargs)
         target = given[0]
         if not self._is_separate(target):
-            self.refuse(f"{name} works in place, on what the energy has not made or what shares memory with it")
+            self.refuse(f"{name} works in place, on what {self.what} has not made or what shares memory with it")
             return function(*args, **kwargs)
         assigns = vocabulary.assigns(function)
         with torch.no_grad():  # of no device, so that nothing is computed or drawn
@@ -344,15 +352,19 @@ class Recording(TorchFunctionMode):
         others = (o for o in self.kept if o is not t and o.layout is torch.strided)
         return all(o.untyped_storage()._cdata != memory for o in others)
 
-    @staticmethod
     def _objection(
-        function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
+        self,
+        function: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Tensor],
     ) -> str | None:
         """Why a call cannot be recorded, as far as it tells before it happens."""
         if not vocabulary.is_known(function):
             return f"{name} is no function of PyTorch's, and what it does may depend on more than it takes"
         if torch._C._is_any_autocast_enabled():
-            return "the energy turns autocast on, which chooses dtypes call by call"
+            return f"{self.what} turns autocast on, which chooses dtypes call by call"
         for t in given:
             if type(t) not in (Tensor, torch.nn.Parameter) and not hasattr(t, "_node"):  # a state before its first init
                 return f"{name} takes a {type(t).__name__}, which may compute otherwise than a Tensor"
@@ -361,13 +373,13 @@ class Recording(TorchFunctionMode):
             if t.is_nested or t.is_quantized:
                 return f"{name} takes a nested or quantized tensor"
             if torch._C._functorch.is_functorch_wrapped_tensor(t):
-                return "the energy uses a transform of torch.func"
+                return f"{self.what} uses a transform of torch.func"
         match vocabulary.meaning(function):
             case "normalization":
                 given_as = vocabulary.arguments(function, args, kwargs)
                 updates = given_as["training"] if "training" in given_as else given_as["use_input_stats"]
                 if updates and given_as["running_mean"] is not None:
-                    return f"{name} in training mode updates its running statistics at every step"
+                    return f"{name} in training mode updates its running statistics at every {self.when}"
             case "makes of values" if given:
                 return f"{name} reads values out of a tensor"
             case "tensor_split" if len(given) > 1:
@@ -491,22 +503,21 @@ class _Operators(TorchDispatchMode):
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._recording.refusal is None and (reason := _depends_on_more(operator, args, kwargs)):
+        if self._recording.refusal is None and (reason := self._dependence(operator, args, kwargs)):
             self._recording.refuse(reason)
         self._recording.addresses_memory |= operator in _BY_ADDRESS
         return operator(*args, **kwargs)
 
-
-def _depends_on_more(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """Why what an operator gives depends on more than the form of its arguments and their values."""
-    masks = operator is not torch.ops.aten.index.Tensor or any(
-        i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-    )
-    if masks and torch.Tag.dynamic_output_shape in operator.tags:
-        return f"the shape of what {operator} gives depends on values"
-    if _draws(operator, args, kwargs):
-        return f"{operator} draws random numbers at every step"
-    return None
+    def _dependence(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why what an operator gives depends on more than the form of its arguments and their values."""
+        masks = operator is not torch.ops.aten.index.Tensor or any(
+            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if masks and torch.Tag.dynamic_output_shape in operator.tags:
+            return f"the shape of what {operator} gives depends on values"
+        if _draws(operator, args, kwargs):
+            return f"{operator} draws random numbers at every {self._recording.when}"
+        return None
 
 
 def _draws(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
