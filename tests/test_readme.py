@@ -12,7 +12,9 @@ import processes
 import pyromancy
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md"), *ROOT.glob("examples/*.md")]
+)
 
 
 def named(path):
@@ -162,6 +164,13 @@ def test_what_the_command_prints_is_shown():
     assert form(printed) == form(shown)
 
 
+def test_every_example_is_listed():
+    """Each script that runs by itself."""
+    table = (ROOT / "examples" / "README.md").read_text()
+    scripts = [path.name for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text()]
+    assert sorted(re.findall(r"^\| `(\w+\.py)` \|", table, re.MULTILINE)) == sorted(scripts)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
@@ -174,5 +183,5 @@ def test_make_targets_are_there(document):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     used = set(re.findall(r"(?:`|^)make ([a-z]+)", document.read_text(), re.MULTILINE))
     assert used <= targets
-    if document.name == "README.md":
+    if document == ROOT / "README.md":
         assert {"digits", "test"} <= used
