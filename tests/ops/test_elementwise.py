@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from random import Random
 
 import pytest
 import torch
@@ -114,6 +115,31 @@ def test_long_programs_with_values_that_are_read_late():
     outs = [torch.empty_like(x) for _ in range(3)]
     ops.elementwise_(outs, [x], code, [60, 17, 3], [])
     torch.testing.assert_close(outs, [values[60], values[17], values[3]])
+
+
+EXACT = (Op.ADD, Op.SUB, Op.MUL, Op.NEG, Op.ABS, Op.MAX, Op.MIN, Op.SELECT, Op.GREATER)
+
+
+@pytest.mark.usefixtures("backend")
+def test_programs_that_overwrite_what_they_read():
+    """Programs of exact operations on all layouts and sizes, some results in the places of operands: the same bits."""
+    random = Random(0)
+    for _ in range(300):
+        shape = [random.choice([1, 2, 3, 8, 16, 31, 64]) for _ in range(random.randrange(1, 4))]
+        layouts = LAYOUTS if len(shape) > 1 else (LAYOUTS[0], LAYOUTS[2])
+        read = [random.choice(layouts)(drawn(*shape)) for _ in range(random.randrange(1, 6))]
+        values, code = [t.clone() for t in read], []
+        for _ in range(random.randrange(14)):
+            op = random.choice(EXACT)
+            of = [random.randrange(len(values)) for _ in range(3)]
+            code += [op, *of]
+            values.append(WRITTEN_OUT[op](*(values[k] for k in of[: op.arity])))
+        owned = [t for t in read if 0 not in t.stride()]
+        written = [*random.sample(owned, random.randrange(len(owned) + 1)), torch.empty(shape, dtype=torch.float64)]
+        results = [random.randrange(len(values)) for _ in written]
+        ops.elementwise_(written, read, code, results, [])
+        for t, k in zip(written, results, strict=True):
+            assert torch.equal(t, values[k])
 
 
 @pytest.mark.usefixtures("backend")
