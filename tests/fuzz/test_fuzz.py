@@ -159,11 +159,12 @@ def test_what_float32_cannot_hold_is_not_judged():
 
 def test_errors_that_move_are_rounded_for_neighbours():
     """A state is its prediction and its error, which may both be much larger."""
-    of = pair.Pair(Case((Node(edges=(Edge(scale=1e3),)), Node(clamped=True)), (Batch(),), method="errors"), 3)
+    nodes = Node(edges=(Edge(scale=1e3),)), Node(clamped=True)
+    of = pair.Pair(Case(nodes, (Batch(),), float32=True, method="errors"), 3)
     for reference in of.references:
         reference.step_errors()
     exact, *near = (r.net.nodes[0].value for r in of.references)
-    assert max((z - exact).abs().max() for z in near) > 1e-13
+    assert max((z - exact).abs().max() for z in near) > 1e-4
 
 
 def test_samples_alone_are_not_judged_by_products_of_pytorch():
