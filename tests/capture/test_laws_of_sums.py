@@ -121,3 +121,26 @@ def test_what_is_of_two_predictions_is_told():
     told = loop.explain()
     assert told.startswith("executor: graph")
     assert "one of a state and one prediction, and this is of 2: write them as one sum, z - (a + b)" in told
+
+
+@pytest.mark.usefixtures("native_backend")
+@pytest.mark.parametrize("what", ["a sum with data", "a multiple"])
+def test_what_a_node_predicts_is_no_part_of_its_law(what):
+    """Predictions of a sweep rest: what they were left of by rounding, a Laplace node below would take for its pull."""
+    below, above = pyro.nodes.LaplaceNode(64).double(), pyro.nodes.LawNode(4, law=LogCosh()).double()
+    first, second, more = (nn.Linear(n, m, dtype=torch.float64) for n, m in ((2, 64), (64, 4), (2, 4)))
+    x = torch.randn(B, 2, dtype=torch.float64)
+
+    def mu():
+        return -0.7 * second(below.value) if what == "a multiple" else more(x) + second(below.value)
+
+    with torch.no_grad():
+        below.init(first(x)), above.init(mu())
+    before = below.value.detach().clone()
+    loop = pyro.InferenceLoop(lambda: below.energy(first(x)) + above.energy(mu()), [below.value, above.value], lr=0.05)
+    loop.run(5)
+    torch.testing.assert_close(below.value.detach(), before, rtol=1e-13, atol=1e-13)
+    learned = [second.weight, *([] if what == "a multiple" else [more.weight])]
+    loop.backward(learned)
+    assert "fused M-step gradients" not in loop.explain()
+    assert not any(p.grad.any() for p in learned)

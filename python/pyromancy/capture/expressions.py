@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -139,13 +139,13 @@ class Reader:
         self._producer, self._forms, self._varying = producer, forms, varying
         self._same, self._may_be_state = same, may_be_state
 
-    def read(self, slot: int, preferred: Callable[[int], Any], told: int | None = None) -> Reading:
+    def read(self, slot: int, preferred: Callable[[int], Any], told: tuple[int, int] | None = None) -> Reading:
         """The law of a slot's elements, and what it is of.
 
         Args:
             slot: of the elements.
             preferred: the least of what may be the state has the least of this.
-            told: the state, where it is known.
+            told: the state and the prediction, where they are known: which may be read as less, the rest as of the law.
 
         Raises:
             NoExpression: they are more than the language of laws has; the message says what.
@@ -204,15 +204,21 @@ class Reader:
         return found.pop() if len(found) == 1 else None
 
     def _readings(
-        self, slot: int, order: Callable[[int], Any], told: int | None
+        self, slot: int, order: Callable[[int], Any], told: tuple[int, int] | None
     ) -> Iterator[tuple[int | None, list[int], dict[int, list[Call]], bool, bool]]:
         """A state, what elements are made of and the calls that use each, whether of a theta, and whether of a sum."""
         form = self._forms[slot]
-        for summed, with_theta, varying in product((False, True), (False, True), (True, False)):
+        kinds: Iterable[tuple[bool, bool, bool]] = product((False, True), (False, True), (True, False))
+        if told is not None:  # and so what is compared with it: parts of that are no thetas
+            kinds = ((summed, with_theta, varying) for with_theta, summed, varying in kinds)
+            for with_theta, varying in product((False, True), (True, False)) if self._is_multiple(told[1]) else ():
+                atoms, uses = self._atoms(slot, varying, told[1])
+                yield next((a for a in atoms if self._same(a, told[0])), None), atoms, uses, with_theta, False
+        for summed, with_theta, varying in kinds:
             atoms, uses = self._atoms(slot, varying)
             forms = [(a, self._forms[a]) for a in atoms]
             states = [a for a, t in forms if self._may_be_state(a) and (t.shape, t.dtype) == (form.shape, form.dtype)]
-            states = states if told is None else [a for a in states if self._same(a, told)]
+            states = states if told is None else [a for a in states if self._same(a, told[0])]
             # what all is multiplied by is a weight, where anything else can be the state
             states.sort(key=order)
             if not summed:
@@ -221,6 +227,14 @@ class Reader:
             for state in states:
                 for joint in self._sums(slot, state, atoms, varying):
                     yield state, *self._atoms(slot, varying, joint), with_theta, True
+
+    def _is_multiple(self, slot: int) -> bool:
+        """Whether it is a number times a product with weights."""
+        call = self._producer.get(slot)
+        while call is not None and call.meaning in ("mul", "div", "neg") and len(call.inputs) == 1:
+            slot = call.inputs[0]
+            call = self._producer.get(slot)
+        return slot in self._varying and call is not None and call.meaning in ("linear", "product", "addmm")
 
     def _sums(self, slot: int, state: int, atoms: list[int], varying: bool) -> list[int]:
         """The sums of all but the state that free states change, which may be predictions, inner ones first."""

@@ -178,20 +178,20 @@ class Terms:
         self._batch = self._shape or forms[min(free, default=result)].shape[:1]
         self._known: dict[tuple[int, int], bool] = {}  # pairs of slots -> whether they are the same
         self._reader = Reader(producer, forms, varying, self._same, self._may_be_state)
-        self._told: dict[int, int] = {}  # slots of an energy by a law of one's own -> the node's state
+        self._told: dict[int, tuple[int, int]] = {}  # slots of an energy by a law of one's own -> state, prediction
         for elements, (state, prediction) in laws.items():
             if not self._same(state, prediction) and self._may_be_state(state):
                 self._tell(elements, state, prediction)
         self.found = self._taken_apart(Term(result, 1.0))
 
     def _tell(self, elements: int, state: int, prediction: int) -> None:
-        """Remember the state of all that is computed between it and its prediction, and elements of its energy."""
+        """Remember both of all that is computed between them and elements of the energy."""
         open_ = [elements]
         while open_:
             slot = open_.pop()
             ends = slot not in self._varying or self._same(slot, state) or self._same(slot, prediction)
             if not ends and slot not in self._told:
-                self._told[slot] = state
+                self._told[slot] = state, prediction
                 open_.extend(self._producer[slot].inputs if slot in self._producer else ())
 
     def _taken_apart(self, term: Term) -> list[Term]:
@@ -372,7 +372,7 @@ class Terms:
             return NodeEnergy(law, state, prediction, theta, parameter=parameter_of(call))
         told = self._told.get(slot)
         if summed is not None and (crossed := self._crossed(call)) is not None:
-            return crossed if told is None or self._same(crossed.state, told) else None
+            return crossed if told is None or self._same(crossed.state, told[0]) else None
         found = self._loss(call) or self._distance(call) or self._logarithm(call) or self._pair(call)
         if found is None and (square := self._square(call)) is not None:
             found = _Elements(Law.GAUSSIAN, square, 2.0)
@@ -382,7 +382,7 @@ class Terms:
         # where state and prediction pull differently, the first is the state
         states = [s for s in ((a, b) if found.law.is_of_distance else (a,)) if type(s) is int and self._may_be_state(s)]
         if told is not None:
-            states = [s for s in states if self._same(s, told)]
+            states = [s for s in states if self._same(s, told[0])]
         if not states:
             return None
         state = min(states, key=self._preference)
