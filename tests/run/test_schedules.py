@@ -343,6 +343,29 @@ def test_groups_that_become_one_leave_no_circle():
     assert explained.startswith("executor: graph")
 
 
+@pytest.mark.parametrize("factors", [14, 15, 16])
+def test_a_group_of_which_all_is_made_again_elsewhere_writes_nothing(factors):
+    """Where there are 15, what ``z / 2`` would join is full as it is, and makes that again: it reads z anyway."""
+    z = nn.Parameter(torch.rand(4, 6, dtype=torch.float64))
+    expected = z.detach().clone()
+    for _ in range(3):
+        slope = (factors + 1) * expected**factors + 0.5
+        expected -= 0.01 * torch.cos(expected ** (factors + 1) + 0.5 * expected) * slope
+
+    def energy():
+        half, product = 0.5 * z, z
+        for _ in range(factors):
+            product = product * z
+        return torch.sin(product + half).sum(1)
+
+    loop = pyro.InferenceLoop(energy, [z], lr=0.01, executor="graph")
+    loop.run(3)
+    torch.testing.assert_close(z.detach(), expected, rtol=1e-9, atol=1e-9)
+    written = [n.args[0] for n in schedule_of(loop).graph.nodes if n.op == "call_function"]
+    assert written
+    assert all(written)
+
+
 def test_signs_are_of_errors_by_the_operators_that_made_the_states():
     torch.manual_seed(10)
     edge, z, y = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 6)).double(), free(7, 5, 4), free(7, 5, 6)
