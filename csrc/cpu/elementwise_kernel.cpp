@@ -195,6 +195,9 @@ void run(const ElementwiseArgs& a, void* memory, int64_t begin, int64_t end) {
       if (from.in_one_run(n) && from.stride() == 1 && n % lanes == 0 && !results[k]) {
         sources[k] = {from.at(), lanes};
         from.pass(n);
+        if (n < left) // what comes next arrives meanwhile, also where there are many operands
+          for (int q = 0; q < vectors; ++q)
+            __builtin_prefetch(from.at() + q * lanes);
       } else if (from.in_one_run(n) && from.stride() == 0) {
         store(copy, splat(*from.at()));
         sources[k] = {copy, 0};
