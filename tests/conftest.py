@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded: on a busy machine spinning costs most
 
+import gc
 import signal
 from collections import defaultdict
 from zlib import crc32
@@ -44,6 +45,11 @@ def pytest_collection_modifyitems(config, items):
     kept = {of[crc32(test.encode()) % len(of)] for test, of in cases.items() if not of[0].get_closest_marker("slow")}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def pytest_collection_finish():
+    """What thousands of tests are made of stays, and the garbage collector need not look through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

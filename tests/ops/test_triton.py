@@ -56,7 +56,7 @@ def running(request):
     """All of them that are to run, at once."""
     items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     wanted = {value for item in items for value in item.callspec.params.values()}
-    options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", TESTS.parent]
+    options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "interpreter", "--rootdir", TESTS.parent]
     options += ["-k", "triton or interpreted"]
     options += ["-W", "ignore::RuntimeWarning"]  # NumPy does the arithmetic there, and warns of infinity
     started = {
