@@ -11,6 +11,8 @@ import processes
 import pyromancy as pyro
 import ranks
 
+pytestmark = pytest.mark.slow  # processes that all load torch
+
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
 def several(request, tmp_path_factory):
