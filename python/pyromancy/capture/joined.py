@@ -29,10 +29,18 @@ def joined(program: Program) -> Program:
         return alike(program.producer, a, b, known)
 
     groups: list[list[Term]] = []
+    by_state: dict[int | None, list[list[Term]]] = {}
     for term in program.terms:
-        group = next((g for g in groups if _go_together(g[0], term, same)), None)
-        if group is None:
+        if term.node is None:
             groups.append([term])
+            continue
+        # a leaf is like nothing but itself, so that thousands of states are not compared with each other
+        state = None if term.node.state in program.producer else term.node.state
+        some = by_state.setdefault(state, [])
+        group = next((g for g in some if _go_together(g[0], term, same)), None)
+        if group is None:
+            some.append([term])
+            groups.append(some[-1])
         else:
             group.append(term)
     calls, stand_ins, terms = list(program.calls), list(program.stand_ins), list[Term]()
