@@ -63,20 +63,36 @@ def test_operators_agree_with_float64_whichever_thread_goes_first(library):
     assert int(count) > 1500
 
 
-@pytest.mark.parametrize(
-    ("way", "order"),
-    [("steps", {"PYROMANCY_EMULATED_HOST": "1"}), ("tile", {}), ("tile", {"PYROMANCY_EMULATION_REVERSED": "1"})],
-    ids=["product-by-product", "one-kernel", "one-kernel-reversed"],
-)
-def test_plans_are_whole(library, way, order):
+# by name: how steps are taken, and what else the environment says
+WAYS = {
+    "product-by-product": ("steps", {"PYROMANCY_EMULATED_HOST": "1"}),
+    "one-kernel": ("tile", {}),
+    "one-kernel-reversed": ("tile", {"PYROMANCY_EMULATION_REVERSED": "1"}),
+}
+
+
+@pytest.fixture(scope="module")
+def plans(library):
+    """Tests of plans in every way, all of them at once."""
+    suites = [ROOT / "tests" / "ops" / f"test_{of}.py" for of in ("learning", "primitives", "own_thetas")]
+    running = {
+        name: processes.start(
+            "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites, PYROMANCY_NATIVE="0", OMP_NUM_THREADS="1",
+            PYROMANCY_EMULATED_LIBRARY=str(library), PYROMANCY_CUDA_CHAIN=way, **order,
+        )
+        for name, (way, order) in WAYS.items()
+    }  # fmt: skip
+    yield running
+    for process in running.values():
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_plans_are_whole(plans, way):
     """What the kernels of the CPU are held to: see ops/test_learning.py and those beside it."""
-    running = processes.start(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests/ops/test_learning.py",
-        ROOT / "tests/ops/test_primitives.py", ROOT / "tests/ops/test_own_thetas.py",
-        PYROMANCY_NATIVE="0", OMP_NUM_THREADS="1", PYROMANCY_EMULATED_LIBRARY=str(library),
-        PYROMANCY_CUDA_CHAIN=way, **order,
-    )  # fmt: skip
-    printed = processes.finish(running, timeout=TIMEOUT)
+    printed = processes.finish(plans[way], timeout=TIMEOUT)
     assert int(printed.splitlines()[-1].split(" passed")[0].split()[-1]) > 100, printed
 
 
