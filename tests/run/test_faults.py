@@ -12,11 +12,11 @@ from unittest import mock
 import pytest
 import torch
 
+import killed
 import processes
 import pyromancy as pyro
 import resumed
 
-KILLED = processes.HELPERS / "killed.py"
 KILLS = int(os.environ.get("PYROMANCY_KILLS", "3"))
 
 
@@ -25,10 +25,10 @@ KILLS = int(os.environ.get("PYROMANCY_KILLS", "3"))
 def test_who_is_killed_goes_on_to_the_same_bits(kind, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
-    processes.python(KILLED, whole, kind)
+    killed.main(whole, kind)
     moments, kills = random.Random(4), 0
     while not (broken / "result.pt").exists():
-        process = processes.start(KILLED, broken, kind)
+        process = processes.start(killed.__file__, broken, kind)
         assert process.stdout.readline() == "begins\n"
         if kills < KILLS:
             time.sleep(moments.uniform(0, 0.2))
