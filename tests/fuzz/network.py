@@ -65,7 +65,12 @@ def formula(law, node, z, mu):
 
 
 class Network(nn.Module):
-    """States are `nodes[t].value`; the input is `below.value`."""
+    """States are `nodes[t].value`; the input is `below.value`.
+
+    In `plain` a Laplace node has no error that is up to `rest`.
+    """
+
+    rest = 0.0
 
     def __init__(self, case):
         super().__init__()
@@ -180,7 +185,14 @@ class Network(nn.Module):
     def plain(self, z=None, base=None):
         """The same by formulas, of the states as they are or of others, and predictions by those or by a base."""
         z = self.states() if z is None else z
-        return self._total(z, lambda t, mu: formula(self.case.nodes[t].law, self.nodes[t], z[t], mu), base)
+
+        def of(t, mu):
+            law, state = self.case.nodes[t].law, z[t]
+            if self.rest and law == "laplace":
+                state = torch.where((state - mu).abs() <= self.rest, mu, state)
+            return formula(law, self.nodes[t], state, mu)
+
+        return self._total(z, of, base)
 
     def start(self, x, *given):
         """Set all states: clamped nodes to what is given; others to what is given, too, or to predictions."""

@@ -32,9 +32,8 @@ class Pair:
         net = Network(case).to(self.dtype).double()  # weights that float32 has
         off = torch.finfo(rounding).eps
         self.references = [Reference(net, case, off * (i > 0), i) for i in range(neighbours + 1)]
-        if neighbours and case.float32 and any(n.law == "laplace" for n in case.nodes):
-            # float32 holds no error that is less than its rounding, whose sign is the whole pull in float64
-            self.references.append(Reference(net, case, dtype=torch.float32))
+        if neighbours and any(n.law == "laplace" for n in case.nodes):
+            self.references.append(Reference(net, case, rest=self.judge.floor))
         self.reference = self.references[0]
         self.net = net.to(self.dtype)
         self.batch(Batch())
@@ -287,9 +286,9 @@ class Pair:
             case "resume" if self.em is not None:
                 self.resume()
             case "move":  # to float32 and back: what rounding makes of weights and states is the same for all
-                for r in self.references:
-                    r.net.to(torch.float32).to(r.dtype)
-                self.net.to(torch.float32).to(self.dtype)
+                for net in self.every():
+                    net.to(torch.float32).to(torch.float64)
+                self.net.to(self.dtype)
                 self.optimize()
                 self.dirty = True
             case "threads":

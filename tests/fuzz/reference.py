@@ -57,13 +57,13 @@ class Reference:
 
     A neighbour (`off` is not 0) has its weights, its data, the states that begin a batch, every gradient, and errors
     that move in the place of states, relatively off by so much, by random signs. Only where a law has a kink its states
-    are the predictions of its own weights after a sweep: there an error of 0 has to be 0. A neighbour may be one in
-    another `dtype`, too.
+    are the predictions of its own weights after a sweep: there an error of 0 has to be 0. Another neighbour takes what
+    may be rounding, up to `rest`, for no error of such a law, as kernels do.
     """
 
-    def __init__(self, net, case, off=0.0, seed=0, dtype=torch.float64):
-        self.net, self.case, self.off, self.lr = copy.deepcopy(net).to(dtype), case, off, case.lr
-        self.dtype = dtype
+    def __init__(self, net, case, off=0.0, seed=0, rest=0.0):
+        self.net, self.case, self.off, self.lr = copy.deepcopy(net).double(), case, off, case.lr
+        self.net.rest = rest
         self.signs = torch.Generator().manual_seed(seed)
         self.laws = "", *(n.law for n in case.nodes)  # the input has none
         for p in self.net.learned():
@@ -91,7 +91,7 @@ class Reference:
         """Set all states."""
         given = [t if law in TARGET_LAWS else self.rounded(t) for t, law in zip(data, self.laws, strict=True)]
         with torch.no_grad():
-            self.net.start(*(t.to(self.dtype) for t in given))
+            self.net.start(*given)
             for z in self.net.free() if "laplace" not in self.laws else ():
                 z.copy_(self.rounded(z))
         self.begin()
@@ -101,10 +101,10 @@ class Reference:
         with torch.no_grad():
             pairs = zip((self.net.below, *self.net.nodes), (net.below, *net.nodes), self.laws, strict=True)
             for node, other, law in pairs:
-                value = other.value.detach().to(self.dtype)
+                value = other.value.detach().double()
                 node.init(value if law in TARGET_LAWS else self.rounded(value))
             for p, q in zip(self.net.learned(), net.learned(), strict=True):
-                p.copy_(self.rounded(q.to(self.dtype)))
+                p.copy_(self.rounded(q.double()))
 
     def energies(self):
         return self.net.plain().detach()
