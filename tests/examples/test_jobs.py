@@ -78,4 +78,5 @@ def test_it_runs_in_forty_lines_and_shows_what_it_should(job, capsys):
     for loop in [shown["em"].loop] if "em" in shown else [shown["loop"]]:
         explained = loop.explain()
         assert explained.startswith("executor: chain")
-        assert "method:" not in explained or "fused: all sweeps in one operator" in explained
+        fused = "method:" not in explained or "fused: all sweeps in one operator" in explained
+        assert fused or "not fused: the reference kernels on cpu do plain descent" in explained
