@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyromancy import backends
+
 FOLDER = Path(__file__).parents[2] / "docs" / "gallery" / "jobs"
 ONE_CALL = "a batch: one call of an operator"
 JOBS = {
@@ -79,4 +81,6 @@ def test_it_runs_in_forty_lines_and_shows_what_it_should(job, capsys):
         explained = loop.explain()
         assert explained.startswith("executor: chain")
         fused = "method:" not in explained or "fused: all sweeps in one operator" in explained
-        assert fused or "not fused: the reference kernels on cpu do plain descent" in explained
+        if not backends.available("native")[0]:
+            fused = fused or "not fused: the reference kernels on cpu do plain descent" in explained
+        assert fused
