@@ -35,8 +35,15 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="one case of every test, and none of those marked slow")
 
 
+LONG = ("test_triton.py", "test_emulation.py", "test_distribution.py", "test_distributed.py", "test_faults.py")
+
+
 def pytest_collection_modifyitems(config, items):
-    """For --quick keep one case of every test: which, a checksum of its name says, so that all backends have some."""
+    """Few tests that take long come first, so that no process is left with them at the end.
+
+    For --quick keep one case of every test: which, a checksum of its name says, so that all backends have some.
+    """
+    items.sort(key=lambda item: item.path.name not in LONG)
     if not config.getoption("--quick"):
         return
     cases = defaultdict(list)
