@@ -98,6 +98,38 @@ def test_a_state_of_other_widths_is_refused(kind):
     assert all(map(torch.equal, other.m_params(), weights))
 
 
+class Rows(torch.optim.Optimizer):
+    """Momentum of the means of rows: what it holds is of another shape than a parameter."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = p.grad.mean(-1, keepdim=True)
+                held = self.state[p]
+                held["exp_avg"] = mean if not held else 0.9 * held["exp_avg"] + 0.1 * mean
+                p.sub_(group["lr"] * held["exp_avg"])
+
+
+def test_an_optimizer_of_ones_own_may_hold_averages_of_any_shape():
+    trained, other = networks.mlp([8, 5, 3]), networks.mlp([8, 5, 3])
+    other.load_state_dict(trained.state_dict())
+    ours, theirs = (
+        EM(net.energy, net.e_params(), Rows(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1)
+        for net in (trained, other)
+    )
+    batches = [(torch.rand(4, 8), torch.rand(4, 3)) for _ in range(3)]
+    for batch in batches:
+        ours.step(*batch)
+        theirs.step(*batch)
+        theirs.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert all(held["exp_avg"].shape == (*p.shape[:-1], 1) for p, held in theirs.optimizer.state.items())
+    assert all(map(torch.equal, trained.m_params(), other.m_params()))
+
+
 def same_state(ours, theirs):
     return all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in theirs)
 

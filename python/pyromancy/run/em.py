@@ -387,11 +387,13 @@ class EM:
         if not isinstance(state["options"], dict) or state["options"].keys() != {*_OPTIONS}:
             raise ValueError(f"options must be those of state_dict, {', '.join(_OPTIONS)}, got {state['options']!r}")
         before, kept = {name: getattr(self, name) for name in _OPTIONS}, self.optimizer.state_dict()
+        # PyTorch adds defaults as it loads, which the groups of an optimizer of one's own do not have
+        needed = {*self.optimizer.defaults}.intersection(*self.optimizer.param_groups)
         try:
             self._set(state["options"])
             self._check()
             self.optimizer.load_state_dict(state["optimizer"])
-            if lacking := {*self.optimizer.defaults}.difference(*self.optimizer.param_groups):
+            if lacking := needed.difference(*self.optimizer.param_groups):
                 kind, names = type(self.optimizer).__name__, ", ".join(sorted(lacking))
                 raise ValueError(f"optimizer must be of this EM's kind, {kind}, got one without {names}")
             check_averages(self.optimizer, self._named)
