@@ -24,7 +24,7 @@ from ..ops import triton
 from ..version import __version__
 
 TESTED = (2, 10), (2, 14)  # the oldest torch that the tests have run with, and the newest
-_INSTALL = "pip install --no-build-isolation --no-deps --force-reinstall pyromancy-kernels"
+_INSTALL = "pip install --no-build-isolation --no-deps --force-reinstall ."  # in a checkout
 _TORCH = "install the CUDA build of PyTorch: https://pytorch.org/get-started/locally/"
 _SETS = ("default", "avx2", "avx512")
 _SLOW_SUBNORMALS = 4.0  # how many times longer sums of subnormal numbers may take than others
@@ -156,7 +156,7 @@ def _software(m: Machine) -> Iterator[Finding]:
             "wrong",
             f"{name} installs a package of the same name, pyromancy: files of the two are mixed, or will be when one "
             "is installed again",
-            f"pip uninstall {name} && {_INSTALL}",
+            f"pip uninstall {name} && {_INSTALL}  # in a checkout",
         )
     numbers = tuple(int(n) for n in re.findall(r"\d+", m.torch)[:2])
     oldest, newest = (".".join(map(str, v)) for v in TESTED)
@@ -185,7 +185,7 @@ def _module(m: Machine) -> Iterator[Finding]:
             f"there are no compiled kernels, and all runs on the reference: {m.no_module}",
             "unset PYROMANCY_NATIVE"
             if switched_off
-            else f"{_INSTALL}  # it needs a C++20 compiler, ninja and pybind11",
+            else f"{_INSTALL}  # in a checkout; it needs a C++20 compiler, ninja and pybind11",
         )
         return
     if _SETS.index(m.used) >= _SETS.index(m.has):
@@ -195,7 +195,7 @@ def _module(m: Machine) -> Iterator[Finding]:
         yield Finding("slow", what, "unset ATEN_CPU_CAPABILITY")
     elif m.has not in m.sets:
         what = f"the compiled module has kernels for {' and '.join(m.sets)}, and the processor has {m.has}"
-        yield Finding("slow", what, f"{_INSTALL}  # with a compiler for x86-64")
+        yield Finding("slow", what, f"{_INSTALL}  # in a checkout, with a compiler for x86-64")
     else:
         what = f"the kernels use {m.used}, as PyTorch does, and the processor has {m.has}"
         yield Finding("slow", what, "pip install --force-reinstall torch  # its own build for this processor")
@@ -218,7 +218,7 @@ def _gpu(m: Machine) -> Iterator[Finding]:
     if m.module_cuda is None:
         if not m.no_module:
             what = "the compiled module has no CUDA kernels, and Triton's serve where there are some"
-            yield Finding("slow", what, f"PYROMANCY_CUDA=1 {_INSTALL}  # it needs nvcc")
+            yield Finding("slow", what, f"PYROMANCY_CUDA=1 {_INSTALL}  # in a checkout; it needs nvcc")
         return
     built = re.findall(r"(\d+)(\d)[a-z]?(\+PTX)?", m.module_cuda)
     archs = [(int(a), int(b), bool(ptx)) for a, b, ptx in built]
@@ -228,7 +228,7 @@ def _gpu(m: Machine) -> Iterator[Finding]:
             yield Finding(
                 "wrong",
                 f"the CUDA kernels are built for {m.module_cuda}, and {name} is sm_{major}{minor}",
-                f"PYROMANCY_CUDA=1 PYROMANCY_CUDA_ARCHS={major}{minor} {_INSTALL}",
+                f"PYROMANCY_CUDA=1 PYROMANCY_CUDA_ARCHS={major}{minor} {_INSTALL}  # in a checkout",
             )
 
 

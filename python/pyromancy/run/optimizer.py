@@ -58,7 +58,8 @@ def check_averages(optimizer: Optimizer, named: Callable[[Tensor], str]) -> None
         TypeError: averages of PyTorch's Adam, which takes no others, are of another dtype.
         ValueError: some are of another shape.
     """
-    if not type(optimizer).step.__module__.startswith("torch.optim."):  # it may hold what it likes by these names
+    of = type(optimizer).step.__module__ or ""  # none of code without a name
+    if not of.startswith("torch.optim."):  # it may hold what it likes by these names
         return
     for group in optimizer.param_groups:
         for p in group["params"]:
