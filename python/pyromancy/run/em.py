@@ -224,14 +224,15 @@ class EM:
         self._to_finish(n, generator)
 
         def begun() -> Iterator[Part]:
-            order, drawn = self._to_finish(n, generator)
-            if generator is not None and drawn is not None:
-                generator.set_state(drawn)
-            if order is None:
-                order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
-                order = order[: n - n % size] if drop_last else order
-                order = order if self._group is None else self._group.order(order)
-            self._order, self._source, self._loaded = order, generator, {}
+            with Uninterrupted():  # the generator goes on as the order is kept that it drew
+                order, drawn = self._to_finish(n, generator)
+                if generator is not None and drawn is not None:
+                    generator.set_state(drawn)
+                if order is None:
+                    order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+                    order = order[: n - n % size] if drop_last else order
+                    order = order if self._group is None else self._group.order(order)
+                self._order, self._source, self._loaded = order, generator, {}
             yield from self._epoch(data, order, size)
 
         return Epoch(begun())
