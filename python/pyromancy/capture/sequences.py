@@ -149,42 +149,36 @@ def _attention_backward(graph: fx.Graph, node: fx.Node) -> None:
     like = _tensor(next(iter(items.values())))
     if any(_tensor(n).stride() != like.stride() for n in items.values()):
         return
-    stack, clone = _laid_anew(items)
-    if clone is not None:  # where they go is where they are made
-        (turned,) = stack.users  # type: ignore[union-attr]
+    args = grad, query, key, value, *manner
+    if (laid := _laid_anew(items)) is not None:  # where they go is where they are made
+        stack, turned, clone = laid
         order: Any = turned.args[1]
         val = torch.empty_like(_tensor(clone)).permute([order.index(d) for d in range(len(order))])
-    else:
-        val = like.new_empty(3 * like.numel()).as_strided((3, *like.shape), (like.numel(), *like.stride()))
-    made = _call(graph, node, attention_backward, (grad, query, key, value, *manner), val)
-    if clone is not None and stack is not None:
-        stack.replace_all_uses_with(made)
+        stack.replace_all_uses_with(_call(graph, node, attention_backward, args, val))
         clone.replace_all_uses_with(turned)
         turned.meta = {**turned.meta, "val": _tensor(clone)}
         return
+    val = like.new_empty(3 * like.numel()).as_strided((3, *like.shape), (like.numel(), *like.stride()))
+    made = _call(graph, node, attention_backward, args, val)
     for i, item in items.items():
         item.replace_all_uses_with(_call(graph, item, aten.select.int, (made, 0, i), val[i]))
 
 
-def _laid_anew(items: dict[int, fx.Node]) -> tuple[fx.Node, fx.Node] | tuple[None, None]:
-    """The stack of all three gradients, and the copy of it in another order, where nothing else reads them."""
-    users = {user for n in items.values() for user in n.users}
-    if len(items) != 3 or len(users) != 1:
-        return None, None
-    (stack,) = users
-    if (
-        stack.target is not aten.stack.default
-        or stack.args[0] != [items[i] for i in range(3)]
-        or stack.args[1:] not in ((), (0,))
-    ):
-        return None, None
-    last: list[fx.Node] = [stack]
-    for target in (aten.permute.default, aten.clone.default):
-        users = set(last[-1].users)
-        if len(users) != 1 or (user := users.pop()).target is not target:
-            return None, None
-        last.append(user)
-    clone = last[-1]
-    fits = clone.kwargs.get("memory_format") is torch.contiguous_format and _tensor(clone).stride(-1) == 1
-    keeps = last[1].args[1][-1] == 4  # type: ignore[index]
-    return (stack, clone) if fits and keeps else (None, None)
+def _laid_anew(items: dict[int, fx.Node]) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """The stack of all three gradients, it turned, and that copied, where nothing else reads any of them."""
+    if len(items) != 3 or (stack := _reader(*items.values())) is None:
+        return None
+    if (turned := _reader(stack)) is None or (clone := _reader(turned)) is None:
+        return None
+    targets = aten.stack.default, aten.permute.default, aten.clone.default
+    if (stack.target, turned.target, clone.target) != targets or stack.args[0] != [items[i] for i in range(3)]:
+        return None
+    order: Any = turned.args[1]
+    fits = stack.args[1:] in ((), (0,)) and clone.kwargs.get("memory_format") is torch.contiguous_format
+    return (stack, turned, clone) if fits and order[-1] == 4 and _tensor(clone).stride(-1) == 1 else None
+
+
+def _reader(*nodes: fx.Node) -> fx.Node | None:
+    """What alone reads all of them."""
+    users = {user for n in nodes for user in n.users}
+    return users.pop() if len(users) == 1 else None

@@ -102,9 +102,8 @@ def registered(name: str, key: str) -> bool:
 library = _define()
 
 
-def _fake(outputs: Callable[..., Any]) -> None:
-    """Register the fake of the operator that a function is named after: its checks, and what comes out of it."""
-    name = outputs.__name__
+def _fake(name: str, outputs: Callable[..., Any]) -> None:
+    """Register the fake of an operator: its checks, and what comes out of it."""
 
     def fake(*args: Any, **kwargs: Any) -> Any:
         CHECKS[name](*args, **kwargs)
@@ -114,88 +113,63 @@ def _fake(outputs: Callable[..., Any]) -> None:
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
 
 
-@_fake
+def _faked(outputs: Callable[..., Any]) -> None:
+    """The same of the operator that a function is named after."""
+    _fake(outputs.__name__, outputs)
+
+
+@_faked
 def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None) -> Tensor:
     return value.new_empty(value.shape[:1])
 
 
-@_fake
+@_faked
 def gaussian_energy_backward(grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(pred)
 
 
-@_fake
+@_faked
 def gaussian_energy_backward_logvar(
     grad: Tensor, value: Tensor, pred: Tensor, logvar: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(pred), logvar.new_empty(logvar.shape)
 
 
-@_fake
+@_faked
 def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
     return torch.empty_like(value)
 
 
-@_fake
+@_faked
 def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     return offtril.new_empty(offtril.shape)
 
 
-@_fake
+@_faked
 def cholesky_factor_backward(grad: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return factor.new_empty(factor.shape[:1]), factor.new_empty(factor.shape)
 
 
-@_fake
+@_faked
 def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return value.new_empty(value.shape[:1]), value.new_empty(value.shape)
 
 
-@_fake
+@_faked
 def multivariate_energy_backward(grad: Tensor, whitened: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return whitened.new_empty(whitened.shape), whitened.new_empty(whitened.shape)
 
 
-@_fake
+@_faked
 def multivariate_energy_backward_factor(grad: Tensor, whitened: Tensor, grad_value: Tensor, factor: Tensor) -> Tensor:
     return factor.new_empty(factor.shape)
 
 
-@_fake
+@_faked
 def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     return value.new_empty(value.shape)
 
 
-@_fake
-def estep_(value: Tensor, *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def elementwise_(written: list[Tensor], *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def attention_(out: Tensor, *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def attention_backward_(grads: Tensor, *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def layer_norm_(out: Tensor, *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def layer_norm_backward_(out: Tensor, *_: object, **__: object) -> None:
-    return None
-
-
-@_fake
-def run_plan_(written: list[Tensor], *_: object, **__: object) -> None:
-    return None
+for _name, _signature in SCHEMAS.items():
+    if _signature.endswith("-> ()"):  # which give nothing, and write
+        _fake(_name, lambda *_, **__: None)
