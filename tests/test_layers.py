@@ -87,12 +87,20 @@ def test_imports_make_no_circle(imports):
         pytest.fail(" <- ".join(".".join(module) for module in error.args[1]))
 
 
-@pytest.mark.parametrize("folder", ["run", "capture"])
-def test_the_map_of_folders_has_every_module_once(folder):
-    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    table = page.split(f"| `{folder}/` | modules |\n")[1].split("\n\n")[0]
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [
+        ("run", "python/pyromancy/run/*.py"),
+        ("capture", "python/pyromancy/capture/*.py"),
+        ("csrc/cpu/chain", "csrc/cpu/chain/*.h"),
+    ],
+)
+def test_the_map_of_folders_has_every_module_once(folder, files):
+    root = Path(__file__).parents[1]
+    page = (root / "CONTRIBUTING.md").read_text()
+    table = re.split(rf"\| `{folder}/` \| \w+ \|\n", page)[1].split("\n\n")[0]
     named = re.findall(r"`(\w+)`", table)
-    modules = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in root.glob(files)} - {"__init__"}
     assert len(named) == len({*named})
     assert {*named} - modules == set(), "are named in CONTRIBUTING.md, and gone"
     assert modules - {*named} == set(), "are to be named in CONTRIBUTING.md, in the table of their folder"

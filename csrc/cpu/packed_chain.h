@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../plan.h"
-#include "chain_kernel.h"
+#include "chain/kernels.h"
 #include "host.h"
 
 namespace pyromancy {

@@ -1,8 +1,11 @@
 #pragma once
 
-// What products take for the numbers of a tile and of a matrix.
+// What products take for the numbers of a tile and of a matrix. In both ways in which a tile keeps
+// its samples, those of wide.h and of thin.h, every element of a product is one chain of
+// multiply-adds over k, whatever lies around it.
 
-#include "vec.h"
+#include "../vec.h"
+#include "args.h"
 
 namespace pyromancy::PYROMANCY_ISA {
 
@@ -38,6 +41,13 @@ struct Paired {
   }
 };
 #endif
+
+// A matrix of a sum of products, and its columns. Where there are others beside it, all of them are
+// packed, so that their rows come in the same blocks.
+struct Factor {
+  PackedMatrix matrix;
+  int64_t columns;
+};
 
 // Operands that so many columns take.
 template <class P>

@@ -3,15 +3,10 @@
 // Runs the programs of laws of one's own, each instruction on a block of vectors, so that finding
 // out which it is costs little.
 
-#include "../laws/operations.h"
+#include "../../laws/operations.h"
+#include "of_law.h"
 
 namespace pyromancy::PYROMANCY_ISA {
-
-// What a law makes of elements: the deviation and the moment where these are wanted.
-template <class C>
-struct OfLaw {
-  Vec<C> pull, push, deviation, moment;
-};
 
 inline constexpr int kBlock = 8; // vectors
 
