@@ -46,7 +46,7 @@ class TestEnergies:
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("E-steps", "energy per sample (nats)")
 
     def test_negative_energies_have_a_linear_scale(self):
-        trace = pyro.run.loop.Trace(1, torch.tensor([[-1.0], [-100.0]]), names=("a",))
+        trace = pyro.run.Trace(1, torch.tensor([[-1.0], [-100.0]]), names=("a",))
         ax = plots.energies(trace)
         assert ax.get_yscale() == "linear"
         assert [*lines(ax)] == ["a"]

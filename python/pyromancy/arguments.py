@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 import torch.nn as nn
+from torch import Tensor
 
 
 def kind_of(value: object) -> str:
@@ -28,3 +30,16 @@ def check_energy_argument(energy: object) -> None:
                 f"energy must be callable without arguments, got a {type(energy).__name__}, whose forward takes "
                 f"{', '.join(needed)}; a method of it that gives energies would do, as net.energy"
             )
+
+
+def listed_params(params: Iterable[Tensor], source: str, more: str = "") -> list[Tensor]:
+    """Parameters, as a list of tensors that is not empty; `more` is what else may have made it so."""
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(f"params must be an iterable of tensors, as {source} gives them, got {type(params).__name__}")
+    listed = list(params)
+    if not listed:
+        raise ValueError(f"params must hold at least one tensor, got none; an iterator gives its tensors once{more}")
+    for p in listed:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"params must hold tensors, as {source} gives them, got {type(p).__name__}")
+    return listed

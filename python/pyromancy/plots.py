@@ -21,7 +21,7 @@ from .nodes import FactorizedGaussianNode, IsotropicGaussianNode, MultivariateGa
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .run.loop import Trace
+    from .run.trace import Trace
 
 __all__ = ["dictionary", "energies", "errors", "history", "images", "variances"]
 

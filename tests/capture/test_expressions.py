@@ -159,7 +159,7 @@ def test_methods_take_them(name, method):
 @pytest.mark.parametrize("name", LAWS)
 def test_which_are_of_a_distance(name):
     loop, net = loop_of(LAWS[name])
-    node = next(n for n in loop._executor.planner.nodes if n.state == slot_of(loop, net.hidden.value))
+    node = next(n for n in loop._choice.executor.planner.nodes if n.state == slot_of(loop, net.hidden.value))
     assert node.law is Law.EXPRESSION
     assert node.expression.is_of_distance == (name in OF_DISTANCE)
 
@@ -174,7 +174,7 @@ def loop_of(law, at=("hidden",)):
 
 
 def slot_of(loop, tensor):
-    return next(i for i, t in enumerate(loop._program.leaves) if t is tensor)
+    return next(i for i, t in enumerate(loop.program.leaves) if t is tensor)
 
 
 # what a law is at 0, at kinks and far out, and its slope there
@@ -289,7 +289,7 @@ def test_slopes_are_autograds():
     """Of the programs themselves, run by the reference."""
     for name, law in LAWS.items():
         loop, _ = loop_of(law)
-        node = next(n for n in loop._executor.planner.nodes if n.expression is not None)
+        node = next(n for n in loop._choice.executor.planner.nodes if n.expression is not None)
         of, weight = node.expression, node.weight
         z, mu = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
         if node.prediction == 0.0:

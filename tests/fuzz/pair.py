@@ -170,7 +170,7 @@ class Pair:
         told = loop.explain()
         if "executor: chain" not in told or "stepwise" in told or not pyro.backends.available("native")[0]:
             return
-        leaves, nodes = len(loop.program.leaves), loop._executor.planner.nodes
+        leaves, nodes = len(loop.program.leaves), loop._choice.executor.planner.nodes
         computed = [slot for n in nodes for slot in (n.prediction, n.theta) if type(slot) is int and slot >= leaves]
         if computed or any(n.rest for n in nodes):  # predictions, or parts of them, that PyTorch computes
             return

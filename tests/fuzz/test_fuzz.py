@@ -70,12 +70,12 @@ def gradients_off_by_a_millionth(monkeypatch):
 
 
 def changes_that_are_not_noticed(monkeypatch):
-    monkeypatch.setattr("pyromancy.run.loop.check", lambda energy, program: None)
+    monkeypatch.setattr("pyromancy.run.choice.check", lambda energy, program: None)
 
 
 def a_clamped_state_that_moves(monkeypatch):
     def moved(loop, trace):
-        program = loop._program
+        program = loop.program
         states = [] if program is None else [t for t in program.leaves if not t.requires_grad and t.dim() == 2]
         for z in states:
             z.data = z + 1e-9

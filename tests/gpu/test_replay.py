@@ -170,7 +170,7 @@ def test_what_cannot_be_captured_runs_as_it_is():
         results.append(train(network, loop, [data_for(network, 7) for _ in range(4)], record=True))
         if executor == "graph":
             assert "no CUDA graph: " in loop.explain()
-            assert loop._replay._failures == 1
+            assert loop._choice.replay._failures == 1
     assert_same(*results)
     stream = torch.cuda.current_stream()
     assert stream == torch.cuda.default_stream()

@@ -52,7 +52,7 @@ METHODS = [
 
 
 def problem_of(loop):
-    return next(iter(loop._executor.problems.values()))
+    return next(iter(loop._choice.executor.problems.values()))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)

@@ -71,8 +71,8 @@ def test_parts_follow_the_clock(monkeypatch):
     loop.run(1)
     clock = iter([0.0, 0.01, 0.01, 0.21, 0.21, 0.31, 0.31, 0.32])
     monkeypatch.setattr(chain.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(loop._executor, "_surely_short", 4)
-    assert [*loop._executor._parts(4 + 32 + 16 + 9)] == [(0, 4), (4, 32), (36, 16), (52, 9)]
+    monkeypatch.setattr(loop._choice.executor, "_surely_short", 4)
+    assert [*loop._choice.executor._parts(4 + 32 + 16 + 9)] == [(0, 4), (4, 32), (36, 16), (52, 9)]
 
 
 INTERRUPTED = """

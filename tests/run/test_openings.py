@@ -75,7 +75,7 @@ def assert_as_autograd(net, *batches, steps=5, start=None, scheduled=True, **opt
 
 def opened(em):
     """The calls of the opening of the last batch."""
-    (known,) = em.loop._executor._openings.values()
+    (known,) = em.loop._choice.executor._openings.values()
     last = [*known.values()][-1]
     return last, [n.target for n in last.schedule.graph.nodes if n.op == "call_function"]
 

@@ -12,7 +12,7 @@ from torch.fx import graph_module
 import pyromancy as pyro
 from networks import autograd_loop
 from pyromancy.nodes import StandardGaussianNode
-from pyromancy.run.loop import ALIKE, READY
+from pyromancy.run.choice import ALIKE, READY
 
 
 class Net(nn.Module):
@@ -43,8 +43,8 @@ class Net(nn.Module):
 @pytest.fixture
 def captures(monkeypatch):
     """One entry for every capture."""
-    found, original = [], pyro.run.loop.capture
-    monkeypatch.setattr(pyro.run.loop, "capture", lambda *args: found.append(1) or original(*args))
+    found, original = [], pyro.run.choice.capture
+    monkeypatch.setattr(pyro.run.choice, "capture", lambda *args: found.append(1) or original(*args))
     return found
 
 
@@ -132,7 +132,7 @@ def test_batch_sizes_are_bounded(captures):
     for batch in range(1, READY + 4):
         net.set(batch)
         loop.run(1)
-        executors.append(weakref.ref(loop._executor))
+        executors.append(weakref.ref(loop._choice.executor))
     gc.collect()
     assert [e() is not None for e in executors] == [False] * 3 + [True] * READY
     assert f"ready for {READY} energies\n  3 given up" in loop.explain()

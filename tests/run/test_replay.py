@@ -17,7 +17,7 @@ from numerics import same_bits
 from pyromancy import backends
 from pyromancy.capture import lowering
 from pyromancy.run import loop, replay
-from pyromancy.run.loop import READY
+from pyromancy.run.choice import READY
 from pyromancy.run.replay import Replay
 
 MOMENTUM = {"momentum": 0.6, "dampening": 0.25}
@@ -239,7 +239,7 @@ def test_graphs_of_the_same_forms_share_memory(device):
         found.append(same_bits(network.nodes[1].value.data, twin.nodes[1].value.data))
     assert all(found)
     assert [t.replays for t in device.tapes] == [3, 2]
-    first, second = loop._replay._graphs.values()
+    first, second = loop._choice.replay._graphs.values()
     assert first.moving is second.moving
 
 
@@ -268,11 +268,11 @@ def test_many_kinds_take_bounded_memory(device):
         network.init(*data_for(network, batch))
         loop.run(5)
         loop.run(5)
-    owners = [weakref.ref(ready.executor) for ready in loop._ready]
+    owners = [weakref.ref(ready.executor) for ready in loop._choice.ready]
     device.tapes.clear()
     assert len(owners) == READY
-    assert len(loop._replay._graphs) == replay.GRAPHS
-    assert all(k[0] in [e() for e in owners] for k in (*loop._replay._graphs, *loop._replay._met))
+    assert len(loop._choice.replay._graphs) == replay.GRAPHS
+    assert all(k[0] in [e() for e in owners] for k in (*loop._choice.replay._graphs, *loop._choice.replay._met))
     del loop
     gc.collect()
     assert all(e() is None for e in owners)

@@ -57,7 +57,7 @@ def data(*shape):
 
 
 def schedule_of(loop, velocities=False):
-    return loop._executor._schedules[velocities, True][0]
+    return loop._choice.executor._schedules[velocities, True][0]
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -480,7 +480,7 @@ def test_the_graph_that_is_scheduled_gives_the_gradient_itself():
     net = Vgg(nn.SiLU)
     loop = running(net)
     loop.run(1)
-    executor = loop._executor
+    executor = loop._choice.executor
     leaves = executor._layout.of(executor.program.leaves)
     gradients = module_of(executor._gradient)(*leaves, *executor._once(*leaves))
     expected = torch.autograd.grad(net.energy().sum(), net.free())
@@ -493,7 +493,7 @@ def test_an_m_step_is_a_sweep_and_a_product_for_every_weight():
     loop = running(net)
     loop.run(1)
     loop.backward(pyro.get_mstep_params(net))
-    (learning,) = loop._executor._learnings.values()
+    (learning,) = loop._choice.executor._learnings.values()
     calls = [n for n in learning.schedule.graph.nodes if n.op == "call_function"]
     convolutions = [n for n in calls if n.target is aten.convolution.default]
     backward = [n for n in calls if n.target is aten.convolution_backward.default]
@@ -501,7 +501,7 @@ def test_an_m_step_is_a_sweep_and_a_product_for_every_weight():
     assert all(n.args[-1][0] is False for n in backward)  # no gradient of an input
     assert sum(n.target is aten.mm.out for n in calls) == 2
     assert f"gradients of {len(learning.reached)} tensors in {learning.schedule.calls} operator calls" in loop.explain()
-    schedules, owner = (learning.schedule, schedule_of(loop)), loop._executor.program
+    schedules, owner = (learning.schedule, schedule_of(loop)), loop._choice.executor.program
     blocks = [t.data_ptr() for schedule in schedules for t in schedule.lend(owner)]
     loop.run(1)
     loop.backward(pyro.get_mstep_params(net))

@@ -155,8 +155,8 @@ def test_an_energy_that_cannot_be_captured_is_seldom_tried_again():
 def test_energies_that_take_turns_are_captured_once(monkeypatch):
     """As two phases of a batch that weigh the target otherwise do."""
     captures = []
-    original = pyro.run.loop.capture
-    monkeypatch.setattr(pyro.run.loop, "capture", lambda *args: captures.append(1) or original(*args))
+    original = pyro.run.choice.capture
+    monkeypatch.setattr(pyro.run.choice, "capture", lambda *args: captures.append(1) or original(*args))
     net = Net()
     loop = pyro.InferenceLoop(net.energy, net.free, lr=0.1)
     for net.weight in (0.25, 0.5, 0.25, 0.5, 0.25):

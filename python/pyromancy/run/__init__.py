@@ -2,6 +2,7 @@
 
 from .em import EM
 from .epoch import Part
-from .loop import InferenceLoop, Trace
+from .loop import InferenceLoop
+from .trace import Trace
 
 __all__ = ["EM", "InferenceLoop", "Part", "Trace"]

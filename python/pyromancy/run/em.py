@@ -18,17 +18,22 @@ from torch.optim import Optimizer
 from ..capture.capture import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
 from ..plan import Langevin
+from .copies import check_copied, deep_copy
 from .distributed import check_whole, group_of, others
 from .epoch import Epoch, Part, no_order, size_of_batches
 from .executor import Executor
+from .explained import stopping_in_words
 from .fused_batch import FusedBatch, NotFused, refuse_unused
 from .graph import GraphExecutor
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, _warn, called, check_copied, deep_copy, names_of, states_of, stopping_in_words
+from .loop import InferenceLoop
 from .optimizer import check_averages, needs_closure
+from .reach import called, names_of, states_of
 from .repeat import Repeat
 from .scheduled import Scheduled
 from .start import Start, StartFunction
+from .trace import Trace
+from .warn import warn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -132,7 +137,7 @@ class EM:
         if self._group is not None:
             self._group.begin(self._parameters)
         elif distributed is None and (more := others()):
-            _warn(
+            warn(
                 f"this EM learns by itself, beside {more} other processes of torch.distributed: distributed=True "
                 "averages gradients over all, and distributed=False says that it is meant to be alone"
             )
@@ -512,7 +517,7 @@ class EM:
                 raise NotFused(self._fused.outside)
             if self._fused.self_predicted and not self._warned:
                 self._warned = True
-                _warn(
+                warn(
                     f"start sets {self._fused.self_predicted}, which E-steps leave alone, to its own prediction, "
                     "from which nothing is learned; a target may be missing, as y is in step(x)"
                 )
@@ -626,7 +631,7 @@ class EM:
                     if scheduled is not None:
                         scheduled.end()
             self._check_uses()
-            self._average(loop._executor)
+            self._average(loop._choice.executor)
             optimizer.step()
         return Trace(self.steps) if self.incremental else trace
 

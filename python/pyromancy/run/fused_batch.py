@@ -20,11 +20,13 @@ from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
 from .interrupt import Uninterrupted
-from .loop import InferenceLoop, Trace, names_of
+from .loop import InferenceLoop
 from .planner import Call, Learn, Learned, set_rates
+from .reach import names_of
 from .repeat import Repeat
 from .replay import product_precision
 from .start import Start
+from .trace import Trace
 
 if TYPE_CHECKING:
     from .em import EM

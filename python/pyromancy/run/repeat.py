@@ -172,6 +172,7 @@ def _settings(em: EM) -> list[Entry]:
             vars(loop),
             *(name for name in vars(loop) if name not in ("_velocities", "_seen", "_begun", "_taken", "_lost")),
         ),
+        named_in(vars(loop._choice), *vars(loop._choice)),
         items_of(loop._params),
         items_of(loop.program.leaves),
         *attributes_of(optimizer),
