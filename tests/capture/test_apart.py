@@ -9,8 +9,9 @@ import pyromancy as pyro
 from pyromancy import methods
 from pyromancy.capture.apart import apart
 from pyromancy.capture.capture import capture
+from pyromancy.capture.chains import NotAChain
 from pyromancy.capture.joined import joined
-from pyromancy.capture.lowering import NotAChain, lower
+from pyromancy.capture.lowering import lower
 from pyromancy.capture.normal import normal
 from pyromancy.functional import (
     bernoulli_energy,

@@ -15,7 +15,7 @@ import pyromancy as pyro
 from networks import KINDS, Chain, Images, data_for, loop_for
 from numerics import same_bits
 from pyromancy import backends
-from pyromancy.capture import lowering
+from pyromancy.laws import full_gaussian
 from pyromancy.run import loop, replay
 from pyromancy.run.choice import READY
 from pyromancy.run.replay import Replay
@@ -447,7 +447,7 @@ class TestAlone:
 
 def test_inverse_of_a_covariance_without_waiting():
     factor = torch.randn(9, 9, dtype=torch.float64).tril(-1) + torch.diag(torch.rand(9, dtype=torch.float64) + 0.5)
-    torch.testing.assert_close(lowering._inverse(factor), torch.cholesky_inverse(factor), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(full_gaussian._inverse(factor), torch.cholesky_inverse(factor), rtol=1e-10, atol=1e-10)
 
 
 class Cuda:

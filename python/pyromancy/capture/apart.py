@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .activations import ends_in_activation
 from .calls import Call, Slot
-from .lowering import ends_in_activation
 from .program import Program
 from .terms import Term
 

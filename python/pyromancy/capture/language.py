@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from .. import functional
 from ..nodes.law import ElementLaw, language
 from .capture import NotCapturable, capture
-from .lowering import NotAChain, lower
+from .chains import NotAChain
+from .lowering import lower
 from .normal import normal
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,18 @@ def normalizer(factor: Tensor, width: int) -> Tensor:
 def moment(z: Tensor, mu: Tensor, theta: Tensor, weight: float, parameter: float = 0.0) -> Tensor:
     """What the energies of all samples grow by with theta."""
     return 0.5 * (z - mu).mT @ (z - mu)
+
+
+def precision(factor: Tensor, weight: float) -> Tensor:
+    """The precision ``[n, n]`` of a full covariance with a Cholesky factor, times a node's weight."""
+    library = not factor.is_cuda and factor.diagonal().all()  # which raises where L is singular
+    inverse = torch.cholesky_inverse(factor) if library else _inverse(factor)
+    return inverse if weight == 1.0 else weight * inverse
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """``(L L^T)^-1`` where `torch.cholesky_inverse` would wait for the device, to find out whether L is singular."""
+    half = torch.linalg.solve_triangular(
+        factor, torch.eye(len(factor), dtype=factor.dtype, device=factor.device), upper=False
+    )
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)

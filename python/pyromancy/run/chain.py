@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import backends, functional, ops, plan
 from ..capture.calls import Slot
+from ..capture.chains import Chain, Node
 from ..capture.errors import NoErrors, predicts
-from ..capture.lowering import Chain, Node
 from ..capture.program import Program
 from ..capture.terms import Term
 from ..laws import LAWS

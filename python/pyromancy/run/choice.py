@@ -12,8 +12,9 @@ from .. import backends, functional
 from ..capture import language  # noqa: F401 (tells nodes what laws may be made of)
 from ..capture.apart import apart
 from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
+from ..capture.chains import NotAChain
 from ..capture.joined import joined
-from ..capture.lowering import NotAChain, lower
+from ..capture.lowering import lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import PROVEN_AFTER

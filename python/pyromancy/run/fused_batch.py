@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .. import backends, ops, plan
 from ..capture.capture import has_hooks
-from ..capture.lowering import Edge, EdgeTensors
+from ..capture.chains import Edge
+from ..capture.edges import EdgeTensors
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
 from ..nodes.target import TargetNode

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import plan
-from ..capture.lowering import Chain, Edge, Node, precision
+from ..capture.chains import Chain, Edge, Node
 from ..capture.program import Program
+from ..laws.full_gaussian import precision
 from ..methods import Shrink
 from .executor import Run
 from .replay import product_precision

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..capture.capture import Checker, NotCapturable, Recording, obstacle
-from ..capture.lowering import EdgeTensors, edges_of
+from ..capture.edges import EdgeTensors, edges_of
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.watch import Guard
