@@ -114,13 +114,13 @@ def test_maxima_that_are_equal_send_their_gradient_to_the_first():
 
 
 def test_steps_that_cannot_be_scheduled_are_run_by_operators_of_their_own(monkeypatch):
-    class Failing(graph.Scheduler):
+    class Failing(graph.Ends):
         def __init__(self, of, states, velocities=False, *args, **options):
             super().__init__(of, states, velocities, *args, **options)
             if velocities:
                 raise RuntimeError
 
-    monkeypatch.setattr(graph, "Scheduler", Failing)
+    monkeypatch.setattr(graph, "Ends", Failing)
     conv, z, y = nn.Conv2d(3, 4, 3, padding=1).double(), free(2, 3, 6, 4), data(2, 4, 6, 4)
     energy = lambda: gaussian_energy(y, conv(F.gelu(z)))  # noqa: E731
     explained = assert_as_autograd(energy, [z], [*conv.parameters()], momentum=0.5)

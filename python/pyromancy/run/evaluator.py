@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..capture.capture import NotCapturable
+from ..capture.ends import Ends, settling
+from ..capture.memory import dense_strides
 from ..capture.partition import Energy, evaluation, is_fused, is_unsteady, module_of
 from ..capture.program import Program
-from ..capture.schedule import Schedule, Scheduler, dense_strides, settling
+from ..capture.schedule import Schedule, scheduled
 from .layout import ImageLayout
 from .rest import rest
 
@@ -42,7 +44,7 @@ class Evaluator:
             self._settling = [i for i in settling(graph, len(program.leaves)) if settles or i not in self._free]
             self._layout = layout
             self._forms = [n.meta["val"] for n in results]
-            self._schedule = Scheduler(graph, free, settles=self._settling, gives=results).schedule()
+            self._schedule = scheduled(Ends(graph, free, settles=self._settling, gives=results))
             graph = self._schedule.graph
         else:
             self._settling, self._layout = [], ImageLayout(program)

@@ -11,10 +11,11 @@ from torch import Tensor, fx
 
 from .. import functional
 from ..capture.capture import NotCapturable
+from ..capture.ends import Ends
 from ..capture.opening import opening
 from ..capture.partition import is_fused, is_unsteady, learning, module_of, partition, traced
 from ..capture.program import Program
-from ..capture.schedule import Schedule, Scheduler
+from ..capture.schedule import Schedule, scheduled
 from .executor import ReplayingExecutor, Run, obstacle_of
 from .layout import ImageLayout
 from .replay import Replay
@@ -126,7 +127,7 @@ class GraphExecutor(ReplayingExecutor):
         velocities, settles = kind
         states = [leaves[i] for i in self._free]
         try:
-            schedule = Scheduler(self._gradient, self._free, velocities, self._free if settles else ()).schedule()
+            schedule = scheduled(Ends(self._gradient, self._free, velocities, self._free if settles else ()))
             move = module_of(schedule.graph)
             copies = list(leaves)
             for i, state in zip(self._free, states, strict=True):
@@ -193,7 +194,7 @@ class GraphExecutor(ReplayingExecutor):
             own = self._layout.of(sweep.own())
             given = [*self._layout.of(self.program.leaves), *own]
             graph = opening(self._once.graph, self._gradient, traced(sweep, given), self._free, steps)
-            schedule = Scheduler(graph.graph, self._free, opens=True).schedule()
+            schedule = scheduled(Ends(graph.graph, self._free, opens=True))
             known[steps] = _Opening(schedule, module_of(schedule.graph), graph.steps, graph.steps < steps)
         return known[steps]
 
@@ -267,7 +268,7 @@ class GraphExecutor(ReplayingExecutor):
         if is_unsteady(graph) or not all(is_fused(n) for n in output.all_input_nodes):
             raise NotCapturable("the graph of its gradients is run by operators of their own")
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        schedule = Scheduler(graph, self._free, settles=self._free, gives=[inputs[i] for i in reached]).schedule()
+        schedule = scheduled(Ends(graph, self._free, settles=self._free, gives=[inputs[i] for i in reached]))
         found = _Learning(once, schedule, module_of(schedule.graph), reached)
         try:
             self._found(found)
