@@ -526,13 +526,13 @@ def test_a_user_s_module_without_state_is_watched():
 
 
 def counted(monkeypatch):
-    runs, dry_run = [], capture._dry_run
+    runs, dry_run = [], capture.dry_run
 
     def count(*args):
         runs.append(1)
         return dry_run(*args)
 
-    monkeypatch.setattr(capture, "_dry_run", count)
+    monkeypatch.setattr(capture, "dry_run", count)
     return runs
 
 

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 
 from .. import functional
 from ..nodes.law import ElementLaw, language
-from .capture import NotCapturable, capture
+from .capture import capture
 from .chains import NotAChain
 from .lowering import lower
 from .normal import normal
+from .recording import NotCapturable
 
 
 def lacks(law: ElementLaw, width: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .capture import NotCapturable
+from .recording import NotCapturable
 
 aten = torch.ops.aten
 

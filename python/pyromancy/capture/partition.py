@@ -16,8 +16,8 @@ from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import trace
-from .capture import NotCapturable
 from .program import Program
+from .recording import NotCapturable
 
 aten = torch.ops.aten
 _tracing = threading.Lock()  # make_fx changes the process's modules while it runs

@@ -11,12 +11,14 @@ from torch import Tensor
 from .. import backends, functional
 from ..capture import language  # noqa: F401 (tells nodes what laws may be made of)
 from ..capture.apart import apart
-from ..capture.capture import NotCapturable, Recording, capture, check, obstacle
+from ..capture.capture import capture, check
 from ..capture.chains import NotAChain
 from ..capture.joined import joined
 from ..capture.lowering import lower
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
+from ..capture.recording import NotCapturable, Recording
+from ..capture.surroundings import obstacle
 from ..capture.watch import PROVEN_AFTER
 from .autograd import AutogradExecutor
 from .chain import ChainExecutor

@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..capture.capture import NotCapturable
+from ..capture.recording import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
 from ..plan import Langevin
 from .copies import check_copied, deep_copy

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..capture.capture import NotCapturable
 from ..capture.ends import Ends, settling
 from ..capture.memory import dense_strides
 from ..capture.partition import Energy, evaluation, is_fused, is_unsteady, module_of
 from ..capture.program import Program
+from ..capture.recording import NotCapturable
 from ..capture.schedule import Schedule, scheduled
 from .layout import ImageLayout
 from .rest import rest

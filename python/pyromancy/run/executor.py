@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..capture.capture import has_hooks
 from ..capture.program import Program
+from ..capture.surroundings import has_hooks
 from ..methods import Rated
 from ..plan import Descent, Stepper
 from .replay import Replay, replayed

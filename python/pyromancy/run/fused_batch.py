@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import backends, ops, plan
-from ..capture.capture import has_hooks
 from ..capture.chains import Edge
 from ..capture.edges import EdgeTensors
+from ..capture.surroundings import has_hooks
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
 from ..nodes.target import TargetNode

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from .. import functional
-from ..capture.capture import NotCapturable
 from ..capture.ends import Ends
 from ..capture.opening import opening
 from ..capture.partition import is_fused, is_unsteady, learning, module_of, partition, traced
 from ..capture.program import Program
+from ..capture.recording import NotCapturable
 from ..capture.schedule import Schedule, scheduled
 from .executor import ReplayingExecutor, Run, obstacle_of
 from .layout import ImageLayout

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..capture.capture import NotCapturable
 from ..capture.program import Program
+from ..capture.recording import NotCapturable
 
 _T = TypeVar("_T")
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .. import functional
 from ..capture.bounds import floor, is_gaussian
-from ..capture.capture import NotCapturable
 from ..capture.errors import Errors, NoErrors, Spread, predicts
 from ..capture.partition import Energy
 from ..capture.program import Program
+from ..capture.recording import NotCapturable
 from ..laws import expression, huber
 from ..methods.base import Evaluation, Point, inner, moved
 from ..plan import Law

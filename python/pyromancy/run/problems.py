@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..capture.capture import NotCapturable
 from ..capture.errors import NoErrors
 from ..capture.joined import joined
 from ..capture.normal import normal
 from ..capture.program import Program
+from ..capture.recording import NotCapturable
 from ..methods import FixedPrediction, Method
 from .objective import OnAutograd, OnErrors, OnFixedPredictions, OnStates, Problem
 

@@ -12,7 +12,7 @@ from torch.autograd import profiler
 from torch.optim import optimizer as _torch
 
 from .. import ops
-from ..capture.capture import has_hooks, obstacle
+from ..capture.surroundings import has_hooks, obstacle
 from ..capture.watch import Entry, Watch, attributes_of, contents, items_of, named_in
 from .optimizer import Learner
 from .planner import Call, set_rates

@@ -13,10 +13,12 @@ import torch.nn as nn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..capture.capture import Checker, NotCapturable, Recording, obstacle
+from ..capture.checker import Checker
 from ..capture.edges import EdgeTensors, edges_of
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
+from ..capture.recording import NotCapturable, Recording
+from ..capture.surroundings import obstacle
 from ..capture.watch import Guard
 from ..nodes.base import StateNode, watched
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..capture.capture import NotCapturable
 from ..capture.program import Program
+from ..capture.recording import NotCapturable
 from ..nodes.base import StateNode
 from .start import Setting, Start
 
