@@ -11,7 +11,7 @@ import pyromancy
 
 ROOT = Path(pyromancy.__file__).parent
 LAYERS = (
-    {"arguments", "distributions", "native", "registration", "shape", "version"},
+    {"arguments", "distributions", "native", "operands", "registration", "shape", "version"},
     {"plan"},
     {"laws", "methods", "rules"},
     {"ops"},

@@ -31,10 +31,7 @@ def batteries():
         }
     running = {name: processes.start(BATTERY, **variables) for name, variables in settings.items()}
     yield running
-    for process in running.values():
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    processes.end(running.values())
 
 
 @pytest.mark.slow

@@ -31,7 +31,6 @@ Tensor subclasses and `torch.overrides.TorchFunctionMode` can override all but t
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
@@ -39,6 +38,7 @@ from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import ops
+from .operands import check_floating, multivariate_operands, operands, operands_with_classes
 from .ops import autograd, reference
 
 __all__ = [
@@ -60,7 +60,6 @@ __all__ = [
     "student_error",
 ]
 
-_FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _is_compiling = torch.compiler.is_compiling
 _transforming_functions = torch._C._are_functorch_transforms_active
 _GaussianEnergy = super(Function, autograd.GaussianEnergy).apply  # past the Python wrapper for torch.func
@@ -90,7 +89,7 @@ def gaussian_energy(value: Tensor, pred: Tensor, logvar: Tensor | None = None) -
     """
     if has_torch_function_variadic(value, pred, logvar):
         return handle_torch_function(gaussian_energy, (value, pred, logvar), value, pred, logvar)
-    value, pred, logvar = _operands(value, pred, logvar)
+    value, pred, logvar = operands(value, pred, logvar)
     if _calls_operators():
         return ops.gaussian_energy(value, pred, logvar)
     if _transforming():
@@ -116,7 +115,7 @@ def gaussian_error(value: Tensor, pred: Tensor, logvar: Tensor | None = None, we
     """
     if has_torch_function_variadic(value, pred, logvar, weight):
         return handle_torch_function(gaussian_error, (value, pred, logvar, weight), value, pred, logvar, weight)
-    value, pred, logvar = _operands(value, pred, logvar)
+    value, pred, logvar = operands(value, pred, logvar)
     if weight is not None:
         if weight.shape != value.shape[:1]:
             raise ValueError(f"weight must have shape ({value.shape[0]},), got {tuple(weight.shape)}")
@@ -159,7 +158,7 @@ def laplace_energy(value: Tensor, pred: Tensor, logscale: Tensor | None = None) 
     """
     if has_torch_function_variadic(value, pred, logscale):
         return handle_torch_function(laplace_energy, (value, pred, logscale), value, pred, logscale)
-    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    value, pred, logscale = operands(value, pred, logscale, "logscale")
     return reference.laplace_energy(value, pred, logscale)
 
 
@@ -180,7 +179,7 @@ def laplace_error(value: Tensor, pred: Tensor, logscale: Tensor | None = None) -
     """
     if has_torch_function_variadic(value, pred, logscale):
         return handle_torch_function(laplace_error, (value, pred, logscale), value, pred, logscale)
-    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    value, pred, logscale = operands(value, pred, logscale, "logscale")
     return reference.laplace_error(value, pred, logscale)
 
 
@@ -203,7 +202,7 @@ def categorical_energy(value: Tensor, pred: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred):
         return handle_torch_function(categorical_energy, (value, pred), value, pred)
-    return reference.categorical_energy(*_with_classes(value, pred))
+    return reference.categorical_energy(*operands_with_classes(value, pred))
 
 
 def categorical_error(value: Tensor, pred: Tensor) -> Tensor:
@@ -224,14 +223,7 @@ def categorical_error(value: Tensor, pred: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred):
         return handle_torch_function(categorical_error, (value, pred), value, pred)
-    return reference.categorical_error(*_with_classes(value, pred))
-
-
-def _with_classes(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
-    value, pred, _ = _operands(value, pred, None)
-    if value.dim() < 2:
-        raise ValueError(f"value and pred must have shape (B, classes, *), got {tuple(value.shape)}")
-    return value, pred
+    return reference.categorical_error(*operands_with_classes(value, pred))
 
 
 def bernoulli_energy(value: Tensor, pred: Tensor) -> Tensor:
@@ -252,7 +244,7 @@ def bernoulli_energy(value: Tensor, pred: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred):
         return handle_torch_function(bernoulli_energy, (value, pred), value, pred)
-    value, pred, _ = _operands(value, pred, None)
+    value, pred, _ = operands(value, pred, None)
     return reference.bernoulli_energy(value, pred)
 
 
@@ -272,7 +264,7 @@ def bernoulli_error(value: Tensor, pred: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred):
         return handle_torch_function(bernoulli_error, (value, pred), value, pred)
-    value, pred, _ = _operands(value, pred, None)
+    value, pred, _ = operands(value, pred, None)
     return reference.bernoulli_error(value, pred)
 
 
@@ -294,7 +286,7 @@ def poisson_energy(value: Tensor, pred: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred):
         return handle_torch_function(poisson_energy, (value, pred), value, pred)
-    value, pred, _ = _operands(value, pred, None)
+    value, pred, _ = operands(value, pred, None)
     return reference.poisson_energy(value, pred)
 
 
@@ -314,7 +306,7 @@ def poisson_error(value: Tensor, pred: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred):
         return handle_torch_function(poisson_error, (value, pred), value, pred)
-    value, pred, _ = _operands(value, pred, None)
+    value, pred, _ = operands(value, pred, None)
     return reference.poisson_error(value, pred)
 
 
@@ -341,7 +333,7 @@ def student_energy(value: Tensor, pred: Tensor, logscale: Tensor | None = None, 
     if has_torch_function_variadic(value, pred, logscale):
         return handle_torch_function(student_energy, (value, pred, logscale), value, pred, logscale, dof)
     _check_dof(dof)
-    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    value, pred, logscale = operands(value, pred, logscale, "logscale")
     return reference.student_energy(value, pred, logscale, dof)
 
 
@@ -364,7 +356,7 @@ def student_error(value: Tensor, pred: Tensor, logscale: Tensor | None = None, d
     if has_torch_function_variadic(value, pred, logscale):
         return handle_torch_function(student_error, (value, pred, logscale), value, pred, logscale, dof)
     _check_dof(dof)
-    value, pred, logscale = _operands(value, pred, logscale, "logscale")
+    value, pred, logscale = operands(value, pred, logscale, "logscale")
     return reference.student_error(value, pred, logscale, dof)
 
 
@@ -384,7 +376,7 @@ def cholesky_factor(logdiag: Tensor, offtril: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(logdiag, offtril):
         return handle_torch_function(cholesky_factor, (logdiag, offtril), logdiag, offtril)
-    _check_floating(logdiag=logdiag, offtril=offtril)
+    check_floating(logdiag=logdiag, offtril=offtril)
     n = logdiag.shape[0] if logdiag.dim() == 1 else -1
     if tuple(offtril.shape) != (n, n):
         raise ValueError(
@@ -420,7 +412,7 @@ def multivariate_energy(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred, factor):
         return handle_torch_function(multivariate_energy, (value, pred, factor), value, pred, factor)
-    value, pred, factor, shape = _multivariate_operands(value, pred, factor)
+    value, pred, factor, shape = multivariate_operands(value, pred, factor)
     if len(shape) == 2 and not (_calls_operators() or _transforming()):
         return _MultivariateEnergy(value, pred, factor)[0]
     value, pred = _as_positions(value, shape), _as_positions(pred, shape)
@@ -448,7 +440,7 @@ def multivariate_error(value: Tensor, pred: Tensor, factor: Tensor) -> Tensor:
     """
     if has_torch_function_variadic(value, pred, factor):
         return handle_torch_function(multivariate_error, (value, pred, factor), value, pred, factor)
-    value, pred, factor, shape = _multivariate_operands(value, pred, factor)
+    value, pred, factor, shape = multivariate_operands(value, pred, factor)
     value, pred = _as_positions(value, shape), _as_positions(pred, shape)
     if _calls_operators():
         error = ops.multivariate_error(value, pred, factor)
@@ -495,7 +487,7 @@ def estep_(
         TypeError: a tensor is not of a floating-point dtype.
         ValueError: shapes, dtypes or devices differ, or `momentum` comes without a `buffer`.
     """
-    _check_floating(value=value, error=error, feedback=feedback, buffer=buffer)
+    check_floating(value=value, error=error, feedback=feedback, buffer=buffer)
     for name, t in (("error", error), ("feedback", feedback), ("buffer", buffer)):
         if t is not None and (t.shape != value.shape or t.dtype != value.dtype or t.device != value.device):
             raise ValueError(f"{name} must be like value, {_describe(value)}, got {_describe(t)}")
@@ -522,81 +514,6 @@ def _transforming() -> bool:
 
 def _describe(t: Tensor) -> str:
     return f"{tuple(t.shape)} {t.dtype} on {t.device}"
-
-
-def _check_floating(**tensors: Tensor | None) -> None:
-    for name, t in tensors.items():
-        if t is not None and t.dtype not in _FLOATING:
-            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
-
-
-def _operands(
-    value: Tensor, pred: Tensor, logvar: Tensor | None, spread: str = "logvar"
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Broadcast to one shape and promote to one dtype, as ``(value - pred) / exp(logvar)`` would.
-
-    `spread` is what the caller's argument is named.
-    """
-    value, pred = _broadcast(value, pred)
-    if value.dim() == 0:
-        raise ValueError("value must have a batch dimension, got shape ()")
-    dtype = value.dtype
-    if pred.dtype != dtype or dtype not in _FLOATING or (logvar is not None and logvar.dtype != dtype):
-        _check_floating(**{"value": value, "pred": pred, spread: logvar})
-        dtype = torch.promote_types(dtype, pred.dtype)
-        if logvar is not None and logvar.dim() > 0:
-            dtype = torch.promote_types(dtype, logvar.dtype)
-        value, pred = value.to(dtype), pred.to(dtype)
-        logvar = None if logvar is None else logvar.to(dtype)
-    if pred.device != value.device or (logvar is not None and logvar.device != value.device):
-        others = pred.device if logvar is None else f"{pred.device} and {logvar.device}"
-        raise ValueError(f"pred and {spread} must be on the device of value, {value.device}, got {others}")
-    if logvar is not None and (n := logvar.dim()) > 0:
-        node = value.shape[1:]
-        if n > len(node) or any(a not in (1, b) for a, b in zip(reversed(logvar.shape), reversed(node), strict=False)):
-            raise ValueError(
-                f"{spread} must broadcast against the node dimensions {tuple(node)}, got shape {tuple(logvar.shape)}"
-            )
-        if n < len(node):
-            logvar = logvar.reshape(*[1] * (len(node) - n), *logvar.shape)
-    return value, pred, logvar
-
-
-def _broadcast(value: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
-    if value.shape == pred.shape:
-        return value, pred
-    try:
-        states, means = torch.broadcast_tensors(value, pred)
-    except RuntimeError as error:
-        raise ValueError(
-            f"pred must broadcast with value, of shape {tuple(value.shape)}, got shape {tuple(pred.shape)}"
-        ) from error
-    if states.shape[:1] != value.shape[:1] and not _is_compiling():
-        warnings.warn(
-            f"the state has shape {tuple(value.shape)} and its prediction {tuple(pred.shape)}: every sample is compared"
-            " with the same state, as of a target that was given for one sample; if that is meant, expand the state",
-            stacklevel=1,  # the place is the same for a state's every use, so that it is told once
-        )
-    return states, means
-
-
-def _multivariate_operands(value: Tensor, pred: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
-    """The operands, of one shape and dtype, and that shape."""
-    value, pred = _broadcast(value, pred)
-    shape = value.shape
-    if len(shape) < 2 or tuple(factor.shape) != (shape[-1], shape[-1]):
-        raise ValueError(
-            f"value must have shape (B, *positions, n) and factor (n, n), got {tuple(shape)} and {tuple(factor.shape)}"
-        )
-    _check_floating(value=value, pred=pred, factor=factor)
-    if not value.device == pred.device == factor.device:
-        raise ValueError(
-            f"pred and factor must be on the device of value, {value.device}, got {pred.device} and {factor.device}"
-        )
-    dtype = torch.promote_types(torch.promote_types(value.dtype, pred.dtype), factor.dtype)
-    if not value.dtype == pred.dtype == factor.dtype:
-        value, pred, factor = value.to(dtype), pred.to(dtype), factor.to(dtype)
-    return value, pred, factor, shape
 
 
 def _as_positions(t: Tensor, shape: torch.Size) -> Tensor:

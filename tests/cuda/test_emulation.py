@@ -83,10 +83,7 @@ def plans(library):
         for name, (way, order) in WAYS.items()
     }  # fmt: skip
     yield running
-    for process in running.values():
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    processes.end(running.values())
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -67,10 +67,7 @@ def running(request):
     for capability in wanted.intersection(CAPABILITIES):
         started[capability] = processes.start(TESTS / "support" / "cubins.py", capability, TRITON_INTERPRET="0")
     yield started
-    for process in started.values():
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    processes.end(started.values())
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -237,6 +237,27 @@ def test_an_epoch_is_its_batches(shuffle, drop_last):
     assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
 
 
+def test_an_epoch_that_is_left_early_has_learned_from_whole_batches_and_the_next_is_whole():
+    net, other = twins()
+    x, y = torch.rand(57, 8).double(), torch.rand(57, 3).double()
+    ours, theirs = (OPTIMIZERS["adam"](n.m_params()) for n in (net, other))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=4, lr=0.1)
+    step = pyro.EM(other.energy, other.e_params(), theirs, start=other.start, steps=4, lr=0.1)
+    a, b = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for whole in (False, False, True):
+        order, done = torch.randperm(57, generator=b), 0
+        for part in em.epoch(x, y, batch_size=10, generator=a):
+            done += part.samples
+            if not whole:
+                break
+        assert done == 57 if whole else 0 < done < 57
+        for rows in order[:done].split(10):
+            step.step(x[rows], y[rows])
+    assert em.batches == step.batches
+    assert all(same_bits(p, q) for p, q in zip(net.m_params(), other.m_params(), strict=True))
+    assert em.state_dict()["order"] is None
+
+
 def test_an_epoch_resumes_in_the_middle_to_the_same_bits():
     net, other = twins()
     x, y = torch.rand(100, 8).double(), torch.rand(100, 3).double()

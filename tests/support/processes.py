@@ -34,6 +34,14 @@ def finish(process, expect=0, timeout=300):
     return output
 
 
+def end(started):
+    """End those that are still running, and let go of what they have printed."""
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def python(*arguments, expect=0, **options):
     """Run Python and return what it printed."""
     return finish(start(*arguments, **options), expect)

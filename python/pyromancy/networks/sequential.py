@@ -46,7 +46,9 @@ def from_sequential(
     `module` in either mode.
 
     Args:
-        module: Linear or Conv first, after what has no parameters; Sequentials in it count as the layers they hold.
+        module: Linear or Conv first, after what has no parameters: it takes vectors ``[B, features]`` or images ``[B,
+            channels, ...]``; for sequences ``[B, T, features]`` make a `PCN`. Sequentials in it count as the layers
+            they hold.
         cut: where nodes are put between the ends, as indices of layers, in order: ``cut=[2, 4]`` makes three edges, of
             layers 0 and 1, 2 and 3, and the rest.
         output: kind of the last node, by name: one of `OUTPUTS`.

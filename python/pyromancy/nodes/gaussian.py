@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .. import functional
+from ..operands import broadcast
 from ..registration import mparameters
 from .base import VariationalNode
 
@@ -257,14 +258,14 @@ class MultivariateGaussianNode(AbstractGaussianNode):
 
     def error(self, pred: Tensor) -> Tensor:
         """Precision-weighted error ``Sigma^-1 (z - mu)``, of the shape of the state."""
-        value, pred = functional._broadcast(self._state("error"), pred)
+        value, pred = broadcast(self._state("error"), pred)
         error = functional.multivariate_error(self._rows(value), self._rows(pred), self._factor())
         moved = [value.shape[i] for i in self._order()]
         return error.reshape(moved).permute(sorted(range(value.dim()), key=self._order().__getitem__))
 
     def energy(self, pred: Tensor) -> Tensor:
         """Energy ``1/2 [ |L^-1 (z - mu)|^2 + log|Sigma| ]`` per sample, summed over positions, ``[B]``."""
-        value, pred = functional._broadcast(self._state("energy"), pred)
+        value, pred = broadcast(self._state("energy"), pred)
         return functional.multivariate_energy(self._rows(value), self._rows(pred), self._factor())
 
     def _colour(self, noise: Tensor) -> Tensor:

@@ -206,7 +206,8 @@ class EM:
         Ctrl-C is heeded between batches, and between parts that are one call; `state_dict` then has what is left, and
         so it has after an exception of `start` or of the energy. After `load_state_dict` the next call goes on with it.
 
-        An epoch begins when its first part is asked for. One that nobody iterates changes nothing, and warns of it.
+        An epoch begins when its first part is asked for. One that nobody iterates changes nothing, and warns of it. One
+        that is left early, as by ``break``, has learned from the whole batches of its parts; the next begins anew.
 
         Args:
             *data: tensors of the same length, whose rows `start` takes; with `distributed` the same in all processes,
