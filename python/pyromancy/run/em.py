@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +18,7 @@ from ..methods import FixedPrediction, Method, Stop
 from ..plan import Langevin
 from .copies import check_copied, deep_copy
 from .distributed import check_whole, group_of, others
-from .epoch import Epoch, Part, no_order, size_of_batches
+from .epoch import Epoch, Part, size_of_batches
 from .executor import Executor
 from .explained import stopping_in_words
 from .fused_batch import FusedBatch, NotFused, refuse_unused
@@ -30,8 +28,10 @@ from .loop import InferenceLoop
 from .optimizer import check_averages, needs_closure
 from .reach import called, names_of, states_of
 from .repeat import Repeat
+from .saved import check_saved
 from .scheduled import Scheduled
-from .start import Start, StartFunction
+from .start import Start
+from .starts import Starts
 from .trace import Trace
 from .warn import warn
 
@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 INCREMENTAL = (False, True, "joint")
 _OPTIONS = ("steps", "tol", "incremental", "lr", "momentum", "dampening", "nesterov")
 _PART = 0.1  # seconds after which `epoch` gives a sign of life
-_STARTS = 16  # forms of a batch that are kept
 _FIRST, _MOST = 2, 1024  # bounds of `EM._wait`
-_MOST_REFUSED = 64  # batches before a `start` that cannot be captured is tried again
 
 
 def _of_loop(name: str) -> property:
@@ -141,9 +139,7 @@ class EM:
                 f"this EM learns by itself, beside {more} other processes of torch.distributed: distributed=True "
                 "averages gradients over all, and distributed=False says that it is meant to be alone"
             )
-        self._starts: list[Start] = []
-        self._refused: _Refused | None = None
-        self._begun = False  # that a capture which was refused has run `start`, and so has set the states
+        self._starts = Starts()
         self._fused: FusedBatch | None = None
         self._scheduled: Scheduled | None = None  # what starts a batch that is done by parts, if not `start` itself
         self._called = ""  # why it is `start`
@@ -185,7 +181,6 @@ class EM:
             self._wait = _FIRST if self._repeat.ended() > _MOST else min(2 * self._wait, _MOST)
             self._repeat = None
         self._check()
-        self._begun = False
         fused = self._prepared(batch)
         if fused is None or not fused.run(self):
             return self._step_unfused(batch)
@@ -259,7 +254,8 @@ class EM:
         batches = self._pace[1] if self._pace[0] == kind else 1
         while len(order):
             began = time.perf_counter()
-            count = min(batches, max(1, len(order) // size)) if self._knows_start or self._group is not None else 1
+            known = self._starts.knows(self.start) or self._group is not None
+            count = min(batches, max(1, len(order) // size)) if known else 1
             rows = order[: count * size]
             done = self._part(data, order, size, count)
             order = order[len(rows) :]
@@ -271,18 +267,12 @@ class EM:
             self._pace = kind, batches
         self._order = None
 
-    @property
-    def _knows_start(self) -> bool:
-        """Whether `start` has been captured, or could not be."""
-        captured = [known.function for known in self._starts]
-        return any(f is self.start for f in (*captured, self._refused and self._refused.function))
-
     def _part(self, data: tuple[Tensor, ...], order: Tensor, size: int, count: int) -> int:
         """So many batches of the first rows of an order; what is left of it is kept for `state_dict`."""
         rows = order[: count * size]
-        refused = self._refused is not None and self._refused.function is self.start
         # or else `start` would be run on other rows, and what it draws be drawn once more
-        if len(rows) >= size and self._knows_start and not refused and self._group is None:
+        captured = self._starts.knows(self.start) and not self._starts.refuses(self.start)
+        if len(rows) >= size and captured and self._group is None:
             self._check()
             fused = self._prepared(tuple(t[:size] for t in data), set_=False)
             if fused is not None:
@@ -340,7 +330,7 @@ class EM:
                 f"  process {group.rank} of {group.size}: gradients, {numbers} numbers, are averaged over all in one "
                 f"all-reduce per {when}"
             )
-        if self._starts and (reason := self._starts[-1].obstacle):
+        if reason := self._starts.obstacle:
             lines.append(f"  start is run dry before every batch: {reason}")
         return "\n".join([*lines, self.loop.explain()])
 
@@ -350,11 +340,11 @@ class EM:
         The optimizer's state, the options that may be set between batches, how many batches are done, what is left of
         an epoch in the middle, and the states of its generator and of a method's own.
         """
-        source, noise = self._source, self._noise
+        source, noise, method = self._source, self._noise, self.loop.method
         epoch = {"order": self._order, "generator": None if source is None else source.get_state()}
         return {
             "optimizer": self.optimizer.state_dict(),
-            "method": self._method_name,
+            "method": f"{type(method).__name__} on {method.moves}",
             "options": {name: getattr(self, name) for name in _OPTIONS},
             "batches": self.batches,
             "noise": None if noise is None else noise.get_state(),
@@ -372,27 +362,7 @@ class EM:
             ValueError: an entry is missing, cannot be of a `state_dict`, or is of another method or optimizer. After
                 an exception nothing is loaded.
         """
-        if not isinstance(state, dict):
-            raise TypeError(f"state must be a dictionary, as state_dict gives it, got {type(state).__name__}")
-        if missing := self.state_dict().keys() - state.keys():
-            raise ValueError(f"state must have the entries of state_dict, got none for {', '.join(sorted(missing))}")
-        if reason := no_order(state["order"]):
-            raise ValueError(f"order must be None or int64 numbers of samples, each once, got {reason}")
-        for name in ("generator", "noise"):
-            drawn = state[name]
-            if drawn is not None and not (isinstance(drawn, Tensor) and drawn.dtype == torch.uint8):
-                what = drawn.dtype if isinstance(drawn, Tensor) else type(drawn).__name__
-                raise ValueError(f"{name} must be None or what torch.Generator.get_state gives, got {what}")
-        done, method = state["batches"], self._method_name
-        if not isinstance(done, int) or isinstance(done, bool) or done < 0:
-            raise ValueError(f"batches must be how many are done, got {done!r}")
-        if state["method"] != method:
-            raise ValueError(f"method must be that of this EM, {method}, got {state['method']!r}")
-        if (state["noise"] is None) != (self._noise is None):
-            told = "has none" if self._noise is None else "has one"
-            raise ValueError(f"noise must be of a method's generator where this EM's method has one, and it {told}")
-        if not isinstance(state["options"], dict) or state["options"].keys() != {*_OPTIONS}:
-            raise ValueError(f"options must be those of state_dict, {', '.join(_OPTIONS)}, got {state['options']!r}")
+        check_saved(state, self.state_dict())
         before, kept = {name: getattr(self, name) for name in _OPTIONS}, self.optimizer.state_dict()
         # PyTorch adds defaults as it loads, which the groups of an optimizer of one's own do not have
         needed = {*self.optimizer.defaults}.intersection(*self.optimizer.param_groups)
@@ -410,17 +380,12 @@ class EM:
             raise
         if self._noise is not None:
             self._noise.set_state(state["noise"])
-        self.batches = done
+        self.batches = state["batches"]
         self._loaded = {"order": state["order"], "generator": state["generator"]}
 
     def _set(self, options: dict[str, Any]) -> None:
         for name, value in options.items():
             setattr(self, name, value)
-
-    @property
-    def _method_name(self) -> str:
-        method = self.loop.method
-        return f"{type(method).__name__} on {method.moves}"
 
     @property
     def _noise(self) -> torch.Generator | None:
@@ -484,7 +449,7 @@ class EM:
 
     def __getstate__(self) -> dict[str, Any]:
         # captures are made anew
-        return self.__dict__ | {"_starts": [], "_refused": None, "_fused": None, "_scheduled": None, "_repeat": None}
+        return self.__dict__ | {"_starts": Starts(), "_fused": None, "_scheduled": None, "_repeat": None}
 
     def _named(self, p: Tensor) -> str:
         return names_of(self.loop._energy).get(id(p), "a parameter")
@@ -498,7 +463,10 @@ class EM:
         self._reason = ""
         last, self._scheduled, self._called = self._scheduled, None, ""
         try:
-            start = self._started(batch)
+            try:
+                start = self._starts.of(self.start, batch)
+            except NotCapturable as reason:
+                raise NotFused(str(reason)) from None
             if self.loop.check_finite:
                 raise NotFused("check_finite looks at all states after every E-step")
             if self.loop.reduction != "sum":
@@ -541,20 +509,7 @@ class EM:
 
     def _executor(self, start: Start, batch: tuple[Any, ...]) -> Executor:
         """Of the energy, for the states as `start` has set them."""
-        sizes = [len(s.node.value) for s in start.settings]
-        if len({*sizes} - {1}) > 1:
-            told = [f"{n} for {s.node._described}" for n, s in zip(sizes, start.settings, strict=True)]
-            raise ValueError(f"start must set states of as many samples each, got {', '.join(told)}")
-        samples = max(sizes)
-        if min(sizes) < samples:  # which is meant of what is clamped
-            free = {id(p) for p in self.loop.params}
-            short = [s.node for s, n in zip(start.settings, sizes, strict=True) if n == 1 and id(s.node.value) in free]
-            if short:
-                raise ValueError(
-                    f"start must set free states of {samples} samples, as others are, got 1 for "
-                    f"{', '.join(node._described for node in short)}, which all samples would share"
-                    f"{_of_one_row(self.start, batch)}"
-                )
+        samples = start.samples({id(p) for p in self.loop.params}, batch)
         try:
             executor = self.loop.prepared()
         except (RuntimeError, ValueError) as error:
@@ -571,33 +526,6 @@ class EM:
             )
         return executor
 
-    def _started(self, batch: tuple[Any, ...]) -> Start:
-        """The capture of `start` that fits a batch."""
-        self._starts = [start for start in self._starts if start.function is self.start]
-        for start in reversed(self._starts):
-            if start.still(batch):
-                if start is not self._starts[-1]:
-                    self._starts.remove(start)
-                    self._starts.append(start)
-                if not start.fits():
-                    start.run(batch)
-                return start
-        refused = self._refused if self._refused is not None and self._refused.function is self.start else None
-        if refused is not None and refused.left > 0:
-            refused.left -= 1
-            raise NotFused(refused.reason)
-        try:
-            start = Start(self.start, batch)
-        except NotCapturable as reason:
-            wait = 1 if refused is None else min(2 * refused.wait, _MOST_REFUSED)
-            self._refused = _Refused(self.start, f"start cannot be captured: {reason}", wait, wait)
-            self._begun = True
-            raise NotFused(self._refused.reason) from None
-        self._refused = None
-        kept = [old for old in self._starts if not start.supersedes(old)]
-        self._starts = [*kept[-_STARTS + 1 :], start]
-        return start
-
     def _fitting(self, start: Start, executor: Executor) -> FusedBatch:
         fused = self._fused
         if fused is not None and fused.fits(self, start, executor):
@@ -612,10 +540,9 @@ class EM:
             scheduled.run(loop, 0 if self.incremental else self.steps)
             if self.incremental:
                 scheduled.end()
-        elif not self._begun:
+        elif not self._starts.has_run:
             with torch.no_grad():
                 self.start(*batch)
-        self._begun = False
         loop.forget_velocities()
         for _ in range(self.steps if self.incremental else 1):
             if self.incremental == "joint":
@@ -658,24 +585,3 @@ class EM:
         program, learned = self.loop.program, self._parameters
         used = [p for p in learned if p.grad is not None] if program is None else program.leaves
         refuse_unused(learned, used, self.loop)
-
-
-def _of_one_row(start: StartFunction, batch: tuple[Any, ...]) -> str:
-    """Which of a batch's tensors have one row, in words."""
-    try:
-        names = [*inspect.signature(start).bind(*batch).arguments]
-    except (TypeError, ValueError):  # it has none, or takes what it is given by one name
-        names = []
-    names = names if len(names) == len(batch) else [f"argument {i} of step" for i in range(len(batch))]
-    told = [name for name, t in zip(names, batch, strict=True) if isinstance(t, Tensor) and t.dim() and len(t) == 1]
-    return f": {' and '.join(told)} has one row" if told else ""
-
-
-@dataclass
-class _Refused:
-    """A function that cannot be captured, and for how many batches it is not tried again."""
-
-    function: StartFunction
-    reason: str
-    wait: int
-    left: int

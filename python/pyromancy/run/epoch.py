@@ -6,9 +6,7 @@ import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..arguments import kind_of
@@ -68,16 +66,3 @@ def size_of_batches(data: tuple[Tensor, ...], batch_size: int) -> int:
     if size <= 0:
         raise ValueError(f"batch_size must be positive, got {size}")
     return size
-
-
-def no_order(order: Any) -> str | None:
-    """Why this cannot be what is left of an epoch."""
-    if order is None:
-        return None
-    if not isinstance(order, Tensor):
-        return type(order).__name__
-    if order.dtype != torch.int64 or order.dim() != 1:
-        return f"{order.dtype} of shape {tuple(order.shape)}"
-    if len(order) and int(order.min()) < 0:
-        return f"{int(order.min())}"
-    return None if len(order.unique()) == len(order) else "one of them twice"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -222,6 +223,31 @@ class Start:
         with torch.no_grad():
             self.function(*batch)
 
+    def samples(self, free: Collection[int], batch: tuple[Any, ...]) -> int:
+        """How many samples the states are of, as they have been set.
+
+        Args:
+            free: the ids of free states.
+            batch: what the function was given.
+
+        Raises:
+            ValueError: they are of different numbers; or a free state has one row, which all samples would share.
+        """
+        sizes = [len(s.node.value) for s in self.settings]
+        if len({*sizes} - {1}) > 1:
+            told = [f"{n} for {s.node._described}" for n, s in zip(sizes, self.settings, strict=True)]
+            raise ValueError(f"start must set states of as many samples each, got {', '.join(told)}")
+        samples = max(sizes)
+        if min(sizes) < samples:  # which is meant of what is clamped
+            short = [s.node for s, n in zip(self.settings, sizes, strict=True) if n == 1 and id(s.node.value) in free]
+            if short:
+                raise ValueError(
+                    f"start must set free states of {samples} samples, as others are, got 1 for "
+                    f"{', '.join(node._described for node in short)}, which all samples would share"
+                    f"{_of_one_row(self.function, batch)}"
+                )
+        return samples
+
     def depends_on_states(self, setting: Setting, among: Collection[int] | None = None) -> bool:
         """Whether what a state is set to is computed from others that are set, or of those from some, by their ids."""
         states = {id(s.node.value) for s in self.settings} if among is None else among
@@ -302,3 +328,14 @@ class _Recording(_WithoutGradients, Recording):
 
 class _Checker(_WithoutGradients, Checker):
     pass
+
+
+def _of_one_row(start: StartFunction, batch: tuple[Any, ...]) -> str:
+    """Which of a batch's tensors have one row, in words."""
+    try:
+        names = [*inspect.signature(start).bind(*batch).arguments]
+    except (TypeError, ValueError):  # it has none, or takes what it is given by one name
+        names = []
+    names = names if len(names) == len(batch) else [f"argument {i} of step" for i in range(len(batch))]
+    told = [name for name, t in zip(names, batch, strict=True) if isinstance(t, Tensor) and t.dim() and len(t) == 1]
+    return f": {' and '.join(told)} has one row" if told else ""
