@@ -49,7 +49,7 @@ ISAS = {
 }  # fmt: skip
 # For kernels that can multiply bfloat16, beside the others.
 BFLOAT16 = {"avx512_bf16": [*ISAS["avx512"], "-mavx512bf16"]}
-MULTIPLYING = ("chain_kernel",)
+MULTIPLYING = ("chain_kernel", "thin_float_kernel", "wide_float_kernel")
 
 
 def torch_folder() -> Path:

@@ -59,8 +59,8 @@ Tiling PackedChain::choose(const std::vector<Product>& products) const {
   for (int k = 0; k < kTileKinds; ++k) {
     const auto kind = static_cast<TileKind>(k);
     const bool thin = kind == TileKind::thin4 || kind == TileKind::thin1;
-    const int64_t block = kernels.block[k] * (thin ? kernels.lanes : 1); // neurons
-    const int64_t samples = kernels.samples[k], tiles = ceil_div(args.batch, samples);
+    const int64_t block = kernels.tiles[k]->block * (thin ? kernels.lanes : 1); // neurons
+    const int64_t samples = kernels.tiles[k]->samples, tiles = ceil_div(args.batch, samples);
     const double of_tile = static_cast<double>(samples) * (far ? from_afar : from_cache)[k];
     const double of_shared =
         static_cast<double>(samples) * (far_shared ? from_afar : from_cache)[k];
@@ -139,7 +139,8 @@ PackedChain::PackedChain(const Plan& plan, const Operands& operands)
       node.theta_stride = each ? node.n : 0;
     }
     if (const Tensor* weights = operands.find(from.sample_weights))
-      node.sample_weights = pad(weights, args.batch, kernels.samples[0]); // of the widest tile
+      node.sample_weights =
+          pad(weights, args.batch, kernels.tiles[0]->samples); // of the widest tile
     const NodeStep& way = from.way;
     node.relative_rate = way.relative_rate;
     node.constrained = way.constrains();
@@ -544,13 +545,12 @@ PackedMatrix PackedChain::gram(const Tensor& of, const ChainEdge& out) {
         kernels.outer(packed, weighted, {}, rows, n, n, 1, j, std::min(n, j + kernels.columns),
                       panel, static_cast<char*>(product) + j * element_size_, n);
       });
-  return {pack(tiling_.kind, product, n, n, n, 1), kernels.packed_stride(tiling_.kind, n),
-          tiling_.far};
+  return {pack(tiles(), product, n, n, n, 1), tiles().packed_stride(n), tiling_.far};
 }
 
 const void* PackedChain::pack_wide(const void* matrix, int64_t rows, int64_t depth, int64_t row,
                                    int64_t column) {
-  return pack(TileKind::wide2, matrix, rows, depth, row, column);
+  return pack(*kernels.tiles[static_cast<int>(TileKind::wide2)], matrix, rows, depth, row, column);
 }
 
 void PackedChain::pack_all() {
@@ -558,7 +558,7 @@ void PackedChain::pack_all() {
       static_cast<int64_t>(packing_.size()), 0,
       [&](void*, int64_t i) {
         const Packing& p = packing_[i];
-        kernels.pack(p.kind, p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.wanted, p.to);
+        p.tiles.pack(p.from, p.rows, p.depth, p.row_stride, p.depth_stride, p.wanted, p.to);
       },
       [&](int64_t i) {
         const Packing& p = packing_[i];
@@ -569,60 +569,53 @@ void PackedChain::pack_all() {
 
 void PackedChain::run() {
   pack_all();
-  const TileKind kind = tiling_.kind;
   if (tiling_.together)
     return run_together();
-  const int64_t samples = kernels.samples[static_cast<int>(kind)];
-  const int64_t size = kernels.workspace_size(args, kind);
-  share_out(ceil_div(args.batch, samples), size + kernels.partial_size(kind, 1),
+  const TileKernels& kind = tiles();
+  const int64_t size = kind.workspace_size(args);
+  share_out(ceil_div(args.batch, kind.samples), size + kind.partial_size(1),
             [&](void* memory, int64_t tile) {
-              kernels.run(args, kind, memory, static_cast<char*>(memory) + size, tile);
+              kind.run(args, memory, static_cast<char*>(memory) + size, tile);
             });
 }
 
 void PackedChain::run_together() {
-  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(tiling_.kind)]);
-  const int64_t size = kernels.workspace_size(args, tiling_.kind);
+  const int64_t count = ceil_div(args.batch, tiles().samples);
+  const int64_t size = tiles().workspace_size(args);
   // Samples do not interact, so that a large batch may take its turns.
-  const int64_t most = std::clamp<int64_t>(kAtOnce / size, kTogether, tiles + kTogether);
-  const Scratch workspaces(std::min(most, tiles) * size);
-  for (int64_t first = 0; first < tiles; first += most)
-    run_together(workspaces.as<char>(), size, first, std::min(most, tiles - first));
+  const int64_t most = std::clamp<int64_t>(kAtOnce / size, kTogether, count + kTogether);
+  const Scratch workspaces(std::min(most, count) * size);
+  for (int64_t first = 0; first < count; first += most)
+    run_together(workspaces.as<char>(), size, first, std::min(most, count - first));
 }
 
-void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, int64_t tiles) {
-  const TileKind kind = tiling_.kind;
-  const int64_t block = kernels.block[static_cast<int>(kind)];
-  const int64_t groups = ceil_div(tiles, kTogether);
+void PackedChain::run_together(char* workspaces, int64_t size, int64_t first, int64_t count) {
+  const TileKernels& kind = tiles();
+  const int64_t block = kind.block, groups = ceil_div(count, kTogether);
   const int64_t threads = torch::stable::get_num_threads();
-  share_out(tiles, 0, [&](void*, int64_t tile) {
-    kernels.begin(args, kind, workspaces + tile * size, first + tile);
-  });
+  share_out(count, 0,
+            [&](void*, int64_t tile) { kind.begin(args, workspaces + tile * size, first + tile); });
   const auto work = [&](Stage stage) {
-    const int64_t rows = kernels.rows(args, kind, stage);
+    const int64_t rows = kind.rows(args, stage);
     // A few pieces for every thread, so that none waits long for another.
     const int64_t blocks = ceil_div(rows, block);
     const int64_t height = block * std::clamp<int64_t>(blocks * groups / (3 * threads), 1, 8);
     const int64_t pieces = ceil_div(rows, height);
-    share_out(pieces * groups, kernels.partial_size(kind, kTogether),
-              [&](void* partial, int64_t task) {
-                const int64_t top = task % pieces * height, tile = task / pieces * kTogether;
-                kernels.stage(args, kind, stage, {top, std::min(top + height, rows)},
-                              workspaces + tile * size, partial, first + tile,
-                              std::min(kTogether, tiles - tile));
-              });
+    share_out(pieces * groups, kind.partial_size(kTogether), [&](void* partial, int64_t task) {
+      const int64_t top = task % pieces * height, tile = task / pieces * kTogether;
+      kind.stage(args, stage, {top, std::min(top + height, rows)}, workspaces + tile * size,
+                 partial, first + tile, std::min(kTogether, count - tile));
+    });
   };
   const auto all = [&](auto tells) {
-    for (int64_t tile = 0; tile < tiles; ++tile)
-      if (!tells(args, kind, workspaces + tile * size, first + tile))
+    for (int64_t tile = 0; tile < count; ++tile)
+      if (!tells(args, workspaces + tile * size, first + tile))
         return false;
     return true;
   };
-  stages(
-      args, work, [&](int64_t) { return all(kernels.done); }, [&] { return all(kernels.settled); });
-  share_out(tiles, 0, [&](void*, int64_t tile) {
-    kernels.end(args, kind, workspaces + tile * size, first + tile);
-  });
+  stages(args, work, [&](int64_t) { return all(kind.done); }, [&] { return all(kind.settled); });
+  share_out(count, 0,
+            [&](void*, int64_t tile) { kind.end(args, workspaces + tile * size, first + tile); });
 }
 
 void* PackedChain::scratch(int64_t elements) {
@@ -651,25 +644,23 @@ PackedMatrix PackedChain::pack(const Tensor& matrix, bool transposed, int64_t re
 
 PackedMatrix PackedChain::pack(const void* data, int64_t rows, int64_t depth, int64_t row,
                                int64_t column, int64_t reads, bool alone) {
-  const int64_t tiles = ceil_div(args.batch, kernels.samples[static_cast<int>(tiling_.kind)]);
-  if (const PackedMatrix same =
-          kernels.as_it_is(tiling_.kind, data, rows, row, column, reads * tiles);
-      same && alone)
+  const int64_t passes = reads * ceil_div(args.batch, tiles().samples);
+  if (const PackedMatrix same = tiles().as_it_is(data, rows, row, column, passes); same && alone)
     return same;
   // edges may share their matrix
   PackedMatrix& packed = packed_[{data, rows, depth, row, column}];
   if (!packed)
-    packed = {pack(tiling_.kind, data, rows, depth, row, column),
-              kernels.packed_stride(tiling_.kind, rows), tiling_.far};
+    packed = {pack(tiles(), data, rows, depth, row, column), tiles().packed_stride(rows),
+              tiling_.far};
   return packed;
 }
 
-const void* PackedChain::pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth,
-                              int64_t row, int64_t column) {
-  void* const to = scratch(kernels.packed_size(kind, rows, depth));
+const void* PackedChain::pack(const TileKernels& tiles, const void* matrix, int64_t rows,
+                              int64_t depth, int64_t row, int64_t column) {
+  void* const to = scratch(tiles.packed_size(rows, depth));
   for (int64_t i = 0; i < rows; i += kernels.panel_rows)
     packing_.push_back(
-        {kind, matrix, rows, depth, row, column, {i, std::min(i + kernels.panel_rows, rows)}, to});
+        {tiles, matrix, rows, depth, row, column, {i, std::min(i + kernels.panel_rows, rows)}, to});
   return to;
 }
 

@@ -49,6 +49,9 @@ public:
   int diverged = 0; // 1 once a state has ended as NaN or infinite
 
 private:
+  const TileKernels& tiles() const {
+    return *kernels.tiles[static_cast<int>(tiling_.kind)];
+  }
   // t, contiguous, for as long as the chain lives
   const Tensor& keep(const Tensor& t);
   // The n elements of t, or zeros, and zeros up to a multiple of a number.
@@ -83,10 +86,10 @@ private:
   PackedMatrix pack(const Tensor& matrix, bool transposed, int64_t reads, bool alone = true);
   PackedMatrix pack(const void* matrix, int64_t rows, int64_t depth, int64_t row, int64_t column,
                     int64_t reads, bool alone = true);
-  const void* pack(TileKind kind, const void* matrix, int64_t rows, int64_t depth, int64_t row,
-                   int64_t column);
+  const void* pack(const TileKernels& tiles, const void* matrix, int64_t rows, int64_t depth,
+                   int64_t row, int64_t column);
   void run_together();
-  void run_together(char* workspaces, int64_t size, int64_t first, int64_t tiles);
+  void run_together(char* workspaces, int64_t size, int64_t first, int64_t count);
 
   // A product that is done again and again.
   struct Product {
@@ -102,7 +105,7 @@ private:
 
   // A piece of a matrix for one thread to pack.
   struct Packing {
-    TileKind kind;
+    const TileKernels& tiles;
     const void* from;
     int64_t rows, depth, row_stride, depth_stride;
     Rows wanted;

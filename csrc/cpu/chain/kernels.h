@@ -12,37 +12,42 @@ namespace pyromancy {
 enum class TileKind : int { wide2, wide1, thin4, thin1 };
 inline constexpr int kTileKinds = 4;
 
-struct ChainKernels {
-  int lanes;               // of a vector; biases and precisions are padded to a multiple of it
-  int columns_at_once;     // of a matrix, that one multiply-add takes
-  int samples[kTileKinds]; // of a tile
-  int block[kTileKinds];   // rows of a stage are split at multiples of it
-  int64_t panel_rows;      // a matrix may be packed in pieces that begin at multiples of it
+// What is done on tiles of one kind.
+struct TileKernels {
+  int samples; // of a tile
+  int block;   // rows of a stage are split at multiples of it
   // Elements that a matrix with this many rows and columns takes, packed.
-  int64_t (*packed_size)(TileKind kind, int64_t rows, int64_t depth);
-  int64_t (*packed_stride)(TileKind kind, int64_t rows);
+  int64_t (*packed_size)(int64_t rows, int64_t depth);
+  int64_t (*packed_stride)(int64_t rows);
   // A matrix that is not worth packing where each tile or step that reads it is one of the passes,
   // or null. Element (i, k) is w[i * row_stride + k * depth_stride].
-  PackedMatrix (*as_it_is)(TileKind kind, const void* w, int64_t rows, int64_t row_stride,
-                           int64_t depth_stride, int64_t passes);
-  void (*pack)(TileKind kind, const void* w, int64_t rows, int64_t depth, int64_t row_stride,
-               int64_t depth_stride, Rows wanted, void* packed);
+  PackedMatrix (*as_it_is)(const void* w, int64_t rows, int64_t row_stride, int64_t depth_stride,
+                           int64_t passes);
+  void (*pack)(const void* w, int64_t rows, int64_t depth, int64_t row_stride, int64_t depth_stride,
+               Rows wanted, void* packed);
   // Bytes that a tile needs, and that a thread needs which works on so many at a time.
-  int64_t (*workspace_size)(const ChainArgs& args, TileKind kind);
-  int64_t (*partial_size)(TileKind kind, int64_t tiles);
+  int64_t (*workspace_size)(const ChainArgs& args);
+  int64_t (*partial_size)(int64_t tiles);
   // All of the work on one tile. `partial` is a thread's.
-  void (*run)(const ChainArgs& args, TileKind kind, void* workspace, void* partial, int64_t tile);
+  void (*run)(const ChainArgs& args, void* workspace, void* partial, int64_t tile);
   // The same in pieces: first and last, for one tile each; in between stages, for some rows of
   // consecutive tiles, whose workspaces lie one behind the other.
-  void (*begin)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
-  void (*stage)(const ChainArgs& args, TileKind kind, Stage stage, Rows wanted, void* workspaces,
-                void* partial, int64_t tile, int64_t tiles);
-  void (*end)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  void (*begin)(const ChainArgs& args, void* workspace, int64_t tile);
+  void (*stage)(const ChainArgs& args, Stage stage, Rows wanted, void* workspaces, void* partial,
+                int64_t tile, int64_t tiles);
+  void (*end)(const ChainArgs& args, void* workspace, int64_t tile);
   // Whether a stepper has come to its end with all samples of a tile.
-  bool (*done)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
+  bool (*done)(const ChainArgs& args, void* workspace, int64_t tile);
   // Whether one that searches has found the length of the step of each.
-  bool (*settled)(const ChainArgs& args, TileKind kind, void* workspace, int64_t tile);
-  int64_t (*rows)(const ChainArgs& args, TileKind kind, Stage stage);
+  bool (*settled)(const ChainArgs& args, void* workspace, int64_t tile);
+  int64_t (*rows)(const ChainArgs& args, Stage stage);
+};
+
+struct ChainKernels {
+  int lanes;           // of a vector; biases and precisions are padded to a multiple of it
+  int columns_at_once; // of a matrix, that one multiply-add takes
+  int64_t panel_rows;  // a matrix may be packed in pieces that begin at multiples of it
+  const TileKernels* tiles[kTileKinds];
   int64_t columns; // of b that `outer` takes at a time
   int64_t panel;   // elements of its scratch memory
   // out[m, end - begin] = scale a^T f(b) for columns [begin, end) of b [batch, n], contiguous; a^T

@@ -1,7 +1,6 @@
 #pragma once
 
 #include "narrow.h"
-#include "thin.h"
 #include "wide.h"
 
 namespace pyromancy::PYROMANCY_ISA {
