@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn as nn
@@ -13,12 +13,15 @@ from torch import Tensor
 
 import pyromancy
 
+from .exact import Outcome
 from .network import PCN, Parents, Problem, predicted
+from .settings import ADAM_RATE
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 Shapes = list[tuple[int, ...]]
+Made = TypeVar("Made")
 
 
 class Residual(nn.Module):
@@ -219,37 +222,64 @@ class General:
         return Problem.of(pyro, net, x.to(dtype), y.to(dtype), self.steps, self.rate)
 
 
-def esteps(general: General, compiled: bool) -> Callable[[], list[Tensor]]:
-    """A function that sweeps and takes the E-steps, in float32 by autograd on the energy written out.
+@dataclass(frozen=True)
+class Written:
+    """A batch written out by hand, in float32 with gradients of its energy by autograd.
+
+    Attributes:
+        esteps: the forward sweep and the E-steps; returns the states.
+        batch: these, and Adam's step by the mean energy of a sample; returns the states and the gradients.
+    """
+
+    esteps: Callable[[], list[Tensor]]
+    batch: Callable[[], Outcome]
+
+
+def written(general: General, compiled: bool) -> Written:
+    """A network's batch by hand.
 
     Args:
-        general: of which network.
-        compiled: whether `torch.compile` has made a step; else it is eager.
+        general: which network.
+        compiled: whether `torch.compile` makes the sweep, an E-step and the weights' gradients; else all is eager.
     """
     _, edges, x, y = general.parts()
+    adam = torch.optim.Adam(edges.parameters(), lr=ADAM_RATE, fused=compiled)
 
     def energy(states: list[Tensor]) -> Tensor:
         nodes = [x, *states, y]
         errors = [nodes[i] - predicted(edge, nodes, i) for i, edge in enumerate(edges, start=1)]
         return torch.stack([e.square().sum() / 2 for e in errors]).sum()
 
+    def sweep() -> list[Tensor]:
+        states = [x]
+        for edge in edges[:-1]:
+            states.append(predicted(edge, states, len(states)))
+        return states[1:]
+
     def step(states: list[Tensor]) -> list[Tensor]:
         gradients = torch.func.grad(energy)(states)
         return [z - general.rate * g for z, g in zip(states, gradients, strict=True)]
 
-    take = torch.compile(step, dynamic=False) if compiled else step
+    def made(function: Callable[..., Made]) -> Callable[..., Made]:
+        return torch.compile(function, dynamic=False) if compiled else function
+
+    start, take, cost = made(sweep), made(step), made(lambda states: energy(states) / general.batch)
 
     @torch.no_grad()
     def run() -> list[Tensor]:
-        states = [x]
-        for edge in edges[:-1]:
-            states.append(predicted(edge, states, len(states)))
-        states = states[1:]
+        states = start()
         for _ in range(general.steps):
             states = take(states)
         return states
 
-    return run
+    def batch() -> Outcome:
+        states = run()
+        adam.zero_grad()
+        cost(states).backward()
+        adam.step()
+        return Outcome(states, [p.grad for p in edges.parameters() if p.grad is not None])
+
+    return Written(run, batch)
 
 
 GENERAL = {

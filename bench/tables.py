@@ -133,6 +133,7 @@ def _general(rows: list[Row]) -> Table:
         "EM",
         "plain over EM",
         "in processor time",
+        "compiled over EM",
         "E-steps, plain",
         "E-steps, compiled",
         "executor",
@@ -147,6 +148,7 @@ def _general(rows: list[Row]) -> Table:
                 f"{row['over_plain']:.3g}x",
                 _time(row["em_seconds"]) if "em_seconds" in row else "-",  # which older results lack
                 *(_times(row.get(name)) for name in ("plain_over_em", "processor_over_em")),
+                _times(row.get("batches_over", {}).get("torch.compile")),
                 *(_times(row.get("esteps_over", {}).get(name)) for name in ("autograd", "torch.compile")),
             ),
             row["executor"],

@@ -13,7 +13,7 @@ import pyromancy
 
 from . import timing
 from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
-from .general import GENERAL, General, esteps
+from .general import GENERAL, General, written
 from .loops import LOOPS, loop_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         ends[loop] = outcome(problem)
     for loop, end in ends.items():
         require(end.deviation(ends["plain"]), ROUNDING, f"{loop}: states or gradients beside the plain loop's are")
+    by_hand = {"autograd": written(general, False)}
+    if shutil.which("c++"):  # the compiler of torch makes C++ for a CPU
+        by_hand["torch.compile"] = written(general, True)
+    for way, other in by_hand.items():
+        off = other.batch().deviation(ends["plain"])
+        require(off, ROUNDING, f"written out, by {way}: states or gradients beside the plain loop's are")
     executor = loop_of(problem).explain().splitlines()[0].removeprefix("executor: ")
     others = {name: run for name, run in runs.items() if name != "EM"}
     timed = timing.alternate(benchmark, runs["EM"], others, budget=5.0, rounds=(3, 100))
@@ -57,14 +63,9 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         problem.net.init_xy(problem.x, problem.y)
         inference.run(problem.steps)
 
-    alone = {"autograd": esteps(general, False)}
-    if shutil.which("c++"):  # the compiler of torch makes C++ for a CPU
-        alone["torch.compile"] = esteps(general, True)
     ours()
-    for way, run in alone.items():
-        off = max(float((a.detach() - b).abs().max()) for a, b in zip(problem.states, run(), strict=True))
-        require(off, ROUNDING, f"states after E-steps by {way} are")
-    ratios = timing.ratios(ours, alone)
+    ratios = timing.ratios(ours, {way: other.esteps for way, other in by_hand.items()})
+    batches = timing.ratios(runs["EM"], {way: other.batch for way, other in by_hand.items()})
     least = timing.least(runs, rounds=6, calls=2)
     record(
         kind="general",
@@ -79,4 +80,5 @@ def test_general(name: str, general: General, benchmark: Any, record: Callable[.
         plain_over_em=timed.ratios["plain"],
         processor_over_em=least["plain"] / least["EM"],
         esteps_over=ratios,
+        batches_over=batches,
     )
