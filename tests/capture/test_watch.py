@@ -18,7 +18,7 @@ from torch import Tensor
 import pyromancy as pyro
 from pyromancy import native
 from pyromancy.capture import capture
-from pyromancy.capture.watch import CannotWatch, Watch
+from pyromancy.capture.watch import PROVEN_AFTER, CannotWatch, Watch
 from pyromancy.nodes import StandardGaussianNode
 
 pytestmark = pytest.mark.skipif(native.MODULE is None, reason="there is no compiled module to compare with")
@@ -671,3 +671,36 @@ def test_classes_that_were_patched_before_are_not_watched(monkeypatch, net):
 def test_what_pytorch_s_compiler_puts_into_modules_is_no_obstacle(net):
     importlib.import_module("torch._dynamo")
     assert Watch(net.energy, ()).holds()
+
+
+IMAGE, VECTORS, ROWS = (2, 4, 6, 6), (2, 6), (2, 4, 6)
+LAYERS = [
+    (nn.AdaptiveMaxPool2d(2), IMAGE), (nn.AdaptiveAvgPool2d(3), IMAGE), (nn.AvgPool2d(2), IMAGE),
+    (nn.MaxPool2d(2), IMAGE), (nn.AvgPool1d(2), ROWS), (nn.MaxPool1d(2), ROWS),
+    (nn.AdaptiveAvgPool1d(2), ROWS), (nn.AdaptiveMaxPool1d(2), ROWS),
+    (nn.GroupNorm(2, 4), IMAGE), (nn.RMSNorm(6), VECTORS), (nn.LayerNorm(6), VECTORS), (nn.Softmax(1), VECTORS),
+    (nn.LogSoftmax(1), VECTORS), (nn.Unflatten(1, (2, 3)), VECTORS), (nn.Mish(), VECTORS), (nn.Hardswish(), VECTORS),
+    (nn.Softsign(), VECTORS), (nn.CELU(), VECTORS), (nn.GLU(), VECTORS), (nn.Tanhshrink(), VECTORS),
+    (nn.PixelShuffle(2), IMAGE), (nn.ZeroPad2d(1), IMAGE), (nn.Upsample(scale_factor=2), IMAGE),
+    (nn.Conv1d(4, 2, 3), ROWS), (nn.ConvTranspose1d(4, 2, 3), ROWS), (nn.ConvTranspose2d(4, 2, 3), IMAGE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "")
+def test_layers_are_watched(layer, shape):
+    """Who uses them need not have an energy run dry before every run, which is a sweep."""
+    layer = layer.double()
+    z = nn.Parameter(torch.rand(shape, dtype=torch.float64))
+    y = torch.zeros_like(layer(z))
+    loop = pyro.InferenceLoop(lambda: (y - layer(z)).square().flatten(1).sum(1), [z], lr=0.01)
+    for _ in range(PROVEN_AFTER + 2):
+        loop.run(1)
+    assert "dry" not in loop.explain()
+    assert loop.program.guard.watch is not None
+    if isinstance(layer, nn.AdaptiveMaxPool2d):  # and a change of what the layer holds is noticed
+        layer.output_size = 3
+        y = torch.zeros_like(layer(z))
+        before = z.detach().clone()
+        loop.run(1)
+        gradient = torch.autograd.grad((y - layer(before.requires_grad_())).square().sum(), before)[0]
+        torch.testing.assert_close(z.detach(), before.detach() - 0.01 * gradient)

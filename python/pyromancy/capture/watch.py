@@ -61,14 +61,29 @@ _PURE = frozenset(
         *(torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace),  # which a recording sees
     )
 )
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 # Modules whose code depends on what they hold alone.
 _LAYERS = (
-    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d),
-    *(nn.ConvTranspose2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Softplus),
-    *(nn.ReLU6, nn.Hardtanh, nn.SELU, nn.PReLU, nn.LayerNorm, nn.AvgPool2d, nn.MaxPool2d),
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten, nn.Linear, nn.Bilinear),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.Softplus, nn.Softsign, nn.Mish),
+    *(nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.SELU, nn.PReLU, nn.LogSigmoid, nn.Tanhshrink, nn.GLU),
+    *(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d),
     *(kind for kind in vars(nodes).values() if isinstance(kind, type)),
 )
-_OF_LAYERS = frozenset(kind.__name__.lower() for kind in _LAYERS) & vars(F).keys() | {"leaky_relu", "layer_norm"}
+_CALLED = {
+    name
+    for kind in _LAYERS
+    for base in kind.__mro__
+    for code in vars(base).values()
+    if isinstance(code, types.FunctionType)
+    for name in code.__code__.co_names
+}
+_OF_LAYERS = {n: f for n, f in vars(F).items() if n in _CALLED and isinstance(f, _FUNCTIONS)}  # what their code calls
 _TRUSTED = frozenset(base for kind in _LAYERS for base in kind.__mro__) - {object}
 _ORIGINAL = {
     kind: [(name, v) for name, v in vars(kind).items() if isinstance(v, types.FunctionType | property)]
@@ -404,7 +419,10 @@ class _Reach:
             self._dict(held, self._names)
             return
         self._stack.extend(_HOOKS)
-        self._lookups(vars(F), _OF_LAYERS)
+        entry = named_in(vars(F), *_OF_LAYERS)
+        self.entries.append(entry)
+        found = zip(_OF_LAYERS.values(), entry[2][1::2], strict=True)
+        self._stack.extend(f for original, f in found if f is not original and f is not _MISSING)
         if any(base in _TRUSTED and base is not nn.Module for base in kind.__mro__):  # whose code reads what it will
             self._dict(held, held.keys() - _UNREAD)
             return
