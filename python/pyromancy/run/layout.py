@@ -41,7 +41,18 @@ class ImageLayout:
         """Tensors as the graphs take them; some of them only to be written."""
         laid = [t.detach() for t in tensors]
         for i, t in enumerate(laid):
-            if t.dim() == 4 and self.channels_last and not t.is_contiguous(memory_format=torch.channels_last):
+            if t.dim() != 4 or not self.channels_last:
+                continue
+            if t.is_contiguous(memory_format=torch.channels_last):
+                # of one channel, or one position, it lies so in any layout: operators go by what its strides look like
+                laid[i] = t.as_strided(t.shape, _channels_last(t.shape))
+            else:
                 copied = torch.empty_like if i in empty else torch.clone
                 laid[i] = copied(t, memory_format=torch.channels_last)
         return laid
+
+
+def _channels_last(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of dense images with their channels last."""
+    _, channels, height, width = shape
+    return channels * height * width, 1, width * channels, channels
