@@ -22,7 +22,14 @@ from torch import Tensor, nn
 import pyromancy as pyro
 from bench.accuracy import numbers, put, short
 from pyromancy import backends, functional, methods, plan
-from pyromancy.ops import attention_, attention_backward_, layer_norm_, layer_norm_backward_, run_plan_
+from pyromancy.ops import (
+    attention_,
+    attention_backward_,
+    layer_norm_,
+    layer_norm_backward_,
+    run_plan_,
+    secant_products_,
+)
 
 UNIT = 2.0**-24
 Tensors = tuple[Tensor, ...]
@@ -182,6 +189,33 @@ def _our_layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def _changes(share: float) -> Callable[[], Tensors]:
+    """Gradients before and after a step, which change by a share, and the step."""
+
+    def drawn() -> Tensors:
+        torch.manual_seed(0)
+        before, change, step = torch.randn(3, 500, 900)
+        return before + share * change, before, step
+
+    return drawn
+
+
+def _secants(gradient: Tensor, before: Tensor, step: Tensor) -> Tensor:
+    change = gradient - before
+    return torch.stack([(a * b).sum(1) for a, b in ((gradient, gradient), (gradient, change), (step, change))])
+
+
+def _our_secants(*given: Tensor) -> Tensor:
+    out = torch.empty(9, len(given[0]), dtype=torch.float64)
+    secant_products_(out, *given)
+    return out[[0, 2, 7]]
+
+
+def _secant_sizes(gradient: Tensor, before: Tensor, step: Tensor) -> Tensor:
+    change = gradient - before
+    return torch.stack([(a * b).abs().sum(1) for a, b in ((gradient, gradient), (gradient, change), (step, change))])
+
+
 def _largest(formula: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]:
     """The size of a result's last dims, of which every element is a sum over what made the largest."""
     return lambda *given: formula(*given).abs().amax([*range(-dims, 0)], keepdim=True)
@@ -210,6 +244,7 @@ OPERATORS = {
     "layer_norm_backward_": Operator(
         _our_layer_norm_backward, _layer_norm_backward, (_rows(0.0), _rows(100.0)), _largest(_layer_norm_backward, 1)
     ),
+    "secant_products_": Operator(_our_secants, _secants, (_changes(1.0), _changes(1e-3)), _secant_sizes),
 }  # fmt: skip
 
 

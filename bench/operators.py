@@ -215,6 +215,21 @@ def our_layer_norm_backward(out: Tensor, grad: Tensor, x: Tensor) -> None:
     torch.ops.pyromancy.layer_norm_backward_(out, grad, x, None, EPS)
 
 
+def secants(out: Tensor, gradient: Tensor, before: Tensor, step: Tensor) -> None:
+    change = gradient - before
+    pairs = [(gradient, gradient), (gradient, step), (gradient, change), (before, before), (before, step)]
+    pairs += [(before, change), (step, step), (step, change), (change, change)]
+    out.copy_(torch.stack([(a * b).sum(1) for a, b in pairs]))
+
+
+def our_secants(out: Tensor, gradient: Tensor, before: Tensor, step: Tensor) -> None:
+    torch.ops.pyromancy.secant_products_(out, gradient, before, step)
+
+
+def secant_tensors(batch: int, width: int) -> list[Tensor]:
+    return [torch.zeros(9, batch, dtype=torch.float64), *normal(batch, width, 3)]
+
+
 @dataclass(frozen=True)
 class Case:
     """A call that is timed.
@@ -313,6 +328,9 @@ CASES = [
     Case(
         "layer_norm_backward_", ("layer_norm_backward_",), layer_norm_backward, our_layer_norm_backward,
         lambda b, n: normal(b, n, 3), BOTH, streams=3, in_place=1,
+    ),
+    Case(
+        "secant_products_", ("secant_products_",), secants, our_secants, secant_tensors, BOTH, streams=3, in_place=1
     ),
     Case("run_plan_, gradients, tanh", ("run_plan_",), mstep, our_mstep, chain_tensors, MATRIX, flops=2 * 6),
 ]  # fmt: skip

@@ -361,6 +361,24 @@ inline DType check_layer_norm_backward(const Tensor& out, const Tensor& grad, co
   return dtype;
 }
 
+inline DType check_secant_products(const Tensor& out, const Tensor& gradient, const Tensor& before,
+                                   const Tensor& step) {
+  const DType dtype = check_real("gradient", gradient);
+  STD_TORCH_CHECK(gradient.dim() >= 1, "gradient must have a batch dimension, got shape ()");
+  check_same("before", before, "gradient", gradient);
+  check_same("step", step, "gradient", gradient);
+  STD_TORCH_CHECK(raw_dtype(out) == aoti_torch_dtype_float64(), "out must be float64, got ",
+                  torch::headeronly::toString(out.scalar_type()));
+  STD_TORCH_CHECK(device_key(out) == device_key(gradient), "out must be on the device of gradient");
+  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == 9 && out.size(1) == gradient.size(0),
+                  "out must have shape (9, ", gradient.size(0), "), got ", to_string(out.sizes()));
+  check_contiguous("out", out);
+  check_no_partial_overlap("out", out, "gradient", gradient, false);
+  check_no_partial_overlap("out", out, "before", before, false);
+  check_no_partial_overlap("out", out, "step", step, false);
+  return dtype;
+}
+
 inline DType check_cholesky_factor(const Tensor& logdiag, const Tensor& offtril) {
   STD_TORCH_CHECK(logdiag.dim() == 1, "logdiag must have one dimension, got shape ",
                   to_string(logdiag.sizes()));

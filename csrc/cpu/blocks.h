@@ -111,4 +111,20 @@ private:
   T packed_[kBlock];
 };
 
+// f(item, row, begin, count) for the blocks of items [begin, end): work is cut into items
+// [row, chunk] of `chunk` positions each, `chunks` of them to a row.
+template <class Args, class F>
+inline void for_blocks(const Args& a, int64_t begin, int64_t end, F f) {
+  int64_t row = begin / a.chunks, chunk = begin % a.chunks;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t last = smaller(a.layout.size, (chunk + 1) * a.chunk);
+    for (int64_t p = chunk * a.chunk; p < last; p += kBlock)
+      f(item, row, p, smaller(kBlock, last - p));
+    if (++chunk == a.chunks) {
+      chunk = 0;
+      ++row;
+    }
+  }
+}
+
 } // namespace pyromancy::PYROMANCY_ISA

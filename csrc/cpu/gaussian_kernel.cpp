@@ -55,21 +55,6 @@ double squares(const T* value, const T* pred, const Compute<T>* precision, int64
   return sum<C>((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
-// Calls f(row, begin, count) for the blocks of items [begin, end).
-template <class F>
-void for_blocks(const GaussianArgs& a, int64_t begin, int64_t end, F f) {
-  int64_t row = begin / a.chunks, chunk = begin % a.chunks;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t last = smaller(a.layout.size, (chunk + 1) * a.chunk);
-    for (int64_t p = chunk * a.chunk; p < last; p += kBlock)
-      f(item, row, p, smaller(kBlock, last - p));
-    if (++chunk == a.chunks) {
-      chunk = 0;
-      ++row;
-    }
-  }
-}
-
 template <class T, Precision kind>
 void energy_of(const GaussianArgs& a, double* sums, int64_t begin, int64_t end) {
   using C = Compute<T>;

@@ -17,6 +17,7 @@ OPERATORS = {
     "gaussian_energy": (8, 10), "gaussian_energy, gradient": (4, 4), "gaussian_error": (4, 4), "estep_": (3, 3),
     "multivariate_energy": (6, 6), "multivariate_error": (40, 80), "attention_": (40, 700),
     "attention_backward_": (40, 400), "layer_norm_": (10, 500), "layer_norm_backward_": (10, 250),
+    "secant_products_": (4, 4),
 }  # fmt: skip
 LAWS = {  # of energies and gradients
     "Gaussian": (4, 3), "Laplace": (3, 2), "Student, 2 degrees": (10, 7), "Huber": (3, 1), "Bernoulli": (6, 3),

@@ -137,3 +137,37 @@ def test_signs_and_half_precision_go_by_operators_of_their_own():
     z.data.copy_(before)
     pyro.InferenceLoop(energy, [z], method=Heun(0.05), executor="autograd").run(2)
     torch.testing.assert_close(found, z.detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [Accelerated(), Adam(0.1)], ids=["errors", "states"])
+def test_energies_alone(method):
+    """What is asked for beside gradients is a graph of its own, of weights as they are."""
+    net = Net().start()
+    loop = pyro.InferenceLoop(net.energy, list(net.z), method=method)
+    for scale in (1.0, 0.5):
+        with torch.no_grad():
+            net.b.weight.mul_(scale)
+        loop.run(1)
+        problem = problem_of(loop)
+        problem.begin()
+        for _ in range(2):
+            problem.point = [torch.randn_like(x) for x in problem.point]
+            value = problem.value()
+            problem.end()
+            torch.testing.assert_close(value, net.energy().detach(), rtol=1e-10, atol=1e-10)
+        problem.release()
+
+
+@pytest.mark.parametrize("method", [Accelerated(), None], ids=["Accelerated", "descent"])
+def test_images_of_one_channel_have_theirs_last_too(method):
+    """Which their strides do not tell: all that a convolution makes of them would lie as these look."""
+    lying = []
+    for channels in (1, 3):
+        net = Net().start(dtype=torch.float32)
+        net.a, net.x = nn.Conv2d(channels, 4, 3, padding=1), net.x[:, :channels].contiguous()
+        loop = pyro.InferenceLoop(net.energy, list(net.z), lr=None if method else 0.1, method=method)
+        loop.run(3)
+        schedule = problem_of(loop)._both._schedule if method else next(iter(loop._choice.executor._schedules.values()))[0]
+        lying.append([m.stride for m in schedule.memory if len(m.shape) == 4])
+    assert lying[0] == lying[1]
+    assert sum(stride[1] == 1 for stride in lying[0]) > len(lying[0]) / 2

@@ -192,9 +192,11 @@ _MAKERS = {
 }
 OPERATORS = tuple(_MAKERS)
 # with tests of their own, in ops/
-ELSEWHERE = {"run_plan_": "test_run_plan.py", "elementwise_": "test_elementwise.py"} | dict.fromkeys(
-    ("attention_", "attention_backward_", "layer_norm_", "layer_norm_backward_"), "test_sequences.py"
-)
+ELSEWHERE = {
+    "run_plan_": "test_run_plan.py",
+    "elementwise_": "test_elementwise.py",
+    "secant_products_": "test_secant.py",
+} | dict.fromkeys(("attention_", "attention_backward_", "layer_norm_", "layer_norm_backward_"), "test_sequences.py")
 CASES = [case for operator in OPERATORS for case in cases(operator)]
 LAYOUT_CASES = [
     case

@@ -86,24 +86,32 @@ def traced(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> f
     return _prepared(function, leaves, apart=True)[1]
 
 
-def evaluation(program: Program, free: Sequence[int], leaves: Sequence[Tensor], energy: Energy, apart: bool) -> Graphs:
-    """The energy per sample and the gradient of its sum, as `partition` gives the latter.
+def evaluation(
+    function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool
+) -> Graphs:
+    """A function of the leaves, split as `partition` splits the gradient.
 
     Args:
-        program: the energy.
-        free: slots of the variables, in the order of the gradients.
+        function: as `evaluated` makes one.
+        free: slots of the variables.
         leaves: as for `partition`.
-        energy: of the leaves, with variables in the places of the free ones.
         apart: whether errors of nodes are to be operators that work element by element.
 
     Raises:
         NotCapturable: it cannot be traced.
     """
+    return _partitioned(function, free, leaves, apart)
 
-    def both(*leaves: Tensor) -> list[Tensor]:
-        return _evaluated(program, free, energy, leaves)
 
-    return _partitioned(both, free, leaves, apart)
+def evaluated(program: Program, free: Sequence[int], energy: Energy) -> Callable[..., list[Tensor]]:
+    """The energy per sample and the gradients of its sum, as a function of the leaves with variables in some places.
+
+    Args:
+        program: the energy.
+        free: slots of the variables, in the order of the gradients.
+        energy: of the leaves, with variables in the places of the free ones.
+    """
+    return lambda *leaves: _evaluated(program, free, energy, leaves)
 
 
 def _evaluated(program: Program, free: Sequence[int], energy: Energy, leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -16,8 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import ops
+from ..ops import elementwise, secant
+from ..plan.expression import Op
 from . import nesterov
-from .base import Evaluation, Objective, Point, check_number, chosen, column, inner, moved, zeros
+from .base import Evaluation, Objective, Point, check_number, chosen, column
 from .rated import Rated, Rates
 
 MOMENTA = ("restart", "depth")
@@ -27,6 +30,7 @@ _CURVED, _ALIGNED = 1e-2, 1e-3
 _NOISE = 1e-12  # of y.y over g.g: what is less is rounding
 _SHORTER = 0.5  # the most that a step may be of one that has failed
 _LONGER = 100.0  # the most that it may be of the last, or of the gradient times h, where that has not: rounding leaps
+_LOST = 1e-10  # of the squares of its parts: a step that is shorter has lost its length in rounding
 _FIRST = 0.2  # of the gradient, for the first step on states, or where nothing bounds the energy from below
 
 
@@ -35,14 +39,16 @@ class Trial(NamedTuple):
 
     Attributes:
         point: e, the best so far.
-        step: d, which is on trial; 0 before the first sweep.
+        step: d; 0 before the first sweep.
+        trial: e + d.
         gradient: g(e).
         energy: F(e), [B]; infinite before the first sweep.
-        scale: h, [B].
+        scale: h, [B], in float64.
     """
 
     point: Point
     step: Point
+    trial: Point
     gradient: Point
     energy: Tensor
     scale: Tensor
@@ -115,12 +121,13 @@ class Accelerated(Rated):
             return nesterov.begin(objective)
         x = objective.point
         never = torch.full((len(x[0]),), torch.inf, dtype=x[0].dtype, device=x[0].device)
-        return Trial(x, zeros(x), zeros(x), never, torch.ones_like(never))
+        nothing = [z.new_zeros(()).expand_as(z) for z in x]
+        return Trial(x, nothing, x, nothing, never, torch.ones_like(never, dtype=torch.float64))
 
     def look(self, objective: Objective, state: Trial | nesterov.Run) -> tuple[Evaluation, Trial | nesterov.Run]:
         if isinstance(state, nesterov.Run):
             return nesterov.look(objective, state)
-        objective.point = moved(state.point, 1.0, state.step)
+        objective.point = state.trial
         after = _judged(state, objective, self.coordinates == "errors")
         objective.point = after.point
         return Evaluation(after.energy, after.gradient), after
@@ -134,42 +141,90 @@ class Accelerated(Rated):
     def end(self, objective: Objective, state: Trial | nesterov.Run) -> None:
         """Take the step that is on trial, where the energy, of half a sweep, falls by it."""
         if isinstance(state, Trial):
-            objective.point = moved(state.point, 1.0, state.step)
-            objective.point = chosen(objective.value() <= state.energy, objective.point, state.point)
+            objective.point = state.trial
+            objective.point = chosen(objective.value() <= state.energy, state.trial, state.point)
 
 
 def _judged(state: Trial, objective: Objective, errors: bool) -> Trial:
     """What comes of a trial, which is the objective's point: where the sample is then, and what it tries next."""
     energy, scale = state.energy, state.scale
-    trial, found = objective.point, objective.evaluate()
+    found = objective.evaluate()
     fresh = energy == torch.inf
-    squares = inner(found.gradient, found.gradient)
-    fell = (found.energy <= energy) & squares.isfinite()
+    # g and h, the gradients at the trial and before it; s, the step; y = g - h
+    gg, gs, gy, hh, hs, hy, ss, sy, yy = _products(found.gradient, state.gradient, state.step)
+    fell = (found.energy <= energy) & gg.isfinite()
+    takes = fell | fresh
 
-    s, y = state.step, moved(found.gradient, -1.0, state.gradient)
-    ss, sy, yy = inner(s, s), inner(s, y), inner(y, y)
     least = torch.minimum(_CURVED * ss, _ALIGNED * (ss * yy).sqrt())
-    curved = ~fresh & (sy > least) & (yy > _NOISE * squares) & yy.isfinite()
+    curved = ~fresh & (sy > least) & (yy > _NOISE * gg) & yy.isfinite()
     of_pair = sy / yy
     # at a kink, as by rounding, y does not shrink with s: a trial that failed there may not lower h
     of_pair = torch.where(fell, of_pair, torch.maximum(of_pair, scale))
     scale = torch.where(curved, of_pair, torch.where(fell, scale, _SHORTER * scale))
     # the residuals r of linear predictions of one target have r.r = 2 F at e = 0, and a curvature of 1 + g.g / r.r
-    above = found.energy - (objective.floor if errors else -math.inf)
-    first = torch.where((above > 0) & above.isfinite(), 1 / (1 + squares / (2 * above)), _FIRST)
+    above = (found.energy - (objective.floor if errors else -math.inf)).double()
+    first = torch.where((above > 0) & above.isfinite(), 1 / (1 + gg / (2 * above)), _FIRST)
     scale = torch.where(fresh, first.nan_to_num(_FIRST), scale)
 
-    point, g, energy = chosen(
-        fell | fresh, (trial, found.gradient, found.energy), (state.point, state.gradient, energy)
-    )
-    rho = sy.reciprocal().where(curved, 0.0)
-    sg, yg = inner(s, g), inner(y, g).where(curved, 0.0)
-    along = rho * (sg + scale * (rho * yy.where(curved, 0.0) * sg - yg))
-    across = (scale * rho * sg).where(curved, 0.0)
-    step = [
-        -column(scale, d) * d - column(along, d) * a + column(across, d) * torch.where(column(curved, d), b, 0.0)
-        for d, a, b in zip(g, s, y, strict=True)
-    ]
-    most = torch.where(fell | fresh, _LONGER**2 * torch.maximum(ss, scale.square() * inner(g, g)), _SHORTER**2 * ss)
-    factor = (most / inner(step, step)).sqrt().clamp(max=1.0).nan_to_num(0.0)
-    return Trial(point, [column(factor, d) * d for d in step], g, energy, scale)
+    # k, the gradient at the point that is kept; the step is -scale k - along s + across y
+    kk, ks, ky = (torch.where(takes, a, b) for a, b in ((gg, hh), (gs, hs), (gy, hy)))
+    rho, sy, yy, ky = (torch.where(curved, x, 0.0) for x in (sy.reciprocal(), sy, yy, ky))
+    along = rho * (ks + scale * (rho * yy * ks - ky))
+    across = scale * rho * ks
+    parts = scale.square() * kk + along.square() * ss + across.square() * yy
+    squares = parts + 2 * (scale * along * ks - scale * across * ky - along * across * sy)
+    lost = ~(squares > _LOST * parts)  # nobody knows how far that would go: along the gradient, then
+    along, across = (x.masked_fill(lost, 0.0) for x in (along, across))
+    squares = torch.where(lost, scale.square() * kk, squares)
+    most = torch.where(takes, _LONGER**2 * torch.maximum(ss, scale.square() * gg), _SHORTER**2 * ss)
+    factor = (most / squares).sqrt().clamp(max=1.0).nan_to_num(0.0)
+    weights = [x.to(energy) for x in (takes, scale, along, across, factor)]
+    given = zip(found.gradient, state.gradient, state.step, state.point, strict=True)
+    advanced = [_advanced(*variables, weights) for variables in given]
+    gradient, step, point, trial = (list(of) for of in zip(*advanced, strict=True))
+    return Trial(point, step, trial, gradient, torch.where(takes, found.energy, energy), scale)
+
+
+def _products(gradient: Point, before: Point, step: Point) -> Tensor:
+    """What `secant_products_` has, ``[9, B]``, of all variables together."""
+    total = torch.zeros(9, len(gradient[0]), dtype=torch.float64, device=gradient[0].device)
+    out = torch.empty_like(total)
+    for of in zip(gradient, before, step, strict=True):
+        (ops.secant_products_ if _has_kernels(of[0]) else secant.secant_products_)(out, *of)
+        total += out
+    return total
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64)
+
+
+def _program() -> tuple[list[int], list[int], list[float]]:
+    """The program of `elementwise_` that makes k, the next step, the point and the next trial of a variable.
+
+    It reads g, h, s and the point before, and takes, scale, along, across and the factor of the step.
+    """
+    instructions: list[int] = []
+
+    def made(op: Op, *values: int) -> int:
+        instructions.extend((op, *values, *[0] * (3 - len(values))))
+        return 9 + len(instructions) // 4  # behind what is read, and one number
+
+    g, h, s, e, takes, scale, along, across, factor, zero = range(10)
+    k = made(Op.SELECT, takes, g, h)
+    of_pair = made(Op.SELECT, across, made(Op.MUL, across, made(Op.SUB, g, h)), zero)  # g may be no number
+    downhill = made(Op.ADD, made(Op.MUL, scale, k), made(Op.MUL, along, s))
+    step = made(Op.MUL, factor, made(Op.SUB, of_pair, downhill))
+    point = made(Op.SELECT, takes, made(Op.ADD, e, s), e)
+    return instructions, [k, step, point, made(Op.ADD, point, step)], [0.0]
+
+
+_PROGRAM = _program()
+
+
+def _advanced(g: Tensor, h: Tensor, s: Tensor, e: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Of a variable the gradient that is kept, the next step, the point that is kept and the next trial."""
+    written = [torch.empty_like(e) for _ in range(4)]
+    read = [g, h, s, e, *(column(w, e).expand_as(e) for w in weights)]
+    (ops.elementwise_ if _has_kernels(e) else elementwise.elementwise_)(written, read, *_PROGRAM)
+    return written

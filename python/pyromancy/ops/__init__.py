@@ -21,6 +21,7 @@ attention_ = in_place.bound("attention_")
 attention_backward_ = in_place.bound("attention_backward_")
 layer_norm_ = in_place.bound("layer_norm_")
 layer_norm_backward_ = in_place.bound("layer_norm_backward_")
+secant_products_ = in_place.bound("secant_products_")
 
 __all__ = [
     "SERVED_BY_TRITON",
@@ -41,5 +42,6 @@ __all__ = [
     "native",
     "reference",
     "schema",
+    "secant_products_",
     "triton",
 ]

@@ -18,6 +18,7 @@ from . import checks
 from .elementwise import elementwise_
 from .run_plan import run_plan_
 from .schema import library, registered
+from .secant import secant_products_
 from .sequences import attention_, attention_backward_, layer_norm_, layer_norm_backward_
 
 if TYPE_CHECKING:
@@ -218,6 +219,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         attention_backward_,
         layer_norm_,
         layer_norm_backward_,
+        secant_products_,
     )
 }
 

@@ -68,6 +68,9 @@ SCHEMAS: dict[str, str] = {
     "layer_norm_": "(Tensor(a!) out, Tensor input, Tensor? weight, Tensor? bias, float eps) -> ()",
     # its gradient for input, given grad
     "layer_norm_backward_": "(Tensor(a!) out, Tensor grad, Tensor input, Tensor? weight, float eps) -> ()",
+    # per sample, of a step s, the gradients g at its end and h at its start, and y = g - h, in float64 [9, B]:
+    # g.g, g.s, g.y, h.h, h.s, h.y, s.s, s.y, y.y
+    "secant_products_": "(Tensor(a!) out, Tensor gradient, Tensor before, Tensor step) -> ()",
 }
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..capture.ends import Ends, settling
 from ..capture.memory import dense_strides
-from ..capture.partition import Energy, evaluation, is_fused, is_unsteady, module_of
+from ..capture.partition import evaluation, is_fused, is_unsteady, module_of
 from ..capture.program import Program
 from ..capture.recording import NotCapturable
 from ..capture.schedule import Schedule, scheduled
@@ -18,24 +18,26 @@ from .rest import rest
 
 
 class Evaluator:
-    """Energies per sample and the gradients of their sum.
+    """A function of variables: its first result is per sample, and others, if any, are of each variable.
 
     On a CPU what works element by element is fused, images have their channels last, and memory stays, as in E-steps.
 
     Args:
         program: the energy.
         free: slots of the variables.
-        energy: of the leaves, with variables in the places of the free ones.
+        function: of the leaves, with variables in the places of the free ones.
         settles: whether variables are states, whose errors are none where they may be rounding alone.
 
     Raises:
         NotCapturable: it cannot be traced, or not be run without autograd.
     """
 
-    def __init__(self, program: Program, free: Sequence[int], energy: Energy, settles: bool) -> None:
+    def __init__(
+        self, program: Program, free: Sequence[int], function: Callable[..., list[Tensor]], settles: bool
+    ) -> None:
         self._program, self._free = program, list(free)
         layout = ImageLayout(program)
-        self._once, graph = layout.traced(lambda laid: evaluation(program, free, laid, energy, True), program.leaves)
+        self._once, graph = layout.traced(lambda laid: evaluation(function, free, laid, True), program.leaves)
         (output,) = (n for n in graph.nodes if n.op == "output")
         results = list(output.args[0])
         self._schedule: Schedule | None = None
@@ -49,7 +51,7 @@ class Evaluator:
         else:
             self._settling, self._layout = [], ImageLayout(program)
             self._layout.channels_last = False
-            self._once, graph = evaluation(program, free, self._layout.of(program.leaves), energy, False)
+            self._once, graph = evaluation(function, free, self._layout.of(program.leaves), False)
         self._module = module_of(graph)
         self._leaves: list[Tensor] = []
         self._invariant: Sequence[Tensor] = ()
@@ -77,20 +79,23 @@ class Evaluator:
         """Let go of what `begin` took."""
         self._leaves, self._invariant, self._rests = [], (), []
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether what works element by element is."""
+        return self._schedule is not None
+
     @torch.no_grad()
-    def __call__(self, point: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The energies ``[B]`` and the gradients at variables."""
+    def __call__(self, point: Sequence[Tensor]) -> list[Tensor]:
+        """The results at variables: those of variables lie as these do."""
         leaves = self._leaves.copy()
         for i, x in zip(self._free, self._layout.of(point), strict=True):
             leaves[i] = x
         schedule = self._schedule
         if schedule is None:
-            energy, *gradients = self._module(*leaves, *self._invariant)
-            return energy, gradients
+            return list(self._module(*leaves, *self._invariant))
         found = [torch.empty_strided(t.shape, dense_strides(t), dtype=t.dtype) for t in self._forms]
         self._module(*leaves, *self._invariant, *self._rests, *found, *schedule.lend(self._program))
-        energy, *gradients = found
-        return energy, [
-            g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
-            for g, x in zip(gradients, point, strict=True)
-        ]
+        for i, x in zip(range(1, len(found)), point, strict=False):
+            if found[i].stride() != x.stride():
+                found[i] = torch.empty_like(x).copy_(found[i])
+        return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import functional
 from ..capture.bounds import floor, is_gaussian
 from ..capture.errors import Errors, NoErrors, Spread, predicts
-from ..capture.partition import Energy
+from ..capture.partition import Energy, evaluated
 from ..capture.program import Program
 from ..capture.recording import NotCapturable
 from ..laws import expression, huber
@@ -132,13 +132,17 @@ class Captured(Problem):
         self.program, self._free, self.states = program, [slots[id(s)] for s in states], list(states)
         check_samples(program.stand_ins[program.result], states)
         self._energy = energy or (lambda leaves: program.evaluate([program.result], leaves)[0])
-        self._both = Evaluator(program, self._free, self._energy, settles=energy is None)
+        self._on_states = energy is None
+        self._both = Evaluator(program, self._free, evaluated(program, self._free, self._energy), self._on_states)
+        self._alone: Evaluator | None = None  # the energy, once it is asked for
+        self._asks_alone = False
         self._leaves: list[Tensor] = []
 
     @torch.no_grad()
     def begin(self) -> None:
         self._leaves = [t.detach() for t in self.program.leaves]
         self._both.begin()
+        self._asks_alone = False
         self.point = self._both.copies(self._variables(self._leaves))
         self.floor = floor(self.program, self._leaves)
 
@@ -150,6 +154,8 @@ class Captured(Problem):
     def release(self) -> None:
         super().release()
         self._both.release()
+        if self._alone is not None:
+            self._alone.release()
         self._leaves = []
 
     def _placed(self) -> list[Tensor]:
@@ -169,11 +175,19 @@ class Captured(Problem):
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        return Evaluation(*self._both(self.point))
+        energy, *gradient = self._both(self.point)
+        return Evaluation(energy, gradient)
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        return self._energy(self._placed())  # as it is: most methods ask once a run, which would not pay for a trace
+        if not self._both.is_fused:
+            return self._energy(self._placed())
+        if self._alone is None:
+            self._alone = Evaluator(self.program, self._free, lambda *x: [self._energy(x)], self._on_states)
+        if not self._asks_alone:
+            self._alone.begin()
+            self._asks_alone = True
+        return self._alone(self.point)[0]
 
     @torch.no_grad()
     def terms(self) -> Tensor:

@@ -209,6 +209,17 @@ def _layer_norm_backward(out: Tensor, grad: Tensor, input: Tensor, weight: Tenso
     _rows(input, weight, None, eps, out=out, grad=grad)
 
 
+def _secant_products(out: Tensor, gradient: Tensor, before: Tensor, step: Tensor) -> None:
+    real("gradient", gradient)
+    require(gradient.dim() >= 1, lambda: "gradient must have a batch dimension, got shape ()")
+    same("before", before, "gradient", gradient)
+    same("step", step, "gradient", gradient)
+    require(out.dtype == torch.float64, lambda: f"out must be float64, got {out.dtype}")
+    require(out.device == gradient.device, lambda: "out must be on the device of gradient")
+    shaped("out", out, (9, gradient.shape[0]))
+    contiguous("out", out)
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     "gaussian_energy": _gaussian,
     "gaussian_energy_backward": _gaussian_backward,
@@ -227,6 +238,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "attention_backward_": _attention_backward,
     "layer_norm_": _layer_norm,
     "layer_norm_backward_": _layer_norm_backward,
+    "secant_products_": _secant_products,
 }
 
 

@@ -59,6 +59,7 @@ MEMORY: dict[str, Callable[..., None]] = {
     "attention_backward_": _new_memory("grads", "grad", "query", "key", "value"),
     "layer_norm_": _new_memory("out", "input", "weight", "bias"),
     "layer_norm_backward_": _new_memory("out", "grad", "input", "weight"),
+    "secant_products_": _new_memory("out", "gradient", "before", "step"),
 }
 
 
