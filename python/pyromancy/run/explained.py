@@ -56,8 +56,9 @@ def doubts_of_shape(energy: Callable[[], Tensor], states: Sequence[Tensor], exec
             f"the energy is one number for states of {samples} samples, not one per sample, [B]: the states descend "
             f"it as it is, a mean over the batch at 1/{samples} of the rate"
         )
-    shared = [p for p in states if p.dim() > 1 and p.shape[0] == 1]
-    if shared and shape is not None and len(shape) == 1 and shape[0] > 1:
+    several = shape is not None and len(shape) == 1 and shape[0] > 1
+    shared = [p for p in states if p.dim() > 1 and p.shape[0] == 1] if several else []
+    if shape is not None and shared:
         named = names_of(energy)
         names = ", ".join(f"{named.get(id(p), 'a state')} {list(p.shape)}" for p in shared)
         told.append(
