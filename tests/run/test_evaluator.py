@@ -167,7 +167,8 @@ def test_images_of_one_channel_have_theirs_last_too(method):
         net.a, net.x = nn.Conv2d(channels, 4, 3, padding=1), net.x[:, :channels].contiguous()
         loop = pyro.InferenceLoop(net.energy, list(net.z), lr=None if method else 0.1, method=method)
         loop.run(3)
-        schedule = problem_of(loop)._both._schedule if method else next(iter(loop._choice.executor._schedules.values()))[0]
+        executor = loop._choice.executor
+        schedule = problem_of(loop)._both._schedule if method else next(iter(executor._schedules.values()))[0]
         lying.append([m.stride for m in schedule.memory if len(m.shape) == 4])
     assert lying[0] == lying[1]
     assert sum(stride[1] == 1 for stride in lying[0]) > len(lying[0]) / 2
