@@ -13,10 +13,10 @@ ROOT = Path(pyromancy.__file__).parent
 LAYERS = (
     {"arguments", "distributions", "native", "operands", "registration", "shape", "version"},
     {"plan"},
-    {"laws", "methods", "rules"},
+    {"laws", "rules"},
     {"ops"},
     {"backends", "functional"},
-    {"diagnose", "nodes"},
+    {"diagnose", "methods", "nodes"},
     {"capture", "plots"},  # pictures know what they draw by its attributes, and only nodes by their class
     {"run"},
     {"networks"},
