@@ -41,7 +41,8 @@ class Judge:
         if not exact.numel():
             return
         scale = max(1.0, exact.abs().max().item())
-        self.spread = max(self.spread, *((t - exact).abs().max().item() / scale for t in near), 0.0)
+        for t in near:  # one that is no number tells nothing: Python's `max` would leave it out
+            self.spread = max(self.spread, (t - exact).abs().nan_to_num(nan=torch.inf).max().item() / scale)
         allowed = max(self.floor, floor, self.times * self.spread)
         if not allowed <= max(self.MOST, self.floor, floor):  # nothing could be told
             raise Diverged

@@ -16,7 +16,7 @@ from .judge import Diverged, Judge
 from .network import Network
 from .reference import OPTIMIZERS, RULED, Reference, method_of
 
-NEIGHBOURS = 3
+NEIGHBOURS = 6
 STEPS = 3  # of a batch of EM
 counts: Counter[str] = Counter()
 

@@ -10,7 +10,7 @@ from fuzz import __main__ as fuzz
 from fuzz import cases, pair
 from fuzz.cases import ACTS, KINDS, LAYOUTS, METHODS, OPTIMIZERS, Batch, Case, Do, Edge, Epoch, Learn, Node, Run, Step
 from fuzz.draw import drawn, features
-from fuzz.judge import Judge
+from fuzz.judge import Diverged, Judge
 from fuzz.reference import Reference
 from pyromancy import backends
 from pyromancy.run.chain import ChainExecutor
@@ -148,6 +148,16 @@ class TestJudge:
         one = pair.Pair(case, 3)
         one.run(Run(2))
         assert 1e-17 < one.judge.spread < 1e-14
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), 1.0])
+def test_neighbours_that_went_elsewhere_end_a_case(lost):
+    """As where E-steps are unstable and begin at an error of 0: of one rounding they make anything, here NaN."""
+    exact = torch.ones(3, dtype=torch.float64)
+    astray = exact.clone()
+    astray[1] = lost + 1
+    with pytest.raises(Diverged):
+        Judge(torch.float32).agree(exact, [exact, exact, astray, exact], "x")
 
 
 def test_what_float32_cannot_hold_is_not_judged():
