@@ -1,4 +1,5 @@
 #include "entry.h"
+#include "wide.h"
 
 namespace pyromancy::PYROMANCY_ISA {
 
