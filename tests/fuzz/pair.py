@@ -395,7 +395,7 @@ def carried_out(case: Case, neighbours: int = 0) -> str:
         if pair.em is not None and pair.em.batches:
             counts["EM: " + pair.em.explain().splitlines()[0]] += 1
         counts["judged by neighbours"] += neighbours > 0
-    except Diverged:
+    except (Diverged, torch.linalg.LinAlgError):  # a covariance that learning has made singular has no inverse
         return "diverged"
     except ValueError as error:
         if "cannot be used: " not in str(error):  # which is how methods on errors refuse an energy
