@@ -914,3 +914,23 @@ def test_a_trained_network_goes_there_and_back():
     module.load_state_dict(moved)
     net.eval()
     assert torch.equal(net.predict(images), module(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8], ids=str)
+def test_predict_takes_an_input_in_the_networks_dtype(dtype):
+    """As `start` does: of the very numbers that it is given."""
+    net = networks.mlp(SIZES).double()
+    x = (4 * torch.rand(6, SIZES[0])).to(dtype)
+    assert torch.equal(net.predict(x), net.predict(x.double()))
+
+
+def test_a_transformer_needs_no_dry_run():
+    """Nothing that it calls hinders a watch, which says of the energy whether it can have changed."""
+    net = networks.transformer(symbols=5, length=4, width=4, heads=2, depth=1)
+    m_opt = torch.optim.SGD(net.m_params(), 0.01)
+    em = pyro.EM(net.energy, net.e_params(), m_opt, start=net.start, steps=1, lr=0.1)
+    x = torch.randint(5, (2, 4))
+    for _ in range(8):
+        em.step(x, x)
+    assert "executor: graph" in em.explain()
+    assert "run dry" not in em.explain()

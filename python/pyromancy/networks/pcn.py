@@ -142,7 +142,8 @@ class PCN(nn.Module):
         Of a categorical output these are logits: ``predict(x).argmax(1)`` are classes, ``softmax(1)`` probabilities; so
         they are of a Bernoulli output, and of a Poisson one logarithms of rates.
 
-        It has gradients as any module's result has: put it under `torch.no_grad` where none are needed.
+        It has gradients as any module's result has: put it under `torch.no_grad` where none are needed. `x` is taken in
+        the first node's dtype, as `start` takes it.
 
         Raises:
             TypeError: `x` is not a tensor.
@@ -150,6 +151,7 @@ class PCN(nn.Module):
         """
         with predicting():
             z = self._entered(x)
+            z = z.to(cast(Tensor, self.nodes[0].value).dtype)
             for edge in self.edges:
                 z = edge(z)
         return z

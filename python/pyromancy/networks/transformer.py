@@ -92,15 +92,16 @@ class _OneHot(nn.Module):
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # no f-strings here, as in `PCN.start`
         if x.is_floating_point():
-            raise TypeError(f"x must be symbols of an integer dtype, got {x.dtype}")
+            raise TypeError("x must be symbols of an integer dtype, got " + str(x.dtype))
         if x.dim() == 2 and x.shape[1] > self.length:
-            raise ValueError(f"x must be sequences of at most {self.length} symbols, got {x.shape[1]}")
+            raise ValueError("x must be sequences of at most " + str(self.length) + " symbols, got " + str(x.shape[1]))
         if x.numel():
             least, most = (int(i) for i in x.aminmax())
             if least < 0 or most >= self.symbols:
                 wrong = least if least < 0 else most
-                raise ValueError(f"x must be symbols from 0 to {self.symbols - 1}, got {wrong}")
+                raise ValueError("x must be symbols from 0 to " + str(self.symbols - 1) + ", got " + str(wrong))
         return F.one_hot(x.long(), self.symbols).to(self.like.dtype)
 
 
