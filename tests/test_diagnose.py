@@ -608,3 +608,17 @@ def test_energies_that_are_not_finite_are_named(function, value):
     z.data[3, 1] = value
     with pytest.raises(ValueError, match=f"energy must be finite, got {value} for sample 3$"):
         function(lambda: 0.5 * z.square().sum(1), [z])
+
+
+def test_states_before_their_start():
+    net = pyro.networks.mlp([3, 4, 2])
+    with pytest.raises(ValueError, match=r"got \(0,\), which is a state before its first init"):
+        pyro.diagnose(net.energy, net.e_params())
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_a_missing_target_is_told(target):
+    """Without one no node is off its prediction, whatever the weights are: nothing is left to learn from."""
+    net, x = pyro.networks.mlp([3, 4, 2]).double(), torch.randn(5, 3)
+    net.start(x, torch.randn(5, 2) if target else None)
+    assert ("a target may be missing" in str(pyro.diagnose(net.energy, net.e_params()))) != target

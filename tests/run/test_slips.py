@@ -304,3 +304,31 @@ def test_probabilities_that_are_taken_for_logits():
         (lambda: prior() + nn.functional.cross_entropy(up(z), labels, reduction="none"), False),
     ):
         assert (told in pyro.InferenceLoop(energy, [z], lr=0.1).explain()) == wrong
+
+
+def test_states_that_are_frozen_with_their_network():
+    net = network()
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"StandardGaussianNode\(6\), and requires_grad_\(False\) .* freeze its edges"):
+        em_of(net)
+    net = network()
+    net.edges.requires_grad_(False)
+    em_of(net)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_an_eps_that_is_0(kind, dtype):
+    """Where PyTorch's own step makes a parameter NaN, as 0 / 0, it is told before, also of what was converted later."""
+    p = nn.Parameter(torch.ones(3, dtype=dtype))
+    p.grad = torch.zeros_like(p)
+    kind([p], 0.1).step()
+    net = network().float()
+    optimizer = kind(net.m_params(), 0.1)
+    em = pyro.EM(net.energy, net.e_params(), optimizer, start=net.start, steps=3, lr=0.1)
+    net.to(dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        em.step(*batch())
+    told = [w for w in caught if "optimizer's eps=1e-08 is 0 in torch.float16, of which edges.0." in str(w.message)]
+    assert len(told) == bool(p.isnan().any())

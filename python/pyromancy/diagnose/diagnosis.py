@@ -82,6 +82,8 @@ class Diagnosis:
             lines.append(f"Linear: the energy at equilibrium is {_middle(self.equilibrium)}.")
         if self.share is not None:
             lines.append(f"{self.steps} E-steps at rate {self.lr:g}: {_regime(self.share)}.")
+        if not self.energy.any():
+            lines.append("No state is off its prediction, so that nothing is learned: a target may be missing.")
         if self.kinks:
             lines.append("The energy has kinks; this holds on the piece where the states are.")
         if self.unseen:

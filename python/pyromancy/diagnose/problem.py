@@ -172,7 +172,8 @@ def _states(params: Iterable[Tensor]) -> list[Tensor]:
             raise ValueError(f"params[{i}] must require gradients, got one that does not, or of inference mode")
         if p.dim() == 0 or p.numel() == 0 or len(p) != len(listed[0]):
             wanted = "[B, ...] and not empty" if i == 0 else f"[{len(listed[0])}, ...], as params[0] is, and not empty"
-            raise ValueError(f"params[{i}] must be of shape {wanted}, one row per sample, got {tuple(p.shape)}")
+            what = ", which is a state before its first init" if p.shape == (0,) else ""
+            raise ValueError(f"params[{i}] must be of shape {wanted}, one row per sample, got {tuple(p.shape)}{what}")
     if len({id(p) for p in listed}) < len(listed):
         raise ValueError("params must hold every state once, got one of them twice")
     return listed

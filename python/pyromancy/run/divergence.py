@@ -65,7 +65,8 @@ def in_words(
             return f"{told}, which the energy reads. Make anew what has learned from such states or data"
         return (
             f"{told}, which learn from them. Make these anew, and take a lower rate (pyromancy.max_rate) or "
-            "pyromancy.methods.Accelerated(), which needs none"
+            "pyromancy.methods.Accelerated(), which needs none; or, where energies grew from batch to batch before, a "
+            "lower rate of the optimizer"
         )
     if rate is None:
         return f"{told}. check_finite=True tells where, and when first"

@@ -25,7 +25,7 @@ from .fused_batch import FusedBatch, NotFused, refuse_unused
 from .graph import GraphExecutor
 from .interrupt import Uninterrupted
 from .loop import InferenceLoop
-from .optimizer import check_averages, needs_closure
+from .optimizer import check_averages, needs_closure, without_eps
 from .reach import called, names_of, states_of
 from .repeat import Repeat
 from .saved import check_saved
@@ -129,7 +129,8 @@ class EM:
         )  # fmt: skip
         self.optimizer, self.start, self.steps, self.incremental = optimizer, start, steps, incremental
         self.tol, self.batches = tol, 0
-        self._learned: list[int] = []  # the ids of the optimizer's parameters, which are known to be no states
+        # the ids and dtypes of the optimizer's parameters, which have been looked at
+        self._learned: tuple[list[int], list[torch.dtype]] = [], []
         self._check()
         self._group = group_of(distributed)
         if self._group is not None:
@@ -420,8 +421,9 @@ class EM:
 
     def _check_learned(self) -> None:
         """Refuse to learn a state, be it clamped: `start` sets it anew for every batch."""
-        ids = [id(p) for group in self.optimizer.param_groups for p in group["params"]]
-        if ids == self._learned:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        ids, dtypes = [id(p) for p in parameters], [p.dtype for p in parameters]
+        if (ids, dtypes) == self._learned:
             return
         named = names_of(self.loop._energy)
         states = {id(p): f"a state of shape {tuple(p.shape)}" for p in self.loop.params}
@@ -432,7 +434,13 @@ class EM:
                 "is learned"
             )
         check_whole("optimizer", (), {named.get(id(p), "one"): p for p in self._parameters})
-        self._learned = ids
+        if lost := without_eps(self.optimizer):
+            eps, p = lost[0]
+            warn(
+                f"optimizer's eps={eps:g} is 0 in {p.dtype}, of which {named.get(id(p), 'a parameter')} is: where a "
+                "gradient is 0 the parameter becomes NaN. Keep what is learned in float32 or bfloat16"
+            )
+        self._learned = ids, dtypes
 
     def __repr__(self) -> str:
         learned = sum(len(group["params"]) for group in self.optimizer.param_groups)

@@ -20,6 +20,7 @@ from .. import plan
 from ..arguments import check_energy_argument, listed_params
 from ..capture.program import Program
 from ..methods import ZIL, Descent, FixedPrediction, Langevin, Method, Rated, Stop
+from ..nodes import FixedNode, TargetNode
 from ..nodes.base import StateNode
 from . import divergence, readings, stepwise
 from .autograd import AutogradExecutor
@@ -575,17 +576,21 @@ class InferenceLoop:
                     f"params must hold data, got one of shape {tuple(p.shape)} on meta; collect it after the first init"
                 )
             if not p.requires_grad:
-                clamped = self._node_of(p)
-                why = f": it is the state of a {clamped}, which is clamped" if clamped else ""
+                node = self._node_of(p)
+                why = f": it is the state of a {node._described}" if node else ""
+                if isinstance(node, (FixedNode, TargetNode)):
+                    why += ", which is clamped"
+                elif node:
+                    why += ", and requires_grad_(False) of a whole network freezes its states: freeze its edges alone"
                 raise ValueError(f"params must require gradients, got one of shape {tuple(p.shape)} that does not{why}")
 
-    def _node_of(self, state: Tensor) -> str:
-        """The node among what the energy can reach that holds a state; or ""."""
+    def _node_of(self, state: Tensor) -> StateNode | None:
+        """The node among what the energy can reach that holds a state."""
         for root in modules_of(self._energy).values():
             for module in root.modules():
                 if isinstance(module, StateNode) and module.value is state:
-                    return module._described
-        return ""
+                    return module
+        return None
 
     def _check_rates(self) -> None:
         for name, value in (("lr", self.lr), ("momentum", self.momentum), ("dampening", self.dampening)):

@@ -79,6 +79,22 @@ def check_averages(optimizer: Optimizer, named: Callable[[Tensor], str]) -> None
                     )
 
 
+def without_eps(optimizer: Optimizer) -> list[tuple[float, Tensor]]:
+    """The parameters in whose dtype the eps of an optimizer of PyTorch's is 0, each with that eps.
+
+    A gradient that has always been 0 is then divided by 0. What is fused computes in float32.
+    """
+    if not (type(optimizer).step.__module__ or "").startswith("torch.optim."):
+        return []
+    found = []
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        if isinstance(eps, float) and eps > 0 and not group.get("fused"):
+            half = [p for p in group["params"] if p.dtype == torch.float16]
+            found += [(eps, p) for p in half if not torch.tensor(eps, dtype=p.dtype)]
+    return found
+
+
 class Learner:
     """What an optimizer does with the gradients of some parameters, as rules, and the tensors these take.
 
