@@ -355,6 +355,32 @@ def test_gradients_behind_what_the_energy_takes():
     assert "computed from others" in loop.explain()
 
 
+def test_states_of_no_samples_share_no_memory():
+    a, b, edge, x = free(0, 5), free(0, 4), nn.Linear(4, 5).double(), data(0, 5)
+    loop = pyro.InferenceLoop(
+        lambda: gaussian_energy(x, a.sin() * a) + gaussian_energy(a, edge(b)),
+        [a, b],
+        method=pyro.methods.Accelerated(),
+    )
+    trace = loop.run(3, tol=1e-3)
+    assert trace.taken.shape == trace.converged.shape == (0,)
+    assert loop.explain().startswith("executor: graph")
+
+
+@pytest.mark.parametrize("runs", [0, 1, 8])
+def test_wrapped_functions_of_pytorch_are_called_once(monkeypatch, runs):
+    """PyTorch's own Python code names itself to a mode by what has its name now: the wrapper, which calls it again."""
+    z, x, elu = free(3, 4), data(3, 4), F.elu
+    energy = lambda: gaussian_energy(x, F.elu(z))  # noqa: E731
+    loop = pyro.InferenceLoop(energy, [z], lr=0.1)
+    for _ in range(runs):
+        loop.run(1)
+    monkeypatch.setattr(F, "elu", lambda *a: 1.5 * elu(*a))
+    expected = z.detach() - 0.1 * torch.autograd.grad(energy().sum(), z)[0]
+    loop.run(1)
+    torch.testing.assert_close(z.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_memory_that_a_state_comes_to_share_is_noticed():
     z, other, edge = free(6, 5), data(6, 5), nn.Linear(5, 5).double()
     energy = lambda: gaussian_energy(z, edge(other.tanh()))  # noqa: E731

@@ -95,11 +95,13 @@ class Recording(TorchFunctionMode):
         self.calls: list[Call] = []
         self.copies: dict[int, Tensor] = {}  # of data made in inference mode, by id
         self.addresses_memory = False
+        self._nests = False  # a function that wraps one of PyTorch's and has its name was called, in itself
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self._nests |= vocabulary.may_wrap(function)
         if self.refusal is not None or vocabulary.is_metadata(function):
             return function(*args, **kwargs)
         name = vocabulary.name_of(function)
@@ -239,7 +241,7 @@ class Recording(TorchFunctionMode):
     @property
     def evaluated(self) -> Tensor | None:
         """The energy with its graph, if that is what it would be without the recording."""
-        return None if self.copies else self.result
+        return None if self.copies or self._nests else self.result
 
     def _saveable(self, t: Tensor) -> Tensor:
         """A copy in the place of data made in inference mode, which cannot be saved for a gradient."""
@@ -385,7 +387,7 @@ def share_memory(leaves: Sequence[Tensor], free: Iterable[int]) -> bool:
     """Whether a state has its memory in common with another leaf."""
     storages = [t.untyped_storage().data_ptr() for t in leaves]
     count = Counter(storages)
-    return any(count[storages[i]] > 1 for i in free)
+    return any(count[storages[i]] > 1 for i in free if storages[i])  # it is 0 where there is none
 
 
 def _slices_by_tensors(index: Any) -> bool:

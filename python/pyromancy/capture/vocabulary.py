@@ -145,6 +145,11 @@ def is_known(function: Function) -> bool:
     return isinstance(function, _COMPILED)
 
 
+def may_wrap(function: Function) -> bool:
+    """Whether a function may wrap one of PyTorch's and have its name, by which that tells a mode of itself."""
+    return not is_known(function) and not isinstance(function, _OPERATORS)
+
+
 def is_metadata(function: Function) -> bool:
     """Whether a function tells of a tensor's form and not of its contents."""
     return is_known(function) and function in _METADATA
