@@ -249,6 +249,11 @@ class Pair:
         """Fixed predictions are those of weights and states as they were; what changes them begins a batch anew."""
         self.dirty = self.dirty or self.case.method == "fixed"
 
+    def begin_anew(self):
+        """A copy does not have what a method keeps within a batch, such as a velocity."""
+        for r in self.references:
+            r.begin()
+
     def every(self):
         return [self.net, *(r.net for r in self.references)]
 
@@ -274,10 +279,12 @@ class Pair:
                 for net in self.every():
                     net.train(not net.training)
             case "copy":
+                self.begin_anew()
                 self.net, self.loop, self.em, self.optimizer = copy.deepcopy(
                     (self.net, self.loop, self.em, self.optimizer)
                 )
             case "pickle":
+                self.begin_anew()
                 self.net, self.loop, self.em, self.optimizer = pickle.loads(
                     pickle.dumps((self.net, self.loop, self.em, self.optimizer))
                 )

@@ -150,6 +150,12 @@ class TestJudge:
         assert 1e-17 < one.judge.spread < 1e-14
 
 
+@pytest.mark.parametrize("what", ["copy", "pickle"])
+def test_copies_within_a_batch_begin_its_velocity_anew(what):
+    case = Case(actions=(Run(), Do(what), Run()), momentum=0.5)
+    assert pair.check(case) == "ok"
+
+
 @pytest.mark.parametrize("lost", [float("nan"), float("inf"), 1.0])
 def test_neighbours_that_went_elsewhere_end_a_case(lost):
     """As where E-steps are unstable and begin at an error of 0: of one rounding they make anything, here NaN."""
