@@ -46,7 +46,7 @@ def partition(program: Program, free: Sequence[int], leaves: Sequence[Tensor]) -
     def gradient(*leaves: Tensor) -> list[Tensor]:
         return _evaluated(program, free, lambda values: program.evaluate([program.result], values)[0], leaves)[1:]
 
-    return _partitioned(gradient, free, leaves, apart=True)
+    return partitioned(gradient, free, leaves, apart=True)
 
 
 def learning(program: Program, wanted: Sequence[int], leaves: Sequence[Tensor]) -> tuple[*Graphs, list[int]]:
@@ -73,7 +73,7 @@ def learning(program: Program, wanted: Sequence[int], leaves: Sequence[Tensor]) 
         reached[:] = [i for i, g in zip(wanted, gradients, strict=True) if g is not None]
         return [g for g in gradients if g is not None]
 
-    once, step = _partitioned(gradient, range(len(leaves)), leaves, apart=True)
+    once, step = partitioned(gradient, range(len(leaves)), leaves, apart=True)
     return once, step, reached
 
 
@@ -84,23 +84,6 @@ def traced(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> f
         NotCapturable: it cannot be traced.
     """
     return _prepared(function, leaves, apart=True)[1]
-
-
-def evaluation(
-    function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool
-) -> Graphs:
-    """A function of the leaves, split as `partition` splits the gradient.
-
-    Args:
-        function: as `evaluated` makes one.
-        free: slots of the variables.
-        leaves: as for `partition`.
-        apart: whether errors of nodes are to be operators that work element by element.
-
-    Raises:
-        NotCapturable: it cannot be traced.
-    """
-    return _partitioned(function, free, leaves, apart)
 
 
 def evaluated(program: Program, free: Sequence[int], energy: Energy) -> Callable[..., list[Tensor]]:
@@ -146,10 +129,20 @@ def module_of(graph: fx.Graph) -> fx.GraphModule:
     return _collected(fx.GraphModule({}, graph))
 
 
-def _partitioned(
+def partitioned(
     function: Callable[..., list[Tensor]], free: Sequence[int], leaves: Sequence[Tensor], apart: bool = True
 ) -> Graphs:
-    """A function of the leaves, split into what no variable changes and the rest."""
+    """A function of the leaves, split as `partition` splits the gradient.
+
+    Args:
+        function: as `evaluated` makes one.
+        free: slots of the variables.
+        leaves: as for `partition`.
+        apart: whether errors of nodes are to be operators that work element by element.
+
+    Raises:
+        NotCapturable: it cannot be traced.
+    """
     return _split(*_prepared(function, leaves, apart), free)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..capture.ends import Ends, settling
 from ..capture.memory import dense_strides
-from ..capture.partition import evaluation, is_fused, is_unsteady, module_of
+from ..capture.partition import is_fused, is_unsteady, module_of, partitioned
 from ..capture.program import Program
 from ..capture.recording import NotCapturable
 from ..capture.schedule import Schedule, scheduled
@@ -28,6 +28,9 @@ class Evaluator:
         function: of the leaves, with variables in the places of the free ones.
         settles: whether variables are states, whose errors are none where they may be rounding alone.
 
+    Attributes:
+        has_begun: whether it has taken what it reads beside variables.
+
     Raises:
         NotCapturable: it cannot be traced, or not be run without autograd.
     """
@@ -37,7 +40,7 @@ class Evaluator:
     ) -> None:
         self._program, self._free = program, list(free)
         layout = ImageLayout(program)
-        self._once, graph = layout.traced(lambda laid: evaluation(function, free, laid, True), program.leaves)
+        self._once, graph = layout.traced(lambda laid: partitioned(function, free, laid), program.leaves)
         (output,) = (n for n in graph.nodes if n.op == "output")
         results = list(output.args[0])
         self._schedule: Schedule | None = None
@@ -51,7 +54,7 @@ class Evaluator:
         else:
             self._settling, self._layout = [], ImageLayout(program)
             self._layout.channels_last = False
-            self._once, graph = evaluation(function, free, self._layout.of(program.leaves), False)
+            self._once, graph = partitioned(function, free, self._layout.of(program.leaves), False)
         self._module = module_of(graph)
         self._leaves: list[Tensor] = []
         self._invariant: Sequence[Tensor] = ()
@@ -66,6 +69,7 @@ class Evaluator:
     @torch.no_grad()
     def begin(self) -> None:
         """Take all else that is read, as it is now."""
+        self.has_begun = True
         self._leaves = self._layout.of(self._program.leaves)
         self._invariant = self._once(*self._leaves)
         self._rests = [rest(self._leaves[i], 1.0) for i in self._settling]
@@ -77,6 +81,7 @@ class Evaluator:
 
     def release(self) -> None:
         """Let go of what `begin` took."""
+        self.has_begun = False
         self._leaves, self._invariant, self._rests = [], (), []
 
     @property

@@ -135,14 +135,14 @@ class Captured(Problem):
         self._on_states = energy is None
         self._both = Evaluator(program, self._free, evaluated(program, self._free, self._energy), self._on_states)
         self._alone: Evaluator | None = None  # the energy, once it is asked for
-        self._asks_alone = False
         self._leaves: list[Tensor] = []
 
     @torch.no_grad()
     def begin(self) -> None:
         self._leaves = [t.detach() for t in self.program.leaves]
         self._both.begin()
-        self._asks_alone = False
+        if self._alone is not None:
+            self._alone.release()
         self.point = self._both.copies(self._variables(self._leaves))
         self.floor = floor(self.program, self._leaves)
 
@@ -184,9 +184,8 @@ class Captured(Problem):
             return self._energy(self._placed())
         if self._alone is None:
             self._alone = Evaluator(self.program, self._free, lambda *x: [self._energy(x)], self._on_states)
-        if not self._asks_alone:
+        if not self._alone.has_begun:
             self._alone.begin()
-            self._asks_alone = True
         return self._alone(self.point)[0]
 
     @torch.no_grad()
