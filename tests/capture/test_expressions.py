@@ -304,6 +304,28 @@ def test_slopes_are_autograds():
             torch.testing.assert_close(expression.push(z, mu, None, weight, of), -of_mu, msg=name)
 
 
+def test_activations_of_multiples_belong_to_the_prediction():
+    """And not to the law: a sweep is then the chain's own, and the errors after it are zero in every bit."""
+
+    def read(*made):
+        net = Net(LAWS["log-cosh"], ("output",))
+
+        def energy():
+            mu = net.top(net.hidden.value)
+            law = sum(net.law(net.above.value, of(mu)) for of in made)
+            return law.sum(1) + net.hidden.energy(net.up(net.below.value))
+
+        loop = pyro.InferenceLoop(energy, net.free(), lr=0.1)
+        net.start(*batch(3))
+        loop.run(1)
+        return next(n.expression for n in loop._choice.executor.planner.nodes if n.expression is not None)
+
+    bare, multiple = torch.tanh, lambda mu: torch.tanh(-0.7 * mu)
+    assert read(multiple) == read(bare) == read(lambda mu: torch.sigmoid(-mu / 3))
+    assert read(multiple, multiple) != read(bare, bare)  # what is computed twice stays a part of the law
+    assert read(lambda mu: mu + multiple(mu)) != read(bare)
+
+
 def test_penalties_beside_a_prediction_leave_its_error():
     """A chain takes both as one law; on errors, what predicts the state decides what its error is."""
     torch.manual_seed(0)

@@ -104,7 +104,8 @@ class Case(Code):
     seed: int = 0
 
 
-FREE_LAWS = ("standard", "isotropic", "factorized", "multivariate", "laplace", "student", "logcosh", "mixed")
+OWN_LAWS = ("logcosh", "mixed")  # written by users
+FREE_LAWS = ("standard", "isotropic", "factorized", "multivariate", "laplace", "student", *OWN_LAWS)
 TARGET_LAWS = ("categorical", "bernoulli", "poisson")
 CHAIN_KINDS = ("linear", "bias", "masked", "tied", "skip", "slice", "constant")
 KINDS = (*CHAIN_KINDS, "transposed", "joined", "norm", "softmax", "gate")

@@ -11,7 +11,7 @@ import torch
 
 import pyromancy as pyro
 
-from .cases import METHODS, Batch, Case, Do, Epoch, Learn, Run, Step
+from .cases import METHODS, OWN_LAWS, Batch, Case, Do, Epoch, Learn, Run, Step
 from .judge import Diverged, Judge
 from .network import Network
 from .reference import OPTIMIZERS, RULED, Reference, method_of
@@ -365,11 +365,13 @@ def check(case: Case) -> str:
     """Carry out a case; AssertionError tells what differs.
 
     Returns:
-        "ok", "diverged", or "refused" where the method does not take such a network, or without kernels a free Laplace
-        node is to rest after a sweep: the reference does not take states for their predictions.
+        "ok", "diverged", or "refused" where the method does not take such a network, or a free Laplace node is to rest
+        after a sweep, but without kernels, which take states for their predictions, or where a prediction is in part
+        computed by a law.
     """
     rests = case.sweep and any(node.law == "laplace" and not node.clamped for node in case.nodes)
-    if rests and not pyro.backends.available("native")[0]:
+    by_laws = any(node.law in OWN_LAWS and node.after == "square" for node in case.nodes)
+    if rests and (by_laws or not pyro.backends.available("native")[0]):
         return "refused"
     try:
         return carried_out(case)

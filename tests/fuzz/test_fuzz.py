@@ -178,6 +178,17 @@ def test_what_float32_cannot_hold_is_not_judged():
     assert pair.check(Case(nodes, (Step(),), sweep=True)) == ("ok" if there else "refused")
 
 
+@pytest.mark.parametrize("after", ["tanh", "square"])
+def test_laplace_nodes_rest_below_a_law_of_ones_own(after):
+    """Where its prediction is the chain's; what is a part of the law, as a square, is rounded in another way."""
+    nodes = (
+        Node(law="laplace", edges=(Edge(kind="masked"),)),
+        Node(law="mixed", edges=(Edge(0, scale=-0.7),), after=after),
+    )
+    rests = backends.available("native")[0] and after == "tanh"
+    assert pair.check(Case(nodes, (Epoch(),), sweep=True)) == ("ok" if rests else "refused")
+
+
 def test_errors_that_move_are_rounded_for_neighbours():
     """A state is its prediction and its error, which may both be much larger."""
     nodes = Node(edges=(Edge(scale=1e3),)), Node(clamped=True)

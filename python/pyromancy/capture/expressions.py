@@ -154,7 +154,7 @@ class Reader:
         # without a theta before with one; and what no free state changes is taken as it is, if it can be
         plain: list[int] = []
         for reading in self._readings(slot, lambda a: (a in factors, preferred(a)), told):
-            state, atoms, uses, with_theta, summed = reading
+            state, atoms, calls, with_theta, summed = reading
             others = [a for a in atoms if a != state]
             others.sort(key=lambda a: self._is_prediction(a, form, factors), reverse=True)
             if state is not None and (
@@ -176,14 +176,27 @@ class Reader:
                 return Reading(law, state, theta=prediction)
             return Reading(law, state, prediction)
         turned = False if told is not None else self._is_turned(slot, state, prediction)
-        users = uses[prediction]
-        if len(users) == 1 and prediction in self._varying and (users[0].meaning or "") in ACTIVATIONS:
-            prediction = users[0].outputs[0]
+        prediction = self._activated(prediction, calls)
         given, theta = {state: of.z, prediction: of.mu}, None
         if len(others) == 2:
             theta = others[1]
             given[theta] = of.theta
         return Reading(self._program(of, slot, given), state, prediction, theta, turned)
+
+    def _activated(self, prediction: int, calls: Collection[Call]) -> int:
+        """What an activation makes of a prediction or a multiple of it, if all else is of that; or else itself."""
+        s = prediction
+        while s in self._varying and (users := [c for c in calls if any(self._same(s, i) for i in c.inputs)]):
+            first, *more = users
+            if any(not self._same(first.outputs[0], c.outputs[0]) for c in more):
+                break
+            if (first.meaning or "") in ACTIVATIONS:
+                return first.outputs[0]
+            # multiples that are computed several times would not all become the Linear's
+            if more or first.meaning not in ("mul", "div", "neg") or len(first.inputs) != 1:
+                break
+            s = first.outputs[0]
+        return prediction
 
     def _is_turned(self, slot: int, state: int, prediction: int) -> bool | None:
         """Whether the state is subtracted from the prediction, and never the other way; None where neither is."""
@@ -205,24 +218,24 @@ class Reader:
 
     def _readings(
         self, slot: int, order: Callable[[int], Any], told: tuple[int, int] | None
-    ) -> Iterator[tuple[int | None, list[int], dict[int, list[Call]], bool, bool]]:
-        """A state, what elements are made of and the calls that use each, whether of a theta, and whether of a sum."""
+    ) -> Iterator[tuple[int | None, list[int], list[Call], bool, bool]]:
+        """A state, what elements are made of, by which calls, whether of a theta, and whether of a sum."""
         form = self._forms[slot]
         kinds: Iterable[tuple[bool, bool, bool]] = product((False, True), (False, True), (True, False))
         if told is not None:  # and so what is compared with it: parts of that are no thetas
             kinds = ((summed, with_theta, varying) for with_theta, summed, varying in kinds)
             for with_theta, varying in product((False, True), (True, False)) if self._is_multiple(told[1]) else ():
-                atoms, uses = self._atoms(slot, varying, told[1])
-                yield next((a for a in atoms if self._same(a, told[0])), None), atoms, uses, with_theta, False
+                atoms, calls = self._atoms(slot, varying, told[1])
+                yield next((a for a in atoms if self._same(a, told[0])), None), atoms, calls, with_theta, False
         for summed, with_theta, varying in kinds:
-            atoms, uses = self._atoms(slot, varying)
+            atoms, calls = self._atoms(slot, varying)
             forms = [(a, self._forms[a]) for a in atoms]
             states = [a for a, t in forms if self._may_be_state(a) and (t.shape, t.dtype) == (form.shape, form.dtype)]
             states = states if told is None else [a for a in states if self._same(a, told[0])]
             # what all is multiplied by is a weight, where anything else can be the state
             states.sort(key=order)
             if not summed:
-                yield states[0] if states else None, atoms, uses, with_theta, False
+                yield states[0] if states else None, atoms, calls, with_theta, False
                 continue
             for state in states:
                 for joint in self._sums(slot, state, atoms, varying):
@@ -329,34 +342,26 @@ class Reader:
     def _is_residual(call: Call) -> bool:
         return call.function is functional.gaussian_error and call.args[2:] in ((), (None,), (None, None))
 
-    def _atoms(self, slot: int, varying: bool, joint: int | None = None) -> tuple[list[int], dict[int, list[Call]]]:
-        """What elements are made of, and the calls that use each; may be of those alone that free states change.
+    def _atoms(self, slot: int, varying: bool, joint: int | None = None) -> tuple[list[int], list[Call]]:
+        """What elements are made of, and by which calls; may be of those alone that free states change.
 
         What is `joint` is taken as it is.
         """
         whole, atoms = self._forms[slot], list[int]()
-        uses: dict[int, list[Call]] = {}
-        open_, seen = [slot], set[int]()
+        calls: dict[int, Call] = {}
+        open_ = [slot]
         while open_:
             s = open_.pop()
             call = None if joint is not None and self._same(joint, s) else self._maker(s, whole, varying)
             if call is None:
-                atom = next((a for a in atoms if self._same(a, s)), s)
-                if atom == s and s not in atoms:
+                if not any(self._same(a, s) for a in atoms):
                     atoms.append(s)
-                uses.setdefault(atom, [])
-            elif s not in seen:
-                seen.add(s)
-                if len(seen) > _MOST_CALLS:
+            elif s not in calls:
+                calls[s] = call
+                if len(calls) > _MOST_CALLS:
                     raise NoExpression(f"takes at most {_MOST_CALLS} calls")
                 open_.extend(reversed(call.inputs))
-        for s in seen:
-            call = self._producer[s]
-            for i in set(call.inputs):
-                for atom in atoms:
-                    if self._same(atom, i) and not any(self._same(u.outputs[0], s) for u in uses[atom]):
-                        uses[atom].append(call)
-        return atoms, uses
+        return atoms, [*calls.values()]
 
     def _value(self, of: Algebra, slot: int, given: Mapping[int, int], known: dict[int, int]) -> int:
         """That of an algebra which a slot's elements are."""
