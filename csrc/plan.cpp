@@ -437,9 +437,16 @@ void check_edge(const Plan& plan, const Operands& operands, int64_t e) {
         return false;
     return target.prior == kNothing;
   };
-  STD_TORCH_CHECK(!target.swept || edge.source < edge.target, "node ", edge.target,
+  STD_TORCH_CHECK(!target.swept || !edge.sweeps || edge.source < edge.target, "node ", edge.target,
                   " starts at its prediction, and edge ", e,
                   " must lead to it from an earlier one, got ", edge.source);
+  const auto sweeps = [&](const PlanEdge& other) {
+    return other.sweeps && other.target == edge.target;
+  };
+  STD_TORCH_CHECK(edge.sweeps || !plan.method.has_stepper || !plan.method.stepper.errors, "edge ",
+                  e, " must sweep, as errors move");
+  STD_TORCH_CHECK(std::any_of(plan.edges.begin(), plan.edges.end(), sweeps), "edge ", e,
+                  " must sweep, or another to node ", edge.target);
   STD_TORCH_CHECK(!edge.gram || is_alone(), "gram of edge ", e,
                   " needs a source and a target without other edges, and no prior beside it");
   STD_TORCH_CHECK(!edge.gram ||
@@ -663,6 +670,7 @@ Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& numbers
     edge.gram = read.flag("gram");
     edge.transposed = read.flag("transposed");
     edge.first = read.number("first column", kNothing, INT64_MAX);
+    edge.sweeps = read.flag("sweeps");
     edge.scale = read.real("scale");
     edge.bias_scale = read.real("scale of a bias");
     edge.skip = read.real("skip");

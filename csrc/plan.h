@@ -82,6 +82,7 @@ struct PlanEdge {
   // Of the columns of z that it takes, as many as W has, or without it the target; or all. Without
   // a weight it passes them on: its part is scale before(z).
   int64_t first;
+  bool sweeps; // a target that is swept starts by it
   double scale, bias_scale, skip;
 };
 

@@ -198,6 +198,7 @@ void PackedChain::join() {
     int64_t last = l;
     std::vector<int64_t> in, out;
     std::vector<int64_t> moving[2], resting[2], away; // products, skips; of the latter those away
+    std::vector<int64_t> swept, started[2], unstarted[2], starting[2];
     std::vector<Nonlinearity> befores;
     std::vector<std::vector<int64_t>> products; // by those
     const auto add = [&](std::vector<int64_t>(&to)[2], int64_t e) {
@@ -211,7 +212,15 @@ void PackedChain::join() {
       const ChainEdge& edge = edges_[e];
       if (edge.target == l) {
         in.push_back(e);
-        add(node.prediction_varies && !nodes_[edge.source].free ? resting : moving, e);
+        const bool rests = node.prediction_varies && !nodes_[edge.source].free;
+        const bool sweeps = plan_.edges[e].sweeps;
+        add(rests ? resting : moving, e);
+        if (sweeps)
+          swept.push_back(e);
+        if (rests)
+          add(sweeps ? started : unstarted, e);
+        else if (sweeps)
+          add(starting, e);
       }
       if (edge.source == l) {
         out.push_back(e);
@@ -233,10 +242,16 @@ void PackedChain::join() {
     }
     if (!in.empty())
       node.bias = bias(in, node.n);
+    node.starts_by_some = swept.size() < in.size();
+    if (node.starts_by_some && plan_.nodes[l].swept)
+      node.start_bias = bias(swept, node.n);
     node.in = keep_numbers(std::move(in));
     node.out = keep_numbers(std::move(out));
     node.moving = {keep_numbers(std::move(moving[0])), keep_numbers(std::move(moving[1]))};
     node.resting = {keep_numbers(std::move(resting[0])), keep_numbers(std::move(resting[1]))};
+    node.started = {keep_numbers(std::move(started[0])), keep_numbers(std::move(started[1]))};
+    node.unstarted = {keep_numbers(std::move(unstarted[0])), keep_numbers(std::move(unstarted[1]))};
+    node.starting = {keep_numbers(std::move(starting[0])), keep_numbers(std::move(starting[1]))};
     std::vector<Through> through;
     for (size_t k = 0; k < befores.size(); ++k) {
       const Numbers of = keep_numbers(std::move(products[k]));
@@ -362,7 +377,8 @@ void PackedChain::prepare(int64_t steps, bool sweeps, Learn learn) {
 void PackedChain::find_what_moves() {
   const auto after = [](int64_t step) { return step == kNever ? kNever : step + 1; };
   for (ChainNode& node : nodes_) {
-    const bool rests = node.swept && is_of_distance(node.law); // the law does not pull it
+    // the law does not pull it
+    const bool rests = node.swept && !node.starts_by_some && is_of_distance(node.law);
     node.first_error = rests && !args.resume && !args.has_stepper ? kNever : 0;
     node.first_move = kNever;
   }
@@ -495,8 +511,12 @@ Tensor PackedChain::scaled(const Tensor& t, double scale, const Tensor* mask) {
     C* const y = static_cast<C*>(result.data_ptr());
     const int64_t count = from.numel();
     share_out(ceil_div(count, kAtATime), 0, [&](void*, int64_t task) {
-      for (int64_t i = task * kAtATime; i < std::min(count, (task + 1) * kAtATime); ++i)
-        y[i] = static_cast<C>(scale) * (m ? m[i] * x[i] : x[i]);
+      const int64_t end = std::min(count, (task + 1) * kAtATime);
+      const C by = static_cast<C>(scale);
+      for (int64_t i = task * kAtATime; i < end && !m; ++i)
+        y[i] = by * x[i];
+      for (int64_t i = task * kAtATime; i < end && m; ++i)
+        y[i] = by * (m[i] * x[i]);
     });
   });
   return result;

@@ -59,7 +59,7 @@ def random_plan(seed):
         ),
         tuple(
             Edge(draw.randrange(n), draw.randrange(n), operand(), maybe(), activation(), activation(), flag(),
-                 flag(), draw.random(), draw.random(), draw.random(), maybe(), maybe())
+                 flag(), draw.random(), draw.random(), draw.random(), maybe(), maybe(), flag())
             for _ in range(e)
         ),
         random_method(draw),
@@ -108,7 +108,11 @@ def test_every_field_is_written():
     one, other = Node(1, True), Node(2, False, True, Law.GAUSSIAN, 3, 4, 5, 6, 2.0, 7, 8, 3.0, NodeStep(), law, 9)
     pairs = [
         ("nodes", one, other),
-        ("edges", Edge(0, 1, 2), Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2, 3, 4, 5, 6)),
+        (
+            "edges",
+            Edge(0, 1, 2),
+            Edge(1, 2, 3, 4, Activation(1, 0.5), Activation(2, 0.1), True, True, 2, 3, 4, 5, 6, False),
+        ),
         ("rules", Rule(), Rule(RuleKind.ADAM, 1.0, 2.0, 3.0, 4.0, 5.0, True, True, True, True)),
         ("targets", Target(Learned.WEIGHT, 0, 0, 0), Target(Learned.BIAS, 1, 1, 1, (1, None, 2))),
     ]

@@ -93,6 +93,41 @@ EDGES = {
 }
 
 
+class Parents(nn.Module):
+    """8-16-4-3, each but the first predicted by several; the inner two start by the one below them."""
+
+    def __init__(self, *sources):
+        super().__init__()
+        torch.manual_seed(0)
+        widths, self.sources = (8, 16, 4, 3), sources
+        self.below, self.nodes = FixedNode(8), nn.ModuleList(map(StandardGaussianNode, widths[1:]))
+        self.of = {(s, t): nn.Linear(widths[s], widths[t]) for t, of in enumerate(sources, 1) for s in of}
+        self.edges = nn.ModuleList(self.of.values())
+        self.double()
+
+    def predicted(self, target, sources):
+        states = [self.below, *self.nodes]
+        return sum(self.of[s, target](torch.tanh(states[s].value)) for s in sources)
+
+    def start(self, x, y):
+        self.below.init(x)
+        self.nodes[0].init(self.predicted(1, (0,)))
+        self.nodes[1].init(self.predicted(2, (1,)))
+        self.nodes[2].init(y)
+
+    def energy(self):
+        return sum(n.energy(self.predicted(t, self.sources[t - 1])) for t, n in enumerate(self.nodes, 1))
+
+    def e_params(self):
+        return [n.value for n in self.nodes[:2]]
+
+    def m_params(self):
+        return list(self.edges.parameters())
+
+
+CIRCLES = (0, 1, 2), (1, 3), (2,)
+
+
 def write_edges(net, how):
     """Have a network's edges computed otherwise, some of them with weights that are stored [in, out]."""
     for _, linear in net.edges:
@@ -576,6 +611,48 @@ class TestStart:
             em.step(x, y)
             plainly(plain, theirs, x, y, steps=1, lr=0.1)
         assert_same(net.m_params(), plain.m_params())
+
+    @pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+    @pytest.mark.parametrize("momentum", [0.0, 0.5])
+    def test_circles_start_by_the_edges_that_do_not_go_back(self, momentum, incremental):
+        """Within the one call, which a whole pass is, too."""
+        net, plain = Parents(*CIRCLES), Parents(*CIRCLES)
+        ours, theirs = (OPTIMIZERS["adam"](n.m_params()) for n in (net, plain))
+        how = {"lr": 0.1, "momentum": momentum, "incremental": incremental}
+        em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, **how)
+        x, y = torch.rand(23, 8).double(), torch.rand(23, 3).double()
+        for size in (5, 1):
+            list(em.epoch(x, y, batch_size=size, shuffle=False))
+            for rows in torch.arange(23).split(size):
+                plainly(plain, theirs, x[rows], y[rows], steps=3, **how)
+        assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+        assert em.explain().startswith("a batch: one call of an operator\n")
+        assert em._fused.swept
+        assert len(em._fused.unswept) == 3
+        for _ in range(40):  # until a batch is repeated
+            em.step(x, y)
+            plainly(plain, theirs, x, y, steps=3, **how)
+        assert (em._repeat is None) == (momentum > 0 or native.MODULE is None)
+        assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+
+    @pytest.mark.parametrize("coordinates", ["states", "errors"])
+    def test_what_starts_by_some_edges_begins_with_errors(self, coordinates):
+        """Which move, or the states that they are of, which a plan sets itself then."""
+        net, plain = Parents((0,), (0, 1), (1, 2)), Parents((0,), (0, 1), (1, 2))
+        method = pyro.methods.Heun(0.1, adaptive=False, coordinates=coordinates)
+        ours, theirs = (OPTIMIZERS["sgd"](n.m_params()) for n in (net, plain))
+        em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, method=method)
+        loop = pyro.InferenceLoop(plain.energy, plain.e_params(), method=method, executor="graph")
+        for x, y in batches(3):
+            em.step(x, y)
+            plain.start(x, y)
+            loop.run(3)
+            theirs.zero_grad()
+            loop.backward(plain.m_params())
+            theirs.step()
+        assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
+        assert em.explain().startswith("a batch: one call of an operator\n")
+        assert bool(em._fused.unswept) == (coordinates == "states")
 
     def test_a_weight_that_is_computed_is_told(self):
         net, _, em, _ = self.loops(lambda net: net.start)

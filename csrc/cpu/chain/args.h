@@ -40,6 +40,10 @@ struct Numbers {
 // Edges whose parts make up a sum: those that have a matrix, and those that have a skip.
 struct Sum {
   Numbers products, skips;
+
+  bool any() const {
+    return products.count || skips.count;
+  }
 };
 
 // Products away from a node that take another activation of it than the others do.
@@ -59,7 +63,12 @@ struct ChainNode {
   Numbers in, out; // the edges that lead to it and away from it
   Sum moving;      // of those to it what is found again with a prediction
   Sum resting;     // and what does not change beside it, nor does what is given of the prediction
-  Sum away;        // of those away from it, with products of one activation alone
+  // Of a node that starts by some of the edges to it: those of `resting`, the others of `resting`,
+  // and what else it starts by; and the biases of those that it starts by, as `bias`.
+  bool starts_by_some;
+  Sum started, unstarted, starting;
+  const void* start_bias;
+  Sum away;               // of those away from it, with products of one activation alone
   const Through* through; // which the others take, as many
   int64_t throughs;
   Nonlinearity before, after; // of the products away from it, and of its prediction
@@ -69,7 +78,7 @@ struct ChainNode {
   int64_t ordinal;        // among the free ones
   bool prediction_varies; // from step to step
   bool feeds_back;        // its error, into the node that predicts it, which moves
-  bool swept;             // starts at its prediction
+  bool swept;             // starts at its prediction, or what some edges make of it
   // [n], padded: where a state may be its prediction but for rounding, that rounding over the norm
   // of before(z); such elements are made to be it. Or null.
   const void* rounding;
@@ -155,7 +164,7 @@ inline const ChainEdge* gram_among(const ChainArgs& args, Numbers edges) {
 
 // Whether a part of a prediction is kept that products are added to.
 inline bool has_rest(const ChainNode& node) {
-  return node.resting.products.count || node.resting.skips.count || (node.in.count && node.prior);
+  return node.resting.any() || (node.in.count && node.prior);
 }
 
 // Whether an error's derivative has to go through an activation after the product.

@@ -51,7 +51,7 @@ struct Errors : Prediction<Layout> {
   // compiled for every activation.
   void find_error(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const Norms* norm) {
     if (is_rowwise(args.node[l].law)) // logits, until `normalize` has seen all of them
-      return predict(l, i, rows, c, buffers[l].error);
+      return predict(l, i, rows, c, args.node[l].bias, buffers[l].error);
     with_kind(args.node[l].after.kind,
               [&](auto kind) { find_error_as<kind>(l, i, rows, c, norm); });
     round(l, args.node[l].full_precision ? Input::residual : Input::delta, i, rows);

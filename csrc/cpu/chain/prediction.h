@@ -101,7 +101,7 @@ struct Prediction : Workspace<Layout> {
         store(buffers[l].rest + i * row + q * w, c[q]);
       return;
     }
-    predict(l, i, rows, c, buffers[l].mu);
+    predict(l, i, rows, c, args.node[l].bias, buffers[l].mu);
     if (norm) {
       for (int64_t r = i; r < i + rows; ++r)
         for (int v = 0; v < width; ++v) {
@@ -112,7 +112,7 @@ struct Prediction : Workspace<Layout> {
         }
       activate_source(l, i, rows);
     }
-    if (args.node[l].swept) {
+    if (args.node[l].swept && !args.node[l].starts_by_some) {
       for (int64_t at = i * row; at < (i + rows) * row; at += w)
         store(buffers[l].z + at, load(buffers[l].mu + at));
       activate_source(l, i, rows);
@@ -122,15 +122,16 @@ struct Prediction : Workspace<Layout> {
   // The same of a state that starts at its prediction. `find_error_as` does the same arithmetic, so
   // that the first error is zero in every bit.
   void sweep(int64_t l, int64_t i, int64_t rows, const Vec<C>* c) {
-    predict(l, i, rows, c, buffers[l].z);
+    const ChainNode& node = args.node[l];
+    predict(l, i, rows, c, node.starts_by_some ? node.start_bias : node.bias, buffers[l].z);
     activate_source(l, i, rows);
   }
 
-  void predict(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, C* to) {
+  void predict(int64_t l, int64_t i, int64_t rows, const Vec<C>* c, const void* bias, C* to) {
     const ChainNode& node = args.node[l];
     C* const mu = to + i * row;
     for (int64_t q = 0; q < rows * width; ++q)
-      store(mu + q * w, c[q] + Layout::constant(node.bias, i + q / width));
+      store(mu + q * w, c[q] + Layout::constant(bias, i + q / width));
     activate_all<C>(node.after, mu, mu, rows * width);
   }
 };

@@ -9,6 +9,7 @@ namespace pyromancy {
 // A piece of the work on a tile. Pieces of one tile follow one another; within a piece rows may be
 // split at will, as different tiles may.
 enum class Work : int {
+  start_once,        // what clamped nodes make of where a node starts, and of its prediction
   predict_once,      // the prediction of a node whose sources are clamped, or what of it these make
   sweep,             // the prediction of a node that starts there
   constant_feedback, // what of W^T e no E-step changes, where W^T P W serves
@@ -245,9 +246,15 @@ void stages(const ChainArgs& args, F stage, Done done, Settled settled) {
     const ChainNode& node = args.node[l];
     if (!node.predicted || !node.in.count)
       continue;
-    if (!node.prediction_varies || node.resting.products.count || node.resting.skips.count)
+    const bool by_some = node.swept && node.starts_by_some;
+    if (by_some && node.started.any())
+      stage(Stage{Work::start_once, l, 0});
+    if (by_some)
+      stage(Stage{Work::sweep, l, 0});
+    if (!node.prediction_varies || (by_some ? node.unstarted : node.resting).any())
       stage(Stage{Work::predict_once, l, 0});
-    if (node.prediction_varies && node.swept && !(args.has_stepper && args.method.errors))
+    const bool by_errors = args.has_stepper && args.method.errors;
+    if (node.prediction_varies && node.swept && !by_some && !by_errors)
       stage(Stage{Work::sweep, l, 0});
     if (const ChainEdge* edge = gram_among(args, node.in))
       stage(Stage{Work::constant_feedback, edge->source, 0});

@@ -124,7 +124,10 @@ struct Tiles {
           [&](int64_t t, int64_t i, int64_t rows, Vec<C>* c) { f(tile(t), i, rows, c); });
     };
     const auto predict = [&](const Sum& sum, auto f) {
-      const bool rests = has_rest(node) && (&sum == &node.moving || node.prior);
+      const bool added =
+          &sum == &node.moving ||
+          (node.started.any() && (&sum == &node.unstarted || &sum == &node.starting));
+      const bool rests = has_rest(node) && (added || node.prior);
       multiply({sum.products}, Input::activation, [&](auto it, int64_t i, int64_t n, auto* c) {
         it.skip(sum.skips, i, n, c);
         if (rests)
@@ -135,15 +138,19 @@ struct Tiles {
     const bool fed = node.away.products.count;
     const Products fed_back{node.away.products, true};
     switch (s.work) {
+    case Work::start_once:
+      return predict(node.started, [&](auto it, auto... c) { it.predict_once(l, c..., nullptr); });
     case Work::predict_once: {
       NormsOf norms{l, -1, {}};
       const bool whole = !node.prediction_varies, settles = whole && node.rounding;
-      return predict(whole ? node.moving : node.resting, [&](auto it, auto... c) {
+      const Sum& resting = node.swept && node.starts_by_some ? node.unstarted : node.resting;
+      return predict(whole ? node.moving : resting, [&](auto it, auto... c) {
         it.predict_once(l, c..., settles ? norms.in(it) : nullptr);
       });
     }
     case Work::sweep:
-      return predict(node.moving, [&](auto it, auto... c) { it.sweep(l, c...); });
+      return predict(node.starts_by_some ? node.starting : node.moving,
+                     [&](auto it, auto... c) { it.sweep(l, c...); });
     case Work::constant_feedback:
       return multiply(fed_back, Input::error,
                       [&](auto it, auto... c) { it.constant_feedback(l, c...); });

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +105,7 @@ class _Batch:
         plan = self.plan  # but for its rules, which change as they are applied
         for i, node in enumerate(plan.nodes):
             if node.swept:
-                self.states[i].copy_(self.predict(i)[1])
+                self.states[i].copy_(self.predict(i, [e for e in self.into[i] if e.sweeps])[1])
         each = plan.learning in (Learning.AFTER_EACH_STEP, Learning.WITH_EACH_STEP)
         for step in range(plan.steps):
             errors = self.errors()
@@ -123,11 +123,11 @@ class _Batch:
     def are_finite(self, i: int) -> bool:
         return bool(self.states[i].isfinite().all())
 
-    def predict(self, i: int) -> tuple[Tensor | None, Tensor]:
-        """What the activation of a prediction is of, if edges make it, and the prediction."""
+    def predict(self, i: int, edges: Sequence[Edge] | None = None) -> tuple[Tensor | None, Tensor]:
+        """What the activation of a prediction is of, if edges make it, and the prediction; may be by some of these."""
         prior = self.plan.nodes[i].prior
         product = None if prior is None else self.operands[prior].expand_as(self.states[i])
-        for edge in self.into[i]:
+        for edge in self.into[i] if edges is None else edges:
             state, part = self.states[edge.source], torch.zeros_like(self.states[i])
             if edge.weight is not None:
                 part = F.linear(self.taken(edge, state), self.weight(edge))

@@ -77,7 +77,7 @@ def encode(plan: Plan) -> tuple[list[int], list[float]]:
         for activation in (edge.before, edge.after):
             ints.append(activation.number)
             numbers.append(activation.parameter)
-        ints += [edge.gram, edge.transposed, _maybe(edge.first)]
+        ints += [edge.gram, edge.transposed, _maybe(edge.first), edge.sweeps]
         numbers += [edge.scale, edge.bias_scale, edge.skip]
     for rule in plan.rules:
         ints += [rule.kind, rule.maximize, rule.nesterov, rule.decoupled, rule.fresh]
@@ -277,9 +277,10 @@ def _edge(read: _Reader, nodes: int) -> Edge:
         Activation(read.number("activation", 0, len(ACTIVATIONS)), read.real("parameter")) for _ in range(2)
     )
     gram, transposed = read.flag("gram"), read.flag("transposed")
-    first = _or_none(read.number("first column", _NOTHING, _ANY))
+    first, sweeps = _or_none(read.number("first column", _NOTHING, _ANY)), read.flag("sweeps")
     scale, bias_scale, skip = read.real("scale"), read.real("scale of a bias"), read.real("skip")
-    return Edge(source, target, weight, bias, before, after, gram, transposed, scale, bias_scale, skip, mask, first)
+    form = gram, transposed, scale, bias_scale, skip, mask, first, sweeps
+    return Edge(source, target, weight, bias, before, after, *form)
 
 
 def _rule(read: _Reader) -> Rule:

@@ -139,7 +139,7 @@ class Node:
     Attributes:
         state: ``[B, n]``, contiguous.
         free: whether E-steps move it.
-        swept: whether it starts at its prediction, whatever it held.
+        swept: whether it starts at its prediction, by those edges that sweep, whatever it held.
         law: of its energy; NONE where nothing predicts it.
         theta: the law's parameter.
         prior: a constant prediction, ``[1 or B, n]``, or where edges make one what is added to their sum.
@@ -199,6 +199,7 @@ class Edge:
         mask: what the weight is multiplied by, element by element, like it.
         first: of the columns of z that are taken, as many as W has, or without it the target; None takes all of them.
             Without a weight, and with this or a `before`, ``scale before(z)`` itself is the part.
+        sweeps: whether the target, where it is swept, starts by this part; by one at least.
     """
 
     source: int
@@ -214,6 +215,7 @@ class Edge:
     skip: float = 0.0
     mask: Operand | None = None
     first: int | None = None
+    sweeps: bool = True
 
     @property
     def passes(self) -> bool:

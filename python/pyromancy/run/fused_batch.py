@@ -86,63 +86,71 @@ class FusedBatch:
         self._same = 0  # of the calls before, in a row
         self._seen: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}  # data that were checked, by their nodes
         self._masked: tuple[Mapping[int, Tensor], Sequence[Tensor]] | None = None  # what a call was made of
-        self._sort_settings()
+        self._sort_settings(em.loop.method.moves == "states")
+        if self.by_hand:
+            self._sort_settings(False)
 
-    def _sort_settings(self) -> None:
-        """Which states start at their prediction, which are set to something, and which to the batch's own rows."""
+    def _sort_settings(self, by_some: bool) -> None:
+        """Which states start at their prediction, which are set to something, and which to the batch's own rows.
+
+        `by_some` tells whether they may start by some of the edges that predict them.
+        """
         planner, program, states = self.executor.planner, self.executor.program, self.states
         slot_of = {id(s): n.state for n, s in zip(self.nodes, states, strict=True) if s is not None}
-        into: dict[int, list[tuple[int, int, Edge]]] = {}
-        for edge in planner.edges:
-            into.setdefault(planner.nodes[edge[1]].state, []).append(edge)
-        swept, self.set_ = set(), []
+        into: dict[int, list[int]] = {}
+        for i, (_, target, _) in enumerate(planner.edges):
+            into.setdefault(planner.nodes[target].state, []).append(i)
+        swept, unswept, self.set_ = set(), set[int](), []
         self.self_predicted = ""  # a clamped state that is set to its own prediction
         for setting, found in self.start_.edges():
             slot = slot_of.get(id(setting.node.value))
             if found is None and slot not in program.free:
                 found = self.start_.edges_of_logits(setting)
             if slot is not None and found is not None and slot in into:
-                nodes = [self.nodes[i] for source, target, _ in into[slot] for i in (source, target)]
+                nodes = [self.nodes[i] for place in into[slot] for i in planner.edges[place][:2]]
                 if any(n.held is not None for n in nodes):
                     self.set_.append(setting)  # what it is set to knows nothing of a mask
                     continue
-                same = self._are(found, into[slot])
-                if same and slot in program.free:
+                made_by = self._made_by(found, into[slot])
+                others = {*into[slot]}.difference(made_by)
+                if made_by and slot in program.free and (by_some or not others):
                     swept.add(slot)
+                    unswept |= others
                     continue
-                if same:
+                if not others:
                     self.self_predicted = program.in_words(slot)
             self.set_.append(setting)
         # what would be computed from states that the plan has yet to compute
         own = {id(s) for n, s in zip(self.nodes, states, strict=True) if s is not None and n.state in swept}
         self.by_hand = any(self.start_.depends_on_states(setting, own) for setting in self.set_)
         self.swept = frozenset() if self.by_hand else frozenset(swept)
+        self.unswept = frozenset() if self.by_hand else frozenset(unswept)
         set_ = {id(s.node.value) for s in self.start_.settings}
         for node, state in zip(self.nodes, states, strict=True):
             if node.free and id(state) not in set_:
                 raise NotFused(f"start does not set the free state {program.in_words(node.state)}")
         self._slot_of = slot_of
 
-    def _are(self, found: list[EdgeTensors], edges: list[tuple[int, int, Edge]]) -> bool:
-        """Whether these edges, in whatever order, are all that predicts a node, from nodes before it."""
-        leaves, left = self.executor.program.leaves, list(found)
-        for source, target, edge in edges:
-            slots = (edge.weight, edge.bias, edge.mask, *edge.slopes)
-            taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
-            form = edge.transposed, edge.scale, edge.bias_scale, edge.skip, edge.first
-            state = self.states[source]
-            at = next(
-                (
-                    i for i, f in enumerate(left)
-                    if f.source is state and (f.before, f.after, f.form) == (edge.before, edge.after, form)
-                    and all(a is b for a, b in zip(taken, (f.weight, f.bias, f.mask, *f.slopes), strict=True))
-                ),
-                None,
-            )  # fmt: skip
-            if at is None or source >= target or self.nodes[target].rest:
-                return False
-            del left[at]
-        return not left
+    def _made_by(self, found: list[EdgeTensors], places: list[int]) -> list[int]:
+        """Which of the edges that predict a node, by places, are those found, all from nodes before it; or none."""
+        edges, left = self.executor.planner.edges, list(places)
+        made_by = []
+        for of in found:
+            at = next((i for i in left if edges[i][0] < edges[i][1] and self._is(edges[i][2], edges[i][0], of)), None)
+            if at is None or self.nodes[edges[at][1]].rest:
+                return []
+            left.remove(at)
+            made_by.append(at)
+        return made_by
+
+    def _is(self, edge: Edge, source: int, of: EdgeTensors) -> bool:
+        """Whether an edge from a node is one of the tensors."""
+        leaves = self.executor.program.leaves
+        slots = (edge.weight, edge.bias, edge.mask, *edge.slopes)
+        taken = [s if s is None or s >= len(leaves) else leaves[s] for s in slots]
+        form = edge.transposed, edge.scale, edge.bias_scale, edge.skip, edge.first
+        same = self.states[source] is of.source and (of.before, of.after, of.form) == (edge.before, edge.after, form)
+        return same and all(a is b for a, b in zip(taken, (of.weight, of.bias, of.mask, *of.slopes), strict=True))
 
     @property
     def states(self) -> list[Tensor | None]:
@@ -308,7 +316,7 @@ class FusedBatch:
         """What a call depends on beside the optimizer."""
         loop = em.loop
         leaves = map(id, self.executor.program.leaves)  # all of which the last call keeps
-        return em.steps, em.incremental, loop.method, em.tol, self.swept, product_precision(), *leaves
+        return em.steps, em.incremental, loop.method, em.tol, self.swept, self.unswept, product_precision(), *leaves
 
     def _learning(self, em: EM, learner: rules.Learner) -> Learn:
         if not self._learns(em):
@@ -346,7 +354,8 @@ class FusedBatch:
                 self._outcome = outcome
             return planner.call(
                 values, states, run, of=em.steps, outcome=outcome, diverged=self._diverged,
-                velocities=velocities, swept=self.swept, learning=learning, data=rows, order=order,
+                velocities=velocities, swept=self.swept, unswept=self.unswept, learning=learning, data=rows,
+                order=order,
             )  # fmt: skip
 
 

@@ -166,6 +166,7 @@ class Planner:
         kept: Sequence[Tensor] = (),
         progress: Tensor | None = None,
         swept: frozenset[int] = frozenset(),
+        unswept: frozenset[int] = frozenset(),
         learning: Learn = _NOTHING,
         data: Mapping[int, Tensor] | None = None,
         order: Tensor | None = None,
@@ -184,6 +185,7 @@ class Planner:
             kept: of the free states, where a method goes on and keeps more.
             progress: of such a method, likewise.
             swept: the states that start at their prediction, by slot.
+            unswept: the edges, by their places, that these do not start by.
             learning: of parameters, and how.
             data: ``[N, n]`` for clamped states, by slot.
             order: int64, ``[batches * B]``.
@@ -220,11 +222,12 @@ class Planner:
                 operands.read(of_edge)
         products = product_precision()
         key = (
-            run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept, tuple(data),
+            run.steps, run.nesterov, run.resume, run.settle, of, bool(velocities), energies is None, swept,
+            unswept, tuple(data), order is None, diverged is None,
             run.method is not None and (_form(run.method), outcome is None, bool(kept), progress is None),
             bool(run.factors), measures,
             tuple((s, w.low is None, w.high is None, mask is None) for s, (w, mask) in ways.items()),
-            order is None, diverged is None, learning.when, learning.learned, products, operands.pattern(),
+            learning.when, learning.learned, products, operands.pattern(),
             *(operands[t] for t in learning.tensors),
             *((r.kind, r.maximize, r.nesterov, r.decoupled, r.fresh, r.slots_needed) for r in learning.rules),
             *((rule, *(s is None for s in slots)) for rule, slots in learning.of),
@@ -252,7 +255,7 @@ class Planner:
                 plan.Edge(
                     source, target, operands.find(weight), operands.find(bias), e.before, e.after,
                     may_gram and self.prefers_gram(i, of), e.transposed, e.scale, e.bias_scale, e.skip,
-                    operands.find(mask), e.first,
+                    operands.find(mask), e.first, i not in unswept,
                 )
                 for i, ((source, target, e), (weight, bias, mask)) in enumerate(zip(self.edges, of_edges, strict=True))
             )  # fmt: skip

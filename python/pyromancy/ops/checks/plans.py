@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...plan import Law, Learned, Learning, Plan, RuleKind, Target
+from ...plan import Law, Learned, Learning, Plan, RuleKind, Stepper, Target
 from .conditions import alike, contiguous, require, same, shaped
 
 _NOUNS = {Learned.WEIGHT: "weight of edge", Learned.BIAS: "bias of edge", Learned.LOGVAR: "theta of node"}
@@ -177,13 +177,22 @@ class PlanCheck:
             lambda: f"edge {i} must have no activation after the product: it makes logits",
         )
         require(
-            not target.swept or edge.source < edge.target,
+            not target.swept or not edge.sweeps or edge.source < edge.target,
             lambda: (
                 f"node {edge.target} starts at its prediction, and edge {i} must lead to it from an earlier one, got "
                 f"{edge.source}"
             ),
         )
         others = [e for j, e in enumerate(self.plan.edges) if j != i]
+        method = self.plan.method
+        require(
+            edge.sweeps or not isinstance(method, Stepper) or not method.errors,
+            lambda: f"edge {i} must sweep, as errors move",
+        )
+        require(
+            edge.sweeps or any(e.sweeps and e.target == edge.target for e in others),
+            lambda: f"edge {i} must sweep, or another to node {edge.target}",
+        )
         alone = target.prior is None and all(e.source != edge.source and e.target != edge.target for e in others)
         require(
             not edge.gram or alone,
