@@ -612,7 +612,12 @@ def of_a_stranger(net):
     return net.node.energy(SILENT(X)) * SLOTTED.factor
 
 
+def of_text(net):
+    return net.energy() if f"{net.steps[0]}" else net.energy() * 2
+
+
 REASONS = {
+    of_text: "of_text formats text, in an f-string: name beforehand what it looks up",
     of_layout: "it asks a tensor for is_contiguous, which is not looked at",
     of_gradients: "it asks a tensor for requires_grad, which is not looked at",
     of_a_stranger: "Slotted, which may hold more than can be looked at",

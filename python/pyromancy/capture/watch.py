@@ -125,10 +125,11 @@ _EFFECTS = frozenset(
         *("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_SUBSCR", "DELETE_SUBSCR"),
         *("STORE_SLICE", "STORE_NAME", "IMPORT_NAME", "LOAD_BUILD_CLASS"),
         # and what calls code, or reads attributes, that it does not name
-        *("FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE", "DICT_MERGE", "DICT_UPDATE"),
+        *("DICT_MERGE", "DICT_UPDATE"),
         *("MATCH_CLASS", "MATCH_KEYS", "MATCH_MAPPING"),
     )
 )
+_FORMATS = frozenset(("FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE"))  # which also call code
 # Special methods that nothing calls but what makes, copies or shows an object.
 _UNUSED = frozenset(
     (
@@ -360,12 +361,14 @@ class _Reach:
         globally, used = set[str](), set[str]()
         steps = [*dis.get_instructions(code)]
         for at, step in enumerate(steps):
+            if step.opname in _FORMATS:
+                raise _Unknown(f"{code.co_name} formats text, in an f-string: name beforehand what it looks up")
+            if step.opname == "BINARY_OP" and step.argrepr in ("%", "%="):
+                raise _Unknown(f"{code.co_name} may format text, by %")
             if step.opname in _EFFECTS or (
                 step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
             ):
                 raise _Unknown(f"{code.co_name} has effects, or calls what it does not name: {step.opname.lower()}")
-            if step.opname == "BINARY_OP" and step.argrepr in ("%", "%="):
-                raise _Unknown(f"{code.co_name} may format text, by %")
             if step.opname in _LOADS:
                 self.named.add(step.argval)
             elif step.opname == "LOAD_GLOBAL":
