@@ -28,7 +28,7 @@ def test_who_is_killed_goes_on_to_the_same_bits(kind, tmp_path):
     killed.main(whole, kind)
     moments, kills = random.Random(4), 0
     while not (broken / "result.pt").exists():
-        process = processes.start(killed.__file__, broken, kind)
+        process = processes.start(killed.__file__, broken, kind, **processes.AS_HERE)
         assert process.stdout.readline() == "begins\n"
         if kills < KILLS:
             time.sleep(moments.uniform(0, 0.2))
@@ -158,9 +158,8 @@ def test_where_nothing_may_be_written_a_training_goes_on(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     names = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
-    told = processes.python(
-        "-c", f"import os\nos.chdir({str(closed)!r})\n{CLOSED}", **dict.fromkeys(names, str(closed))
-    )
+    program, closed_to = f"import os\nos.chdir({str(closed)!r})\n{CLOSED}", dict.fromkeys(names, str(closed))
+    told = processes.python("-c", program, **closed_to, **processes.AS_HERE)
     assert told.splitlines() == expected
     assert not [*closed.iterdir()]
 

@@ -9,11 +9,13 @@ import pyromancy
 
 HELPERS = Path(__file__).parent
 PACKAGE = Path(pyromancy.__file__).parent
+_OF_KERNELS = "PYROMANCY_NATIVE", "ATEN_CPU_CAPABILITY"
+AS_HERE = {k: os.environ[k] for k in _OF_KERNELS if k in os.environ}  # for those that have to come to the same bits
 
 
 def start(*arguments, path=(), **environment):
     """Start Python; `path` goes before everything else."""
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYROMANCY_NATIVE", "ATEN_CPU_CAPABILITY")}
+    variables = {k: v for k, v in os.environ.items() if k not in _OF_KERNELS}
     search = os.pathsep.join(map(str, (*path, PACKAGE.parent, HELPERS)))
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
