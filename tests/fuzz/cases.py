@@ -13,12 +13,16 @@ class Code:
 
 @dataclass(frozen=True, repr=False)
 class Edge(Code):
-    """A summand of a prediction: ``scale * map(f(z))``. `source` is a node, or -1 for the input."""
+    """A summand of a prediction: ``scale * map(f(z))``. `source` is a node, or -1 for the input.
+
+    Where batches begin at predictions, a node begins at what those make that sweep, from nodes before it.
+    """
 
     source: int = -1
     kind: str = "linear"  # of KINDS
     activation: str = "identity"
     scale: float = 1.0
+    sweeps: bool = True
 
 
 @dataclass(frozen=True, repr=False)

@@ -38,10 +38,11 @@ def drawn(seed: int, number: int, history: bool) -> Case:
     images, sweep = r.random() < 0.15, r.random() < 0.5
     float32 = r.random() < 0.35
     medium = float32 and r.random() < 0.2
-    circles = not sweep and method not in ("errors", "accelerated", "fixed") and r.random() < 0.3
+    some = sweep and r.random() < 0.4  # of the edges to a node are those that it starts by
+    circles = (some or not sweep) and method not in ("errors", "accelerated", "fixed") and r.random() < 0.3
     priors = method not in SMOOTH and r.random() < 0.3
-    smooth = medium or method in SMOOTH or (sweep and method == "accelerated-states")
-    found = _nodes(r, images, circles, sweep, smooth, priors)
+    smooth = some or medium or method in SMOOTH or (sweep and method == "accelerated-states")
+    found = _nodes(r, images, circles, sweep, some, smooth, priors)
     if history:
         actions = tuple(_action(r) for _ in range(r.randint(4, MOST)))
     else:
@@ -60,7 +61,9 @@ def _seed(r: random.Random) -> int:
     return r.randrange(2**16)
 
 
-def _nodes(r: random.Random, images: bool, circles: bool, sweep: bool, smooth: bool, priors: bool) -> tuple[Node, ...]:
+def _nodes(
+    r: random.Random, images: bool, circles: bool, sweep: bool, some: bool, smooth: bool, priors: bool
+) -> tuple[Node, ...]:
     """1 to 4 nodes, of which one at least is free."""
     count, same, widths = r.randint(1, 4), r.random() < 0.5, WIDTHS[:5] if images else WIDTHS
     kinds = r.choice((("linear", "bias"), CHAIN_KINDS, CHAIN_KINDS, KINDS))
@@ -74,12 +77,16 @@ def _nodes(r: random.Random, images: bool, circles: bool, sweep: bool, smooth: b
         clamped = r.random() < (0.6 if t == count - 1 else 0.2) and (free or t < count - 1)
         free = free or not clamped
         laws = [w for w in FREE_LAWS + TARGET_LAWS * clamped if not (smooth and w == "laplace")]
+        sources = (
+            r.randrange(-1, count) if circles else r.choice((t - 1, t - 1, r.randrange(-1, t)))
+            for _ in range(r.choice((1, 1, 1, 2, 3)))
+        )
         edges = tuple(
             Edge(
-                r.randrange(-1, count) if circles else r.choice((t - 1, t - 1, r.randrange(-1, t))),
-                r.choice(kinds), r.choice(activations), r.choice((1.0, 1.0, 0.5, -0.7)),
+                source, r.choice(kinds), r.choice(activations), r.choice((1.0, 1.0, 0.5, -0.7)),
+                not some or (source < t and r.random() < 0.8),
             )
-            for _ in range(r.choice((1, 1, 1, 2, 3)))
+            for source in sources
         )  # fmt: skip
         found.append(
             Node(
@@ -116,6 +123,7 @@ def features(case: Case) -> Iterator[str]:
         parents = {e.source for e in node.edges}
         found |= {"two parents"} if len(parents) > 1 else set()
         found |= {"several edges of one parent"} if len(parents) < len(node.edges) else set()
+        found |= {"starts by some edges"} if case.sweep and len({e.sweeps for e in node.edges}) > 1 else set()
         found |= {"cycle"} if any(e.source >= t for e in node.edges) else set()
         found |= {"leap over nodes"} if any(-1 < e.source < t - 1 for e in node.edges) else set()
         for edge in node.edges:

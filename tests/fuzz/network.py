@@ -121,10 +121,12 @@ class Network(nn.Module):
     def _applied(self, f, weight, bias=None):
         return F.conv2d(f, weight, bias, padding=1) if self.case.images else F.linear(f, weight, bias)
 
-    def predict(self, t, z):
-        """The prediction of a node, of states ``z``, the last of which is the input."""
+    def predict(self, t, z, sweeps=False):
+        """The prediction of a node, of states ``z``, the last of which is the input; or where it begins."""
         node, total = self.case.nodes[t], None
         for i, edge in enumerate(node.edges):
+            if sweeps and not edge.sweeps:
+                continue
             (kind, name), of = self.forms[f"{t}_{i}"], z[edge.source]
             if kind == "slice":
                 of = of[:, of.shape[1] // 2 :]
@@ -198,7 +200,8 @@ class Network(nn.Module):
         """Set all states: clamped nodes to what is given; others to what is given, too, or to predictions."""
         self.below.init(x)
         for t, (node, of, value) in enumerate(zip(self.nodes, self.case.nodes, given, strict=True)):
-            node.init(self.predict(t, self.states()).detach() if self.case.sweep and not of.clamped else value)
+            swept = self.case.sweep and not of.clamped and any(e.sweeps for e in of.edges)
+            node.init(self.predict(t, self.states(), True).detach() if swept else value)
 
     def data(self, size, seed, layout="plain"):
         """Random data for `start`, in float64, or rounded to float32."""

@@ -228,7 +228,7 @@ def test_everything_is_drawn():
     wanted = {f"{kind} {word}" for kind, known in words.items() for word in known}
     wanted |= {
         "images", "float32", "medium", "sweep", "record", "alone", "cycle", "two parents", "leap over nodes",
-        "several edges of one parent", "clamped inside",
+        "several edges of one parent", "clamped inside", "starts by some edges",
     }  # fmt: skip
     assert not {word: counts[word] for word in wanted if counts[word] < 10}
 
