@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
+import forks
 import killed
 import processes
 import pyromancy as pyro
@@ -28,7 +29,7 @@ def test_who_is_killed_goes_on_to_the_same_bits(kind, tmp_path):
     killed.main(whole, kind)
     moments, kills = random.Random(4), 0
     while not (broken / "result.pt").exists():
-        process = processes.start(killed.__file__, broken, kind, **processes.AS_HERE)
+        process = forks.start(killed.__file__, broken, kind, **processes.AS_HERE)
         assert process.stdout.readline() == "begins\n"
         if kills < KILLS:
             time.sleep(moments.uniform(0, 0.2))
@@ -122,7 +123,7 @@ assert all(thread.is_alive() for thread in threads)
 
 @pytest.mark.slow
 def test_a_program_that_ends_lets_its_threads_learn_to_the_end():
-    assert processes.python("-c", ENDING) == "learned\n" * 3
+    assert forks.python("-c", ENDING) == "learned\n" * 3
 
 
 CLOSED = """
@@ -213,7 +214,7 @@ print("told")
 
 @pytest.mark.slow
 def test_a_batch_for_which_there_is_no_memory_leaves_the_weights():
-    assert processes.python("-c", WITHOUT_MEMORY).endswith("told\n")
+    assert forks.python("-c", WITHOUT_MEMORY).endswith("told\n")
 
 
 @pytest.mark.parametrize("whose", ["energy", "start", "step"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_model, save_model
 
-import processes
+import forks
 import resumed
 from pyromancy import EM, InferenceLoop, methods, networks
 
@@ -22,7 +22,7 @@ def gone_on(tmp_path_factory):
         training = resumed.Training(kind)
         training.stop()
         torch.save(training.state(), folder / f"{kind}.pt")
-    processes.python(resumed.__file__, folder)
+    forks.python(resumed.__file__, folder)
     return folder
 
 

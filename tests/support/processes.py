@@ -13,8 +13,8 @@ _OF_KERNELS = "PYROMANCY_NATIVE", "ATEN_CPU_CAPABILITY"
 AS_HERE = {k: os.environ[k] for k in _OF_KERNELS if k in os.environ}  # for those that have to come to the same bits
 
 
-def start(*arguments, path=(), **environment):
-    """Start Python; `path` goes before everything else."""
+def start(*arguments, path=(), pass_fds=(), **environment):
+    """Start Python; `path` goes before everything else, and files that are passed stay open."""
     variables = {k: v for k, v in os.environ.items() if k not in _OF_KERNELS}
     search = os.pathsep.join(map(str, (*path, PACKAGE.parent, HELPERS)))
     return subprocess.Popen(
@@ -23,6 +23,7 @@ def start(*arguments, path=(), **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        pass_fds=pass_fds,
     )
 
 
