@@ -326,6 +326,39 @@ def test_activations_of_multiples_belong_to_the_prediction():
     assert read(lambda mu: mu + multiple(mu)) != read(bare)
 
 
+@pytest.mark.parametrize("law", [
+    lambda z, mu, _: torch.log(torch.cosh(z - 0.0 * mu)),
+    lambda z, mu, _: torch.log(torch.cosh(z - torch.tanh(0.0 * mu))),
+    lambda z, mu, theta: torch.log(torch.cosh(z - mu)) + 0.0 * z * theta,
+    lambda z, _, theta: torch.log(torch.cosh(z)) + 0.0 * z * theta,
+], ids=["sum", "activation", "theta", "without-a-prediction"])  # fmt: skip
+def test_what_is_multiplied_by_zero_is_no_theta(law):
+    """As a weight of a term that a schedule has at zero: of a sum of predictions the clamped part was taken for one."""
+    torch.manual_seed(0)
+    net, (x, y), theta, side = Net(None), batch(7), torch.rand(5).double(), nn.Linear(8, 5).double()
+
+    def energy():
+        mu = net.top(net.hidden.value) + side(net.below.value)
+        return law(net.above.value, mu, theta).sum(1) + net.hidden.energy(net.up(net.below.value))
+
+    def found(executor):
+        free = [net.hidden.value, net.above.value]
+        loop = pyro.InferenceLoop(energy, free, lr=0.1, executor=executor)
+        net.start(x, y)
+        loop.run(3)
+        learned = [*net.learned(), *side.parameters()]
+        needed = torch.autograd.grad(energy().sum(), learned, allow_unused=True)
+        used = [p for p, gradient in zip(learned, needed, strict=True) if gradient is not None]
+        for p in used:
+            p.grad = None
+        loop.backward(used)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in used]
+        return [z.detach().clone() for z in free] + gradients
+
+    for a, b in zip(found("chain"), found("autograd"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_penalties_beside_a_prediction_leave_its_error():
     """A chain takes both as one law; on errors, what predicts the state decides what its error is."""
     torch.manual_seed(0)

@@ -173,7 +173,7 @@ class Reader:
             if not law.is_of_distance:
                 of = Algebra()
                 law = self._program(of, slot, {state: of.distance, prediction: of.theta})
-                return Reading(law, state, theta=prediction)
+                return Reading(law, state, theta=prediction if law.has_theta else None)
             return Reading(law, state, prediction)
         turned = False if told is not None else self._is_turned(slot, state, prediction)
         prediction = self._activated(prediction, calls)
@@ -181,7 +181,9 @@ class Reader:
         if len(others) == 2:
             theta = others[1]
             given[theta] = of.theta
-        return Reading(self._program(of, slot, given), state, prediction, theta, turned)
+        law = self._program(of, slot, given)
+        # a theta that is multiplied by zero is in no program
+        return Reading(law, state, prediction, theta if law.has_theta else None, turned)
 
     def _activated(self, prediction: int, calls: Collection[Call]) -> int:
         """What an activation makes of a prediction or a multiple of it, if all else is of that; or else itself."""
