@@ -924,6 +924,7 @@ def test_predict_takes_an_input_in_the_networks_dtype(dtype):
     assert torch.equal(net.predict(x), net.predict(x.double()))
 
 
+@pytest.mark.usefixtures("native_backend")
 def test_a_transformer_needs_no_dry_run():
     """Nothing that it calls hinders a watch, which says of the energy whether it can have changed."""
     net = networks.transformer(symbols=5, length=4, width=4, heads=2, depth=1)

@@ -10,6 +10,7 @@ import torch
 
 import processes
 import pyromancy
+from pyromancy import backends
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -83,7 +84,8 @@ def test_python_in_documents_runs(document, tmp_path, monkeypatch):
     ):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, named(document), "exec"), scope)
-        if shown:
+        # what tells of one operator may be what only compiled kernels have in one
+        if shown and (backends.available("native")[0] or "operator" not in shown):
             assert comparable(printed.getvalue()) == comparable(shown)
             assert percents(printed.getvalue()) == pytest.approx(percents(shown), abs=3)
 

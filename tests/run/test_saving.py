@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 import forks
+import processes
 import resumed
 from pyromancy import EM, InferenceLoop, methods, networks
 
@@ -22,7 +23,7 @@ def gone_on(tmp_path_factory):
         training = resumed.Training(kind)
         training.stop()
         torch.save(training.state(), folder / f"{kind}.pt")
-    forks.python(resumed.__file__, folder)
+    forks.python(resumed.__file__, folder, **processes.AS_HERE)
     return folder
 
 

@@ -243,7 +243,9 @@ def test_data_that_are_not_finite(executor):
 
 
 @pytest.mark.parametrize("method", [methods.Adam(1e38), methods.Descent(1e38, coordinates="errors")], ids=repr)
-def test_rates_that_are_none_of_descent(method):
+def test_rates_that_are_none_of_descent(method, request):
+    if isinstance(method, methods.Adam):  # PyTorch's quotients by a square that overflows are 0
+        request.getfixturevalue("native_backend")
     net = network().float()
     net.start(*(t.float() for t in batch()))
     for p in net.e_params():
