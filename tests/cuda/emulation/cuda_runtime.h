@@ -151,9 +151,12 @@ struct Thread {
   }
 };
 
+using Two [[gnu::vector_size(16)]] = double; // columns that lie side by side
+
 // What the lanes of a warp give each other: a number each, or rows and columns of matrices.
 struct Exchange {
-  double numbers[kWarp], a[16][16], b[8][16];
+  double numbers[kWarp], a[16][16];
+  Two b[16][4];
 };
 
 // The blocks of a cluster, all of their threads at the same time.
@@ -318,14 +321,17 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], F f) {
       const int at = (half * 4 + t) * each + k;
       all.a[g][at] = f(a[2 * half], k);
       all.a[g + 8][at] = f(a[2 * half + 1], k);
-      all.b[g][at] = f(b[half], k);
+      all.b[at][g / 2][g % 2] = f(b[half], k);
     }
   block.wait_for_warp();
-  for (int i = 0; i < 4; ++i) {
-    double sum = 0;
-    for (int k = 0; k < 8 * each; ++k)
-      sum += all.a[g + i / 2 * 8][k] * all.b[t * 2 + i % 2][k];
-    c[i] += static_cast<float>(sum);
+  Two above{}, below{};
+  for (int k = 0; k < 8 * each; ++k) {
+    above += all.a[g][k] * all.b[k][t];
+    below += all.a[g + 8][k] * all.b[k][t];
+  }
+  for (int i = 0; i < 2; ++i) {
+    c[i] += static_cast<float>(above[i]);
+    c[2 + i] += static_cast<float>(below[i]);
   }
 }
 
