@@ -635,6 +635,41 @@ def test_explain_says_why_an_energy_goes_on_being_run_dry(net, energy):
     )
 
 
+class More(Net):
+    """One that is made of another, as it makes things when it is made itself."""
+
+    def energy(self):
+        return super().energy() + self.node.value.square().sum(1)
+
+
+class Maker(More):
+    def energy(self):
+        return super().energy() * (1 if __class__ else 2)
+
+
+def test_what_super_asks_for_is_watched_and_made_by_nobody(monkeypatch):
+    net = More()
+    net.source.init(torch.randn(5, 4)), net.node.init(torch.randn(5, 3))
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for _ in range(6):
+        loop.run(1)
+    assert "run dry" not in loop.explain()
+    before = loop.energy()
+    monkeypatch.setattr(Net, "energy", lambda self: 0.0 * self.node.value.sum(1))
+    loop.run(0)
+    assert not torch.equal(loop.energy(), before)
+    torch.testing.assert_close(loop.energy(), net.node.value.detach().square().sum(1))
+
+
+def test_a_class_that_its_own_code_takes_may_be_made():
+    net = Maker()
+    net.source.init(torch.randn(5, 4)), net.node.init(torch.randn(5, 3))
+    loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)
+    for _ in range(6):
+        loop.run(1)
+    assert "run dry before every run: __init__ has effects" in loop.explain()
+
+
 def test_explain_says_that_an_energy_stores_what_it_computes():
     net = Storing()
     loop = pyro.InferenceLoop(net.energy, [net.node.value], lr=0.1)

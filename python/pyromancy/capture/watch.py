@@ -349,9 +349,21 @@ class _Reach:
         parts = (function.__code__, function.__defaults__, function.__kwdefaults__, function.__closure__)
         self.entries.append((_FUNCTION, function, tuple(_MISSING if p is None else p for p in parts)))
         self._stack += (p for p in parts[1:] if p is not None)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name == "__class__" and isinstance(kind := getattr(cell, "cell_contents", None), type):
+                self._own_class(function.__code__, cell, kind)
         self._attributes(function)
         if function.__code__ is not _DECORATED:
             self._code(function.__code__, function.__globals__)
+
+    def _own_class(self, code: types.CodeType, cell: types.CellType, kind: type) -> None:
+        """The class that code is of, which `super()` asks for and makes nothing of."""
+        self._seen[id(cell)] = cell
+        self.entries.append((_CELL, cell, (kind,)))
+        if _loads_its_class(code):
+            self._stack.append(kind)
+        else:
+            self._class(kind, makes=False)
 
     def _attributes(self, thing: Any) -> None:
         self.entries.append((_INSTANCE, thing, (type(thing), vars(thing))))
@@ -432,6 +444,17 @@ class _Reach:
         self._dict(held, (self._names | _OF_MODULES) - {"_modules"})
         self.entries.append((_NAMES, held, ("_modules", thing._modules)))
         self._dict(thing._modules, None if self._names & _WALKING else self._names)
+
+
+def _loads_its_class(code: types.CodeType) -> bool:
+    """Whether code takes the class that it is of, otherwise than by `super()`."""
+    steps = [*dis.get_instructions(code)]
+    by_super = ("LOAD_SUPER_ATTR" in (s.opname for s in steps[at + 1 : at + 3]) for at in range(len(steps)))
+    loads = any(
+        s.opname == "LOAD_DEREF" and s.argval == "__class__" and not of for s, of in zip(steps, by_super, strict=True)
+    )
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return loads or any("__class__" in c.co_freevars for c in inner)
 
 
 def _is_compared(steps: Sequence[dis.Instruction], at: int) -> bool:
