@@ -201,7 +201,7 @@ class Network(nn.Module):
         self.below.init(x)
         for t, (node, of, value) in enumerate(zip(self.nodes, self.case.nodes, given, strict=True)):
             swept = self.case.sweep and not of.clamped and any(e.sweeps for e in of.edges)
-            node.init(self.predict(t, self.states(), True).detach() if swept else value)
+            node.init(self.predict(t, self.states(), True) if swept else value)
 
     def data(self, size, seed, layout="plain"):
         """Random data for `start`, in float64, or rounded to float32."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import pyromancy as pyro
 from fuzz import __main__ as fuzz
 from fuzz import cases, pair
 from fuzz.cases import ACTS, KINDS, LAYOUTS, METHODS, OPTIMIZERS, Batch, Case, Do, Edge, Epoch, Learn, Node, Run, Step
@@ -187,6 +188,30 @@ def test_laplace_nodes_rest_below_a_law_of_ones_own(after):
     )
     rests = backends.available("native")[0] and after == "tanh"
     assert pair.check(Case(nodes, (Epoch(),), sweep=True)) == ("ok" if rests else "refused")
+
+
+def test_sweeps_of_graphs_give_what_activations_take():
+    """Predictions that the next edge takes an activation of, which adds the bias of other products itself."""
+    nodes = (
+        Node(edges=(Edge(kind="bias"),)),
+        Node(edges=(Edge(0, "bias", "tanh"),)),
+        Node(edges=(Edge(1, "bias", "tanh"),), after="square"),
+    )
+    assert pair.check(Case(nodes, (Step(),), sweep=True)) == "ok"
+
+
+def test_starts_are_swept(monkeypatch):
+    """By operators, as what predictions are copied to would not be."""
+    swept, step = [], pyro.EM.step
+
+    def watched(em, *batch):
+        result = step(em, *batch)
+        swept.append(len(em._fused.swept))
+        return result
+
+    monkeypatch.setattr(pyro.EM, "step", watched)
+    pair.check(Case((Node(), Node(edges=(Edge(0),)), Node(edges=(Edge(1),), clamped=True)), (Step(),), sweep=True))
+    assert swept == [2]
 
 
 def test_errors_that_move_are_rounded_for_neighbours():

@@ -64,8 +64,8 @@ class Ends:
         outputs: Any = self.graph.graph_copy(graph, copies)
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         self._states = [inputs[i] for i in states]
-        _take_biases_out(self.graph)
         end = self.graph.output(outputs)
+        _take_biases_out(self.graph)  # but of what is put out
         take_over(self.graph)
         outputs = end.args[0]
         self.graph.erase_node(end)
