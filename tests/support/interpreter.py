@@ -1,19 +1,95 @@
-"""A plugin of pytest for Triton's interpreter, which does once what this does with every call of a kernel.
+"""A plugin of pytest for Triton's interpreter, which does once what this does with every call of a kernel or operator.
 
-It looks through the whole language for what to replace there, and puts that back after a launch: with kernels as small
-as those of tests, a third of their time. A version of Triton that goes about it otherwise is left alone.
+With kernels as small as those of tests it spends its time on what does not depend on the numbers: it looks through the
+whole language for what to replace there, and puts that back after a launch; it makes the types and shapes of every
+result anew; and it goes through its own language to see whether integers overflow. What comes out is the same, and what
+is refused. A version of Triton that goes about it otherwise is left alone.
 """
 
+import numpy as np
+import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
-if hasattr(interpreter, "_patch_lang") and hasattr(interpreter, "_LangPatchScope"):
-    replace, done = interpreter._patch_lang, set()
+_COMPUTED = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+
+
+def _once(replace):
+    """In the place of `_patch_lang`: nothing is to be put back."""
+    done = set()
 
     def once(function):
-        """In the place of `_patch_lang`: nothing is to be put back."""
         if id(function.__globals__) not in done:
             replace(function)
             done.add(id(function.__globals__))
         return interpreter._LangPatchScope()
 
-    interpreter._patch_lang = once
+    return once
+
+
+def _remembered(of_type):
+    """A function of a type, which its name tells."""
+    known = {}
+
+    def remembered(kind):
+        if kind.name not in known:
+            known[kind.name] = of_type(kind)
+        return known[kind.name]
+
+    return remembered
+
+
+def _made_once(make, key, given):
+    """An `__init__` after which all attributes but those given are the same for the same key."""
+    known = {}
+
+    def init(self, *arguments):
+        at = key(*arguments)
+        if at not in known:
+            make(self, *arguments)
+            known[at] = {name: x for name, x in vars(self).items() if name not in given}
+        else:
+            vars(self).update(known[at])
+            vars(self).update(zip(given, arguments, strict=False))
+
+    return init
+
+
+def _unless_alike(broadcast):
+    """Blocks of one shape are left as they are."""
+
+    def broadcast_impl_value(self, lhs, rhs):
+        if lhs.type.is_block() and rhs.type.is_block() and [*lhs.type.shape] == [*rhs.type.shape]:
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    return broadcast_impl_value
+
+
+def _unless_within(refuse):
+    """Integers whose result fits are let pass; of others the interpreter itself says what is wrong."""
+
+    def binary_op_sanitize_overflow_impl(self, lhs, rhs, binary_op):
+        kind, computed = lhs.type.scalar, _COMPUTED.get(binary_op.__name__)
+        if computed is not None and kind == rhs.type.scalar and kind.is_int() and kind.int_bitwidth < 64:
+            result = computed(lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
+            least, most = kind.get_int_min_value(), kind.get_int_max_value()
+            if result.size and least <= result.min() and result.max() <= most:
+                return
+        refuse(self, lhs, rhs, binary_op)
+
+    return binary_op_sanitize_overflow_impl
+
+
+def _replace(owner, name, by, *arguments):
+    if hasattr(owner, name):
+        setattr(owner, name, by(getattr(owner, name), *arguments))
+
+
+if hasattr(interpreter, "_LangPatchScope"):
+    _replace(interpreter, "_patch_lang", _once)
+_replace(interpreter, "_get_np_dtype", _remembered)
+_replace(tl.block_type, "__init__", _made_once, lambda element, shape: (element.name, *shape), ("element_ty",))
+_replace(tl.tensor, "__init__", _made_once, lambda handle, kind: kind.name, ("handle", "type"))
+_replace(TritonSemantic, "broadcast_impl_value", _unless_alike)
+_replace(TritonSemantic, "binary_op_sanitize_overflow_impl", _unless_within)
