@@ -1,15 +1,17 @@
 """Long runs of a chain are made in parts, between which Ctrl-C is noticed."""
 
 import copy
+import signal
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import networks
 import processes
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.run import chain
+from pyromancy.run import chain, start
 
 WIDTHS = (9, 7, 6, 5)
 OPTIONS = {
@@ -117,3 +119,21 @@ print("stopped")
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_whole_steps():
     assert processes.python("-c", INTERRUPTED).endswith("stopped\n")
+
+
+def test_no_mode_of_pytorchs_stays_on(monkeypatch):
+    """Where Ctrl-C comes as `start` has been run dry for a part of an epoch, and its mode is about to be left."""
+    net = pyro.networks.mlp([4, 6, 2])
+    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1)
+    x, y = torch.rand(12, 4), torch.rand(12, 2)
+    em.step(x[:4], y[:4])
+
+    def leave(mode, *error):
+        signal.raise_signal(signal.SIGINT)
+        return TorchFunctionMode.__exit__(mode, *error)
+
+    monkeypatch.setattr(start._WithoutGradients, "__exit__", leave, raising=False)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            list(em.epoch(x, y, batch_size=4))
+        assert not _get_current_function_mode_stack()
