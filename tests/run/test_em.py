@@ -643,12 +643,15 @@ class TestStart:
         assert (em._repeat is None) == (momentum > 0 or native.MODULE is None)
         assert_same(net.m_params() + net.e_params(), plain.m_params() + plain.e_params())
 
-    @pytest.mark.parametrize("sources", [CIRCLES, ((0,), (0, 1), (1, 2)), ((0, 3), (0, 1, 3), (1, 2))], ids=str)
-    @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{type(method).__name__} on {method.moves}")
+    @pytest.mark.parametrize(("method", "sources"), [
+        (method, sources)
+        for method in METHODS
+        for sources in (CIRCLES, ((0, 3), (0, 1, 3), (1, 2)), ((0,), (0, 1), (1, 2)))
+        # errors move where every edge leads to a later node, as in the last
+        if method.moves == "states" or sources == ((0,), (0, 1), (1, 2))
+    ], ids=str)  # fmt: skip
     def test_what_starts_by_some_edges_begins_with_errors(self, method, sources):
         """Which move, or the states that they are of, which a plan sets itself then."""
-        if method.moves == "errors" and any(s > t for t, of in enumerate(sources, 1) for s in of):
-            pytest.skip("errors move where every edge leads to a later node")
         net, plain = Parents(*sources), Parents(*sources)
         ours, theirs = (OPTIMIZERS["sgd"](n.m_params()) for n in (net, plain))
         em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=3, method=method)

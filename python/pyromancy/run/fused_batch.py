@@ -87,7 +87,7 @@ class FusedBatch:
         self._seen: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}  # data that were checked, by their nodes
         self._masked: tuple[Mapping[int, Tensor], Sequence[Tensor]] | None = None  # what a call was made of
         self._sort_settings(em.loop.method.moves == "states")
-        if self.by_hand:
+        if self.by_hand:  # what is set by a state that starts by some edges: then PyTorch sets that one, too
             self._sort_settings(False)
 
     def _sort_settings(self, by_some: bool) -> None:
