@@ -43,7 +43,7 @@ class JaxBatch:
     products: float
 
 
-def _modules(edge: nn.Module, place: int) -> list[tuple[int, nn.Module]]:
+def modules(edge: nn.Module, place: int) -> list[tuple[int, nn.Module]]:
     """The places of the nodes that predict a node, and the modules that take them."""
     return [(int(i), m) for i, m in edge.of.items()] if isinstance(edge, Parents) else [(place - 1, edge)]
 
@@ -126,7 +126,7 @@ def jax_general(general: General, dtype: torch.dtype = torch.float32) -> JaxBatc
     _, edges, *data = general.parts()
     with double():
         translator = _Translator(jax, put)
-        taken = [_modules(edge, i) for i, edge in enumerate(edges, 1)]
+        taken = [modules(edge, i) for i, edge in enumerate(edges, 1)]
         parts = [[(source, translator.of(m)) for source, m in of] for of in taken]
         parameters = [put(p) for p in translator.parameters]
         zeros = [jnp.zeros_like(p) for p in parameters]

@@ -231,6 +231,9 @@ def _laws(rows: list[Row]) -> Table:
 def _networks(rows: list[Row]) -> Table:
     header = ["EM batch", "EM", "JAX over EM", "processor time", "without E-steps", "JAX's", "JAX's over EM's"]
     header += ["products of an E-step", "XLA's count of it", "rate of E-steps"]
+    least = "processor_seconds_of_products_and_adam"
+    has_least = bool(_having(rows, least))
+    header += ["products and Adam alone", "JAX's over these"] if has_least else []
     lines = []
     for row in rows:
         own, theirs, without = (
@@ -245,6 +248,7 @@ def _networks(rows: list[Row]) -> Table:
                 f"{theirs / own:.3g}x",
                 *(f"{row[count] / 1e6:.1f} Mflop" for count in ("products", "jax_flops")),
                 f"{rate / 1e9:.0f} GFLOP/s",
+                *([_time(row[least]), f"{theirs / row[least]:.3g}x"] if has_least else []),
             ]
         )
     return Table("Networks of Linear layers beside the JAX scan", header, lines)

@@ -14,6 +14,7 @@ from . import rivals, timing
 from .exact import EXACT, ROUNDING, exact_of_edges, outcome, require
 from .general import GENERAL, General
 from .loops import em_of
+from .products import products_and_adam
 from .settings import ADAM_RATE
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def test_networks(name: str, general: General, benchmark: Any, record: Callable[
     timed = timing.alternate(benchmark, run, {"JAX": jax.run}, budget=2.0)
     if timed is None:
         return
-    least = timing.least({"EM": run, "JAX": jax.run, "no steps": without})
+    products = products_and_adam(general)
+    least = timing.least({"EM": run, "JAX": jax.run, "no steps": without, "products and Adam": products})
     record(
         kind="network",
         network=name,
@@ -75,6 +77,7 @@ def test_networks(name: str, general: General, benchmark: Any, record: Callable[
         processor_seconds=least["EM"],
         jax_processor_seconds=least["JAX"],
         processor_seconds_without_steps=least["no steps"],
+        processor_seconds_of_products_and_adam=least["products and Adam"],
         products=jax.products,
         jax_flops=jax.flops,
     )
