@@ -16,6 +16,7 @@ from torch import nn
 import pyromancy as pyro
 from numerics import same_bits
 from pyromancy import native, ops
+from pyromancy.capture.interrupt import Uninterrupted
 from pyromancy.nodes import (
     BernoulliNode,
     FactorizedGaussianNode,
@@ -26,7 +27,6 @@ from pyromancy.nodes import (
     StandardGaussianNode,
     StudentNode,
 )
-from pyromancy.run.interrupt import Uninterrupted
 from twins import UNIT, Net, assert_same, assert_same_state, batches, plainly, twins
 
 WAYS = (

@@ -6,12 +6,16 @@ import signal
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 import networks
 import processes
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.run import chain, start
+from pyromancy.capture import interrupt, trace
+from pyromancy.capture.checker import Checker
+from pyromancy.capture.recording import Operators, Recording
+from pyromancy.run import chain
 
 WIDTHS = (9, 7, 6, 5)
 OPTIONS = {
@@ -121,19 +125,76 @@ def test_an_interrupted_run_leaves_whole_steps():
     assert processes.python("-c", INTERRUPTED).endswith("stopped\n")
 
 
-def test_no_mode_of_pytorchs_stays_on(monkeypatch):
-    """Where Ctrl-C comes as `start` has been run dry for a part of an epoch, and its mode is about to be left."""
-    net = pyro.networks.mlp([4, 6, 2])
-    em = pyro.EM(net.energy, net.e_params(), torch.optim.SGD(net.m_params(), 0.1), start=net.start, steps=2, lr=0.1)
-    x, y = torch.rand(12, 4), torch.rand(12, 2)
-    em.step(x[:4], y[:4])
+MODES = {
+    "recording": (Recording, TorchFunctionMode),
+    "operators": (Operators, TorchDispatchMode),
+    "checker": (Checker, TorchFunctionMode),
+    "tracer": (trace._Tracer, TorchDispatchMode),
+}
 
-    def leave(mode, *error):
-        signal.raise_signal(signal.SIGINT)
-        return TorchFunctionMode.__exit__(mode, *error)
 
-    monkeypatch.setattr(start._WithoutGradients, "__exit__", leave, raising=False)
-    for _ in range(2):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("starts", [True, False])
+def test_no_mode_of_pytorchs_stays_on(starts, mode, monkeypatch):
+    """Where Ctrl-C comes as an energy, or `start`, has been run dry, or recorded, and a mode is about to be left."""
+
+    def made():
+        torch.manual_seed(1)
+        edges = [torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(32, 2)]
+        net = pyro.networks.from_sequential(torch.nn.Sequential(*edges))
+        return net, pyro.InferenceLoop(net.energy, net.e_params(), lr=0.1)
+
+    def batch(net, loop):
+        if starts:
+            optimizer = torch.optim.SGD(net.m_params(), 0.1)
+            em = pyro.EM(net.energy, net.e_params(), optimizer, start=net.start, steps=2, lr=0.1)
+            return lambda: em.step(x, y)
+        net.start(x, y)
+        return lambda: loop.run(2)
+
+    x, y = torch.rand(4, 1, 6, 6), torch.rand(4, 2)
+    own, base = MODES[mode]
+    net, loop = made()
+    run = batch(net, loop)
+    came = []
+
+    def leave(self, *error):
+        if not came:
+            came.append(own)
+            signal.raise_signal(signal.SIGINT)
+        return base.__exit__(self, *error)
+
+    def thrice(run):
+        for _ in range(3):
+            run()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "__exit__", leave)
         with pytest.raises(KeyboardInterrupt):
-            list(em.epoch(x, y, batch_size=4))
+            thrice(run)
+        assert came
         assert not _get_current_function_mode_stack()
+        assert not _get_current_dispatch_mode_stack()
+        assert torch.is_grad_enabled()
+    run()
+    assert all(p.isfinite().all() for p in [*net.e_params(), *net.m_params()])
+
+
+def test_who_presses_again_after_a_second_does_not_wait(monkeypatch):
+    """As where an energy that is run dry never returns."""
+    now = [0.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+
+    def presses(*times):
+        with interrupt.Uninterrupted():
+            for now[0] in times:
+                signal.raise_signal(signal.SIGINT)
+                went_on.append(now[0])
+
+    for times, heeded in (((0.0, 0.5), [0.0, 0.5]), ((0.0, 0.5, 1.5, 2.0), [0.0, 0.5])):
+        went_on = []
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            presses(*times)
+        assert went_on == heeded
+        assert signal.getsignal(signal.SIGINT) is before

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import vocabulary
 from .calls import filled, replaced, tensors
+from .interrupt import Uninterrupted
 from .program import Program, form_of
 from .recording import SHARED, Operators, Recording, share_memory, unless_its_own
 
@@ -44,7 +45,7 @@ def dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int])
     failure = None
     matched = False
     try:
-        with torch.enable_grad(), checker:
+        with Uninterrupted(), torch.enable_grad(), checker:
             matched = checker.finish(energy())
     except Exception as error:
         failure = error

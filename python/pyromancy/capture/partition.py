@@ -16,6 +16,7 @@ from torch.fx import graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import trace
+from .interrupt import Uninterrupted
 from .program import Program
 from .recording import NotCapturable
 
@@ -175,7 +176,7 @@ def _traced(
     """A function as a graph of operators none of which writes to its arguments, and what has its constants."""
     with suppress(trace.Untold):
         return {}, trace.traced(function, arguments)
-    with _tracing:
+    with Uninterrupted(), _tracing:
         traced = _collected(make_fx(function)(*arguments))
         if any(_writes(n) for n in traced.graph.nodes):  # as those of recurrent cells do, to what may be invariant
             traced = _collected(make_fx(torch.func.functionalize(traced))(*arguments))

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..ops import autograd
 from . import vocabulary
 from .calls import Call, Slot, replaced, tensors
+from .interrupt import Uninterrupted
 from .program import Layout, Program, stand_in
 
 SHARED = "a state shares its memory with another tensor"
@@ -48,7 +49,7 @@ def record(energy: Callable[[], Tensor]) -> Recording:
     """
     recording = Recording()
     try:
-        with torch.enable_grad(), recording.watching():
+        with Uninterrupted(), torch.enable_grad(), recording.watching():
             recording.result = energy()
     except Exception as error:
         return unless_its_own(error, recording, energy)

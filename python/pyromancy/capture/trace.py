@@ -15,6 +15,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .interrupt import Uninterrupted
+
 Form = dict[str, Any]  # of a result: "val" is the result without memory, "device" where it is
 
 
@@ -88,7 +90,7 @@ def traced(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx
         node = tracer.graph.placeholder(f"arg{i}_1")
         node.meta = form_of(t)
         tracer.note(t, node)
-    with tracer:
+    with Uninterrupted(), tracer:
         results = function(*arguments)
     tracer.graph.output(tracer.with_nodes(results))
     return tracer.graph

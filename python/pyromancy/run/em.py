@@ -13,6 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..capture.interrupt import Uninterrupted
 from ..capture.recording import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
 from ..plan import Langevin
@@ -23,7 +24,6 @@ from .executor import Executor
 from .explained import stopping_in_words
 from .fused_batch import FusedBatch, NotFused, refuse_unused
 from .graph import GraphExecutor
-from .interrupt import Uninterrupted
 from .loop import InferenceLoop
 from .optimizer import check_averages, needs_closure, without_eps
 from .reach import called, names_of, states_of
@@ -274,14 +274,14 @@ class EM:
         # or else `start` would be run on other rows, and what it draws be drawn once more
         captured = self._starts.knows(self.start) and not self._starts.refuses(self.start)
         if len(rows) >= size and captured and self._group is None:
-            # a mode of PyTorch's would stay on, in which `start` is run dry; what is left follows what has been learned
-            with Uninterrupted():
-                self._check()
-                fused = self._prepared(tuple(t[:size] for t in data), set_=False)
-                if fused is not None and fused.run(self, data, rows):
-                    self._order = order[len(rows) :]
-                    self.batches += count
-                    return count
+            self._check()
+            fused = self._prepared(tuple(t[:size] for t in data), set_=False)
+            if fused is not None:
+                with Uninterrupted():  # what is left of the order follows what has been learned
+                    if fused.run(self, data, rows):
+                        self._order = order[len(rows) :]
+                        self.batches += count
+                        return count
         batches = rows.split(size)
         for batch in batches:
             with Uninterrupted():

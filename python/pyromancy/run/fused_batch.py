@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import backends, ops, plan
 from ..capture.chains import Edge
 from ..capture.edges import EdgeTensors
+from ..capture.interrupt import Uninterrupted
 from ..capture.surroundings import has_hooks
 from ..nodes.base import StateNode
 from ..nodes.categorical import CategoricalNode
@@ -20,7 +21,6 @@ from ..nodes.target import TargetNode
 from . import optimizer as rules
 from .chain import ChainExecutor
 from .executor import Executor, Run
-from .interrupt import Uninterrupted
 from .loop import InferenceLoop
 from .planner import Call, Learn, Learned, set_rates
 from .reach import names_of

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..capture.checker import Checker
 from ..capture.edges import EdgeTensors, edges_of
+from ..capture.interrupt import Uninterrupted
 from ..capture.normal import normal
 from ..capture.program import Program, form_of
 from ..capture.recording import NotCapturable, Recording
@@ -74,7 +75,7 @@ class Start:
             with torch._C.DisableTorchFunction(), _watching(None, None):
                 node.reset()
 
-        with torch.no_grad(), recording.watching(), _watching(set_, reset):
+        with Uninterrupted(), torch.no_grad(), recording.watching(), _watching(set_, reset):
             function(*batch)
         if not self.settings:
             raise ValueError("start must set states by their init, and sets none")
@@ -159,7 +160,7 @@ class Start:
             same = same and any(n is node for n in self._resets)
 
         try:
-            with torch.no_grad(), checker, _watching(set_, reset):
+            with Uninterrupted(), torch.no_grad(), checker, _watching(set_, reset):
                 self.function(*batch)
         except Exception:  # which it raises again when it is run, if it is its own
             same = False
