@@ -158,7 +158,7 @@ class Pair:
         with torch.no_grad():
             for node in (one.below, *one.nodes):
                 node.init(node.value[-1:].clone())
-        results = []
+        results, ways = [], set()
         for net, on in ((many, threads), (one, 3 if threads == 1 else 1)):
             loop = self.loop_of(net)
             torch.set_num_threads(on)
@@ -167,7 +167,10 @@ class Pair:
             finally:
                 torch.set_num_threads(threads)
             results.append([z.detach()[-1:] for z in net.free()])
-        told = loop.explain()
+            told = loop.explain()
+            ways.add(told.count("W^T W chosen"))
+        if len(ways) > 1:  # which the size of the batch decides
+            return
         if "executor: chain" not in told or "stepwise" in told or not pyro.backends.available("native")[0]:
             return
         leaves, nodes = len(loop.program.leaves), loop._choice.executor.planner.nodes

@@ -224,8 +224,15 @@ def test_errors_that_move_are_rounded_for_neighbours():
     assert max((z - exact).abs().max() for z in near) > 1e-4
 
 
-def test_samples_alone_are_not_judged_by_products_of_pytorch():
-    nodes = Node(8, edges=(Edge(), Edge(activation="relu", scale=0.5)), after="square"), Node(8, clamped=True)
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (Node(8, edges=(Edge(), Edge(activation="relu", scale=0.5)), after="square"), Node(8, clamped=True)),
+        (Node(9, edges=(Edge(),)), Node(16, edges=(Edge(source=0),), clamped=True)),
+    ],
+    ids=["by PyTorch's products", "by W^T W in large batches"],
+)
+def test_samples_alone_are_judged_where_they_go_the_same_way(nodes):
     before = pair.counts["alone"]
     assert pair.check(Case(nodes, (Batch(65), Run(3, alone=True)), input=9)) == "ok"
     assert pair.counts["alone"] == before

@@ -89,10 +89,11 @@ from pyromancy import plan
 from pyromancy.run import chain
 from pyromancy.nodes import StandardGaussianNode
 
+torch.set_default_dtype(torch.float64)
 hidden, above, top = StandardGaussianNode(30), StandardGaussianNode(10), torch.nn.Linear(30, 10)
 x, y = torch.randn(64, 30), torch.randn(64, 10)
 energy = lambda: hidden.energy(x) + above.energy(top(hidden.value))
-loop = pyro.InferenceLoop(energy, [hidden.value], lr=0.01, momentum=0.5)
+loop = pyro.InferenceLoop(energy, [hidden.value], lr=1e-8, momentum=0.5)  # which comes to no end meanwhile
 hidden.init(x), above.init(y)
 loop.run(3)
 begun, operator = [], chain.ops.run_plan_
