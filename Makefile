@@ -62,7 +62,7 @@ wheel: $(STAMP) ## build a wheel for this Python into dist/
 
 clean: ## remove what was built, but not the virtual environment
 	rm -rf build dist docs/generated .cache .coverage .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -rf python/*.egg-info python/pyromancy/*.so $(STAMP) $(STAMP)-test $(STAMP)-dev
+	rm -rf python/*.egg-info python/pyromancy/*.so $(STAMP) $(STAMP)-test $(STAMP)-dev $(STAMP)-docs
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(PY):

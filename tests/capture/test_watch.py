@@ -616,7 +616,19 @@ def of_text(net):
     return net.energy() if f"{net.steps[0]}" else net.energy() * 2
 
 
+def of_a_clock(net):
+    return net.energy() * (1.0 + 0.0 * time.perf_counter())
+
+
+def of_what_may_be_raised(net):
+    if len(net.steps) > 100:
+        raise NotImplementedError
+    return net.energy()
+
+
 REASONS = {
+    of_a_clock: "time.perf_counter, a compiled function of which nothing is known",
+    of_what_may_be_raised: "",
     of_text: "of_text formats text, in an f-string: name beforehand what it looks up",
     of_layout: "it asks a tensor for is_contiguous, which is not looked at",
     of_gradients: "it asks a tensor for requires_grad, which is not looked at",

@@ -171,3 +171,15 @@ def test_changes_of_weights():
     assert moved["edges.0.weight"] > 0
     assert moved["edges.1.1.weight"] == 0
     assert set(em.changes().values()) == {0.0}
+
+
+def test_a_trace_is_told_in_a_line():
+    net = net_of("gaussian")
+    loop = pyro.InferenceLoop(net.energy, [net.hidden.value], method=methods.Accelerated())
+    trace = loop.run(100, record=True, tol=1e-6)
+    first, last = trace.energies.sum(1)[[0, -1]].tolist()
+    assert repr(trace) == (
+        f"Trace(steps={trace.steps}, energies={first:.4g} to {last:.4g} of 2 terms, "
+        f"taken={trace.taken.min()} to {trace.taken.max()}, converged=6 of 6)"
+    )
+    assert repr(pyro.run.Trace(7)) == "Trace(steps=7)"

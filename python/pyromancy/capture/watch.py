@@ -50,10 +50,10 @@ _BUILTINS = frozenset(
     getattr(builtins, name)
     for name in (
         *("abs", "all", "any", "bool", "divmod", "enumerate", "filter", "float", "int", "isinstance", "len"),
-        *("list", "map", "max", "min", "pow", "range", "reversed", "round", "slice", "sorted", "sum", "super", "tuple"),
-        *("zip", "AssertionError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"),
+        *("list", "map", "max", "min", "pow", "range", "reversed", "round", "slice", "sorted", "sum", "super"),
+        *("tuple", "zip"),
     )
-)
+) | {error for error in vars(builtins).values() if isinstance(error, type) and issubclass(error, BaseException)}
 _KNOWN = _BUILTINS | _ATOMS | {Tensor, nn.Parameter}
 _PURE = frozenset(
     (
@@ -296,6 +296,9 @@ class _Reach:
             if thing not in _KNOWN:
                 self._class(thing)
         elif not self._is_pure(thing):
+            if isinstance(thing, types.BuiltinFunctionType):
+                name = ".".join(filter(None, (thing.__module__, thing.__qualname__)))
+                raise _Unknown(f"{name}, a compiled function of which nothing is known")
             self._instance(thing)
 
     @staticmethod

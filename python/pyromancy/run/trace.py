@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """What a run did.
 
@@ -30,6 +30,17 @@ class Trace:
     taken: Tensor | None = None
     converged: Tensor | None = None
     names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        parts = [f"steps={self.steps}"]
+        if self.energies is not None:
+            first, last = (float(of.sum()) for of in (self.energies[0], self.energies[-1]))
+            parts.append(f"energies={first:.4g} to {last:.4g} of {self.energies.shape[1]} terms")
+        if self.taken is not None and len(self.taken):
+            parts.append(f"taken={int(self.taken.min())} to {int(self.taken.max())}")
+        if self.converged is not None:
+            parts.append(f"converged={int(self.converged.sum())} of {len(self.converged)}")
+        return f"Trace({', '.join(parts)})"
 
     @classmethod
     def of(cls, outcome: Tensor) -> Trace:
