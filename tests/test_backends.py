@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 
+import forks
 import processes
 from kernels import AVAILABLE
 from pyromancy import backends, native, ops
@@ -239,7 +240,8 @@ class TestDescription:
 
 
 CUDA_TORCH = """
-import sys, torch
+import sys, warnings, torch
+warnings.simplefilter("error")
 torch.version.cuda = "13.0"
 torch.cuda.is_available = lambda: {gpu}
 {before}
@@ -254,7 +256,7 @@ class TestTriton:
 
     def run(self, code, before="", gpu=True, **options):
         code = CUDA_TORCH.format(before=before, gpu=gpu) + code
-        return processes.python("-W", "error", "-c", code, PYROMANCY_NATIVE="0", **options)
+        return forks.python("-c", code, package=False, PYROMANCY_NATIVE="0", **options)
 
     @pytest.mark.slow
     @has_triton
@@ -338,4 +340,4 @@ assert "triton" not in sys.modules
 
     @pytest.mark.slow
     def test_importing_the_package_does_not_import_it(self):
-        processes.python("-c", "import sys, pyromancy; assert 'triton' not in sys.modules")
+        forks.python("-c", "import sys, pyromancy; assert 'triton' not in sys.modules", package=False)

@@ -6,11 +6,13 @@ import warnings
 
 import pytest
 
+import forks
 import oracle_package
 import processes
 from pyromancy import distributions
 
-IMPORT = ("-W", "error::RuntimeWarning", "-c", "import pyromancy; print(pyromancy.__version__)")
+LOUD = "import warnings; warnings.simplefilter('error', RuntimeWarning)\n"
+IMPORT = ("-c", LOUD + "import pyromancy; print(pyromancy.__version__)")
 BOTH = "pyromancy-ai 0.0.1 is installed over pyromancy-kernels"
 
 
@@ -34,7 +36,7 @@ def mixed(installed):
 
 @pytest.mark.slow
 def test_warns_of_the_metadata(installed):
-    text = processes.python(*IMPORT, path=[installed], expect=1)
+    text = forks.python(*IMPORT, package=False, path=[installed], expect=1)
     assert f"RuntimeWarning: {BOTH}" in text
     assert "pip uninstall pyromancy-ai" in text
     assert "install pyromancy-kernels again" in text
@@ -42,14 +44,15 @@ def test_warns_of_the_metadata(installed):
 
 @pytest.mark.slow
 def test_warns_with_the_files_mixed(mixed):
-    text = processes.python(*IMPORT, path=[mixed], expect=1)
+    text = forks.python(*IMPORT, package=False, path=[mixed], expect=1)
     assert f"RuntimeWarning: {BOTH}" in text
     assert str(mixed / "pyromancy") in text
 
 
 @pytest.mark.slow
 def test_the_mixture_imports_all_the_same(mixed):
-    text = processes.python("-c", "import pyromancy; print(pyromancy.nodes.StandardGaussianNode(3))", path=[mixed])
+    program = "import pyromancy; print(pyromancy.nodes.StandardGaussianNode(3))"
+    text = forks.python("-c", program, package=False, path=[mixed])
     assert BOTH in text
     assert "StandardGaussianNode(3)" in text
 
@@ -58,7 +61,7 @@ def test_the_mixture_imports_all_the_same(mixed):
 def test_is_silent_without_the_other():
     # the environment of the tests may have the other installed; a finder of nothing stands for one that has not
     nothing = "import importlib.metadata as m; m.MetadataPathFinder.find_distributions = lambda *a, **k: iter(())\n"
-    text = processes.python("-W", "error::RuntimeWarning", "-c", nothing + IMPORT[-1])
+    text = forks.python("-c", nothing + IMPORT[-1], package=False)
     assert text.strip().count(".") == 2
 
 

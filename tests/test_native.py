@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import forks
 import processes
 from pyromancy import backends, native
 from pyromancy.ops import schema
@@ -29,7 +30,7 @@ def batteries():
         settings |= {
             name: {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"} for name, there in SETS.items() if there
         }
-    running = {name: processes.start(BATTERY, **variables) for name, variables in settings.items()}
+    running = {name: forks.start(BATTERY, package=False, **variables) for name, variables in settings.items()}
     yield running
     processes.end(running.values())
 

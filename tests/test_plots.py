@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import processes
+import forks
 import pyromancy as pyro
 from pyromancy import plots
 from pyromancy.nodes import (
@@ -226,5 +226,5 @@ print("done")
 
 
 def test_matplotlib_is_loaded_when_it_is_needed_and_pyplot_never():
-    printed = processes.python("-c", SCRIPT).splitlines()
+    printed = forks.python("-c", SCRIPT, package=False).splitlines()
     assert printed == ["pyromancy.plots needs matplotlib: pip install matplotlib", "done"]

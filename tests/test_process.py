@@ -2,7 +2,7 @@
 
 import pytest
 
-import processes
+import forks
 from pyromancy import native
 
 FORK = """
@@ -49,7 +49,7 @@ os._exit(0)  # as `multiprocessing` leaves a child: PyTorch's own threads hang a
 @pytest.mark.skipif(native.MODULE is None, reason="it is the compiled module that sees to forks")
 def test_a_forked_child_computes_what_its_parent_did():
     """PyTorch's threads are not there in a child, and it would wait for them."""
-    assert processes.python("-c", FORK, OMP_NUM_THREADS="2") == "done\n" * 3
+    assert forks.python("-c", FORK, package=False, OMP_NUM_THREADS="2") == "done\n" * 3
 
 
 AGAIN = """
@@ -91,20 +91,22 @@ second = imported()
 @pytest.mark.parametrize("way", WAYS)
 def test_a_second_import(way, cuda):
     """Both work, and are served alike."""
-    processes.python(
-        "-W", "error", "-c",
-        AGAIN.format(cuda=cuda) + "first = imported(); report = first.backends.describe(); energy_of(first)\n"
+    forks.python(
+        "-c",
+        "import warnings; warnings.simplefilter('error')\n" + AGAIN.format(cuda=cuda) +
+        "first = imported(); report = first.backends.describe(); energy_of(first)\n"
         + WAYS[way] + "\n"
         "assert energy_of(second) == energy_of(first) == [0.375, 0.375]\n"
         "assert second.backends.describe() == report\n"
         "with second.backends.use('reference'): assert energy_of(second) == energy_of(first)\n"
         "del first; purge(); assert energy_of(imported()) == energy_of(second)\n",
+        package=False,
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_an_import_after_one_that_was_interrupted():
-    processes.python(
+    forks.python(
         "-c",
         AGAIN.format(cuda=None) + """
 define = torch.library.Library.impl
@@ -128,17 +130,19 @@ for name in schema.SCHEMAS:
     for key in ("Meta", "CompositeExplicitAutograd"):
         assert schema.registered(name, key), (name, key)
 """,
+        package=False,
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_operators_of_another_version_are_refused():
-    told = processes.python(
+    told = forks.python(
         "-c",
         "import torch\n"
         "library = torch.library.Library('pyromancy', 'FRAGMENT')\n"
         "library.define('estep_(Tensor(a!) value, float rate) -> ()')\n"
         "import pyromancy",
+        package=False,
         expect=1,
     )
     assert "another version of pyromancy has defined pyromancy::estep_(Tensor(a!) value, float rate) -> ()" in told

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import processes
+import forks
 import pyromancy
 from pyromancy import backends
 
@@ -156,7 +156,7 @@ def test_what_the_command_prints_is_shown():
     shown = next(
         text for text in blocks(ROOT / "docs" / "api" / "backends.md", "text") if text.startswith("pyromancy ")
     )
-    printed = processes.python("-m", "pyromancy")
+    printed = forks.python("-m", "pyromancy", package=False)
 
     def form(text):
         head, cpu = text.split("\ncpu:\n")

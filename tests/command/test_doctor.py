@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import processes
+import forks
 from pyromancy import command, native
 from pyromancy.command import doctor
 from pyromancy.command.doctor import Machine, examine
@@ -153,7 +153,7 @@ class TestHere:
             torch.set_flush_denormal(False)
 
     def test_without_the_module(self):
-        text = processes.python("-m", "pyromancy", "doctor", expect=1, PYROMANCY_NATIVE="0")
+        text = forks.python("-m", "pyromancy", "doctor", package=False, expect=1, PYROMANCY_NATIVE="0")
         assert "slow: there are no compiled kernels, and all runs on the reference: PYROMANCY_NATIVE=0 is set" in text
         assert "\n    unset PYROMANCY_NATIVE\n" in text
 
@@ -163,7 +163,6 @@ class TestHere:
             assert here.no_module
             return
         cores = here.processors
-        text = processes.python(
-            "-m", "pyromancy", "doctor", expect=int(lesser), ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS=str(cores)
-        )
+        variables = {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": str(cores)}
+        text = forks.python("-m", "pyromancy", "doctor", package=False, expect=int(lesser), **variables)
         assert ("unset ATEN_CPU_CAPABILITY" in text) == lesser

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-import processes
+import forks
 import pyromancy as pyro
 from chains import MSTEP_OPTIONS, OPTIONS, check, check_mstep, joined, operator, planned, problem, run_plan_, to
 from numerics import same_bits
@@ -211,4 +211,4 @@ for precision in ("highest", "medium"):
     results.append(a["states"][1])
 assert torch.equal(*results)
 """
-    processes.python("-c", code, ATEN_CPU_CAPABILITY="avx2")
+    forks.python("-c", code, package=False, ATEN_CPU_CAPABILITY="avx2")

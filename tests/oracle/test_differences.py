@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn as nn
 
+import forks
 import formulas
 import oracle_package
-import processes
 import pyromancy
 from networks import KINDS, LEARNED, Chain, covariance_of, node
 
@@ -193,7 +193,7 @@ def saved(tmp_path_factory):
         "    torch.save(node.state_dict(), f'{sys.argv[1]}/{name}.state_dict')\n"
         "torch.save(pyromancy.Shape(3), f'{sys.argv[1]}/Shape.object')\n"
     )
-    processes.python("-c", write, folder, *STATEFUL, path=[oracle_package.folder().parent])
+    forks.python("-c", write, folder, *STATEFUL, package=False, path=[oracle_package.folder().parent])
     return folder
 
 
@@ -257,9 +257,8 @@ def test_modules_have_the_same_names(path):
 def test_modules_are_attributes():
     """As after ``import pyromancy`` alone."""
     assert {"infra", "nodes", "utils"} <= {*vars(oracle)}
-    assert processes.python("-c", "import pyromancy; print(pyromancy.utils.__name__, pyromancy.infra.Shape(2))") == (
-        "pyromancy.utils Shape(2)\n"
-    )
+    program = "import pyromancy; print(pyromancy.utils.__name__, pyromancy.infra.Shape(2))"
+    assert forks.python("-c", program, package=False) == "pyromancy.utils Shape(2)\n"
 
 
 def test_everything_else_has_the_same_names():

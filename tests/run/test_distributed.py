@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import processes
+import forks
 import pyromancy as pyro
 import ranks
 
@@ -18,8 +18,7 @@ pytestmark = pytest.mark.slow  # processes that all load torch
 def several(request, tmp_path_factory):
     """What each of them has come to."""
     folder = tmp_path_factory.mktemp("ranks")
-    torchrun = "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"
-    processes.python(*torchrun, ranks.__file__, folder, OMP_NUM_THREADS="1")
+    forks.python(ranks.__file__, folder, request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

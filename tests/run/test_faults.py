@@ -97,7 +97,7 @@ def test_ctrl_c_at_any_moment_of_an_epoch_loses_nothing(kind):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_that_start_after_threads_were_at_work_learn_the_same(method):
     """Forked or spawned ones, and those that bring a loader's batches."""
-    told = processes.python(processes.HELPERS / "workers.py", method, OMP_NUM_THREADS="2")
+    told = forks.python(processes.HELPERS / "workers.py", method)
     assert told.endswith("the same\n")
 
 
@@ -108,7 +108,7 @@ from resumed import Training
 def work():
     training = Training("adam")
     started.wait()
-    training.run(200)
+    training.run(60)
     print("learned", flush=True)
 
 started = threading.Barrier(3)
@@ -160,7 +160,7 @@ def test_where_nothing_may_be_written_a_training_goes_on(tmp_path):
     closed.mkdir(mode=0o555)
     names = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
     program, closed_to = f"import os\nos.chdir({str(closed)!r})\n{CLOSED}", dict.fromkeys(names, str(closed))
-    told = processes.python("-c", program, **closed_to, **processes.AS_HERE)
+    told = forks.python("-c", program, package=False, **closed_to, **processes.AS_HERE)
     assert told.splitlines() == expected
     assert not [*closed.iterdir()]
 

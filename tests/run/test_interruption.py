@@ -8,8 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+import forks
 import networks
-import processes
 import pyromancy as pyro
 from pyromancy import plan
 from pyromancy.capture import interrupt, trace
@@ -101,7 +101,7 @@ def counted(*args):
     begun.append(plan.decode(*args[2:]).steps)
     operator(*args)
 chain.ops.run_plan_ = counted
-threading.Timer(3.0, signal.raise_signal, (signal.SIGINT,)).start()
+threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,)).start()
 try:
     loop.run(10**12)
 except KeyboardInterrupt:
@@ -123,7 +123,7 @@ print("stopped")
 
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_whole_steps():
-    assert processes.python("-c", INTERRUPTED).endswith("stopped\n")
+    assert forks.python("-c", INTERRUPTED).endswith("stopped\n")
 
 
 MODES = {

@@ -16,6 +16,7 @@ AS_HERE = {k: os.environ[k] for k in _OF_KERNELS if k in os.environ}  # for thos
 def start(*arguments, path=(), pass_fds=(), **environment):
     """Start Python; `path` goes before everything else, and files that are passed stay open."""
     variables = {k: v for k, v in os.environ.items() if k not in _OF_KERNELS}
+    variables["PYTHONDONTWRITEBYTECODE"] = ""  # many import what one may keep compiled
     search = os.pathsep.join(map(str, (*path, PACKAGE.parent, HELPERS)))
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],

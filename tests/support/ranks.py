@@ -1,10 +1,14 @@
-"""Trainings of several processes, which torchrun starts by this module: what each comes to goes into a folder."""
+"""Trainings of several processes, as a script: `ranks.py FOLDER PROCESSES`. What each comes to goes into the folder.
+
+They are started as torchrun would, by its launcher, but forked.
+"""
 
 import os
 import sys
 
 import torch
 import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import pyromancy as pyro
 from pyromancy import methods
@@ -76,6 +80,7 @@ def refusals(rank):
 
 
 def main(folder):
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     splits = [sum(SIZES[i::size]) for i in range(size)]
@@ -94,4 +99,8 @@ def main(folder):
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    main(sys.argv[1])
+    folder, size = sys.argv[1:]
+    ways = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
+    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=int(size), run_id="tests", **ways), main)(
+        folder
+    )
