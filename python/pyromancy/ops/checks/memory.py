@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +23,12 @@ def _estep_memory(value: Tensor, buffer: Tensor | None, error: Tensor, feedback:
 
 
 def _run_plan_memory(written: list[Tensor], read: list[Tensor], *_: object) -> None:
-    for i, t in enumerate(written):
-        for j, other in enumerate(written):
-            if i != j:
-                _apart(f"written[{i}]", t, f"written[{j}]", other)
-        for j, other in enumerate(read):
-            _apart(f"written[{i}]", t, f"read[{j}]", other)
+    operands = [(f"written[{i}]", t, _bytes(t)) for i, t in enumerate(written)]
+    of_read = [(f"read[{i}]", t, _bytes(t)) for i, t in enumerate(read)]
+    for i, (name, t, a) in enumerate(operands):
+        for other_name, other, b in itertools.chain(operands[:i], operands[i + 1 :], of_read):
+            if a.start < b.stop and b.start < a.stop:
+                _apart(name, t, other_name, other)
 
 
 def _elementwise_memory(written: list[Tensor], read: list[Tensor], *_: object) -> None:
