@@ -30,6 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+if not torch.cuda.is_available():  # for devices that are not there it keeps a stack trace each, in a millisecond
+    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+
+
 def pytest_addoption(parser):
     """What `make check` asks for."""
     parser.addoption("--quick", action="store_true", help="one case of every test, and none of those marked slow")

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, hessian
+from torch.func import functional_call, grad, hessian, vmap
 
 import networks
 import pyromancy as pyro
@@ -104,7 +104,7 @@ class Energy(nn.Module):
 
 
 def dense(network, free):
-    """Energy, gradient and Hessian of every sample, by `torch.func` of the samples one by one."""
+    """Energy, gradient and Hessian of every sample, by `torch.func` of one sample."""
     names = {id(p): n for n, p in Energy(network).named_parameters()}
     sizes, shapes = [p[0].numel() for p in free], [p.shape[1:] for p in free]
     held = [node.value for node in network.nodes if not any(node.value is p for p in free)]
@@ -118,8 +118,7 @@ def dense(network, free):
         return functional_call(module, replaced, ()).squeeze(0)
 
     arguments = rows, *(p.detach() for p in held)
-    samples = [*zip(*arguments, strict=True)]
-    return tuple(torch.stack([f(*sample) for sample in samples]).detach() for f in (one, grad(one), hessian(one)))
+    return tuple(vmap(f)(*arguments).detach() for f in (one, grad(one), hessian(one)))
 
 
 def fall(slopes, curvature):

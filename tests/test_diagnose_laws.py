@@ -121,6 +121,8 @@ def least(net, row):
     for _ in range(100):
         slope = torch.autograd.functional.jacobian(energy, z)
         step = torch.linalg.solve(torch.autograd.functional.hessian(energy, z), slope)
+        if slope @ step < 1e-20:  # twice what is left to fall, which rounding hides by now
+            break
         t = 1.0
         while energy(z - t * step) > energy(z) - 0.25 * t * (slope @ step) and t > 1e-10:
             t /= 2
