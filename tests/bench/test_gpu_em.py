@@ -37,11 +37,13 @@ def bench(monkeypatch):
 
     monkeypatch.setattr(bench.gpu, "DEVICE", "cpu")
     monkeypatch.setattr(bench.gpu, "SECONDS", 0.0)
+    monkeypatch.setattr(bench.gpu, "WARM", 1)
     monkeypatch.setattr(bench.gpu, "seconds", seconds)
     monkeypatch.setattr(bench.gpu, "machine", lambda: dict(MACHINE))
     monkeypatch.setattr(bench.rivals, "graphed", graphed)
     monkeypatch.setattr(bench, "COPY_ELEMENTS", 2**10)
     monkeypatch.setattr(bench, "PRODUCT_WIDTH", 64)
+    monkeypatch.setattr(bench, "ROUNDS", (2, 15))
     monkeypatch.setattr(bench, "BUDGET", 0.0)
     monkeypatch.setattr(bench, "BATCHES", (6, 3))
     monkeypatch.setattr(bench, "FIRST_BATCHES", (5, 2))
