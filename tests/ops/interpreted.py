@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import formulas
+import tapes
 from numerics import assert_near, same_bits
 from pyromancy import backends, ops
 from pyromancy.ops.triton import gaussian, launch, layout, multivariate
@@ -100,3 +103,62 @@ class TestRefusals:
     def test_integers(self):
         with pytest.raises(RuntimeError, match="value must be float32, float64, bfloat16 or float16, got"):
             ops.gaussian_energy(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64), None)
+
+
+@triton.jit
+def sum_kernel(x, out, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, n, BLOCK):
+        total += tl.load(x + start + i, mask=start + i < n, other=0.0)
+    tl.store(out + i, total)
+
+
+@triton.jit
+def sign_kernel(x, out):
+    if tl.load(x) > 0:
+        tl.store(out, 1)
+    else:
+        tl.store(out, -1)
+
+
+@triton.jit
+def _added(a, b):
+    return a + b
+
+
+@triton.jit
+def added_kernel(x, y, out, SAME: tl.constexpr):
+    a = tl.load(x)
+    tl.store(out, _added(a, a) if SAME else _added(a, tl.load(y)))
+
+
+@pytest.mark.skipif(not tapes.fit(), reason="this version of Triton has another interpreter")
+class TestTapes:
+    """Of a helper of these tests: what is played is what would run."""
+
+    @pytest.fixture(autouse=True)
+    def played(self, monkeypatch):
+        played, play = [], tapes.Tape.play
+        monkeypatch.setattr(tapes.Tape, "play", lambda tape, given: played.append(tape) or play(tape, given))
+        return played
+
+    def test_numbers_and_the_lengths_of_loops_differ(self, played):
+        for n in (3, 9, 17) * 4:
+            x, out = torch.randn(n), torch.empty(16)
+            sum_kernel[(2,)](x, out, n, 8)
+            exact = [sum(x[start + i : start + i + 1].sum() for start in range(0, n, 8)) for i in range(16)]
+            assert torch.equal(out, torch.stack(exact))
+        assert max(len(tape.steps) for tape in played) > 10  # whole kernels
+
+    def test_what_depends_on_a_loaded_number_runs(self):
+        out = torch.empty(1, dtype=torch.int32)
+        for x in (1, 1, 1, 1, -1, 1, -1):
+            sign_kernel[(1,)](torch.tensor([x]), out)
+            assert out == x
+
+    def test_one_tensor_given_twice(self):
+        out = torch.empty(1)
+        for same in (True, False) * 5:
+            added_kernel[(1,)](torch.tensor([1.0]), torch.tensor([5.0]), out, same)
+            assert out == (2 if same else 6)

@@ -2,16 +2,19 @@
 
 With kernels as small as those of tests it spends its time on what does not depend on the numbers: it looks through the
 whole language for what to replace there, and puts that back after a launch; it makes the types and shapes of every
-result anew; and it goes through its own language to see whether integers overflow. What comes out is the same, and what
-is refused. A version of Triton that goes about it otherwise is left alone.
+result anew; it computes whether integers overflow, and then tells nobody; and it runs all Python of a kernel in every
+program, for which there are `tapes`. What comes out is the same, and what is refused. A version of Triton that goes
+about it otherwise is left alone.
 """
 
-import numpy as np
+import functools
+import inspect
+
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
-from triton.runtime import interpreter
+from triton.runtime import interpreter, jit
 
-_COMPUTED = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
+import tapes
 
 
 def _once(replace):
@@ -19,8 +22,11 @@ def _once(replace):
     done = set()
 
     def once(function):
+        function = inspect.unwrap(function)
         if id(function.__globals__) not in done:
-            replace(function)
+            scope = replace(function)
+            if tapes.fit():
+                tapes.language(scope)
             done.add(id(function.__globals__))
         return interpreter._LangPatchScope()
 
@@ -66,17 +72,12 @@ def _unless_alike(broadcast):
     return broadcast_impl_value
 
 
-def _unless_within(refuse):
-    """Integers whose result fits are let pass; of others the interpreter itself says what is wrong."""
+def _if_asserted(refuse):
+    """Whether integers overflow is not computed where the interpreter asserts nothing, and so tells nobody."""
 
-    def binary_op_sanitize_overflow_impl(self, lhs, rhs, binary_op):
-        kind, computed = lhs.type.scalar, _COMPUTED.get(binary_op.__name__)
-        if computed is not None and kind == rhs.type.scalar and kind.is_int() and kind.int_bitwidth < 64:
-            result = computed(lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
-            least, most = kind.get_int_min_value(), kind.get_int_max_value()
-            if result.size and least <= result.min() and result.max() <= most:
-                return
-        refuse(self, lhs, rhs, binary_op)
+    def binary_op_sanitize_overflow_impl(self, *arguments):
+        if self.builder.options.debug:
+            refuse(self, *arguments)
 
     return binary_op_sanitize_overflow_impl
 
@@ -89,7 +90,12 @@ def _replace(owner, name, by, *arguments):
 if hasattr(interpreter, "_LangPatchScope"):
     _replace(interpreter, "_patch_lang", _once)
 _replace(interpreter, "_get_np_dtype", _remembered)
+_replace(tl, "str_to_ty", functools.cache)
+_replace(jit, "_normalize_ty", functools.cache)
 _replace(tl.block_type, "__init__", _made_once, lambda element, shape: (element.name, *shape), ("element_ty",))
 _replace(tl.tensor, "__init__", _made_once, lambda handle, kind: kind.name, ("handle", "type"))
 _replace(TritonSemantic, "broadcast_impl_value", _unless_alike)
-_replace(TritonSemantic, "binary_op_sanitize_overflow_impl", _unless_within)
+if hasattr(interpreter.interpreter_builder.options, "debug"):
+    _replace(TritonSemantic, "binary_op_sanitize_overflow_impl", _if_asserted)
+if tapes.fit():
+    tapes.install()
