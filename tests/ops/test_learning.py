@@ -46,6 +46,7 @@ NORMALIZERS = {Law.GAUSSIAN: 0.5, Law.LAPLACE: 1.0, Law.STUDENT: 1.0}
 SMOOTH = ("identity", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "softplus")
 # of five predictions; the first network fits a cache
 DEEP = [(40, 129, 65, 33, 17, 3)] if EMULATED or INTERPRETED else [(40, 129, 65, 33, 17, 3), (40, 700, 500, 33, 17, 3)]
+ROWS = 12 if INTERPRETED else 20  # of an order, in batches of 4
 SEEDS, BATCHES = (30, (3,)) if INTERPRETED else (200, (1, 20) if EMULATED else (1, 4, 20, 300))
 
 
@@ -482,7 +483,7 @@ class TestOrders:
         a["data"] = [torch.randn(samples, 5), None, None, torch.randn(samples, 3)]
         a["swept"] = [False, True, True, False]
         a = {k: to(x, dtype) for k, x in a.items()}
-        a["order"] = torch.randperm(samples)[:20] if rows is None else torch.tensor(rows, dtype=torch.int64)
+        a["order"] = torch.randperm(samples)[:ROWS] if rows is None else torch.tensor(rows, dtype=torch.int64)
         return a, everything_learned(a, rule)
 
     @pytest.mark.parametrize("dtype", FLOATS, ids=name)
