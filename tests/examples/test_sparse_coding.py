@@ -8,7 +8,7 @@ from sklearn.linear_model import Lasso
 @pytest.mark.slow
 def test_it_learns_and_draws(example, tmp_path, capsys):
     path = tmp_path / "picture.png"
-    costs, off = example.main(["--patches", "3000", "--epochs", "5", "--plot", str(path)])
+    costs, off = example.main(["--patches", "1500", "--epochs", "5", "--plot", str(path)])
     assert costs["learned"] < 0.85 * costs["random"]
     assert costs["learned"] < 1.2 * costs["scikit-learn's"]
     assert off < 1e-6
