@@ -45,6 +45,19 @@ def _remembered(of_type):
     return remembered
 
 
+def _known_sizes(fits):
+    """Whether an array's elements fit a type, which is asked of every result more than once."""
+    known = {}
+
+    def fit(array, kind):
+        key = array.itemsize, kind.name
+        if key not in known:
+            known[key] = fits(array, kind)
+        return known[key]
+
+    return fit
+
+
 def _made_once(make, key, given):
     """An `__init__` after which all attributes but those given are the same for the same key."""
     known = {}
@@ -90,6 +103,7 @@ def _replace(owner, name, by, *arguments):
 if hasattr(interpreter, "_LangPatchScope"):
     _replace(interpreter, "_patch_lang", _once)
 _replace(interpreter, "_get_np_dtype", _remembered)
+_replace(interpreter, "_validate_np_data_size", _known_sizes)
 _replace(tl, "str_to_ty", functools.cache)
 _replace(jit, "_normalize_ty", functools.cache)
 _replace(tl.block_type, "__init__", _made_once, lambda element, shape: (element.name, *shape), ("element_ty",))
