@@ -185,7 +185,7 @@ def _module(m: Machine) -> Iterator[Finding]:
             f"there are no compiled kernels, and all runs on the reference: {m.no_module}",
             "unset PYROMANCY_NATIVE"
             if switched_off
-            else f"{_INSTALL}  # in a checkout; it needs a C++20 compiler, ninja and pybind11",
+            else f"{_INSTALL}  # in a checkout (-e . if editable, as by make); needs a C++20 compiler, ninja, pybind11",
         )
         return
     if _SETS.index(m.used) >= _SETS.index(m.has):
