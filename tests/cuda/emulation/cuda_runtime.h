@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -133,30 +134,23 @@ namespace emulation {
 
 inline constexpr int kWarp = 32;
 
-// Threads that wait for each other.
+// Threads that wait for each other: those of some warps.
 struct Barrier {
-  int size = 0, arrived = 0;
+  int first = 0, warps = 0, arrived = 0;
   unsigned generation = 0;
 };
 
 struct Thread {
   std::unique_ptr<char[]> stack;
   void* state[5]; // of __builtin_setjmp, which saves the least
-  const Barrier* at = nullptr;
-  unsigned generation = 0; // of that barrier when it came there
-  bool started = false, done = false;
-
-  bool waits() const {
-    return at && at->generation == generation;
-  }
 };
 
-using Two [[gnu::vector_size(16)]] = double; // columns that lie side by side
+using Row = double [[gnu::vector_size(64)]];
 
-// What the lanes of a warp give each other: a number each, or rows and columns of matrices.
+// What the lanes of a warp give each other: a number each, or blocks of matrices and their product.
 struct Exchange {
   double numbers[kWarp], a[16][16];
-  Two b[16][4];
+  Row b[16], c[16];
 };
 
 // The blocks of a cluster, all of their threads at the same time.
@@ -164,53 +158,41 @@ class Block {
 public:
   void run(unsigned first, int blocks, int threads, size_t shared_bytes, void (*body)(void*),
            void* argument) {
-    static const bool reversed = std::getenv("PYROMANCY_EMULATION_REVERSED") != nullptr;
+    reversed_ = std::getenv("PYROMANCY_EMULATION_REVERSED") != nullptr;
     body_ = body;
     argument_ = argument;
     threads_of_block_ = threads;
     first_ = first;
-    const int total = blocks * threads;
-    while (static_cast<int>(threads_.size()) < total)
-      threads_.emplace_back(std::make_unique_for_overwrite<char[]>(kStack));
-    cluster_ = {total, 0, 0};
+    count_ = left_ = blocks * threads;
+    const int warps = threads / kWarp;
+    if (threads % kWarp || count_ > kWarps * kWarp)
+      fail("blocks of this size are not emulated");
+    while (static_cast<int>(threads_.size()) < count_)
+      add_thread();
     shared_size_ = (shared_bytes + sizeof(float4) - 1) / sizeof(float4);
     // what nobody has written is not a number
     const float nan = std::numeric_limits<float>::quiet_NaN();
     shared_.assign(shared_size_ * blocks, {nan, nan, nan, nan});
+    cluster_ = {0, warps * blocks, 0, 0};
     for (int b = 0; b < blocks; ++b)
-      whole_[b] = {threads, 0, 0};
-    for (int w = 0; w * kWarp < total; ++w)
-      warps_[w] = {total - w * kWarp < kWarp ? total - w * kWarp : kWarp, 0, 0};
-    for (int i = 0; i < total; ++i)
-      threads_[i].done = false;
-    // Every block runs as far ahead of the others as the barriers allow, so that a barrier that is
-    // missing between blocks shows.
-    for (int left = total; left > 0;)
-      for (int b = 0; b < blocks; ++b) {
-        const int begin = (reversed ? blocks - 1 - b : b) * threads;
-        do {
-          moved_ = false;
-          for (int i = 0; i < threads; ++i) {
-            current_ = begin + (reversed ? threads - 1 - i : i);
-            Thread& thread = threads_[current_];
-            if (thread.done || thread.waits())
-              continue;
-            resume(thread);
-            left -= thread.done;
-            moved_ = moved_ || thread.done;
-          }
-        } while (moved_);
-      }
+      whole_[b] = {b * warps, warps, 0, 0};
+    for (int w = 0; w < warps * blocks; ++w)
+      warps_[w] = {w, 1, 0, 0};
+    open(cluster_);
+    current_ = next();
+    go_on(scheduler_);
   }
 
   void wait_for_cluster() {
-    wait(cluster_);
+    wait(cluster_, [] {});
   }
   void wait_for_block() {
-    wait(whole_[rank()]);
+    wait(whole_[rank()], [] {});
   }
-  void wait_for_warp() {
-    wait(warps_[current_ / kWarp]);
+  // The last lane to come calls f() for all.
+  template <class F>
+  void wait_for_warp(F f) {
+    wait(warps_[current_ / kWarp], f);
   }
   int rank() const {
     return current_ / threads_of_block_;
@@ -235,55 +217,84 @@ public:
   }
 
 private:
-  static constexpr size_t kStack = 64 << 10;
+  static constexpr size_t kStack = (64 << 10) + 17 * 64;
   static constexpr int kBlocks = 8, kWarps = 64;
 
-  void resume(Thread& thread) {
-    threadIdx.x = current_ % threads_of_block_;
-    blockIdx.x = first_ + rank();
-    if (__builtin_setjmp(scheduler_))
-      return;
-    if (thread.started)
-      __builtin_longjmp(thread.state, 1);
-    thread.started = true;
+  static void fail(const char* why) {
+    std::fprintf(stderr, "%s\n", why);
+    std::abort();
+  }
+
+  void add_thread() {
+    current_ = static_cast<int>(threads_.size());
+    Thread& thread = threads_.emplace_back(std::make_unique_for_overwrite<char[]>(kStack));
     ucontext_t begin;
     getcontext(&begin);
     begin.uc_stack.ss_sp = thread.stack.get();
     begin.uc_stack.ss_size = kStack;
     begin.uc_link = nullptr;
     makecontext(&begin, &Block::enter, 0);
-    setcontext(&begin);
+    if (!__builtin_setjmp(scheduler_))
+      setcontext(&begin);
   }
 
   static void enter(); // and never leave: a thread serves one kernel after the other
 
-  void yield() {
-    if (!__builtin_setjmp(threads_[current_].state))
-      leave();
-  }
-  void leave() {
-    __builtin_longjmp(scheduler_, 1);
+  // The first thread in the order that can go on. Of a block's threads each runs as far as it can
+  // before the next one does, of warps too, and of blocks, so that a barrier that is missing shows.
+  int next() const {
+    const int warps = count_ / kWarp;
+    for (int i = 0; i < warps; ++i) {
+      const int w = reversed_ ? warps - 1 - i : i;
+      if (const uint32_t ready = ready_[w])
+        return w * kWarp + (reversed_ ? 31 - std::countl_zero(ready) : std::countr_zero(ready));
+    }
+    fail("deadlock: all threads wait at barriers");
+    return 0;
   }
 
-  void wait(Barrier& barrier) {
-    if (++barrier.arrived == barrier.size) {
-      barrier.arrived = 0;
-      ++barrier.generation;
-      moved_ = true;
-      return;
+  // From a thread, or from the scheduler, to the current thread.
+  void go_on(void** from) {
+    threadIdx.x = current_ % threads_of_block_;
+    blockIdx.x = first_ + rank();
+    change(from, threads_[current_].state);
+  }
+  static void change(void** from, void** to) {
+    if (!__builtin_setjmp(from))
+      jump(to);
+  }
+  // Not inlined: a jump to where the function itself has set one never ends.
+  [[gnu::noinline]] static void jump(void** to) {
+    __builtin_longjmp(to, 1);
+  }
+
+  void open(Barrier& barrier) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    std::fill_n(ready_ + barrier.first, barrier.warps, ~0u);
+  }
+
+  template <class F>
+  void wait(Barrier& barrier, F f) {
+    const int self = current_;
+    ready_[self / kWarp] &= ~(1u << self % kWarp);
+    if (++barrier.arrived == barrier.warps * kWarp) {
+      f();
+      open(barrier);
     }
-    threads_[current_].at = &barrier;
-    threads_[current_].generation = barrier.generation;
-    yield();
+    current_ = next();
+    if (current_ != self)
+      go_on(threads_[self].state);
   }
 
   std::vector<Thread> threads_;
   std::vector<float4> shared_;
+  uint32_t ready_[kWarps]; // lanes that wait for nobody
   Barrier cluster_, whole_[kBlocks], warps_[kWarps];
   Exchange exchanges_[kWarps][2];
   void* scheduler_[5];
-  int current_ = 0, threads_of_block_ = 1;
-  bool moved_ = false; // a barrier has opened or a thread has ended
+  int current_ = 0, count_ = 0, left_ = 0, threads_of_block_ = kWarp;
+  bool reversed_ = false;
   unsigned first_ = 0;
   size_t shared_size_ = 0;
   void (*body_)(void*) = nullptr;
@@ -293,11 +304,17 @@ private:
 inline Block block;
 
 inline void Block::enter() {
+  const int self = block.current_;
+  change(block.threads_[self].state, block.scheduler_);
   for (;;) {
     block.body_(block.argument_);
-    block.threads_[block.current_].at = nullptr;
-    block.threads_[block.current_].done = true;
-    block.yield();
+    block.ready_[self / kWarp] &= ~(1u << self % kWarp);
+    if (--block.left_ == 0) {
+      change(block.threads_[self].state, block.scheduler_);
+    } else {
+      block.current_ = block.next();
+      block.go_on(block.threads_[self].state);
+    }
   }
 }
 
@@ -306,7 +323,7 @@ T exchanged(T x, int from) {
   static_assert(sizeof(T) <= sizeof(double));
   double* const numbers = block.exchange().numbers;
   *reinterpret_cast<T*>(numbers + block.lane()) = x;
-  block.wait_for_warp();
+  block.wait_for_warp([] {});
   return *reinterpret_cast<T*>(numbers + from);
 }
 
@@ -321,17 +338,19 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], F f) {
       const int at = (half * 4 + t) * each + k;
       all.a[g][at] = f(a[2 * half], k);
       all.a[g + 8][at] = f(a[2 * half + 1], k);
-      all.b[at][g / 2][g % 2] = f(b[half], k);
+      all.b[at][g] = f(b[half], k);
     }
-  block.wait_for_warp();
-  Two above{}, below{};
-  for (int k = 0; k < 8 * each; ++k) {
-    above += all.a[g][k] * all.b[k][t];
-    below += all.a[g + 8][k] * all.b[k][t];
-  }
+  block.wait_for_warp([&] {
+    for (int row = 0; row < 16; ++row) {
+      Row sum{};
+      for (int k = 0; k < 8 * each; ++k)
+        sum += all.a[row][k] * all.b[k];
+      all.c[row] = sum;
+    }
+  });
   for (int i = 0; i < 2; ++i) {
-    c[i] += static_cast<float>(above[i]);
-    c[2 + i] += static_cast<float>(below[i]);
+    c[i] += static_cast<float>(all.c[g][2 * t + i]);
+    c[2 + i] += static_cast<float>(all.c[g + 8][2 * t + i]);
   }
 }
 
@@ -341,7 +360,7 @@ inline void __syncthreads() {
   emulation::block.wait_for_block();
 }
 inline void __syncwarp() {
-  emulation::block.wait_for_warp();
+  emulation::block.wait_for_warp([] {});
 }
 template <class T>
 T __shfl_sync(unsigned, T x, int from) {
