@@ -25,23 +25,22 @@ def library(tmp_path_factory):
     """Kernels and host functions as one library that serves tensors of the CPU."""
     folder = tmp_path_factory.mktemp("emulation")
     cuda = ROOT / "csrc" / "cuda"
+    alone = cuda / "chain_plan.cpp"  # it has a Layout, too
+    hosts = [*sorted({*cuda.glob("*.cpp")} - {alone}), ROOT / "csrc/layout.cpp", ROOT / "csrc/plan.cpp"]
 
-    def compiled(source):
-        is_host = source.suffix == ".cpp"
-        target = folder / f"{source.name}.o"
-        extra = ["-include", "torch_on_cpu.h"] if is_host else []
-        run = subprocess.run(
-            [CXX, *FLAGS, *extra, "-x", "c++", "-c", source, "-o", target], capture_output=True, text=True
-        )
+    def compiled(name, sources, *options):
+        """Of sources as one unit, since PyTorch's headers are most of what each of them takes."""
+        unit = folder / f"{name}.cpp"
+        unit.write_text("".join(f'#include "{source}"\n' for source in sources))
+        target = unit.with_suffix(".o")
+        run = subprocess.run([CXX, *FLAGS, *options, "-c", unit, "-o", target], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         return target
 
+    on_cpu = "-include", "torch_on_cpu.h"
+    units = [("host", hosts, *on_cpu), ("alone", [alone], *on_cpu), ("kernels", sorted(cuda.glob("*.cu")))]
     with ThreadPoolExecutor(2) as jobs:
-        objects = [
-            *jobs.map(
-                compiled, [*cuda.glob("*.cpp"), ROOT / "csrc/layout.cpp", ROOT / "csrc/plan.cpp", *cuda.glob("*.cu")]
-            )
-        ]
+        objects = [*jobs.map(lambda unit: compiled(*unit), units)]
     library = folder / "emulated.so"
     subprocess.run([CXX, "-shared", *objects, "-o", library, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
     return library
