@@ -180,6 +180,22 @@ def learned_as_plainly(both, optimizer, incremental, rate=0.1):
     return em
 
 
+@pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
+def test_an_energy_that_cannot_be_captured_learns_from_batches_of_any_size(incremental):
+    """From so many that a capture has been tried at every place in a batch."""
+    net, plain = twins()
+    energy = net.energy
+    net.energy = lambda: e if (e := energy()).sum().item() >= 0 else -e
+    ours, theirs = (torch.optim.SGD(n.m_params(), 0.01) for n in (net, plain))
+    em = pyro.EM(net.energy, net.e_params(), ours, start=net.start, steps=2, lr=0.1, incremental=incremental)
+    for n in (7, 7, 4) * 20:
+        x, y = torch.rand(n, 8).double(), torch.rand(n, 3).double()
+        em.step(x, y)
+        plainly(plain, theirs, x, y, steps=2, lr=0.1, incremental=incremental)
+        assert_same(net.e_params() + net.m_params(), plain.e_params() + plain.m_params())
+    assert "executor: autograd" in em.explain()
+
+
 @pytest.mark.parametrize("how", ["scaled-parts", "transposed-scaled"])
 @pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop-all"])

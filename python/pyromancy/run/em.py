@@ -17,6 +17,7 @@ from ..capture.interrupt import Uninterrupted
 from ..capture.recording import NotCapturable
 from ..methods import FixedPrediction, Method, Stop
 from ..plan import Langevin
+from .autograd import AutogradExecutor
 from .copies import check_copied, deep_copy
 from .distributed import check_whole, group_of, others
 from .epoch import Epoch, Part, size_of_batches
@@ -526,7 +527,8 @@ class EM:
                 "targets, must be of as many."
             )
             raise
-        shape = executor.shape
+        # on autograd it is that of the batch before
+        shape = None if isinstance(executor, AutogradExecutor) else executor.shape
         if shape is not None and len(shape) == 1 and shape[0] != samples:
             raise ValueError(
                 f"energy must return one value per sample, [{samples}] for the states that start has set, got "
@@ -551,6 +553,7 @@ class EM:
         elif not self._starts.has_run:
             with torch.no_grad():
                 self.start(*batch)
+            loop.restore()  # an evaluation that is kept was of the states before
         loop.forget_velocities()
         for _ in range(self.steps if self.incremental else 1):
             if self.incremental == "joint":
