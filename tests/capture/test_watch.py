@@ -290,6 +290,25 @@ def compared(x):
     return x if EQUAL == OTHER else -x
 
 
+class Told:
+    def __repr__(self):
+        return "a" * len(SCALES["a"])
+
+
+TOLD = Told()
+
+
+def told(x):
+    return len(str(TOLD)) * x
+
+
+def tried(x):
+    try:
+        return torch.factor * x
+    except AttributeError:
+        return x
+
+
 PATCHED = Silent()
 PATCHED.forward = lambda x: x
 
@@ -307,6 +326,8 @@ REACHED = {
     "a layer of a subclass of Sequential": (Layers(nn.Linear(3, 3), nn.Tanh()), lambda m: set_item(m, 1, nn.ReLU())),
     "an option of a subclass of a layer": (Slope(0.1), lambda m: setattr(m, "negative_slope", 0.3)),
     "a module by name": (ByName(), lambda m: setattr(m, "a", nn.Linear(3, 3))),
+    "an object by its text": (told, lambda f: SCALES["a"].append(3.0)),
+    "what PyTorch lacks": (tried, lambda f: setattr(torch, "factor", 2.0)),
     "an attribute of a function": (scaled, lambda f: setattr(f, "factor", 2.0)),
     "a keyword of a partial function": (PARTIAL, lambda f: set_item(f.keywords, "other", 3.0)),
     "a decorated function's global": (
@@ -327,6 +348,7 @@ def test_notices_what_is_reached_through(name):
     finally:
         globals()["FACTOR"] = 2.0
         vars(X).clear()
+        vars(torch).pop("factor", None)
 
 
 UNCHANGED = {

@@ -144,6 +144,8 @@ _UNUSED = frozenset(
     )
 )
 
+_TELLING = frozenset(("__str__", "__repr__"))  # of these, what `str` calls
+
 
 @functools.cache
 def _seen_by_recordings() -> frozenset[Any]:
@@ -183,7 +185,9 @@ class Watch:
                 break
             names |= reach.named
         if hiding := {
-            n for n in names if n in _HIDING or (_is_special(n) and n not in ("__call__", "__class__", "__init__"))
+            n
+            for n in names
+            if n in _HIDING or (_is_special(n) and n not in ("__call__", "__class__", "__init__", *_TELLING))
         }:
             raise CannotWatch(f"its code names {min(hiding)}, and what that holds or does is not looked at")
         self.entries = reach.entries
@@ -292,6 +296,8 @@ class _Reach:
         elif kind is functools.partial:
             self._stack += (thing.func, thing.args, thing.keywords)
             self._attributes(thing)
+        elif thing is str:
+            self.named |= _TELLING
         elif isinstance(thing, type):
             if thing not in _KNOWN:
                 self._class(thing)
@@ -323,17 +329,15 @@ class _Reach:
         entry = named_in(held, *sorted(names))
         self.entries.append(entry)
         for name, value in zip(entry[2][::2], entry[2][1::2], strict=True):
-            if name in compared and isinstance(value, type) and value not in _KNOWN:
-                self._class(value, makes=False)
+            if name in compared and isinstance(value, type):
+                if value not in _KNOWN:
+                    self._class(value, makes=False)
             elif value is not _MISSING:
                 self._stack.append(value)
 
     def _module(self, module: types.ModuleType) -> None:
         held = vars(module)
-        if module.__name__.partition(".")[0] == "torch":
-            self._lookups(held, self._names & held.keys())
-            return
-        if "__getattr__" in held:
+        if "__getattr__" in held and module.__name__.partition(".")[0] != "torch":
             raise _Unknown(f"{module.__name__}, a module that makes its attributes")
         self._lookups(held, self._names)
 
@@ -394,7 +398,7 @@ class _Reach:
                 raise _Unknown(f"{code.co_name} is no function's code")
         compared = () if "isinstance" in names else globally - used
         self._lookups(names, globally, compared)
-        self._lookups(vars(builtins), globally - names.keys())
+        self._lookups(vars(builtins), globally - names.keys(), compared)
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 self._code(constant, names)
@@ -421,7 +425,8 @@ class _Reach:
                     raise _Unknown(f"{base.__name__}, which may hold more than can be looked at")
                 used = (
                     n for n in held
-                    if n not in _UNUSED and (of_library or n in self._names or n == "forward" or _is_special(n))
+                    if (n not in _UNUSED or n in _TELLING & self._names)
+                    and (of_library or n in self._names or n == "forward" or _is_special(n))
                 )  # fmt: skip
                 self._stack.extend(held[name] for name in used)
                 if makes:
