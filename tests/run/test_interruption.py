@@ -1,6 +1,7 @@
 """Long runs of a chain are made in parts, between which Ctrl-C is noticed."""
 
 import copy
+import itertools
 import signal
 
 import pytest
@@ -12,9 +13,10 @@ import forks
 import networks
 import pyromancy as pyro
 from pyromancy import plan
-from pyromancy.capture import interrupt, trace
+from pyromancy.capture import interrupt, program, trace
 from pyromancy.capture.checker import Checker
 from pyromancy.capture.recording import Operators, Recording
+from pyromancy.nodes import FixedNode, StandardGaussianNode
 from pyromancy.run import chain
 
 WIDTHS = (9, 7, 6, 5)
@@ -179,6 +181,113 @@ def test_no_mode_of_pytorchs_stays_on(starts, mode, monkeypatch):
         assert torch.is_grad_enabled()
     run()
     assert all(p.isfinite().all() for p in [*net.e_params(), *net.m_params()])
+
+
+class Small(torch.nn.Module):
+    """That keeps what it computes, and so is run dry before every batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.below, self.hidden, self.above = FixedNode(3), StandardGaussianNode(4), StandardGaussianNode(2)
+        self.up, self.top = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(pyro.get_mstep_params(self), 0.1)
+        self.em = pyro.EM(self.energy, [self.hidden.value], optimizer, start=self.start, steps=2, lr=0.1)
+
+    def start(self, x, y):
+        self.above.init(y)
+        self.hidden.init(self.up(self.below.init(x)))
+
+    def energy(self):
+        self.error = self.above.value - self.top(self.hidden.value)
+        return self.hidden.energy(self.up(self.below.value)) + self.error.square().sum(1)
+
+
+def interrupted_at_every(monkeypatch, owner, name, act):
+    """Do something again and again, with Ctrl-C after ever more calls of a function, until there are fewer; yields."""
+    original, n, came = getattr(owner, name), 0, True
+    while came:
+        n, left = n + 1, [n + 1]
+
+        def called(*args, left=left, **kwargs):
+            result = original(*args, **kwargs)
+            left[0] -= 1
+            if not left[0]:
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, called)
+            try:
+                act()
+                came = False
+            except KeyboardInterrupt:
+                pass
+        yield
+    assert n > 2
+
+
+@pytest.mark.parametrize("how", ["run", "step", "epoch"])
+def test_gradients_are_on_where_they_were(how, monkeypatch):
+    """Where Ctrl-C comes when `no_grad` has turned them off, and is not yet entered."""
+    net, x, y = Small(), torch.rand(5, 3), torch.rand(5, 2)
+    acts = {
+        "run": lambda: net.em.loop.run(2, record=True),
+        "step": lambda: net.em.step(x, y),
+        "epoch": lambda: list(net.em.epoch(x, y, batch_size=5)),
+    }
+    net.start(x, y)
+    for _ in interrupted_at_every(monkeypatch, torch.no_grad, "__enter__", acts[how]):
+        assert torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+
+
+def test_what_is_kept_of_a_dry_run_is_whole(monkeypatch):
+    net, twin = Small(), Small()
+    batches = [(torch.rand(5, 3), torch.rand(5, 2)) for _ in range(9)]
+    for x, y in batches[:3]:
+        net.em.step(x, y)
+    ends = itertools.cycle(batches)
+    for _ in interrupted_at_every(monkeypatch, program, "filled", lambda: net.em.step(*next(ends))):
+        assert net.error.isfinite().all()
+        x, y = next(ends)
+        twin.load_state_dict(net.state_dict())
+        net.em.step(x, y)
+        twin.em.step(x, y)
+        assert torch.equal(net.error, twin.error)
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_a_handler_raises_is_raised(reads, batches):
+    """And is not taken for an error of the energy's, which may be one of a dry run alone."""
+    net, pressed = Small(), []
+
+    def handler(*_):
+        raise TimeoutError("pressed")
+
+    def energy():
+        result = net.energy()
+        if reads:
+            result.detach().sum().item()
+        if pressed:
+            pressed.clear()
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    optimizer = torch.optim.SGD(pyro.get_mstep_params(net), 0.1)
+    em = pyro.EM(energy, [net.hidden.value], optimizer, start=net.start, steps=2, lr=0.1)
+    for _ in range(batches):
+        em.step(torch.rand(5, 3), torch.rand(5, 2))
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        pressed.append(True)
+        with pytest.raises(TimeoutError, match="pressed"):
+            em.step(torch.rand(5, 3), torch.rand(5, 2))
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_who_presses_again_after_a_second_does_not_wait(monkeypatch):

@@ -44,15 +44,16 @@ def dry_run(energy: Callable[[], Tensor], program: Program, data: Iterable[int])
         return checker
     failure = None
     matched = False
-    try:
-        with Uninterrupted(), torch.enable_grad(), checker:
-            matched = checker.finish(energy())
-    except Exception as error:
-        failure = error
-    finally:
-        program.lend()
-        if not matched:
-            program.mend(checker.real)
+    with Uninterrupted():
+        try:
+            with torch.enable_grad(), checker:
+                matched = checker.finish(energy())
+        except Exception as error:
+            failure = error
+        finally:
+            program.lend()
+            if not matched:
+                program.mend(checker.real)
     if failure is not None:
         recording = None if checker.change is None else checker.change.recording
         try:

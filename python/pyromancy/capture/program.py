@@ -14,6 +14,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .calls import Call, filled, tensors
 from .held import Held, held
+from .interrupt import Uninterrupted
 from .terms import Term, Terms
 from .vocabulary import arguments
 
@@ -200,12 +201,14 @@ class Program:
         """Every call that the energy makes, with its arguments and results: leaves themselves, stand-ins for others."""
         if not self._dry_calls:
             values = dict(enumerate([*self.leaves, *self.stand_ins[len(self.leaves) :]]))
+            calls = list[tuple[Call, Any, Any, Any]]()
             for call in (c.written or c for c in self.calls):
                 trees = (call.args, call.kwargs, call.result)
-                self._dry_calls.append((call, *(filled(tree, values) for tree in trees)))
+                calls.append((call, *(filled(tree, values) for tree in trees)))
             del values
             self._slots = {id(t): slot for slot, t in enumerate(self.stand_ins)}
             self._held = [*map(sys.getrefcount, self.stand_ins)]
+            self._dry_calls = calls  # last, as Ctrl-C may come before
         return self._dry_calls
 
     def lend(self) -> None:
@@ -229,14 +232,15 @@ class Program:
         Args:
             known: values of stand-ins, by their ids; the others are computed.
         """
-        lent, self.lent = self.lent, []
-        values = dict(known or {})
-        missing = {id(t): slot for slot, t in lent if id(t) not in values}
-        values.update(zip(missing, self.evaluate([*missing.values()]), strict=True))
-        with torch.inference_mode(False):
-            for _, t in lent:
-                value = values[id(t)]
-                t.data = value.clone() if value.is_inference() else value.detach()
+        with Uninterrupted():  # or some would stay stand-ins that are not known to be lent
+            lent, self.lent = self.lent, []
+            values = dict(known or {})
+            missing = {id(t): slot for slot, t in lent if id(t) not in values}
+            values.update(zip(missing, self.evaluate([*missing.values()]), strict=True))
+            with torch.inference_mode(False):
+                for _, t in lent:
+                    value = values[id(t)]
+                    t.data = value.clone() if value.is_inference() else value.detach()
 
     def laid_out(self, t: Tensor) -> Tensor:
         """What tells of a tensor's layout and gradient: for a stand-in one on no device, else the tensor itself."""

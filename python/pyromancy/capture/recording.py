@@ -48,11 +48,12 @@ def record(energy: Callable[[], Tensor]) -> Recording:
         Exception: the energy's own.
     """
     recording = Recording()
-    try:
-        with Uninterrupted(), torch.enable_grad(), recording.watching():
-            recording.result = energy()
-    except Exception as error:
-        return unless_its_own(error, recording, energy)
+    with Uninterrupted():  # whose error is none of the energy's
+        try:
+            with torch.enable_grad(), recording.watching():
+                recording.result = energy()
+        except Exception as error:
+            return unless_its_own(error, recording, energy)
     return recording
 
 

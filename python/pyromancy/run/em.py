@@ -170,7 +170,13 @@ class EM:
             ValueError: `start` sets no state; the optimizer's parameters have no part in the energy.
             FloatingPointError: a state is not finite, where `check_finite` asks for that.
         """
-        trace = self._step(batch)
+        enabled = torch.is_grad_enabled()
+        try:
+            trace = self._step(batch)
+        except BaseException:
+            torch.set_grad_enabled(enabled)  # which Ctrl-C as `no_grad` is entered or left keeps it from doing
+            self.loop.restore()
+            raise
         self.batches += 1
         return trace
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..arguments import kind_of
@@ -37,7 +38,12 @@ class Epoch(Iterator[Part]):
 
     def __next__(self) -> Part:
         self._begun = True
-        return next(self._parts)
+        enabled = torch.is_grad_enabled()
+        try:
+            return next(self._parts)
+        except BaseException:
+            torch.set_grad_enabled(enabled)  # as in EM.step
+            raise
 
     def __del__(self) -> None:
         if not self._begun:

@@ -53,10 +53,15 @@ def _normally(method: _M) -> _M:
     def outside(self: InferenceLoop, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return uncompiled(self, *args, **kwargs)
-        if not torch.is_inference_mode_enabled() or any(p.is_inference() for p in self._params):
-            return method(self, *args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
-            return method(self, *args, **kwargs)
+        enabled = torch.is_grad_enabled()
+        try:
+            if not torch.is_inference_mode_enabled() or any(p.is_inference() for p in self._params):
+                return method(self, *args, **kwargs)
+            with torch.inference_mode(False), torch.no_grad():
+                return method(self, *args, **kwargs)
+        except BaseException:
+            torch.set_grad_enabled(enabled)  # which Ctrl-C as `no_grad` is entered or left keeps it from doing
+            raise
 
     uncompiled = _disable_dynamo(outside)
     return cast("_M", outside)

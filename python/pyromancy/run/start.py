@@ -159,17 +159,18 @@ class Start:
             nonlocal same
             same = same and any(n is node for n in self._resets)
 
-        try:
-            with Uninterrupted(), torch.no_grad(), checker, _watching(set_, reset):
-                self.function(*batch)
-        except Exception:  # which it raises again when it is run, if it is its own
-            same = False
-        finally:
-            matched = same and checker.change is None and done == len(self.settings)
-            matched = matched and checker.position == len(checker.expected)
-            program.lend()
-            if not matched:
-                program.mend(checker.real)
+        with Uninterrupted():
+            try:
+                with torch.no_grad(), checker, _watching(set_, reset):
+                    self.function(*batch)
+            except Exception:  # which it raises again when it is run, if it is its own
+                same = False
+            finally:
+                matched = same and checker.change is None and done == len(self.settings)
+                matched = matched and checker.position == len(checker.expected)
+                program.lend()
+                if not matched:
+                    program.mend(checker.real)
         if matched and self.guard is not None:
             known = [*program.leaves, *(s.node.value for s in self.settings)]
             self.guard.ran(known, checker.traces if plain else _NOT_PLAIN)
