@@ -117,6 +117,19 @@ class TestLoop:
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(), (1, 1)], ids=["number", "one-row"])
+@pytest.mark.parametrize("executor", ["graph", "autograd"])
+@pytest.mark.filterwarnings("ignore:the energy is of 2 samples, which share")
+def test_of_states_without_a_row_per_sample_it_is_told_how_many_are_not_finite(executor, shape):
+    net, shared = Net(), torch.full(shape, 2.0, requires_grad=True)
+    loop = pyro.InferenceLoop(
+        lambda: net.energy() + net.above.energy(shared * net.hidden.value), [net.hidden.value, shared], lr=1e30,
+        executor=executor,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"^2 of 2 states are not finite after Descent\(lr=1e\+30\)\. Take a lower "):
+        loop.run(5)
+
+
 @pytest.mark.parametrize("incremental", [False, True, "joint"], ids=str)
 def test_em(incremental):
     net = Net()

@@ -57,8 +57,11 @@ def in_words(
     """
     rate = getattr(method, "lr", None)
     how = type(method).__name__ + (f"(lr={rate:g})" if isinstance(rate, numbers.Real) else "")
-    wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in states]).any(0)
-    told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {how}"
+    if states[0].dim() and len({p.shape[:1] for p in states}) == 1:
+        wrong = torch.stack([(~rows(p).isfinite()).any(1) for p in states]).any(0)
+        told = f"states of {int(wrong.sum())} of {len(wrong)} samples are not finite after {how}"
+    else:  # some have no row per sample
+        told = f"{sum(not are_finite([p]) for p in states)} of {len(states)} states are not finite after {how}"
     if program is not None and (odd := _not_finite(program)):
         told = f"{told}, nor {'is' if len(odd) == 1 else 'are'} {_few([*map(program.in_words, odd)])}"
         if not all(id(program.leaves[i]) in learned for i in odd):
