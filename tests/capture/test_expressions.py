@@ -304,6 +304,18 @@ def test_slopes_are_autograds():
             torch.testing.assert_close(expression.push(z, mu, None, weight, of), -of_mu, msg=name)
 
 
+@pytest.mark.parametrize("law", [
+    lambda z, mu: (2 - (z * mu - 1.5)) ** 2, lambda z, mu: (0.5 + (1 - z) - mu) ** 2,
+    lambda z, mu: (1 + (2 - mu * z)).square() + (z - mu) ** 2,
+], ids=["difference", "after", "before"])  # fmt: skip
+def test_numbers_are_added_to_those_that_something_is_subtracted_from(law):
+    loop, net = loop_of(law)
+    before = net.hidden.value.detach().clone()
+    expected = torch.autograd.grad(net.energy().sum(), net.hidden.value)[0]
+    loop.run(1)
+    torch.testing.assert_close((before - net.hidden.value) / loop.lr, expected)
+
+
 def test_activations_of_multiples_belong_to_the_prediction():
     """And not to the law: a sweep is then the chain's own, and the errors after it are zero in every bit."""
 

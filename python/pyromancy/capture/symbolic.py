@@ -82,7 +82,9 @@ class Algebra:
                 if x is not None:
                     return self.add(self.number(x + c), parts[1])
                 return self.add(parts[0], self.add(this, parts[1]))
-            if (parts := self._parts(other, Op.SUB)) is not None and self.known(parts[0]) is not None:
+            if (parts := self._parts(other, Op.SUB)) is not None and (c := self.known(parts[0])) is not None:
+                if x is not None:
+                    return self.sub(self.number(x + c), parts[1])
                 return self.add(parts[0], self.sub(this, parts[1]))
             if (parts := self._parts(other, Op.NEG)) is not None:
                 return self.sub(this, parts[0])
