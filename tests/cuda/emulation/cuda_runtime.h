@@ -217,7 +217,7 @@ public:
   }
 
 private:
-  static constexpr size_t kStack = (64 << 10) + 17 * 64;
+  static constexpr size_t kStack = 64 << 10;
   static constexpr int kBlocks = 8, kWarps = 64;
 
   static void fail(const char* why) {
