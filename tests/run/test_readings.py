@@ -183,3 +183,5 @@ def test_a_trace_is_told_in_a_line():
         f"taken={trace.taken.min()} to {trace.taken.max()}, converged=6 of 6)"
     )
     assert repr(pyro.run.Trace(7)) == "Trace(steps=7)"
+    assert trace == trace
+    assert trace != pyro.run.Trace(7)
