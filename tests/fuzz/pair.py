@@ -275,6 +275,10 @@ class Pair:
                 for net in self.every():
                     net.parts[name] = torch.nn.Parameter(net.parts[name].detach() * 0.5)
                 self.optimize()
+                self.dirty |= self.case.method not in (
+                    "descent",
+                    "nesterov",
+                )  # the energy is another, and memory begins anew
             case "freeze" if name:
                 for net in self.every():
                     net.parts[name].requires_grad_(not net.parts[name].requires_grad)
@@ -298,6 +302,8 @@ class Pair:
             case "move":  # to float32 and back: what rounding makes of weights and states is the same for all
                 for net in self.every():
                     net.to(torch.float32).to(torch.float64)
+                for r in self.references:  # and neighbours are none any more
+                    r.round_weights()
                 self.net.to(self.dtype)
                 self.optimize()
                 self.dirty = True

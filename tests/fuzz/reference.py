@@ -66,8 +66,7 @@ class Reference:
         self.net.rest = rest
         self.signs = torch.Generator().manual_seed(seed)
         self.laws = "", *(n.law for n in case.nodes)  # the input has none
-        for p in self.net.learned():
-            p.data = self.rounded(p.data)
+        self.round_weights()
         self.begin()
         self.optimize()
 
@@ -77,6 +76,11 @@ class Reference:
             return t
         signs = torch.randint(2, t.shape, generator=self.signs).to(t.dtype) * 2 - 1
         return t * (1 + self.off * signs)
+
+    def round_weights(self):
+        """Those of a neighbour are off."""
+        for p in self.net.learned():
+            p.data = self.rounded(p.data)
 
     def optimize(self):
         """A new optimizer of the weights that there are now."""

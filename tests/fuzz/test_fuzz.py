@@ -238,6 +238,18 @@ def test_samples_alone_are_judged_where_they_go_the_same_way(nodes):
     assert pair.counts["alone"] == before
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((Node(5, "multivariate"),), (Do("move"), Learn()), images=True, seed=6077),
+        Case(actions=(Do("method", 33675), Run(), Do("replace"), Run())),
+    ],
+    ids=["neighbours after a move", "what Adam remembers of another energy"],
+)
+def test_judged_wrongly_once(case):
+    assert pair.check(case) in ("ok", "diverged")
+
+
 def test_errors_of_laplace_nodes_after_a_sweep_are_zero_for_neighbours():
     case = Case((Node(5, "laplace", (Edge(-1, "bias", "tanh"),)),), (Batch(4),), sweep=True)
     for reference in pair.Pair(case, 3).references:
