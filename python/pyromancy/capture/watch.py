@@ -408,6 +408,8 @@ class _Reach:
         # what an abstract class is asked about may be registered elsewhere
         if type(kind) is not type and not (type(kind) is ABCMeta and (nn.Module in kind.__mro__ or not makes)):
             raise _Unknown(f"{kind.__name__}, a class of another kind")
+        # a module's text is for people: code makes text of numbers and names, as in messages and keys
+        told = frozenset() if nn.Module in kind.__mro__ else _TELLING & self._names
         of_library = any(base in _TRUSTED and base is not nn.Module for base in kind.__mro__)
         for base in kind.__mro__:
             if base is object or ("class", id(base), makes) in self._seen:
@@ -425,7 +427,7 @@ class _Reach:
                     raise _Unknown(f"{base.__name__}, which may hold more than can be looked at")
                 used = (
                     n for n in held
-                    if (n not in _UNUSED or n in _TELLING & self._names)
+                    if (n not in _UNUSED or n in told)
                     and (of_library or n in self._names or n == "forward" or _is_special(n))
                 )  # fmt: skip
                 self._stack.extend(held[name] for name in used)
